@@ -1,0 +1,39 @@
+"""What the parts of one running gateway hand to each other: built once by app.py, passed explicitly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from feedback.database import Writer
+    from gateway.auth import KeyRing
+    from gateway.deployment import Deployment
+    from gateway.metrics import Metrics
+    from gateway.pairs import AskLedger
+    from gateway.recorder import Recorder
+    from gateway.rollout.controller import Controller
+    from gateway.secrets import Secrets
+    from gateway.settings import GatewaySettings
+    from gateway.swap import Swap
+    from gateway.upstream import Upstream
+
+
+@dataclass(frozen=True)
+class Context:
+    """`database` is for reads, every write goes through `writer`; `upstream` is the client to the engines."""
+
+    settings: GatewaySettings
+    writer: Writer
+    database: Engine
+    deployment: Deployment
+    swap: Swap
+    controller: Controller
+    secrets: Secrets
+    keys: KeyRing
+    metrics: Metrics
+    recorder: Recorder
+    asks: AskLedger
+    upstream: Upstream

@@ -1,0 +1,96 @@
+"""The gateway's error tree, and the one shape in which a client sees an error.
+
+Every refusal is an ApiError with OpenAI's body {"error": {message, type, param, code}}. Says nothing about how an
+engine failed: a client learns the status and a sentence, the log has the rest.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class GatewayError(Exception):
+    """The root of what the gateway raises."""
+
+
+class SwapError(GatewayError):
+    """A checkpoint could not be loaded, or did not prove itself; the message is the reason shown to operators."""
+
+
+class SecretsError(GatewayError):
+    """The secrets are missing, unreadable or not fit for how the gateway is asked to listen."""
+
+
+class EngineUnavailable(GatewayError):
+    """No engine answered before the first byte, within the time that requests may wait."""
+
+
+class EngineInterrupted(GatewayError):
+    """The engine went away, or stopped sending, after the first byte of its answer."""
+
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    410: "gone_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+class ApiError(GatewayError):
+    """A request that is refused with `status`; `code` is a stable word for programs, `param` the field at fault."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def body(self) -> bytes:
+        """The JSON body."""
+        return error_body(self.status, self.message, code=self.code, param=self.param)
+
+
+def error_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> bytes:
+    """OpenAI's error object as JSON; 5xx are `server_error`."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
+    """400."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def unauthorized(message: str = "Missing or wrong API key.") -> ApiError:
+    """401."""
+    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def forbidden(message: str) -> ApiError:
+    """403."""
+    return ApiError(403, message, code="insufficient_scope")
+
+
+def not_found(message: str, *, code: str | None = None, param: str | None = None) -> ApiError:
+    """404."""
+    return ApiError(404, message, code=code, param=param)
+
+
+def unavailable(message: str, *, retry_after_s: int = 1) -> ApiError:
+    """503 with Retry-After."""
+    return ApiError(503, message, code="unavailable", headers={"retry-after": str(retry_after_s)})
