@@ -1,0 +1,92 @@
+"""The command lines and environments of engine, gateway and trainer on one machine.
+
+One place that knows the ports. Every process gets its settings through the environment, over what `prefloop.toml` says.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefloop.supervisor import Service
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one machine's prefloop lives. engine_url: an engine that already runs, else one is started."""
+
+    state_dir: Path
+    port: int = 8800
+    model: str = ""
+    engine_url: str = ""
+    preset: str = "default"
+    max_model_len: int | None = None
+    engine_args: Sequence[str] = ()
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def engine_address(self) -> str:
+        return self.engine_url or f"http://127.0.0.1:{self.port + 1}"
+
+    @property
+    def trainer_url(self) -> str:
+        return f"http://127.0.0.1:{self.port + 2}"
+
+    @property
+    def model_path(self) -> str:
+        return self.model or str(self.state_dir / "seed")
+
+    def environment(self) -> dict[str, str]:
+        """Settings that all processes share."""
+        return {
+            "PREFLOOP_STATE_DIR": str(self.state_dir),
+            "PREFLOOP_BASE_MODEL": self.model_path,
+            "PREFLOOP_PRESET": self.preset,
+            "PYTHONUNBUFFERED": "1",
+        }
+
+
+def log_path(layout: Layout, name: str) -> Path:
+    return layout.state_dir / "logs" / f"{name}.log"
+
+
+def engine_service(layout: Layout) -> Service:
+    """vLLM with runtime LoRA. A GPU build ignores the CPU variables."""
+    argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    argv += ["--model", layout.model_path, "--served-model-name", "base"]
+    argv += ["--host", "127.0.0.1", "--port", str(layout.port + 1)]
+    argv += ["--enable-lora", "--max-lora-rank", "16", "--max-loras", "4", "--max-cpu-loras", "8"]
+    argv += ["--enforce-eager", "--scheduling-policy", "priority", "--logprobs-mode", "processed_logprobs"]
+    argv += ["--dtype", "float32", "--max-num-seqs", "64", "--disable-uvicorn-access-log"]
+    if layout.max_model_len:
+        argv += ["--max-model-len", str(layout.max_model_len)]
+    argv += list(layout.engine_args)
+    env = {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+    if Path(layout.model_path).is_dir():
+        env["HF_HUB_OFFLINE"] = "1"
+    return Service("engine", argv, log_path(layout, "engine"), env)
+
+
+def gateway_service(layout: Layout, extra: dict[str, str] | None = None) -> Service:
+    env = layout.environment() | {
+        "PREFLOOP_GATEWAY__PORT": str(layout.port),
+        "PREFLOOP_GATEWAY__ENGINES": f'["{layout.engine_address}"]',
+    }
+    return Service("gateway", [sys.executable, "-m", "gateway.app"], log_path(layout, "gateway"), env | (extra or {}))
+
+
+def trainer_service(layout: Layout, extra: dict[str, str] | None = None) -> Service:
+    env = layout.environment() | {
+        "PREFLOOP_TRAINER__PORT": str(layout.port + 2),
+        "PREFLOOP_TRAINER__GATEWAY_URL": layout.gateway_url,
+    }
+    return Service("trainer", [sys.executable, "-m", "trainer.main"], log_path(layout, "trainer"), env | (extra or {}))
