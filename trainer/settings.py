@@ -1,0 +1,116 @@
+"""The trainer's settings: when it learns, how a round trains, and what a checkpoint must pass before any traffic.
+
+`preset = "demo"` replaces defaults by those for a short world with a tiny policy; values that were given explicitly
+still win.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, model_validator
+
+from feedback.settings import SharedSettings
+
+
+class RewardSection(BaseModel):
+    """How the reward model keeps up with choices."""
+
+    update_every_preferences: int = Field(64, ge=2, description="New preferences that make one update.")
+    replay_share: float = Field(
+        0.5, ge=0, lt=1, description="Share of an update's pairs that are replayed from earlier ones."
+    )
+    max_replays: int = Field(3, ge=0, description="How often a pair may be replayed.")
+
+
+class DpoSection(BaseModel):
+    """How a DPO round trains the policy adapter."""
+
+    beta: float = Field(0.1, gt=0, description="Strength of the pull towards the reference.")
+    lr: float = Field(1e-5, gt=0, description="Peak learning rate, decayed to nothing over the round.")
+    epochs: int = Field(1, ge=1, description="Passes over the round's pairs.")
+    batch_size: int = Field(8, ge=1, description="Pairs in one optimizer step.")
+    label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="Chance that a choice was a slip (cDPO).")
+    max_new_pairs: int = Field(20_000, ge=1, description="Most new pairs in one round; the newest are taken.")
+    replay_share: float = Field(0.5, ge=0, lt=1, description="Share of a round's pairs replayed from earlier rounds.")
+    restart_every: int = Field(
+        4, ge=0, description="Every so many published rounds, start from the base on a full replay; 0 means never."
+    )
+
+
+class TrainerSection(BaseModel):
+    """Where the trainer listens, when it starts a round, and how much of the machine it takes."""
+
+    host: str = Field("127.0.0.1", description="Address of the status server.")
+    port: int = Field(8802, ge=0, le=65535, description="Port of the status server.")
+    gateway_url: str = Field("http://127.0.0.1:8800", description="Where checkpoints are registered.")
+    gateway_timeout_s: float = Field(5.0, gt=0, description="Longest wait for one answer of the gateway.")
+    register_every_s: float = Field(
+        15.0, gt=0, description="Pause between looks at which published checkpoints the gateway lacks."
+    )
+    database_url: str = Field("", description="SQLAlchemy URL; empty means `<state_dir>/trainer.db`.")
+    seed: int = Field(0, ge=0, description="Makes rounds repeatable.")
+    round_every_preferences: int = Field(1000, ge=1, description="New decisive preferences that make a round due.")
+    round_every_minutes: float = Field(
+        24 * 60, ge=0, description="Time after which a round is due with fewer preferences; 0 means never."
+    )
+    round_min_preferences: int = Field(
+        200, ge=1, description="Fewest new decisive preferences of a round that is due by time."
+    )
+    rounds_during_rollout: bool = Field(False, description="Train while a canary is on trial.")
+    max_attempts: int = Field(3, ge=1, description="How often a round is begun again after the trainer died in it.")
+    nice: int = Field(5, ge=0, le=19, description="Added to the process's niceness, so that serving comes first.")
+    torch_threads: int = Field(1, ge=1, description="Threads of torch on CPU.")
+    poll_s: float = Field(0.5, gt=0, description="Pause of the learner when there is nothing to do.")
+    consume_batch: int = Field(500, ge=1, description="Most records of one partition in one transaction.")
+    reward: RewardSection = Field(default_factory=RewardSection, description="The reward model's updates.")
+    dpo: DpoSection = Field(default_factory=DpoSection, description="DPO rounds.")
+
+
+_DEMO: dict[str, Any] = {
+    "round_every_preferences": 400,
+    "round_every_minutes": 0.0,
+    "register_every_s": 5.0,
+    "dpo": {"lr": 5e-4, "epochs": 3, "max_new_pairs": 800},
+}
+
+
+def _merge(defaults: dict[str, Any], given: Any) -> dict[str, Any]:
+    own = given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else dict(given or {})
+    nested = {key: _merge(value, own.get(key)) for key, value in defaults.items() if isinstance(value, dict)}
+    return {**defaults, **own, **nested}
+
+
+class TrainerSettings(SharedSettings):
+    """Everything the trainer reads, from prefloop.toml and PREFLOOP_ variables."""
+
+    trainer: TrainerSection = Field(default_factory=TrainerSection, description="Rounds, checkpoints, status.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("preset") != "demo":
+            return given
+        return {**given, "trainer": _merge(_DEMO, given.get("trainer"))}
+
+    @property
+    def trainer_database(self) -> str:
+        """The SQLAlchemy URL of the trainer's database."""
+        return self.trainer.database_url or f"sqlite:///{Path(self.state_dir) / 'trainer.db'}"
+
+    @property
+    def base_dir(self) -> str:
+        """The base policy: a directory or a hub id."""
+        return self.base_model or str(Path(self.state_dir) / "seed")
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return Path(self.state_dir) / "checkpoints"
+
+    @property
+    def reward_dir(self) -> Path:
+        """Where the reward model's state is kept."""
+        return Path(self.state_dir) / "reward"
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        return Path(self.state_dir) / "tensorboard"
