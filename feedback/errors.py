@@ -1,0 +1,88 @@
+"""The error tree of the feedback package. Callers catch `FeedbackError`, or the leaf they can do something about."""
+
+from __future__ import annotations
+
+
+class FeedbackError(Exception):
+    """Anything the feedback package refuses or cannot do."""
+
+
+class EventError(FeedbackError):
+    """An event that cannot be read; it goes to the dead letters, with its bytes."""
+
+
+class PoisonEvent(EventError):
+    """The bytes are not what their headers claim."""
+
+
+class FutureVersion(EventError):
+    """Written by a newer release: a later reader can replay it."""
+
+
+class LogError(FeedbackError):
+    """The log could not do what was asked."""
+
+
+class LogUnavailable(LogError):
+    """The log does not answer now; the same call may succeed later."""
+
+
+class OffsetOutOfRange(LogError):
+    """The offset lies outside [begin, end]: retention took it, or it was never written."""
+
+    def __init__(self, topic: str, partition: int, offset: int, begin: int, end: int) -> None:
+        super().__init__(f"{topic}[{partition}]: offset {offset} is outside {begin}..{end}")
+        self.topic, self.partition, self.offset, self.begin, self.end = topic, partition, offset, begin, end
+
+
+class DatabaseError(FeedbackError):
+    """The database cannot be used as asked."""
+
+
+class WriterClosed(DatabaseError):
+    """The writer takes no more work."""
+
+
+class ChoiceError(FeedbackError):
+    """A choice that is not recorded."""
+
+    def __init__(self, comparison_id: str, message: str) -> None:
+        super().__init__(message)
+        self.comparison_id = comparison_id
+
+
+class UnknownComparison(ChoiceError):
+    """No such comparison was ever shown."""
+
+    def __init__(self, comparison_id: str) -> None:
+        super().__init__(comparison_id, "No such comparison.")
+
+
+class ExpiredComparison(ChoiceError):
+    """The choice came after the comparison's expiry."""
+
+    def __init__(self, comparison_id: str) -> None:
+        super().__init__(comparison_id, "This comparison has expired.")
+
+
+class ConflictingChoice(ChoiceError):
+    """Another choice was already recorded for this comparison."""
+
+    def __init__(self, comparison_id: str) -> None:
+        super().__init__(comparison_id, "Another choice was already made for this comparison.")
+
+
+class InboxError(FeedbackError):
+    """The reader and its database disagree about the position."""
+
+
+class PositionMismatch(InboxError):
+    """A batch does not start where the inbox stands: seek to `next_offset` and read again."""
+
+    def __init__(self, topic: str, partition: int, offset: int, next_offset: int) -> None:
+        super().__init__(f"{topic}[{partition}]: read from {offset}, but the inbox stands at {next_offset}")
+        self.topic, self.partition, self.offset, self.next_offset = topic, partition, offset, next_offset
+
+
+class ManifestError(FeedbackError):
+    """A checkpoint directory that must not be served: missing, altered, or holding files that may run code."""

@@ -1,0 +1,195 @@
+"""What people said, as versioned events: msgspec Structs in CloudEvents 1.0 envelopes (attributes as record headers).
+
+Promises: additive only within a version, so every body ever written stays readable; readers ignore fields they do not
+know. An event they cannot read raises, and never passes as something else. Does not decide who may say what.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from feedback.errors import FutureVersion, PoisonEvent
+
+Arm = Literal["stable", "canary"]
+Asked = Literal["explore", "duel", "random", "gold"]
+Preferred = Literal["first", "second", "tie", "both_bad", "skip"]
+PREFERRED: tuple[Preferred, ...] = ("first", "second", "tie", "both_bad", "skip")
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the two answers of a comparison, with how it was sampled."""
+
+    completion_id: str
+    text: str
+    checkpoint: str
+    digest: str
+    arm: Arm
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    seed: int | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt with two answers, `first` and `second` as they were shown.
+
+    user is a keyed hash, "" if unknown; propensity is the probability with which it was asked; weight is the canary's
+    share of traffic at the time; created_at and expires_at are epoch seconds.
+    """
+
+    id: str
+    policy: str
+    app: str
+    user: str
+    conversation: str
+    messages: list[dict[str, Any]]
+    first: Candidate
+    second: Candidate
+    asked: Asked
+    propensity: float
+    engine: str
+    rollout: str | None = None
+    weight: float = 0.0
+    created_at: float
+    expires_at: float
+    tags: dict[str, str] = {}
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user said of a comparison. Self-contained, so that a reader needs no join."""
+
+    comparison: Comparison
+    preferred: Preferred
+    strength: float | None = None
+    harmful: bool = False
+    seconds_to_decide: float
+    channel: str
+    chosen_at: float
+
+
+class Signal(msgspec.Struct, frozen=True, kw_only=True):
+    """What was said of one completion. messages and answer are given when the completion was not recorded."""
+
+    completion_id: str
+    kind: str
+    value: Any
+    messages: list[dict[str, Any]] | None = None
+    answer: str | None = None
+    created_at: float
+
+
+class Erasure(msgspec.Struct, frozen=True, kw_only=True):
+    """A subject (a keyed user hash) asked to be forgotten."""
+
+    subject: str
+    created_at: float
+
+
+Body = Comparison | Choice | Signal | Erasure
+
+BODIES: dict[str, type[Body]] = {
+    "prefloop.comparison.v1": Comparison,
+    "prefloop.choice.v1": Choice,
+    "prefloop.signal.v1": Signal,
+    "prefloop.erasure.v1": Erasure,
+}
+_TYPES: dict[type[Body], str] = {body: name for name, body in BODIES.items()}
+_NAME = re.compile(r"prefloop\.[a-z_]+\.v[1-9][0-9]*")
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One fact in the log. id is unique (readers insert or ignore by it); key orders; time is in epoch seconds."""
+
+    id: str
+    type: str
+    source: str
+    key: str
+    time: float
+    data: Body
+
+
+def new_event(data: Body, *, source: str, now: float, event_id: str | None = None) -> Event:
+    """Wrap a body in its envelope; its type and key follow from the body."""
+    return Event(
+        id=event_id or uuid.uuid4().hex,
+        type=_TYPES[type(data)],
+        source=source,
+        key=event_key(data),
+        time=now,
+        data=data,
+    )
+
+
+def event_key(data: Body) -> str:
+    """The record key: events of one comparison (completion, subject) stay in order."""
+    match data:
+        case Comparison():
+            return data.id
+        case Choice():
+            return data.comparison.id
+        case Signal():
+            return data.completion_id
+        case Erasure():
+            return data.subject
+
+
+def encode_event(event: Event) -> tuple[dict[str, bytes], bytes]:
+    """Return (headers, body) as CloudEvents' Kafka binding in binary mode has them; times keep microseconds."""
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_id": event.id,
+        "ce_type": event.type,
+        "ce_source": event.source,
+        "ce_time": datetime.fromtimestamp(event.time, UTC).isoformat(timespec="microseconds"),
+        "ce_partitionkey": event.key,
+        "content-type": "application/json",
+    }
+    return {name: value.encode() for name, value in headers.items()}, msgspec.json.encode(event.data)
+
+
+def decode_event(headers: Mapping[str, bytes], body: bytes) -> Event:
+    """Read an event back. Raises FutureVersion for types of later releases, PoisonEvent for anything unreadable."""
+    event_type = _header(headers, "ce_type")
+    body_type = BODIES.get(event_type)
+    if body_type is None:
+        if _NAME.fullmatch(event_type):
+            raise FutureVersion(f"this release does not know {event_type}")
+        raise PoisonEvent(f"not an event type of ours: {event_type!r}")
+    try:
+        data: Body = msgspec.json.decode(body, type=body_type)
+        time = datetime.fromisoformat(_header(headers, "ce_time")).timestamp()
+    except (ValueError, RecursionError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
+        raise PoisonEvent(f"{event_type}: {error}") from error
+    return Event(
+        id=_header(headers, "ce_id"),
+        type=event_type,
+        source=_header(headers, "ce_source"),
+        key=event_key(data),
+        time=time,
+        data=data,
+    )
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schema of every event body, by event type."""
+    return {name: msgspec.json.schema(body) for name, body in BODIES.items()}
+
+
+def _header(headers: Mapping[str, bytes], name: str) -> str:
+    try:
+        value = headers[name].decode()
+    except KeyError:
+        raise PoisonEvent(f"header {name} is missing") from None
+    except UnicodeDecodeError:
+        raise PoisonEvent(f"header {name} is not UTF-8") from None
+    if not value:
+        raise PoisonEvent(f"header {name} is empty")
+    return value
