@@ -26,7 +26,9 @@ class Finding:
 
 def check_python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Finding("Python", sys.version_info >= (3, 11), version, "Install Python 3.11 or newer and put it first on PATH.")
+    return Finding(
+        "Python", sys.version_info >= (3, 11), version, "Install Python 3.11 or newer and put it first on PATH."
+    )
 
 
 def check_memory(meminfo: str | None = None) -> Finding:
@@ -49,7 +51,9 @@ def check_cpu(cpuinfo: str | None = None) -> Finding:
 
 def check_disk() -> Finding:
     free_gib = shutil.disk_usage(".").free / 2**30
-    return Finding("Disk", free_gib >= MIN_DISK_GIB, f"{free_gib:.0f} GiB free", "Free some space: the packages take 6 GiB.")
+    return Finding(
+        "Disk", free_gib >= MIN_DISK_GIB, f"{free_gib:.0f} GiB free", "Free some space: the packages take 6 GiB."
+    )
 
 
 def check_module(name: str, remedy: str) -> Finding:
@@ -64,7 +68,9 @@ def check_sqlite() -> Finding:
         return Finding("SQLite", False, "pysqlite3 is missing", "pip install pysqlite3 (it bundles a recent SQLite).")
     version = pysqlite3.sqlite_version
     is_recent = tuple(map(int, version.split("."))) >= (3, 51, 3)
-    return Finding("SQLite", is_recent, version, "Update pysqlite3: older SQLite can corrupt a WAL shared by processes.")
+    return Finding(
+        "SQLite", is_recent, version, "Update pysqlite3: older SQLite can corrupt a WAL shared by processes."
+    )
 
 
 def diagnose_machine() -> Iterator[Finding]:

@@ -17,7 +17,8 @@ rollout = typer.Typer(help="Start, watch, approve and abort rollouts.", no_args_
 
 GatewayOption = Annotated[str, typer.Option("--gateway", envvar="PREFLOOP_GATEWAY_URL", help="The gateway's address.")]
 KeyOption = Annotated[
-    str, typer.Option("--key", envvar="PREFLOOP_KEY", help="An operator or admin key.", show_default="the local admin key")
+    str,
+    typer.Option("--key", envvar="PREFLOOP_KEY", help="An operator or admin key.", show_default="the local admin key"),
 ]
 StateOption = Annotated[Path, typer.Option("--state-dir", envvar="PREFLOOP_STATE_DIR", help="The state directory.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -1,0 +1,119 @@
+"""The `prefloop` command. Imports nothing heavy: what a command needs is imported when it runs."""
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from prefloop import operator
+
+app = typer.Typer(
+    help="prefloop: a model-serving gateway that keeps learning from the people it serves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.add_typer(operator.keys, name="keys")
+app.add_typer(operator.rollout, name="rollout")
+app.command("status")(operator.show_status)
+
+StateOption = Annotated[
+    Path, typer.Option("--state-dir", envvar="PREFLOOP_STATE_DIR", help="Where everything is kept.", show_default=True)
+]
+PortOption = Annotated[int, typer.Option("--port", help="The gateway's port; engine and trainer take the next two.")]
+
+
+@app.command("up")
+def up(
+    model: Annotated[str, typer.Option(help="A directory or hub id; without it, the seed policy.")] = "",
+    engine: Annotated[str, typer.Option(help="Attach to a vLLM that already runs at this URL.")] = "",
+    auto_approve: Annotated[bool, typer.Option("--auto-approve", help="Promote without an operator.")] = False,
+    max_model_len: Annotated[int, typer.Option(help="The engine's context length; 0 lets vLLM choose.")] = 0,
+    engine_arg: Annotated[list[str] | None, typer.Option(help="A further argument for vLLM; may be repeated.")] = None,
+    state_dir: StateOption = Path("state"),
+    port: PortOption = 8800,
+) -> None:
+    """Serve a model, ask, learn, canary and promote, until Ctrl-C."""
+    from prefloop import machine
+    from prefloop.services import Layout
+
+    layout = Layout(
+        state_dir=state_dir.resolve(),
+        port=port,
+        model=str(Path(model).resolve()) if Path(model).is_dir() and model else model,
+        engine_url=engine.rstrip("/"),
+        max_model_len=max_model_len or None,
+        engine_args=engine_arg or (),
+    )
+    gateway = {"PREFLOOP_ROLLOUT__AUTO_APPROVE": "true"} if auto_approve else {}
+    run(machine.run_up(layout, Console(), gateway))
+
+
+@app.command("demo")
+def demo(
+    until_promotions: Annotated[int, typer.Option(help="Exit after so many promotions; 0 goes on.")] = 0,
+    until_choices: Annotated[int, typer.Option(help="Exit after so many acknowledged choices; 0 goes on.")] = 0,
+    aa: Annotated[int, typer.Option("--aa", help="Run so many A/A rollouts in a row instead, then exit.")] = 0,
+    auto_approve: Annotated[bool, typer.Option("--auto-approve", help="Approve without the countdown.")] = False,
+    seed: Annotated[int, typer.Option(help="Seeds the people and the trainer.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Write the figures here as one JSON object.")] = None,
+    world: Annotated[Path | None, typer.Option(help="A TOML file with other tastes.")] = None,
+    timeout_s: Annotated[float, typer.Option(help="Give up after so many seconds; 0 never.")] = 0,
+    state_dir: StateOption = Path("state"),
+    port: PortOption = 8800,
+) -> None:
+    """Watch a policy become better because simulated people choose. Keeps running until Ctrl-C."""
+    from prefloop.demo.session import DemoOptions, run_demo
+
+    options = DemoOptions(
+        until_promotions=until_promotions,
+        until_choices=until_choices,
+        num_aa=aa,
+        auto_approve=auto_approve,
+        seed=seed,
+        report=report,
+        world=world.resolve() if world else None,
+        timeout_s=timeout_s,
+        state_dir=state_dir.resolve(),
+        port=port,
+    )
+    run(run_demo(options, Console()))
+
+
+@app.command("doctor")
+def doctor(
+    engine: Annotated[str, typer.Option(help="Check this engine instead of the machine.")] = "",
+    state_dir: StateOption = Path("state"),
+) -> None:
+    """Say what is missing and how to get it."""
+    from prefloop.doctor import diagnose_engine, diagnose_machine
+
+    findings = list(diagnose_engine(engine.rstrip("/"), state_dir) if engine else diagnose_machine())
+    table = Table("check", "", "seen", "what to do")
+    for finding in findings:
+        mark = "[green]ok[/green]" if finding.is_ok else "[red]missing[/red]"
+        table.add_row(finding.name, mark, finding.seen, "" if finding.is_ok else finding.remedy)
+    Console().print(table)
+    raise typer.Exit(0 if all(finding.is_ok for finding in findings) else 1)
+
+
+def run(main: Coroutine[Any, Any, int]) -> None:
+    from prefloop.machine import StartFailed
+
+    try:
+        code = asyncio.run(main)
+    except StartFailed as error:
+        raise operator.fail(str(error)) from None
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""One machine's prefloop: the seed policy if there is no model, then engine, gateway and trainer until Ctrl-C.
+
+`up` shows them as plain lines; the demo puts its own screen in front of the same pieces.
+"""
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from prefloop.services import Layout, engine_service, gateway_service, trainer_service
+from prefloop.supervisor import Supervisor
+
+READY_TIMEOUT_S = 600.0
+SEED_POLICY_SEED = 0
+
+
+class StartFailed(Exception):
+    """The machine cannot start; the message says what to do."""
+
+
+def build_seed_policy(state_dir: Path) -> Path:
+    """Build the seed policy once. Returns its directory; a second call returns at once."""
+    seed_dir = state_dir / "seed"
+    corpus_dir = state_dir / "seed-corpus"
+    if (seed_dir / "seed.json").exists():
+        return seed_dir
+    world = [sys.executable, "-m", "prefloop.demo.world", "--out", str(corpus_dir), "--seed", str(SEED_POLICY_SEED)]
+    train = [sys.executable, "-m", "trainer.seed", "--out", str(seed_dir), "--corpus", str(corpus_dir / "corpus.jsonl")]
+    train += ["--frozen", str(corpus_dir / "frozen.jsonl")]
+    for command in (world, train):
+        if subprocess.run(command).returncode:
+            raise StartFailed(f"The seed policy could not be built: `{' '.join(command[1:])}` failed.")
+    return seed_dir
+
+
+def require_free_ports(layout: Layout) -> None:
+    """Raises StartFailed if another process listens where one of ours should."""
+    ports = [layout.port, layout.port + 2] + ([] if layout.engine_url else [layout.port + 1])
+    for port in ports:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                raise StartFailed(f"Port {port} is taken: stop what listens there, or choose others with --port.")
+
+
+def start_services(
+    supervisor: Supervisor, layout: Layout, gateway: dict[str, str] | None = None, trainer: dict[str, str] | None = None
+) -> None:
+    """gateway, trainer: further settings for each, as environment variables."""
+    if not layout.engine_url:
+        supervisor.start(engine_service(layout))
+    supervisor.start(gateway_service(layout, gateway))
+    supervisor.start(trainer_service(layout, trainer))
+
+
+async def wait_until_ready(layout: Layout, supervisor: Supervisor, console: Console, stop: asyncio.Event) -> float:
+    """Wait for the first checkpoint to serve. Returns the seconds it took; raises StartFailed after ten minutes."""
+    started = time.monotonic()
+    seen_events = 0
+    async with httpx.AsyncClient(timeout=2) as client:
+        with console.status("Starting the engine (about a minute), the gateway and the trainer …") as status:
+            while not stop.is_set():
+                waited_s = time.monotonic() - started
+                if await is_ready(client, layout.gateway_url):
+                    return waited_s
+                if waited_s > READY_TIMEOUT_S:
+                    raise StartFailed(f"Not ready after {waited_s:.0f} s; look into {layout.state_dir / 'logs'}.")
+                events = list(supervisor.events)
+                for _, event in events[seen_events:]:
+                    console.print(f"[yellow]{event}[/yellow]", highlight=False)
+                seen_events = len(events)
+                status.update(f"Starting … {waited_s:.0f} s ({describe_states(supervisor)})")
+                await asyncio.sleep(0.25)
+    return time.monotonic() - started
+
+
+async def is_ready(client: httpx.AsyncClient, gateway_url: str) -> bool:
+    try:
+        return (await client.get(gateway_url + "/readyz")).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def describe_states(supervisor: Supervisor) -> str:
+    return ", ".join(f"{name} {'runs' if state.is_running else 'is down'}" for name, state in supervisor.states.items())
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+
+
+async def run_up(layout: Layout, console: Console, gateway: dict[str, str]) -> int:
+    """Serve until Ctrl-C. Returns the exit status."""
+    require_free_ports(layout)
+    if not layout.model:
+        build_seed_policy(layout.state_dir)
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    supervisor = Supervisor()
+    start_services(supervisor, layout, gateway)
+    try:
+        await wait_until_ready(layout, supervisor, console, stop)
+        if not stop.is_set():
+            print_addresses(console, layout)
+            await print_events(supervisor, console, stop)
+    finally:
+        console.print("Stopping …")
+        await supervisor.stop()
+    return 0
+
+
+def print_addresses(console: Console, layout: Layout) -> None:
+    console.print(f"playground  {layout.gateway_url}/", highlight=False)
+    console.print(f"console     {layout.gateway_url}/console", highlight=False)
+    console.print(f"API         {layout.gateway_url}/v1", highlight=False)
+    console.print(f"admin key   in {layout.state_dir / 'secrets' / 'admin_key'}", highlight=False)
+    console.print("Ctrl-C stops everything. `prefloop status` says what it is doing.")
+
+
+async def print_events(supervisor: Supervisor, console: Console, stop: asyncio.Event) -> None:
+    last_at = 0.0
+    while not stop.is_set():
+        for at, event in newer_than(supervisor.events, last_at):
+            console.print(f"{time.strftime('%H:%M:%S', time.localtime(at))} [yellow]{event}[/yellow]", highlight=False)
+            last_at = at
+        try:
+            await asyncio.wait_for(stop.wait(), 0.5)
+        except TimeoutError:
+            continue
+
+
+def newer_than(events: Iterable[tuple[float, str]], at: float) -> list[tuple[float, str]]:
+    return [event for event in list(events) if event[0] > at]
