@@ -7,7 +7,7 @@ still win.
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 
 from feedback.settings import SharedSettings
 
@@ -74,43 +74,29 @@ _DEMO: dict[str, Any] = {
 }
 
 
-def _merge(defaults: dict[str, Any], given: Any) -> dict[str, Any]:
-    own = given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else dict(given or {})
-    nested = {key: _merge(value, own.get(key)) for key, value in defaults.items() if isinstance(value, dict)}
-    return {**defaults, **own, **nested}
-
-
 class TrainerSettings(SharedSettings):
     """Everything the trainer reads, from prefloop.toml and PREFLOOP_ variables."""
 
     trainer: TrainerSection = Field(default_factory=TrainerSection, description="Rounds, checkpoints, status.")
 
-    @model_validator(mode="before")
     @classmethod
-    def _apply_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("preset") != "demo":
-            return given
-        return {**given, "trainer": _merge(_DEMO, given.get("trainer"))}
+    def preset_values(cls, preset: str) -> dict[str, Any]:
+        return {"trainer": _DEMO} if preset == "demo" else {}
 
     @property
     def trainer_database(self) -> str:
         """The SQLAlchemy URL of the trainer's database."""
-        return self.trainer.database_url or f"sqlite:///{Path(self.state_dir) / 'trainer.db'}"
-
-    @property
-    def base_dir(self) -> str:
-        """The base policy: a directory or a hub id."""
-        return self.base_model or str(Path(self.state_dir) / "seed")
+        return self.trainer.database_url or f"sqlite:///{self.state_dir / 'trainer.db'}"
 
     @property
     def checkpoints_dir(self) -> Path:
-        return Path(self.state_dir) / "checkpoints"
+        return self.state_dir / "checkpoints"
 
     @property
     def reward_dir(self) -> Path:
         """Where the reward model's state is kept."""
-        return Path(self.state_dir) / "reward"
+        return self.state_dir / "reward"
 
     @property
     def tensorboard_dir(self) -> Path:
-        return Path(self.state_dir) / "tensorboard"
+        return self.state_dir / "tensorboard"
