@@ -6,7 +6,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 
 from feedback.settings import SharedSettings
 
@@ -123,18 +123,10 @@ class GatewaySettings(SharedSettings):
     gateway: GatewaySection = Field(default_factory=GatewaySection, description="Listening, engines, asking.")
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="How a canary is judged.")
 
-    @model_validator(mode="before")
     @classmethod
-    def _apply_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("preset") != "demo":
-            return given
-        merged = dict(given)
-        for section, defaults in _DEMO.items():
-            own = merged.get(section, {})
-            if isinstance(own, BaseModel):
-                own = own.model_dump(exclude_unset=True)
-            merged[section] = {**defaults, **own}
-        return merged
+    def preset_values(cls, preset: str) -> dict[str, Any]:
+        """What `preset` puts in place of the defaults."""
+        return _DEMO if preset == "demo" else {}
 
     @property
     def gateway_database(self) -> str:

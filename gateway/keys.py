@@ -1,0 +1,161 @@
+"""API keys `pl_<id>_<secret>`: made, listed, revoked, and checked from memory.
+
+Only HMAC-SHA256(pepper, key) is stored. The ring in memory is refreshed after every change made here and by the app's
+loop, so that a key revoked through another gateway stops working within seconds. Does not limit rates.
+"""
+
+import hashlib
+import hmac
+import secrets as random_secrets
+import time
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy import Boolean, Column, Connection, Engine, Float, String, Table, insert, select, update
+
+from feedback.database import metadata
+from gateway.secrets import Secrets
+
+SCOPES = frozenset({"app", "chooser", "operator", "admin"})
+
+keys_table = Table(
+    "keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("app", String(200), nullable=False),
+    Column("scopes", String(100), nullable=False),
+    Column("pairs", Boolean, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("revoked_at", Float, nullable=True),
+)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who is asking: `pairs` says that this key's requests may be answered twice."""
+
+    key_id: str
+    app: str
+    scopes: frozenset[str]
+    pairs: bool = False
+
+    def may(self, scope: str) -> bool:
+        """True if the scope is held; admin holds every scope."""
+        return scope in self.scopes or "admin" in self.scopes
+
+
+class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A key as operators see it, without its secret."""
+
+    id: str
+    app: str
+    scopes: list[str]
+    pairs: bool
+    created_at: float
+    revoked_at: float | None = None
+
+
+def digest_key(key: str, pepper: bytes) -> str:
+    """What is stored of a key."""
+    return hmac.new(pepper, key.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+
+
+def create_key(
+    conn: Connection, pepper: bytes, *, app: str, scopes: frozenset[str], pairs: bool, now: float
+) -> tuple[str, KeyRow]:
+    """Make a key; the whole key is returned here and never again. Raises ValueError for an unknown scope."""
+    if not scopes or not scopes <= SCOPES:
+        raise ValueError(f"scopes must be some of {', '.join(sorted(SCOPES))}")
+    key = f"pl_{random_secrets.token_hex(6)}_{random_secrets.token_urlsafe(32)}"
+    return key, _store(conn, key, pepper, app=app, scopes=scopes, pairs=pairs, now=now)
+
+
+def ensure_admin_key(conn: Connection, secrets: Secrets, now: float) -> None:
+    """The admin key of the secrets directory works, and is the only key with that id."""
+    key_id = key_id_of(secrets.admin_key)
+    digest = digest_key(secrets.admin_key, secrets.pepper)
+    row = conn.execute(select(keys_table.c.digest).where(keys_table.c.id == key_id)).first()
+    if row is None:
+        _store(conn, secrets.admin_key, secrets.pepper, app="admin", scopes=frozenset({"admin"}), pairs=True, now=now)
+    elif row.digest != digest:
+        conn.execute(update(keys_table).where(keys_table.c.id == key_id).values(digest=digest))
+
+
+def revoke_key(conn: Connection, key_id: str, now: float) -> bool:
+    """Revoke a key; False if there is none, True also if it was revoked before."""
+    found = conn.execute(select(keys_table.c.revoked_at).where(keys_table.c.id == key_id)).first()
+    if found is None:
+        return False
+    if found.revoked_at is None:
+        conn.execute(update(keys_table).where(keys_table.c.id == key_id).values(revoked_at=now))
+    return True
+
+
+def list_keys(conn: Connection) -> list[KeyRow]:
+    """All keys, oldest first."""
+    rows = conn.execute(select(keys_table).order_by(keys_table.c.created_at, keys_table.c.id))
+    return [
+        KeyRow(
+            id=row.id,
+            app=row.app,
+            scopes=row.scopes.split(),
+            pairs=row.pairs,
+            created_at=row.created_at,
+            revoked_at=row.revoked_at,
+        )
+        for row in rows
+    ]
+
+
+def key_id_of(key: str) -> str:
+    """The id inside a key, empty if it does not look like one."""
+    parts = key.split("_", 2)
+    return parts[1] if len(parts) == 3 and parts[0] == "pl" and parts[1] and parts[2] else ""
+
+
+class KeyRing:
+    """The keys that work now, in memory; `check` compares in constant time."""
+
+    def __init__(self, pepper: bytes) -> None:
+        self._pepper = pepper
+        self._keys: dict[str, tuple[str, Identity]] = {}
+
+    def refresh(self, database: Engine) -> None:
+        """Read the table again; may run in any thread."""
+        with database.connect() as conn:
+            rows = conn.execute(select(keys_table).where(keys_table.c.revoked_at.is_(None))).all()
+        self._keys = {
+            row.id: (row.digest, Identity(row.id, row.app, frozenset(row.scopes.split()), row.pairs)) for row in rows
+        }
+
+    def by_id(self, key_id: str) -> Identity | None:
+        """The identity of a key that still works, for sessions that were signed in with it."""
+        known = self._keys.get(key_id)
+        return None if known is None else known[1]
+
+    def check(self, key: str) -> Identity | None:
+        """Whose key it is; None if it is unknown, wrong or revoked."""
+        known = self._keys.get(key_id_of(key))
+        digest = digest_key(key, self._pepper)
+        if known is None or not hmac.compare_digest(known[0], digest):
+            return None
+        return known[1]
+
+
+def _store(
+    conn: Connection, key: str, pepper: bytes, *, app: str, scopes: frozenset[str], pairs: bool, now: float
+) -> KeyRow:
+    row = KeyRow(id=key_id_of(key), app=app, scopes=sorted(scopes), pairs=pairs, created_at=now or time.time())
+    conn.execute(
+        insert(keys_table).values(
+            id=row.id,
+            digest=digest_key(key, pepper),
+            app=app,
+            scopes=" ".join(row.scopes),
+            pairs=pairs,
+            created_at=row.created_at,
+            revoked_at=None,
+        )
+    )
+    return row

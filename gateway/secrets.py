@@ -1,0 +1,83 @@
+"""The gateway's three secrets: pepper, token keys and the admin key, files of mode 0600 in `<state_dir>/secrets`.
+
+Made at the first start. Refuses files that others may read. `token_key` may hold several lines: the first signs, all
+verify, so that a key can be replaced without breaking comparisons that are being shown.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import secrets as random_secrets
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway.errors import SecretsError
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """`token_keys` maps key id to key, the signing one first; `is_new` says the admin key has never been shown."""
+
+    pepper: bytes = field(repr=False)
+    token_keys: dict[str, bytes] = field(repr=False)
+    admin_key: str = field(repr=False)
+    is_new: bool = False
+
+    @property
+    def token_key(self) -> bytes:
+        """The key that signs."""
+        return next(iter(self.token_keys.values()))
+
+    @property
+    def token_key_id(self) -> str:
+        """The id of the key that signs."""
+        return next(iter(self.token_keys))
+
+    def keyed_hash(self, purpose: str, *parts: str) -> str:
+        """HMAC-SHA256 under the pepper, 32 hex digits; parts are length-delimited, so they cannot run together."""
+        message = "".join(f"{len(part)}:{part}" for part in (purpose, *parts))
+        return hmac.new(self.pepper, message.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
+
+
+def load_secrets(state_dir: Path) -> Secrets:
+    """Read the secrets, making those that do not exist. Raises SecretsError if a file is readable by others."""
+    folder = state_dir / "secrets"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    is_new = not (folder / "admin_key").exists()
+    pepper = _read_or_make(folder / "pepper", random_secrets.token_hex(32))
+    token_lines = _read_or_make(folder / "token_key", random_secrets.token_hex(32)).split()
+    admin_key = _read_or_make(
+        folder / "admin_key", f"pl_{random_secrets.token_hex(6)}_{random_secrets.token_urlsafe(32)}"
+    )
+    if not pepper or not token_lines or not admin_key:
+        raise SecretsError(f"a file in {folder} is empty")
+    token_keys = {hashlib.sha256(line.encode()).hexdigest()[:8]: line.encode() for line in token_lines}
+    return Secrets(pepper.encode(), token_keys, admin_key, is_new)
+
+
+def check_listening(host: str, secrets_configured: bool) -> None:
+    """Raises SecretsError if `host` is beyond loopback and nobody has said that secrets are configured."""
+    try:
+        is_local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_local = host == "localhost"
+    if not is_local and not secrets_configured:
+        raise SecretsError(
+            f"refusing to listen on {host}: set gateway.secrets_configured once pepper, token key and admin key are yours"
+        )
+
+
+def _read_or_make(path: Path, value: str) -> str:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise SecretsError(f"{path} may be read by others: chmod 600 it") from None
+        return path.read_text().strip()
+    with os.fdopen(fd, "w") as file:
+        file.write(value + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return value
