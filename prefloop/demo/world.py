@@ -196,7 +196,10 @@ def frozen_rows() -> Iterator[dict[str, object]]:
     """Rows {messages, fact, references}: every right answer to the frozen questions."""
     for question in frozen_questions():
         references = [
-            answer for style in STYLES if style != "wrong" for answer in right_answers(question.country, question.city, style)
+            answer
+            for style in STYLES
+            if style != "wrong"
+            for answer in right_answers(question.country, question.city, style)
         ]
         yield {"messages": question.messages, "fact": question.city, "references": references}
 
