@@ -1,0 +1,203 @@
+"""The demo's report: one JSON object with the keys the project promises, written atomically.
+
+Computed from what the gateway, the trainer, the people and the final examination say over HTTP and files; numbers that
+nobody gave are null, never guessed. Also samples the memory of all processes together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+BYTES_PER_MB = 1_000_000
+PROMOTED_PHASES = ("Baking", "Healthy")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One demo run; the field names are the report's keys."""
+
+    seed: int
+    choices: int
+    comparisons: int
+    requests: int
+    failed_requests: int
+    rounds: int
+    rounds_stopped_by_gate: int
+    rollouts: int
+    inconclusive: int
+    promotions: int
+    aborts: int
+    win_rate_before: dict[str, Any] | None
+    win_rate_after: dict[str, Any] | None
+    wrong_rate_before: float | None
+    wrong_rate_after: float | None
+    reward_accuracy: float | None
+    seconds_total: float
+    seconds_to_first_answer: float | None
+    seconds_nth_choice_to_canary: float | None
+    swap_seconds: float | None
+    rss_peak_mb: float
+
+
+@dataclass(frozen=True)
+class RolloutCounts:
+    rollouts: int
+    inconclusive: int
+    promotions: int
+    aborts: int
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_report(path: Path, report: Report) -> None:
+    write_json(path, asdict(report))
+
+
+def count_rollouts(rollouts: Sequence[Mapping[str, Any]]) -> RolloutCounts:
+    """Count rollouts by verdict. An A/A rollout counts like any other; one that goes on has no verdict yet.
+
+    Inconclusive is Degraded with that reason; every other Degraded or Aborting one is an abort.
+    """
+    inconclusive = promotions = aborts = 0
+    for rollout in rollouts:
+        phase, reason = rollout["phase"], rollout.get("reason") or ""
+        if phase in PROMOTED_PHASES:
+            promotions += 1
+        elif phase in ("Aborting", "Degraded", "Inconclusive"):
+            is_inconclusive = phase == "Inconclusive" or reason.startswith("Inconclusive")
+            inconclusive += is_inconclusive
+            aborts += not is_inconclusive
+    return RolloutCounts(len(rollouts), inconclusive, promotions, aborts)
+
+
+def measure_choice_to_canary_s(
+    rounds: Sequence[Mapping[str, Any]], canary_first_answer_at: Mapping[str, float]
+) -> float | None:
+    """Return the seconds from the choice that triggered a round to the first answer of that round's canary.
+
+    Takes the first round whose checkpoint answered as a canary: a round that the offline gate stopped has no canary.
+    """
+    for training in sorted(rounds, key=lambda row: row["number"]):
+        answered_at = canary_first_answer_at.get(training.get("checkpoint") or "")
+        triggered_at = training.get("trigger_choice_at")
+        if answered_at is not None and triggered_at is not None:
+            return answered_at - triggered_at
+    return None
+
+
+def build_report(
+    *,
+    seed: int,
+    started_at: float,
+    now: float,
+    people: Mapping[str, Any],
+    gateway: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+    rollouts: Sequence[Mapping[str, Any]],
+    final: Mapping[str, Any] | None,
+    rss_peak_mb: float,
+) -> Report:
+    """Put the report together.
+
+    started_at, now: epoch seconds; people: the people's stats file; gateway, trainer: their status bodies; rollouts:
+    RolloutViews; final: FinalResult as a dict, None if there was no final examination.
+    """
+    rounds = trainer.get("rounds") or []
+    counts = count_rollouts(rollouts)
+    first_answer_at = people.get("first_answer_at")
+    choice_to_canary_s = measure_choice_to_canary_s(rounds, gateway.get("canary_first_answer_at") or {})
+    examined = final or {}
+    return Report(
+        seed=seed,
+        choices=people.get("acks", 0),
+        comparisons=people.get("comparisons", 0),
+        requests=people.get("requests", 0),
+        failed_requests=people.get("failed_requests", 0),
+        rounds=len(rounds),
+        rounds_stopped_by_gate=sum(row.get("outcome") == "stopped" for row in rounds),
+        rollouts=counts.rollouts,
+        inconclusive=counts.inconclusive,
+        promotions=counts.promotions,
+        aborts=counts.aborts,
+        win_rate_before=examined.get("win_rate_before"),
+        win_rate_after=examined.get("win_rate_after"),
+        wrong_rate_before=examined.get("wrong_rate_before"),
+        wrong_rate_after=examined.get("wrong_rate_after"),
+        reward_accuracy=(trainer.get("reward") or {}).get("accuracy_heldout"),
+        seconds_total=round(now - started_at, 1),
+        seconds_to_first_answer=None if first_answer_at is None else round(first_answer_at - started_at, 1),
+        seconds_nth_choice_to_canary=None if choice_to_canary_s is None else round(choice_to_canary_s, 1),
+        swap_seconds=(gateway.get("swap") or {}).get("last_swap_s"),
+        rss_peak_mb=round(rss_peak_mb, 1),
+    )
+
+
+def sample_tree_rss_mb(root_pid: int) -> float:
+    """Return the resident megabytes of a process and all its descendants; pages they share count for each of them."""
+    try:
+        root = psutil.Process(root_pid)
+        processes = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0.0
+    total = 0
+    for process in processes:
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:  # it ended between the listing and the look
+            continue
+    return total / BYTES_PER_MB
+
+
+class RssSampler:
+    """Keeps the peak memory of a process tree, sampled by a thread of its own. Misses peaks between two samples."""
+
+    def __init__(self, root_pid: int | None = None, period_s: float = 1.0) -> None:
+        self.root_pid = os.getpid() if root_pid is None else root_pid
+        self.period_s = period_s
+        self.peak_mb = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rss-sampler", daemon=True)
+
+    def sample(self) -> float:
+        self.peak_mb = max(self.peak_mb, sample_tree_rss_mb(self.root_pid))
+        return self.peak_mb
+
+    def start(self) -> RssSampler:
+        self._thread.start()
+        return self
+
+    def stop(self) -> float:
+        """Stop sampling and return the peak in megabytes."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        return self.sample()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.sample()
+            self._stop.wait(self.period_s)
+
+
+def read_start_time(environ: Mapping[str, str]) -> float:
+    """Return when `make` began (PREFLOOP_STARTED_AT, epoch seconds), else now."""
+    return float(environ.get("PREFLOOP_STARTED_AT") or time.time())
