@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import Boolean, Column, Connection, Float, Integer, Row, String, Table, Text, insert, select, update
-
 from feedback.database import metadata
 from feedback.manifest import Manifest
+from sqlalchemy import Boolean, Column, Connection, Float, Integer, Row, String, Table, Text, insert, select, update
+
 from gateway.rollout.observations import Observation
 
 # status of a checkpoint: waiting -> canary -> stable -> draining -> retired; or superseded while it waited.
@@ -146,7 +146,7 @@ class ServingRow:
 
 @dataclass(frozen=True)
 class RolloutRow:
-    """One rollout, all of its state. `analysis` is the second axis: Pending, Running, Successful, Failed, Inconclusive."""
+    """One rollout, all of its state. `analysis`: Pending, Running, Successful, Failed, Error or Inconclusive."""
 
     id: str
     policy: str

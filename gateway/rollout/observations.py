@@ -1,7 +1,7 @@
 """Keeps each known user's first finished request of a rollout, which is what the rate guardrails judge.
 
-Later requests are ignored: judging repeated events would let heavy users decide. A duel counts once for each arm. Bounded in
-memory and flushed by the controller; a crash loses at most the half second since the last flush.
+Later requests are ignored: judging repeated events would let heavy users decide. A duel counts once for each arm.
+Bounded in memory and flushed by the controller; a crash loses at most the half second since the last flush.
 """
 
 import time
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Observation:
-    """What happened on a user's first request. `latency_first_s` is the time to the first token, None if there was none."""
+    """What happened on a user's first request. `latency_first_s`: time to the first token, None if there was none."""
 
     rollout: str
     user: str
@@ -38,7 +38,7 @@ class Observations:
         self.num_dropped = 0
 
     def begin(self, rollout: str | None, weight: float, seen: Iterable[tuple[str, str, bool]] | None = None) -> None:
-        """Set the rollout to observe and its weight; `seen` is (user, arm, paired) of what the database already holds."""
+        """Set the rollout to observe and its weight; `seen`: (user, arm, paired) of what the database already holds."""
         self._weight = weight
         if rollout != self._rollout:
             self._rollout, self._seen = rollout, {}
@@ -75,9 +75,9 @@ class Observations:
             self.num_dropped += 1
             return
         self._seen[user] = (paired, (known[1] if known else frozenset()) | {arm})
-        used_weight = self._weight if weight is None else weight
+        at_weight, now = self._weight if weight is None else weight, self._clock()
         self._fresh.append(
-            Observation(rollout, user, arm, paired, used_weight, error, truncated, refused, latency_first_s, self._clock())
+            Observation(rollout, user, arm, paired, at_weight, error, truncated, refused, latency_first_s, now)
         )
 
     def take(self) -> list[Observation]:
