@@ -141,7 +141,7 @@ def _log_mean_exp(sums: FloatArray) -> FloatArray:
 def invert_bets(counts: FloatArray, cap: int, alpha: float) -> tuple[FloatArray, FloatArray]:
     """The interval of all m that neither one-sided test rejects at `alpha`; counts: (n, 2 cap + 1), returns (n,), (n,).
 
-    Bets l_j/(1+m) below and l_j/(1-m) above keep every factor positive, make E monotone in m, and agree with the gate at 0.
+    Bets l_j/(1+m) below and l_j/(1-m) above keep every factor positive, make E monotone in m, agree with the gate at 0.
     """
     low = _lower_end(counts, cap, alpha)
     return low, -_lower_end(counts[:, ::-1], cap, alpha)
@@ -161,7 +161,7 @@ def _lower_end(counts: FloatArray, cap: int, alpha: float) -> FloatArray:
 
 def weigh_duels(
     duels: Sequence[Duel], *, cap: int, window_s: float, now: float, alpha: float = 0.05, delta: float = 0.0,
-    max_users: int | None = None, since: float = -math.inf,
+    max_users: int | None = None,
 ) -> Evidence:  # fmt: skip
     """Weigh all duels of a rollout as of `now`. Invariant to the order in which duels are given."""
     entered, waiting = enter_users(duels, cap=cap, window_s=window_s, now=now)
@@ -207,7 +207,5 @@ def _draw_series(
     low, high = invert_bets(counts, cap, alpha)
     net = counts @ score_values(cap) / picked
     better, worse = log_superiority(counts, cap, delta), log_inferiority(counts, cap)
-    return tuple(
-        Point(entered[n - 1].at, int(n), float(net[i]), float(low[i]), float(high[i]), float(better[i]), float(worse[i]))
-        for i, n in enumerate(picked)
-    )
+    columns = np.stack([net, low, high, better, worse], axis=1).tolist()
+    return tuple(Point(entered[n - 1].at, int(n), *row) for n, row in zip(picked, columns, strict=True))

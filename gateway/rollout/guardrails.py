@@ -5,6 +5,7 @@ Pure. Latency raises an alarm and does not certify. Length and KL are not covere
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,11 +21,12 @@ SPLIT_STRENGTH = 100.0
 _NUM_FOR_TAU = 40
 _LATENCY_EDGES_S = tuple(0.01 * 1.25**k for k in range(45))
 _MOST_MISSING = 100_000
+_NEVER = Duel("", math.inf, None, 0)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Events while the canary's share was `weight` (duels: .5): `num_events` in all, `num_canary` of them the canary's."""
+    """Events while the canary's share was `weight` (duels: .5): `num_canary` of `num_events` are the canary's."""
 
     weight: float
     num_events: int
@@ -33,7 +35,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Guardrail:
-    """One rate, with log e-values. `missing`: clean canary users that would make it pass; None rates had no users."""
+    """One rate, with log e-values. `missing`: clean canary users that would make it pass. Rates are None without users."""
 
     name: str
     status: str
@@ -68,6 +70,7 @@ class Guardrails:
 class _Seen:
     """One user's observation of one rate in one arm."""
 
+    user: str
     canary: bool
     weight: float
     paired: bool
@@ -75,7 +78,7 @@ class _Seen:
 
 
 def log_ratio_e(segments: Iterable[Segment], null_ratio: float, grid: Sequence[float]) -> float:
-    """log E that the canary's events over stable's are not in ratio `null_ratio` but one of `grid` (GATE: theta_k(r))."""
+    """log E that the canary's rate over stable's is not `null_ratio` but one of `grid`; theta = w r / (w r + 1 - w)."""
     used = [segment for segment in segments if segment.num_events and 0 < segment.weight < 1]
 
     def log_likelihood(ratio: float) -> float:
@@ -116,7 +119,7 @@ def log_above_ceiling_e(num_users: int, num_events: int, ceiling: float) -> floa
 
 
 def log_split_e(splits: Iterable[tuple[float, int, int]]) -> float:
-    """log E that users are not split by weight; rows (w, n canary, n stable): prod B(cw+n1, c(1-w)+n0) / ... (GATE)."""
+    """log E that users are not split by weight; rows (w, n canary, n stable): prod B(cw+n1, c(1-w)+n0) / ..., c = 100."""
     total = 0.0
     for weight, canary, stable in splits:
         if not 0 < weight < 1:
@@ -186,10 +189,9 @@ def _judge(
     log_alarm = log_ratio_e(segments, 1.0, HIGHER_RATIOS)
     if name == "harm":
         log_alarm = _log_mean([log_alarm, log_above_ceiling_e(len(canary), sum(canary), ceiling)])
+    status = PASS if log_e >= -math.log(alpha) else NOT_ENOUGH
     if log_alarm >= -math.log(alpha):
         status = FAIL
-    else:
-        status = PASS if log_e >= -math.log(alpha) else NOT_ENOUGH
     missing = clean_users_missing(len(canary), sum(canary), ceiling, log_ratio, 1 / alpha) if status != PASS else 0
     return Guardrail(
         name=name,
@@ -203,22 +205,23 @@ def _judge(
     )
 
 
-def _segment(seen: Iterable[_Seen]) -> list[Segment]:
+def _segment(seen: Sequence[_Seen]) -> list[Segment]:
+    both = Counter(one.user for one in seen if one.event and one.paired)
     counts: dict[tuple[bool, float], list[int]] = {}
     for one in seen:
-        if one.event:
+        if one.event and both[one.user] < 2:  # an event in both candidates of a duel says nothing of their ratio
             key = (one.paired, 0.5 if one.paired else one.weight)
             counts.setdefault(key, [0, 0])[one.canary] += 1
     return [Segment(key[1], stable + canary, canary) for key, (stable, canary) in sorted(counts.items())]
 
 
 def _see(observation: Observation, event: bool) -> _Seen:
-    return _Seen(observation.arm == CANARY, observation.weight, observation.paired, event)
+    return _Seen(observation.user, observation.arm == CANARY, observation.weight, observation.paired, event)
 
 
 def _see_harm(duels: Sequence[Duel]) -> list[_Seen]:
     return [
-        _Seen(canary, 0.5, True, harmful)
+        _Seen(duel.user, canary, 0.5, True, harmful)
         for duel in _first_duels(duels)
         for canary, harmful in ((True, duel.harmful_canary), (False, duel.harmful_stable))
     ]
@@ -228,9 +231,7 @@ def _first_duels(duels: Sequence[Duel]) -> list[Duel]:
     """Each user's first decided duel."""
     first: dict[str, Duel] = {}
     for duel in duels:
-        if duel.chosen_at is not None and (
-            duel.user not in first or (duel.asked_at, duel.chosen_at) < (first[duel.user].asked_at, first[duel.user].chosen_at)
-        ):
+        if duel.chosen_at is not None and duel.asked_at < first.get(duel.user, _NEVER).asked_at:
             first[duel.user] = duel
     return list(first.values())
 
