@@ -1,4 +1,7 @@
-"""Says what is missing on this machine, or at an engine, and how to get it. Changes nothing but a probe that it removes."""
+"""Says what is missing on this machine, or at an engine, and how to get it.
+
+Changes nothing but a probe adapter, which it removes.
+"""
 
 import importlib.util
 import os

@@ -1,4 +1,7 @@
-"""The operator's side of the command line: keys, rollouts, status. A client of the gateway's HTTP API and nothing more."""
+"""The operator's side of the command line: keys, rollouts, status.
+
+A client of the gateway's HTTP API and nothing more.
+"""
 
 import json
 import os

@@ -49,6 +49,11 @@ class ServiceState:
     def is_running(self) -> bool:
         return self.pid is not None
 
+    def as_row(self) -> dict[str, object]:
+        """What a status shows: name, state, restarts, reason."""
+        state = "running" if self.is_running else "restarting"
+        return {"name": self.name, "state": state, "restarts": self.restarts, "reason": self.reason}
+
 
 def _die_with_parent() -> None:
     # A supervisor that is killed must not leave servers holding the ports.

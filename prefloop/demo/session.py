@@ -1,0 +1,273 @@
+"""One run of the demo: the seed policy, the services, the people, the screen, and the report at the end.
+
+Everything it knows comes over HTTP and from the people's stats file. It never reads what the people like.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from prefloop import machine
+from prefloop.demo.report import (
+    RssSampler,
+    build_report,
+    count_rollouts,
+    read_start_time,
+    write_report,
+)
+from prefloop.demo.screen import Screen
+from prefloop.operator import read_admin_key
+from prefloop.services import Layout, log_path
+from prefloop.supervisor import Service, Supervisor
+
+COUNTDOWN_S = 10.0
+NEVER = "1000000000"
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the command line asked for. 0 or None: no limit, no file."""
+
+    until_promotions: int = 0
+    until_choices: int = 0
+    num_aa: int = 0
+    auto_approve: bool = False
+    seed: int = 0
+    report: Path | None = None
+    world: Path | None = None
+    timeout_s: float = 0.0
+    state_dir: Path = Path("state")
+    port: int = 8800
+
+    @property
+    def is_unattended(self) -> bool:
+        return bool(self.until_promotions or self.until_choices or self.num_aa)
+
+
+class DemoFailed(machine.StartFailed):
+    """The demo did not reach what was asked; the message says why."""
+
+
+@dataclass
+class Snapshot:
+    """What the gateway, the trainer and the people said last; an answer that fails keeps the one before."""
+
+    gateway: dict[str, Any]
+    trainer: dict[str, Any]
+    rollouts: list[dict[str, Any]]
+    people: dict[str, Any]
+
+    @property
+    def promotions(self) -> int:
+        return count_rollouts(self.rollouts).promotions
+
+    @property
+    def active_rollout(self) -> dict[str, Any] | None:
+        return self.gateway.get("rollout")
+
+    @property
+    def finished_aa(self) -> int:
+        return sum(1 for view in self.rollouts if view["aa"] and view["finished_at"] is not None)
+
+
+class Session:
+    """One run. Owns the supervisor and the HTTP client; `run` returns the exit status."""
+
+    def __init__(self, options: DemoOptions, console: Console) -> None:
+        self.options, self.console = options, console
+        self.started_at = read_start_time(os.environ)
+        # Every demo is a new world, beside the seed policy that all of them share.
+        self.layout = Layout(
+            state_dir=options.state_dir / "demo",
+            port=options.port,
+            model=str(options.state_dir / "seed"),
+            preset="demo",
+        )
+        self.supervisor = Supervisor()
+        self.stop = asyncio.Event()
+        self.now = Snapshot({}, {}, [], {})
+        self.final: dict[str, Any] | None = None
+
+    async def run(self) -> int:
+        machine.require_free_ports(self.layout)
+        self.console.print("[bold]prefloop demo[/bold]: a short world, judged by the settings preset 'demo'.")
+        machine.build_seed_policy(self.options.state_dir)
+        shutil.rmtree(self.layout.state_dir, ignore_errors=True)
+        self.layout.state_dir.mkdir(parents=True)
+        machine.stop_on_signals(self.stop)
+        memory = RssSampler().start()
+        machine.start_services(self.supervisor, self.layout, self._gateway_settings(), self._trainer_settings())
+        try:
+            await machine.wait_until_ready(self.layout, self.supervisor, self.console, self.stop)
+            async with httpx.AsyncClient(base_url=self.layout.gateway_url, timeout=10) as client:
+                if not self.stop.is_set():
+                    await self._play(client)
+        finally:
+            peak_mb = memory.stop()
+            self.console.print("Stopping …")
+            await self.supervisor.stop()
+        return self._conclude(peak_mb)
+
+    def _gateway_settings(self) -> dict[str, str]:
+        countdown_s = 0.0 if self.options.auto_approve else COUNTDOWN_S
+        return {
+            "PREFLOOP_ROLLOUT__AUTO_APPROVE": "true",
+            "PREFLOOP_ROLLOUT__APPROVE_COUNTDOWN_S": str(countdown_s),
+        }
+
+    def _trainer_settings(self) -> dict[str, str]:
+        settings = {"PREFLOOP_TRAINER__SEED": str(self.options.seed)}
+        if self.options.num_aa:
+            # An A/A trial asks about the deployment: nothing may be learnt meanwhile.
+            settings["PREFLOOP_TRAINER__ROUND_EVERY_PREFERENCES"] = NEVER
+        return settings
+
+    async def _play(self, client: httpx.AsyncClient) -> None:
+        client.headers["Authorization"] = f"Bearer {read_admin_key(self.layout.state_dir)}"
+        await self._refresh(client)
+        seed_policy = self.now.gateway["stable"]["id"]
+        created = await client.post("/operator/v1/keys", json={"name": "people", "scope": "app", "pairs": True})
+        created.raise_for_status()
+        self.supervisor.start(self._people_service(created.json()["key"]))
+        examined = None if self.options.num_aa else asyncio.create_task(self._examine(seed_policy, None))
+        with Screen(self.console) as screen:
+            while not self.stop.is_set():
+                await self._refresh(client)
+                screen.show(self._status())
+                if self.options.num_aa:
+                    await self._keep_aa_running(client)
+                elif self.now.promotions and self.final is None and examined is not None:
+                    await examined
+                    self.final = await self._examine(seed_policy, self.now.gateway["stable"]["id"])
+                    screen.show_final(self.final)
+                if self._is_done():
+                    break
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.stop.wait(), 0.5)
+        await self._refresh(client)
+        if examined is not None and not examined.done():
+            examined.cancel()
+
+    def _people_service(self, api_key: str) -> Service:
+        argv = [sys.executable, "-m", "prefloop.demo.people", "--base-url", self.layout.gateway_url]
+        argv += ["--seed", str(self.options.seed), "--stats-file", str(self._stats_path), "--run", "demo"]
+        if self.options.world:
+            argv += ["--world", str(self.options.world)]
+        return Service("people", argv, log_path(self.layout, "people"), {"PREFLOOP_API_KEY": api_key})
+
+    @property
+    def _stats_path(self) -> Path:
+        return self.layout.state_dir / "people.json"
+
+    async def _examine(self, seed_policy: str, policy: str | None) -> dict[str, Any]:
+        """Hold the final examination in a process of its own, the people's: only it knows what they like."""
+        out = self.layout.state_dir / "examination.json"
+        argv = [sys.executable, "-m", "prefloop.demo.people", "--base-url", self.layout.gateway_url]
+        argv += ["--seed", str(self.options.seed), "--examine", str(out), "--seed-policy", seed_policy]
+        argv += ["--stats-file", str(self.layout.state_dir / "examination-progress.json")]
+        argv += ["--policy", policy] if policy else []
+        argv += ["--world", str(self.options.world)] if self.options.world else []
+        key = read_admin_key(self.layout.state_dir)
+        with log_path(self.layout, "examination").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *argv, env={**os.environ, "PREFLOOP_API_KEY": key}, stdout=log, stderr=log
+            )
+            try:
+                returncode = await process.wait()
+            except asyncio.CancelledError:
+                process.terminate()
+                await process.wait()
+                raise
+        if returncode:
+            raise DemoFailed(f"The final examination failed; see {log_path(self.layout, 'examination')}.")
+        return dict(json.loads(out.read_text())) if policy else {}
+
+    async def _keep_aa_running(self, client: httpx.AsyncClient) -> None:
+        started = sum(1 for view in self.now.rollouts if view["aa"])
+        if self.now.active_rollout is None and started < self.options.num_aa and started == self.now.finished_aa:
+            with suppress(httpx.TransportError):
+                await client.post("/operator/v1/rollouts", json={"aa": True})
+
+    def _is_done(self) -> bool:
+        options = self.options
+        if options.num_aa and self.now.finished_aa >= options.num_aa:
+            return True
+        if options.until_promotions and self.now.promotions >= options.until_promotions and self.final:
+            return True
+        if options.until_choices and self.now.people.get("acks", 0) >= options.until_choices:
+            return True
+        return bool(options.timeout_s) and time.time() - self.started_at > options.timeout_s
+
+    async def _refresh(self, client: httpx.AsyncClient) -> None:
+        self.now.gateway = await get_json(client, "/operator/v1/status") or self.now.gateway
+        rollouts = await get_json(client, "/operator/v1/rollouts")
+        self.now.rollouts = rollouts["data"] if rollouts else self.now.rollouts
+        self.now.trainer = await get_json(client, self.layout.trainer_url + "/status") or self.now.trainer
+        with suppress(OSError, ValueError):
+            self.now.people = json.loads(self._stats_path.read_text())
+
+    def _status(self) -> dict[str, Any]:
+        url = self.layout.gateway_url
+        return {
+            "now": time.time(),
+            "elapsed_s": time.time() - self.started_at,
+            "preset": self.layout.preset,
+            "promotions": self.now.promotions,
+            "addresses": {"playground": f"{url}/", "console": f"{url}/console"},
+            "processes": [state.as_row() for state in self.supervisor.states.values()],
+            "gateway": self.now.gateway,
+            "trainer": self.now.trainer,
+            "people": self.now.people,
+            "final": self.final,
+        }
+
+    def _conclude(self, peak_mb: float) -> int:
+        report = build_report(
+            seed=self.options.seed,
+            started_at=self.started_at,
+            now=time.time(),
+            people=self.now.people,
+            gateway=self.now.gateway,
+            trainer=self.now.trainer,
+            rollouts=self.now.rollouts,
+            final=self.final,
+            rss_peak_mb=peak_mb,
+        )
+        if self.options.report:
+            write_report(self.options.report, report)
+            self.console.print(f"Report written to {self.options.report}", highlight=False)
+        is_reached = not self.options.is_unattended or self._reached_target()
+        if not is_reached:
+            self.console.print("[red]Ended before what was asked.[/red]")
+        return 0 if is_reached else 1
+
+    def _reached_target(self) -> bool:
+        options = self.options
+        return (
+            (not options.num_aa or self.now.finished_aa >= options.num_aa)
+            and (not options.until_promotions or self.now.promotions >= options.until_promotions)
+            and (not options.until_choices or self.now.people.get("acks", 0) >= options.until_choices)
+        )
+
+
+async def get_json(client: httpx.AsyncClient, url: str) -> Any:
+    """None when the process does not answer now: it may be restarting."""
+    try:
+        response = await client.get(url)
+        return response.json() if response.status_code == 200 else None
+    except (httpx.TransportError, ValueError):
+        return None
+
+
+async def run_demo(options: DemoOptions, console: Console) -> int:
+    return await Session(options, console).run()
