@@ -170,7 +170,7 @@ def render_final(final: Mapping[str, Any]) -> RenderableType:
     table.add_column(f"before: {final['seed_policy']}", ratio=1)
     table.add_column(f"after: {final['policy']}", ratio=1)
     before, after = describe_share(final["win_rate_before"]), describe_share(final["win_rate_after"])
-    table.add_row("wins against the seed policy", before, after)
+    table.add_row("wins against the seed policy", Text(before), Text(after))
     table.add_row("wrong answers", f"{final['wrong_rate_before']:.1%}", f"{final['wrong_rate_after']:.1%}")
     for example in final["examples"]:
         old, new = (f"{example[when]}\n({example[f'{when}_style']})" for when in ("before", "after"))

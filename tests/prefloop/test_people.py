@@ -1,0 +1,248 @@
+"""The simulated people: their taste, their choices, and their manners as clients of the public API."""
+
+import ast
+import asyncio
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from prefloop.demo import people
+from prefloop.demo.people import Crowd, Stats, World, choose, draw_people, load_world, parse_world, run_people
+
+ROOT = Path(people.__file__).parents[2]
+QUESTION = "What is the capital of France?"
+KIND, TERSE = "The capital of France is Paris. Happy to help!", "Paris."
+
+
+def test_people_import_nothing_of_the_server_s_packages():
+    tree = ast.parse(Path(people.__file__).read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {name.split(".")[0] for name in imported} & {"gateway", "trainer", "feedback"}
+    ours = {name for name in imported if name.startswith("prefloop")}
+    assert ours <= {"prefloop.demo", "prefloop.demo.report", "prefloop.demo.world"}
+
+
+def test_nobody_else_reads_the_file_that_says_what_people_like():
+    others = [
+        path for package in ("prefloop", "gateway", "trainer", "feedback") for path in (ROOT / package).rglob("*.py")
+    ]
+    others.remove(Path(people.__file__))
+    for path in others:
+        text = path.read_text()
+        assert "people.toml" not in text and "load_world" not in text and "parse_world" not in text, path
+
+
+def test_default_world_says_what_the_defaults_say():
+    assert load_world(people.DEFAULT_WORLD) == World()
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"taste": {}}, "unknown section taste"),
+        ({"utilities": {"polite": 1.0}}, r"unknown key in \[utilities\]: polite"),
+        ({"people": {"num": 3}}, r"unknown key in \[people\]: num"),
+        ({"people": {"count": 1.5}}, "count must be a whole number"),
+        ({"people": {"consistency": 1.2}}, "a chance"),
+        ({"utilities": {"terse": "much"}}, "terse must be a number"),
+    ],
+)
+def test_a_world_that_cannot_be_is_refused_with_the_reason(document, message):
+    with pytest.raises(people.WorldError, match=message):
+        parse_world(document)
+
+
+def test_a_world_file_error_names_the_file(tmp_path):
+    path = tmp_path / "odd.toml"
+    path.write_text("[utilities]\npolite = 1\n")
+    with pytest.raises(people.WorldError, match="odd.toml"):
+        load_world(path)
+
+
+def test_true_utility_adds_each_token():
+    world = parse_world({"utilities": {"terse": 0.2, "per_token": -0.05}})
+    judged = people.judge_truly(world, QUESTION, TERSE)  # "Paris" and "." are two tokens
+    assert judged.style == "terse" and judged.utility == pytest.approx(0.1)
+    assert people.judge_truly(World(), QUESTION, "Rome.").style == "wrong"
+
+
+def test_the_same_seed_draws_the_same_people_with_tastes_of_their_own():
+    drawn = draw_people(World(), 7)
+    assert [(p.name, p.taste) for p in drawn] == [(p.name, p.taste) for p in draw_people(World(), 7)]
+    assert len({p.name for p in drawn}) == 200
+    tastes = [taste for person in drawn for taste in person.taste.values()]
+    mean = sum(tastes) / 1000
+    assert len(tastes) == 1000 and abs(mean) < 0.04  # four standard errors: 4 * 0.3 / sqrt(1000)
+    assert 0.27 < (sum((taste - mean) ** 2 for taste in tastes) / 1000) ** 0.5 < 0.33
+
+
+def test_people_pick_the_better_answer_as_often_as_their_consistency_says():
+    rng = random.Random(1)
+    picks = Counter(choose(1.0, 0.2, Crowd(), rng) for _ in range(4000))
+    assert picks["first"] / 4000 == pytest.approx(0.8, abs=0.025)  # four standard errors
+    picks = Counter(choose(0.2, 1.0, Crowd(consistency=1.0), rng) for _ in range(100))
+    assert picks == {"second": 100}
+
+
+def test_close_answers_tie_and_close_bad_ones_are_both_bad():
+    rng = random.Random(1)
+    assert choose(0.50, 0.54, Crowd(), rng) == "tie"
+    assert choose(-0.50, -0.54, Crowd(), rng) == "both_bad"
+    assert choose(0.01, -0.01, Crowd(), rng) == "tie"
+    assert choose(0.50, 0.56, Crowd(consistency=1.0), rng) == "second"
+
+
+class FakeGateway:
+    """Answers like the gateway: pairs, streams, and acknowledges choices after `num_refusals` 503s each."""
+
+    def __init__(self, num_refusals=0, choice_status=200, chat_status=200, paired=True):
+        self.num_refusals, self.choice_status, self.chat_status = num_refusals, choice_status, chat_status
+        self.paired = paired
+        self.attempts, self.choices, self.requests = Counter(), {}, []
+
+    def application(self):
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_post("/v1/comparisons/{id}/choice", self.choice)
+        return app
+
+    async def chat(self, request):
+        body = await request.json()
+        self.requests.append((request.headers.get("X-Prefloop-User"), request.headers.get("X-Prefloop-Compare"), body))
+        if self.chat_status != 200:
+            return web.json_response({"error": {"message": "no"}}, status=self.chat_status)
+        number = len(self.requests)
+        answers = [KIND, TERSE] if self.paired else [KIND]
+        extra = {"comparison": {"id": f"cmp-{number}", "token": f"t-{number}"}} if self.paired else {}
+        base = {"id": f"chat-{number}", "created": 1, "model": body["model"]}
+        if not body.get("stream"):
+            choices = [
+                {"index": i, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+                for i, text in enumerate(answers)
+            ]
+            return web.json_response(base | {"object": "chat.completion", "choices": choices} | extra)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        pieces = [(i, piece) for i, text in enumerate(answers) for piece in (text[:4], text[4:])]
+        for turn, (i, piece) in enumerate(pieces):
+            chunk = base | {"object": "chat.completion.chunk"}
+            chunk["choices"] = [
+                {"index": i, "delta": {"content": piece}, "finish_reason": "stop" if turn % 2 else None}
+            ]
+            chunk |= extra if turn == len(pieces) - 1 else {}
+            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def choice(self, request):
+        comparison = request.match_info["id"]
+        self.attempts[comparison] += 1
+        if self.attempts[comparison] <= self.num_refusals:
+            return web.json_response({"error": {"message": "later"}}, status=503)
+        body = await request.json()
+        self.choices[comparison] = body
+        return web.json_response({"id": comparison, "preferred": body["preferred"]}, status=self.choice_status)
+
+
+async def talk_to(gateway, *, stop_after_requests=None, **options):
+    stats, stop, rows = Stats(), asyncio.Event(), []
+    async with TestServer(gateway.application()) as server:
+        if stop_after_requests:
+
+            async def watch():
+                while stats.requests < stop_after_requests:
+                    await asyncio.sleep(0.01)
+                stop.set()
+
+            watcher = asyncio.create_task(watch())
+        await run_people(
+            str(server.make_url("/")), "pl_key", World(), 3, stats, stop,
+            concurrency=4, history=rows.append, questions=[QUESTION], **options,
+        )  # fmt: skip
+        if stop_after_requests:
+            await watcher
+    return stats, rows
+
+
+async def test_people_compare_choose_and_are_acknowledged_streaming_or_not():
+    gateway = FakeGateway()
+    stats, rows = await talk_to(gateway, until_choices=40)
+    assert stats.acks >= 40 and stats.failed_requests == 0
+    assert stats.requests == stats.comparisons == stats.choices == stats.acks == len(rows) == len(gateway.choices)
+    assert {bool(body.get("stream")) for _, _, body in gateway.requests} == {True, False}
+    assert all(user.startswith("person-") and compare == "auto" for user, compare, _ in gateway.requests)
+    assert {row["comparison"]: row["preferred"] for row in rows} == {
+        name: body["preferred"] for name, body in gateway.choices.items()
+    }
+    assert all(body["token"] == name.replace("cmp", "t") for name, body in gateway.choices.items())
+    assert stats.preferred["first"] > stats.preferred["second"]  # the kind answer comes first here
+    turns = Counter(user for user, _, _ in gateway.requests)
+    assert max(turns.values()) == 1  # 200 people: nobody speaks twice before the others
+
+
+async def test_people_post_a_choice_again_until_it_is_acknowledged(monkeypatch):
+    monkeypatch.setattr(people, "FIRST_RETRY_S", 0.01)
+    gateway = FakeGateway(num_refusals=2)
+    stats, rows = await talk_to(gateway, until_choices=5)
+    assert stats.acks == len(rows) == len(gateway.choices) and stats.retried_choices == 2 * stats.acks
+
+
+async def test_people_give_up_a_choice_that_is_refused_for_good():
+    gateway = FakeGateway(choice_status=410)
+    stats, rows = await talk_to(gateway, stop_after_requests=8)
+    assert stats.acks == 0 and not rows and stats.refused_choices == stats.choices == sum(gateway.attempts.values())
+
+
+async def test_people_do_not_choose_where_there_is_one_answer():
+    gateway = FakeGateway(paired=False)
+    stats, _ = await talk_to(gateway, stop_after_requests=8)
+    assert stats.comparisons == stats.choices == 0 and stats.failed_requests == 0 and stats.first_answer_at
+
+
+async def test_a_request_that_finally_fails_is_counted():
+    gateway = FakeGateway(chat_status=400)
+    stats, _ = await talk_to(gateway, stop_after_requests=4)
+    assert stats.failed_requests == stats.requests >= 4 and "no" in stats.last_error
+
+
+async def test_a_question_with_one_answer_is_never_counted_as_failed_when_the_choice_fails():
+    stats, _ = await talk_to(FakeGateway(choice_status=409), stop_after_requests=4)
+    assert stats.failed_requests == 0
+
+
+def test_stats_go_on_after_a_restart_of_the_same_run_only(tmp_path):
+    path = tmp_path / "people.json"
+    stats = Stats(run="a", requests=9, preferred=Counter(first=2))
+    stats.recent_styles.extend(["terse", "wrong"])
+    people.write_json(path, stats.as_dict())
+    assert people.resume_stats(path, "a").requests == 9
+    assert people.resume_stats(path, "a").preferred == {"first": 2}
+    assert people.resume_stats(path, "b").requests == people.resume_stats(path, "").requests == 0
+    assert people.resume_stats(tmp_path / "none.json", "a") == Stats(run="a")
+
+
+async def test_the_examination_asks_each_policy_and_keeps_the_seed_s_answers(tmp_path):
+    gateway = FakeGateway(paired=False)
+    async with TestServer(gateway.application()) as server:
+        arguments = [
+            "--base-url",
+            str(server.make_url("/")),
+            "--examine",
+            str(tmp_path / "final.json"),
+            "--seed-policy",
+        ]
+        await people.examine(people.parse_options([*arguments, "c-0"]), World(), "pl_key")
+        num_questions = len(people.held_out_questions())
+        assert len(gateway.requests) == 2 * num_questions and not (tmp_path / "final.json").exists()
+        await people.examine(people.parse_options([*arguments, "c-0", "--policy", "c-1"]), World(), "pl_key")
+    asked = Counter(body["model"] for _, _, body in gateway.requests)
+    assert asked == {"c-0": 2 * num_questions, "c-1": num_questions} and num_questions >= 200
+    result = json.loads((tmp_path / "final.json").read_text())
+    assert result["win_rate_before"]["value"] == result["win_rate_after"]["value"] == 0.5
+    assert len(result["examples"]) == 3
