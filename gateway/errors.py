@@ -14,7 +14,18 @@ class GatewayError(Exception):
 
 
 class SwapError(GatewayError):
-    """A checkpoint could not be loaded, or did not prove itself; the message is the reason shown to operators."""
+    """A checkpoint could not be loaded, or did not prove itself; the message is the reason shown to operators.
+
+    `is_transient`: an engine did not answer, so the same load may succeed later.
+    """
+
+    def __init__(self, reason: str, *, is_transient: bool = False) -> None:
+        super().__init__(reason)
+        self.is_transient = is_transient
+
+
+class CheckpointGone(GatewayError):
+    """The checkpoint was unloaded between choosing it and asking for it: choose again."""
 
 
 class SecretsError(GatewayError):

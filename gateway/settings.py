@@ -40,6 +40,7 @@ class GatewaySection(BaseModel):
         90.0, ge=0, description="How long a request waits for an engine that is restarting, before its first byte."
     )
     first_byte_timeout_s: float = Field(120.0, gt=0, description="Longest wait for the first byte of an answer.")
+    answer_timeout_s: float = Field(600.0, gt=0, description="Longest wait for an answer that is not streamed.")
     idle_timeout_s: float = Field(60.0, gt=0, description="Longest silence inside an answer that has begun.")
     max_upstream_connections: int = Field(1024, gt=0, description="Connections to one engine.")
     reconcile_s: float = Field(2.0, gt=0, description="Pause between looks at which adapters an engine holds.")

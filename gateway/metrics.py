@@ -1,0 +1,71 @@
+"""What Prometheus reads of the serving path. Label children are looked up once and kept.
+
+Names and labels are in base units, never a user or a checkpoint. Other parts register their own metrics on `registry`.
+"""
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+ARMS = ("stable", "canary")
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_PER_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+_TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+@dataclass(frozen=True)
+class ArmMetrics:
+    """The label children of one arm."""
+
+    first_token: Histogram
+    per_token: Histogram
+    output_tokens: Histogram
+    refusals: Counter
+
+
+class Metrics:
+    """The registry and the serving path's metrics."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._requests = Counter("prefloop_requests", "Answers by arm and status.", ["arm", "code"], registry=registry)
+        self._codes: dict[tuple[str, int], Counter] = {}
+        first = Histogram(
+            "prefloop_time_to_first_token_seconds", "Streamed answers: wait for the first byte.", ["arm"],
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        per_token = Histogram(
+            "prefloop_time_per_output_token_seconds", "Time per token after the first.", ["arm"],
+            buckets=_PER_TOKEN, registry=registry,
+        )  # fmt: skip
+        tokens = Histogram(
+            "prefloop_output_tokens", "Tokens of an answer.", ["arm"], buckets=_TOKENS, registry=registry
+        )
+        refusals = Counter("prefloop_refusals", "Answers that refuse.", ["arm"], registry=registry)
+        self.arms = {
+            arm: ArmMetrics(first.labels(arm), per_token.labels(arm), tokens.labels(arm), refusals.labels(arm))
+            for arm in ARMS
+        }
+        self.retries = Counter("prefloop_engine_retries", "Calls to an engine that were repeated.", registry=registry)
+        self.comparisons = Counter("prefloop_comparisons", "Comparisons shown.", ["asked"], registry=registry)
+        self._not_paired = Counter(
+            "prefloop_not_paired", "Requests due for two answers that got one.", ["reason"], registry=registry
+        )
+        self.choices = Counter("prefloop_choices", "Choices acknowledged.", ["preferred"], registry=registry)
+        self.in_flight = Gauge("prefloop_requests_in_flight", "Requests being answered.", registry=registry)
+        self.outbox_pending = Gauge("prefloop_outbox_pending", "Choices that wait for the log.", registry=registry)
+
+    def count_request(self, arm: str, code: int) -> None:
+        """One answer of an arm ("none" if it was refused before an arm was chosen)."""
+        child = self._codes.get((arm, code))
+        if child is None:
+            child = self._codes[arm, code] = self._requests.labels(arm, str(code))
+        child.inc()
+
+    def count_not_paired(self, reason: str) -> None:
+        """Two answers were due, one was given."""
+        self._not_paired.labels(reason).inc()
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)

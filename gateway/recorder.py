@@ -1,0 +1,58 @@
+"""Records what was shown: a comparison's row must be committed before its token leaves the house.
+
+Waits a short time for the commit; a row that comes too late is never asked about. When commits back up, pairs are not made
+at all. Single completions are not recorded yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import Future
+
+from feedback.choices import store_comparison
+from feedback.database import Writer
+from feedback.events import Comparison
+
+logger = logging.getLogger("gateway.recorder")
+
+_MAX_PENDING = 256
+
+
+class Recorder:
+    """Hands comparisons to the writer, and knows how many wait there."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self.num_pending = 0
+        self.num_late = 0
+
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether so many rows wait that no more comparisons should be made."""
+        return self.num_pending >= _MAX_PENDING
+
+    async def record(self, comparison: Comparison, wait_s: float) -> bool:
+        """Store a comparison; True once it is committed, False if that fails or takes longer than `wait_s`."""
+        loop = asyncio.get_running_loop()
+        self.num_pending += 1
+        try:
+            future: Future[None] = self._writer.run(lambda conn: store_comparison(conn, comparison))
+        except Exception:
+            self.num_pending -= 1
+            logger.exception("comparison %s was not taken", comparison.id)
+            return False
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, comparison.id, done))
+        waiting = asyncio.wrap_future(future)
+        done, _ = await asyncio.wait([waiting], timeout=wait_s)
+        if not done:
+            self.num_late += 1
+            waiting.add_done_callback(lambda late: late.cancelled() or late.exception())
+            return False
+        return waiting.exception() is None
+
+    def _finish(self, comparison_id: str, done: Future[None]) -> None:
+        self.num_pending -= 1
+        error = done.exception()
+        if error is not None:
+            logger.error("comparison %s was not stored: %s", comparison_id, error)
