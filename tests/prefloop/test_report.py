@@ -11,29 +11,7 @@ import pytest
 from prefloop.demo.final import Judgement, conclude, measure_win_rate, measure_wrong_rate, wilson_interval
 from prefloop.demo.report import RssSampler, build_report, count_rollouts, measure_choice_to_canary_s, write_report
 
-KEYS = [
-    "seed",
-    "choices",
-    "comparisons",
-    "requests",
-    "failed_requests",
-    "rounds",
-    "rounds_stopped_by_gate",
-    "rollouts",
-    "inconclusive",
-    "promotions",
-    "aborts",
-    "win_rate_before",
-    "win_rate_after",
-    "wrong_rate_before",
-    "wrong_rate_after",
-    "reward_accuracy",
-    "seconds_total",
-    "seconds_to_first_answer",
-    "seconds_nth_choice_to_canary",
-    "swap_seconds",
-    "rss_peak_mb",
-]
+KEYS = ["seed", "choices", "comparisons", "requests", "failed_requests", "rounds", "rounds_stopped_by_gate", "rollouts", "inconclusive", "promotions", "aborts", "win_rate_before", "win_rate_after", "wrong_rate_before", "wrong_rate_after", "reward_accuracy", "seconds_total", "seconds_to_first_answer", "seconds_nth_choice_to_canary", "swap_seconds", "rss_peak_mb"]
 
 
 def test_wilson_interval_matches_hand_computed_numbers():
@@ -43,7 +21,7 @@ def test_wilson_interval_matches_hand_computed_numbers():
     assert share.high == pytest.approx(0.759253, abs=1e-6)
     even = wilson_interval(10, 20)
     assert (even.low, even.high) == pytest.approx((0.299298, 0.700702), abs=1e-6)
-    assert wilson_interval(0, 10).low == 0.0 and wilson_interval(10, 10).high == 1.0
+    assert wilson_interval(0, 10).low == 0.0 and wilson_interval(10, 10).high == pytest.approx(1.0, abs=1e-12)
 
 
 def test_a_share_of_nothing_is_refused():
@@ -62,9 +40,15 @@ def test_a_win_is_one_and_a_tie_is_half():
 def test_the_examination_compares_both_policies_with_the_same_reference():
     utilities = {"good": Judgement("complete", 1.0), "bad": Judgement("wrong", -2.0)}
     result = conclude(
-        "c-0", "c-1", ["a", "b", "c", "d"], ["bad", "bad", "good", "good"], ["bad", "good", "good", "bad"], ["good"] * 4,
-        lambda question, answer: utilities[answer], seed=1,
-    )  # fmt: skip
+        "c-0",
+        "c-1",
+        ["a", "b", "c", "d"],
+        ["bad", "bad", "good", "good"],
+        ["bad", "good", "good", "bad"],
+        ["good"] * 4,
+        lambda question, answer: utilities[answer],
+        seed=1,
+    )
     assert result.win_rate_before.value == 0.5 and result.win_rate_after.value == 0.75
     assert result.wrong_rate_before == 0.5 and result.wrong_rate_after == 0.0
     assert len(result.examples) == 3 and all(example.after == "good" for example in result.examples)
@@ -144,8 +128,11 @@ def test_a_run_in_which_nothing_came_up_is_reported_too():
 
 def test_memory_is_summed_over_all_descendants():
     alone = RssSampler().sample()
-    child = subprocess.Popen([sys.executable, "-c", "x = bytearray(80_000_000); print(1, flush=True); input()"],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-c", "x = bytearray(80_000_000); print(1, flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     try:
         child.stdout.readline()
         sampler = RssSampler(os.getpid(), period_s=0.02).start()

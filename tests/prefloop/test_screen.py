@@ -13,7 +13,13 @@ STATUS = {
     "promotions": 1,
     "addresses": {"playground": "http://127.0.0.1:8800/", "console": "http://127.0.0.1:8800/console"},
     "processes": [{"name": "engine", "state": "up", "restarts": 1, "reason": "killed by signal 9"}],
-    "people": {"requests": 512, "failed_requests": 0, "comparisons": 490, "acks": 480, "recent_styles": {"terse": 0.25}},
+    "people": {
+        "requests": 512,
+        "failed_requests": 0,
+        "comparisons": 490,
+        "acks": 480,
+        "recent_styles": {"terse": 0.25},
+    },
     "trainer": {
         "round": {"state": "training", "number": 2, "progress": 0.5, "reason": ""},
         "reward": {"accuracy_heldout": 0.74, "num_heldout": 60},
@@ -22,11 +28,18 @@ STATUS = {
     "gateway": {
         "stable": {"id": "c-000000-abc"},
         "rollout": {
-            "checkpoint": "c-000001-def", "phase": "WaitingPromotion", "reason": "", "step": 1, "num_steps": 3, "weight": 0.5,
-            "approve_at": 1012.0, "evidence": {"e": 5.0, "threshold": 25.0, "users": 61}, "verdict_sentence": "The canary wins.",
+            "checkpoint": "c-000001-def",
+            "phase": "WaitingPromotion",
+            "reason": "",
+            "step": 1,
+            "num_steps": 3,
+            "weight": 0.5,
+            "approve_at": 1012.0,
+            "evidence": {"e": 5.0, "threshold": 25.0, "users": 61},
+            "verdict_sentence": "The canary wins.",
         },
     },
-}  # fmt: skip
+}
 FINAL = {
     "seed_policy": "c-000000-abc",
     "policy": "c-000001-def",
@@ -35,10 +48,16 @@ FINAL = {
     "wrong_rate_before": 0.1,
     "wrong_rate_after": 0.05,
     "examples": [
-        {"question": f"Question {i}?", "before": "Ugh [b]", "after": "Gladly", "before_style": "rude", "after_style": "complete"}
+        {
+            "question": f"Question {i}?",
+            "before": "Ugh [b]",
+            "after": "Gladly",
+            "before_style": "rude",
+            "after_style": "complete",
+        }
         for i in range(3)
     ],
-}  # fmt: skip
+}
 
 
 def draw(status):
@@ -49,9 +68,23 @@ def draw(status):
 
 def test_dashboard_shows_every_station():
     text = draw(STATUS)
-    for part in ("512 (0 failed)", "480 of 490", "74% of 60", "round 2 training", "50%", "1 (1 stopped)", "nothing to learn",
-                 "c-000001-def: WaitingPromotion", "step 2/3", "61 users", "killed by signal 9", "restarted 1x",
-                 "http://127.0.0.1:8800/console", "short worlds: demo", "The canary wins."):  # fmt: skip
+    for part in (
+        "512 (0 failed)",
+        "480 of 490",
+        "74% of 60",
+        "round 2 training",
+        "50%",
+        "1 (1 stopped)",
+        "nothing to learn",
+        "c-000001-def: WaitingPromotion",
+        "step 2/3",
+        "61 users",
+        "killed by signal 9",
+        "restarted 1x",
+        "http://127.0.0.1:8800/console",
+        "short worlds: demo",
+        "The canary wins.",
+    ):
         assert part in text, part
 
 
@@ -93,9 +126,8 @@ def test_without_a_terminal_there_is_a_line_now_and_then():
         screen.show(STATUS)
         screen.show(STATUS)
     assert console.file.getvalue() == format_line(STATUS) + "\n"
-    assert "requests 512" in format_line(STATUS) and "engine: up, restarted 1x (killed by signal 9)" in format_line(
-        STATUS
-    )
+    assert "requests 512" in format_line(STATUS)
+    assert "engine: up, restarted 1x (killed by signal 9)" in format_line(STATUS)
 
 
 def test_a_terminal_gets_the_live_dashboard():
