@@ -11,7 +11,21 @@ from typing import Any
 import msgspec
 from feedback.database import metadata
 from feedback.manifest import Manifest
-from sqlalchemy import Boolean, Column, Connection, Float, Integer, Row, String, Table, Text, insert, select, update
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    Integer,
+    Row,
+    String,
+    Table,
+    Text,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from gateway.rollout.observations import Observation
 
@@ -235,6 +249,11 @@ def set_status(conn: Connection, checkpoint: str, status: str) -> None:
     conn.execute(update(checkpoints).where(checkpoints.c.id == checkpoint).values(status=status))
 
 
+def queue_checkpoint(conn: Connection, checkpoint: str, now: float) -> None:
+    """Let a checkpoint wait for a rollout (again), as the newest."""
+    conn.execute(update(checkpoints).where(checkpoints.c.id == checkpoint).values(status="waiting", arrived_at=now))
+
+
 # -- serving pointer
 
 
@@ -287,6 +306,10 @@ def list_rollouts(conn: Connection, limit: int = 100) -> list[RolloutRow]:
     """Return the newest rollouts first."""
     query = select(rollouts).order_by(rollouts.c.created_at.desc(), rollouts.c.id.desc()).limit(limit)
     return [_rollout(row) for row in conn.execute(query)]
+
+
+def count_rollouts(conn: Connection) -> int:
+    return conn.execute(select(func.count()).select_from(rollouts)).scalar_one()
 
 
 def active_rollout(conn: Connection, policy: str) -> RolloutRow | None:

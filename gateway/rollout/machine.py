@@ -43,7 +43,9 @@ def log_rollback(evidence: Evidence, guardrails: Guardrails) -> tuple[float, str
     }
     terms = {name: math.log(weight) + logs[name] for name, weight in _ROLLBACK_WEIGHTS}
     top = max(terms.values())
-    return top + math.log(sum(math.exp(term - top) for term in terms.values())), max(terms, key=lambda name: terms[name])
+    return top + math.log(sum(math.exp(term - top) for term in terms.values())), max(
+        terms, key=lambda name: terms[name]
+    )
 
 
 def is_superior(row: RolloutRow, evidence: Evidence, settings: RolloutSection, now: float) -> bool:
@@ -115,7 +117,9 @@ def _approve_by_itself(
 
 def approve_at(row: RolloutRow, settings: RolloutSection) -> float | None:
     """When the rollout approves itself (epoch seconds); None if only an operator can."""
-    return row.phase_started_at + settings.approve_countdown_s if settings.auto_approve and row.phase == WAITING else None
+    return (
+        row.phase_started_at + settings.approve_countdown_s if settings.auto_approve and row.phase == WAITING else None
+    )
 
 
 def next_move_at(row: RolloutRow, settings: RolloutSection) -> float | None:
@@ -131,7 +135,9 @@ def next_move_at(row: RolloutRow, settings: RolloutSection) -> float | None:
 def start(row: RolloutRow, now: float, settings: RolloutSection) -> Transition:
     """Pending -> Progressing, once the canary is loaded and proved."""
     first = settings.steps[0].weight
-    moved = _enter(row, PROGRESSING, "Running", now, analysis="Running", started_at=now, step_started_at=now, weight=first)
+    moved = _enter(
+        row, PROGRESSING, "Running", now, analysis="Running", started_at=now, step_started_at=now, weight=first
+    )
     return Transition(replace(moved, step=0), "Loaded")
 
 
@@ -150,7 +156,9 @@ def supersede(row: RolloutRow, now: float) -> Transition:
     return Transition(_enter(row, DEGRADED, "Superseded", now, weight=0.0, finished_at=now), "Superseded")
 
 
-def approve(row: RolloutRow, guardrails: Guardrails, generation: int, digest: str, actor: str, now: float) -> Transition:
+def approve(
+    row: RolloutRow, guardrails: Guardrails, generation: int, digest: str, actor: str, now: float
+) -> Transition:
     """WaitingPromotion -> Promoting. Raises RefusedAction unless the operator saw this very decision and gates hold."""
     if row.phase != WAITING:
         raise RefusedAction(f"The rollout is {row.phase}, not {WAITING}.")
