@@ -31,11 +31,9 @@ class SharedSettings(BaseSettings):
 
     state_dir: Path = Field(
         default=Path("state"),
-        description="Directory of everything that must survive a restart: databases, secrets, logs.",
+        description="Directory of all that must survive a restart: databases, secrets, checkpoints.",
     )
-    log_url: str = Field(
-        default="", description="The log between gateway and trainer. Empty: sqlite:<state_dir>/log.db."
-    )
+    log_url: str = Field(default="", description="The log of feedback. Empty: sqlite:<state_dir>/log.db.")
     policy: str = Field(default="default", description="The name under which apps ask for the policy, as `model`.")
     base_model: str = Field(
         default="", description="Directory or hub id of the base weights. Empty: the seed policy in <state_dir>/seed."
@@ -70,9 +68,8 @@ class SharedSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order of precedence: arguments, environment, file, preset, default."""
-        toml = TomlConfigSettingsSource(
-            settings_cls, toml_file=Path(os.environ.get("PREFLOOP_CONFIG", "prefloop.toml"))
-        )
+        path = Path(os.environ.get("PREFLOOP_CONFIG", "prefloop.toml"))
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=path)
         return init_settings, env_settings, toml, PresetSource(settings_cls)
 
 

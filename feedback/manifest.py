@@ -1,0 +1,131 @@
+"""The checkpoint manifest, which the trainer writes last and the gateway reads first.
+
+Promises: a directory with a manifest is complete, and `verify` proves that its files are the ones that were published
+and that none of them can run code when loaded. Does not look inside the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from feedback.errors import ManifestError
+
+MANIFEST = "manifest.json"
+REFUSED_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".so")  # pickles and code
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt and what the checkpoint says of it: logprobs[i] is that of token i + 1 given the ones before it.
+
+    logprobs: float32 with the adapter on; base_logprobs: with it off, so that an adapter that is ignored is noticed.
+    """
+
+    prompt_token_ids: list[int]
+    logprobs: list[float]
+    base_logprobs: list[float]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint is and where it comes from.
+
+    files: sha256 by relative path; digest: of all files; watermark: next offset of the log, by partition.
+    """
+
+    id: str
+    number: int
+    parent: str | None
+    base_digest: str
+    rank: int
+    digest: str
+    files: dict[str, str]
+    created_at: float
+    probe: Probe
+    kind: str = "lora"
+    watermark: dict[int, int] = {}
+    num_preferences: int = 0
+    settings: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+
+
+def checkpoint_id(number: int, digest: str) -> str:
+    """`c-000001-<first 12 of the digest>`."""
+    return f"c-{number:06d}-{digest[:12]}"
+
+
+def hash_files(directory: Path) -> dict[str, str]:
+    """sha256 of every file below `directory` but the manifest, by relative POSIX path. Raises ManifestError."""
+    hashes: dict[str, str] = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink():
+            raise ManifestError(f"{name} is a link")
+        if path.is_dir() or name == MANIFEST:
+            continue
+        if path.suffix.lower() in REFUSED_SUFFIXES:
+            raise ManifestError(f"{name}: only safetensors, JSON and text are taken")
+        hashes[name] = hash_file(path)
+    return hashes
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of one file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def combine_hashes(files: Mapping[str, str]) -> str:
+    """The digest of a checkpoint: sha256 over its sorted `name NUL hash NEWLINE` lines, hexadecimal."""
+    lines = "".join(f"{name}\0{files[name]}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write manifest.json: at once or not at all, and durable on return."""
+    temporary = directory / f".{MANIFEST}.{os.getpid()}.tmp"
+    with temporary.open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(directory / MANIFEST)
+    fsync_directory(directory)
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make the names in `directory` durable, as a rename alone does not."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read manifest.json. Raises ManifestError if it is missing or unreadable."""
+    try:
+        return msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{directory}: no usable {MANIFEST}: {error}") from error
+
+
+def verify(directory: Path) -> Manifest:
+    """Read the manifest and check every file against it. Raises ManifestError with the reason."""
+    manifest = read_manifest(directory)
+    found = hash_files(directory)
+    for name in sorted(manifest.files.keys() | found.keys()):
+        if name not in found:
+            raise ManifestError(f"{name} is missing")
+        if name not in manifest.files:
+            raise ManifestError(f"{name} is not in the manifest")
+        if found[name] != manifest.files[name]:
+            raise ManifestError(f"{name} was altered")
+    if combine_hashes(manifest.files) != manifest.digest:
+        raise ManifestError("the digest does not follow from the files")
+    if manifest.id != checkpoint_id(manifest.number, manifest.digest):
+        raise ManifestError(f"the id {manifest.id} does not follow from number and digest")
+    return manifest
