@@ -6,7 +6,7 @@ EXTRA  ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format bench clean install
+.PHONY: help demo up test check format docs bench clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ check: $(VENV)/.installed  ## Lint and types
 
 format: $(VENV)/.installed  ## Format and sort imports
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
+
+docs: $(VENV)/.installed  ## Write docs/settings.md from the code
+	@$(PYTHON) docs/render_settings.py
 
 bench: $(VENV)/.installed  ## Measurements, one JSON line each
 	@for bench in bench/*.py; do [ -e "$$bench" ] || continue; $(PYTHON) "$$bench" $(ARGS) || exit 1; done
