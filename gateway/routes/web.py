@@ -1,0 +1,231 @@
+"""Serves the playground, the console and their files, and signs operators in.
+
+The playground asks under an identity of its own through the same chat function as every app, so no key enters the browser.
+Every page comes with a strict content security policy: no inline script or style, nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from gateway import web_session
+from gateway.errors import ApiError, bad_request, forbidden, not_found, unauthorized
+from gateway.keys import Identity
+from gateway.wire import answer_chat
+
+if TYPE_CHECKING:
+    from gateway.context import Context
+
+_logger = logging.getLogger(__name__)
+
+_FOLDER = Path(__file__).resolve().parent.parent / "web"
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_EMBEDDABLE = "compare.js"  # the one file that other sites load
+_MAX_EXAMPLES = 100
+_MAX_SIGN_IN_BYTES = 4096
+
+PLAYGROUND = Identity(key_id="playground", app="playground", scopes=frozenset({"app"}), pairs=True)
+
+SECURITY_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+class Question(msgspec.Struct):
+    """What the playground may say: the conversation, nothing else of the chat API."""
+
+    messages: list[dict[str, Any]]
+
+
+class SignIn(msgspec.Struct):
+    """The key that an operator signs in with."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class WebFile:
+    """One file of the pages, read at start."""
+
+    content: bytes
+    media_type: str
+    etag: str
+
+
+def load_web_files(folder: Path = _FOLDER) -> dict[str, WebFile]:
+    """Read the pages' files by name: the only names that are ever served."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _TYPES:
+            content = path.read_bytes()
+            files[path.name] = WebFile(content, _TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:16]}"')
+    return files
+
+
+def read_examples(base_model: Path) -> list[str]:
+    """Return the example questions that the base model's directory brings along; none if it brings none."""
+    try:
+        examples = msgspec.json.decode((base_model / "examples.json").read_bytes(), type=list[str])
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.MsgspecError) as error:
+        _logger.warning("examples.json cannot be read: %s", error)
+        return []
+    return examples[:_MAX_EXAMPLES]
+
+
+def build_web_router(context: Context) -> APIRouter:
+    """Return the routes of the two pages."""
+    router = APIRouter(include_in_schema=False)
+    files = load_web_files()
+    settings = context.settings
+    base_model = Path(settings.base_model) if settings.base_model else Path(settings.state_dir) / "seed"
+
+    @router.get("/")
+    async def show_playground(request: Request) -> Response:
+        return _send_file(files["playground.html"], request)
+
+    @router.get("/console")
+    async def show_console(request: Request) -> Response:
+        return _send_file(files["console.html"], request)
+
+    @router.get("/web/{name}")
+    async def show_file(name: str, request: Request) -> Response:
+        file = files.get(name)
+        if file is None or name.endswith(".html"):
+            raise not_found("There is no such file.")
+        return _send_file(file, request, is_embeddable=name == _EMBEDDABLE)
+
+    @router.get("/playground/examples")
+    def list_examples() -> Response:
+        return JSONResponse({"object": "list", "data": read_examples(base_model)}, headers={"cache-control": "no-store"})
+
+    @router.post("/playground/chat")
+    async def ask(request: Request) -> Response:
+        _refuse_other_sites(request)
+        if not request.headers.get("content-type", "").startswith("application/json"):
+            raise ApiError(415, "The question must be sent as application/json.")
+        raw = await _read_body(request, settings.gateway.max_body_bytes)
+        body = build_chat_body(raw, policy=settings.policy)
+        return await answer_chat(context, PLAYGROUND, pick_headers(request.headers), body)
+
+    @router.get("/console/session")
+    async def show_session(request: Request) -> Response:
+        session = _current_session(request, context)
+        return _session_response(session)
+
+    @router.post("/console/session")
+    async def sign_in(request: Request) -> Response:
+        _refuse_other_sites(request)
+        identity = _check_operator(await _read_body(request, _MAX_SIGN_IN_BYTES), context)
+        cookie, session = web_session.sign_session(identity.key_id, context.secrets, now=time.time())
+        response = _session_response(session)
+        response.set_cookie(
+            web_session.COOKIE_NAME,
+            cookie,
+            max_age=web_session.SESSION_TTL_S,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+        return response
+
+    @router.delete("/console/session")
+    async def sign_out(request: Request) -> Response:
+        _refuse_other_sites(request)
+        response = _session_response(None)
+        response.delete_cookie(web_session.COOKIE_NAME, httponly=True, samesite="strict")
+        return response
+
+    return router
+
+
+def build_chat_body(raw: bytes, *, policy: str) -> bytes:
+    """Return the chat request for what the page sent. Raises ApiError 400 on anything else than a conversation."""
+    try:
+        question = msgspec.json.decode(raw, type=Question)
+    except msgspec.MsgspecError as error:
+        raise bad_request(f"The question cannot be read: {error}") from None
+    if not question.messages:
+        raise bad_request("The question is empty.", param="messages")
+    return msgspec.json.encode({"model": policy, "messages": question.messages, "stream": True})
+
+
+def pick_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return what may pass from the page to the chat function: who asks, which conversation, one answer or two."""
+    allowed = ("x-prefloop-compare", "x-prefloop-user", "x-prefloop-conversation", "x-request-id")
+    return {"content-type": "application/json"} | {name: headers[name] for name in allowed if name in headers}
+
+
+def _check_operator(raw: bytes, context: Context) -> Identity:
+    try:
+        given = msgspec.json.decode(raw, type=SignIn)
+    except msgspec.MsgspecError:
+        raise bad_request("Send the key as JSON.") from None
+    identity = context.keys.check(given.key)
+    if identity is None:
+        raise unauthorized("This key is unknown or was revoked.")
+    if not identity.may("operator"):
+        raise forbidden("This key may not operate rollouts: it needs the scope operator or admin.")
+    return identity
+
+
+def _current_session(request: Request, context: Context) -> web_session.WebSession | None:
+    session = web_session.read_session(request.cookies.get(web_session.COOKIE_NAME), context.secrets)
+    identity = None if session is None else context.keys.by_id(session.key_id)
+    return session if identity is not None and identity.may("operator") else None
+
+
+def _session_response(session: web_session.WebSession | None) -> JSONResponse:
+    """Never an error: a page that finds nobody signed in shows its form."""
+    content: dict[str, Any] = {"object": "console.session", "signed_in": session is not None}
+    if session is not None:
+        content |= {"csrf": session.csrf, "key_id": session.key_id, "expires_at": session.expires_at}
+    return JSONResponse(content, headers={"cache-control": "no-store"})
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """Browsers say where a request comes from; programs that say nothing are no confused deputy."""
+    if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+        raise forbidden("This address serves its own page only.")
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > max_bytes:
+            raise ApiError(413, "The request is too large.")
+    return bytes(body)
+
+
+def _send_file(file: WebFile, request: Request, *, is_embeddable: bool = False) -> Response:
+    headers = dict(SECURITY_HEADERS) | {"etag": file.etag, "cache-control": "no-cache"}
+    if is_embeddable:
+        headers |= {"access-control-allow-origin": "*", "cross-origin-resource-policy": "cross-origin"}
+    if request.headers.get("if-none-match") == file.etag:
+        return Response(status_code=304, headers=headers)
+    return Response(file.content, media_type=file.media_type, headers=headers)

@@ -1,0 +1,35 @@
+// Numbers and times in words for the console. Pure functions.
+
+export const percent = (ratio, digits = 0) => (ratio === null || ratio === undefined ? "–" : `${(100 * ratio).toFixed(digits)}%`);
+
+export const signedPercent = (ratio) => `${ratio > 0 ? "+" : ratio < 0 ? "−" : ""}${Math.abs(100 * ratio).toFixed(0)}%`;
+
+export const count = (number) => (number ?? 0).toLocaleString("en");
+
+/** An e-value: two digits where it matters, powers of ten where it does not. */
+export function evidence(e) {
+  if (e === null || e === undefined || !Number.isFinite(e)) return "∞";
+  if (e >= 1e5) return e.toExponential(0).replace("e+", "e");
+  if (e >= 100) return count(Math.round(e));
+  if (e >= 10) return e.toFixed(0);
+  return e >= 0.095 ? e.toFixed(1) : e.toFixed(2);
+}
+
+/** Seconds as "42 s", "3 min 5 s", "2 h 10 min", "3 d 4 h". */
+export function duration(seconds) {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min${s % 60 ? ` ${s % 60} s` : ""}`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+}
+
+/** Epoch seconds as a local clock time; with the date when it was not today. */
+export function clock(at) {
+  const date = new Date(at * 1000);
+  const time = date.toLocaleTimeString("en-GB");
+  return date.toDateString() === new Date().toDateString() ? time : `${date.toLocaleDateString("en-GB", { day: "numeric", month: "short" })} ${time}`;
+}
+
+/** "WaitingPromotion" as "Waiting for promotion"; the other phases are words already. */
+export const phaseName = (phase) => (phase === "WaitingPromotion" ? "Waiting for promotion" : phase || "–");
