@@ -49,7 +49,7 @@ class RegisteredCheckpoint:
 
 
 class Gateway:
-    """The operator routes the trainer needs. key_path is read on every call: the gateway makes it at its first start."""
+    """The operator routes the trainer needs. key_path is read on every call: the gateway makes it when it starts."""
 
     def __init__(self, url: str, key_path: Path, timeout_s: float) -> None:
         self.url = url.rstrip("/")
