@@ -1,13 +1,20 @@
 """The rows learning sees: one `Pair` for each accepted choice, and which of them a step may use.
 
-Pure: it takes preferences and a random generator, and does no I/O. A pair is drawn as new once and as replay at most
-three times for the reward model. It does not weigh raters: that is the feedback package's concern.
+Pure: it takes rows and a random generator, and does no I/O. The same rows and generator give the same pairs. It does
+not weigh raters: that is the feedback package's concern.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from feedback.events import Choice
+
+T = TypeVar("T")
+DECISIVE = ("first", "second")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,3 +34,42 @@ class Pair:
     strength: float | None
     weight: float
     split: str
+
+
+def make_pair(choice: Choice, *, event_id: str, prompt_key: str, split: str, weight: float = 1.0) -> Pair:
+    """The pair of a stored choice. Raises ValueError for a skip, which says nothing of the answers."""
+    if choice.preferred == "skip":
+        raise ValueError(f"{event_id} is a skip")
+    comparison = choice.comparison
+    return Pair(
+        event_id=event_id,
+        user=comparison.user,
+        prompt_key=prompt_key,
+        messages=comparison.messages,
+        first=comparison.first.text,
+        second=comparison.second.text,
+        preferred=choice.preferred,
+        strength=choice.strength,
+        weight=weight,
+        split=split,
+    )
+
+
+def count_replays(num_new: int, replay_share: float) -> int:
+    """How many replayed pairs go with num_new new ones, so that they make up replay_share of the whole."""
+    return round(num_new * replay_share / (1 - replay_share))
+
+
+def draw_sample(items: Sequence[T], num: int, rng: random.Random) -> list[T]:
+    """num items without repeats, in their own order; all of them if there are fewer."""
+    if num >= len(items):
+        return list(items)
+    return [items[index] for index in sorted(rng.sample(range(len(items)), num))]
+
+
+def choose_round_pairs(
+    new: Sequence[Pair], old: Sequence[Pair], *, max_new: int, replay_share: float, rng: random.Random
+) -> list[Pair]:
+    """The newest max_new new pairs, and so many old ones that they make up replay_share, if there are as many."""
+    kept = list(new[-max_new:])
+    return kept + draw_sample(old, count_replays(len(kept), replay_share), rng)
