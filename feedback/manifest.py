@@ -34,7 +34,8 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint is and where it comes from.
 
-    files: sha256 by relative path; digest: of all files; watermark: next offset of the log, by partition.
+    files: sha256 by relative path; digest: of all files; watermark: next offset of the log, by partition. kind: "lora",
+    or "aa" for the stable adapter under a second name.
     """
 
     id: str
@@ -51,6 +52,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     num_preferences: int = 0
     settings: dict[str, Any] = {}
     metrics: dict[str, float] = {}
+
+    @property
+    def base_logprobs(self) -> list[float]:
+        """The probe's log-probabilities with the adapter off."""
+        return self.probe.base_logprobs
 
 
 def checkpoint_id(number: int, digest: str) -> str:
@@ -126,6 +132,6 @@ def verify(directory: Path) -> Manifest:
             raise ManifestError(f"{name} was altered")
     if combine_hashes(manifest.files) != manifest.digest:
         raise ManifestError("the digest does not follow from the files")
-    if manifest.id != checkpoint_id(manifest.number, manifest.digest):
+    if manifest.kind != "aa" and manifest.id != checkpoint_id(manifest.number, manifest.digest):
         raise ManifestError(f"the id {manifest.id} does not follow from number and digest")
     return manifest

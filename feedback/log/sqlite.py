@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -110,7 +110,7 @@ class SqliteLog:
     def _append(self, connection: sa.Connection, topic: str, records: Sequence[NewRecord]) -> None:
         next_offsets = self._next_offsets(connection, topic)
         timestamp_ms = time.time_ns() // 1_000_000
-        rows = []
+        rows: list[dict[str, Any]] = []
         for record in records:
             partition = choose_partition(record.key, len(next_offsets))
             rows.append(

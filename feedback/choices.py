@@ -1,0 +1,265 @@
+"""Comparisons that were shown, the choices made of them, and the outbox on the way to the log.
+
+Promises: a choice and its outbox row commit together, one choice per comparison for ever. Functions take a connection
+inside a transaction of the caller's. Does not verify tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import sqlalchemy as sa
+
+from feedback.database import insert_or_ignore, metadata
+from feedback.errors import ConflictingChoice, ExpiredComparison, UnknownComparison
+from feedback.events import PREFERRED, Choice, Comparison, Preferred, encode_event, new_event
+from feedback.log.base import NewRecord
+
+comparisons = sa.Table(
+    "comparisons",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("policy", sa.Text, nullable=False),
+    sa.Column("app", sa.Text, nullable=False),
+    sa.Column("user", sa.Text, nullable=False),
+    sa.Column("asked", sa.Text, nullable=False),
+    sa.Column("rollout", sa.Text),
+    sa.Column("canary_first", sa.Boolean),  # of a duel: the canary's answer was shown first
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),  # events.Comparison as JSON
+    sa.Index("comparisons_by_rollout", "rollout", "asked", "created_at"),
+)
+
+choices = sa.Table(
+    "choices",
+    metadata,
+    sa.Column("comparison_id", sa.Text, sa.ForeignKey("comparisons.id"), primary_key=True),
+    sa.Column("event_id", sa.Text, nullable=False, unique=True),
+    sa.Column("preferred", sa.Text, nullable=False),
+    sa.Column("strength", sa.Double),
+    sa.Column("harmful", sa.Boolean, nullable=False),
+    sa.Column("channel", sa.Text, nullable=False),
+    sa.Column("chosen_at", sa.Double, nullable=False),
+)
+
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("event_id", sa.Text, nullable=False, unique=True),
+    sa.Column("key", sa.LargeBinary, nullable=False),
+    sa.Column("headers", sa.LargeBinary, nullable=False),  # MessagePack
+    sa.Column("value", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sqlite_autoincrement=True,  # never the id of a row that was deleted
+)
+
+
+@dataclass(frozen=True)
+class StoredChoice:
+    """The choice that stands, and whether this call made it."""
+
+    status: Literal["created", "replayed"]
+    choice: Choice
+
+
+@dataclass(frozen=True)
+class OutboxRow:
+    """A record that waits for the log."""
+
+    id: int
+    created_at: float
+    record: NewRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuelRow:
+    """A decided duel from the canary's side: outcome +1 won, 0 tie or both bad, -1 lost."""
+
+    comparison_id: str
+    user: str
+    asked_at: float
+    chosen_at: float
+    outcome: int
+    both_bad: bool
+    harmful: bool
+    canary_first: bool
+
+
+def store_comparison(connection: sa.Connection, comparison: Comparison) -> None:
+    """Store a comparison before its token leaves the house. Storing the same id again changes nothing."""
+    is_duel = {comparison.first.arm, comparison.second.arm} == {"stable", "canary"}
+    insert_or_ignore(
+        connection,
+        comparisons,
+        {
+            "id": comparison.id,
+            "policy": comparison.policy,
+            "app": comparison.app,
+            "user": comparison.user,
+            "asked": comparison.asked,
+            "rollout": comparison.rollout,
+            "canary_first": comparison.first.arm == "canary" if is_duel else None,
+            "created_at": comparison.created_at,
+            "expires_at": comparison.expires_at,
+            "body": msgspec.json.encode(comparison),
+        },
+    )
+
+
+def load_comparison(connection: sa.Connection, comparison_id: str) -> Comparison:
+    """Raises UnknownComparison if the id was never shown."""
+    body = connection.execute(sa.select(comparisons.c.body).where(comparisons.c.id == comparison_id)).scalar()
+    if body is None:
+        raise UnknownComparison(comparison_id)
+    return msgspec.json.decode(body, type=Comparison)
+
+
+def record_choice(
+    connection: sa.Connection,
+    comparison_id: str,
+    preferred: Preferred,
+    strength: float | None,
+    harmful: bool,
+    channel: str,
+    now: float,
+    *,
+    source: str = "prefloop/gateway",
+) -> StoredChoice:
+    """Store a choice and its outbox row; the same choice again replays the stored one, however late.
+
+    Raises UnknownComparison, ExpiredComparison after expiry, ConflictingChoice if another choice stands.
+    """
+    if preferred not in PREFERRED:
+        raise ValueError(f"preferred must be one of {', '.join(PREFERRED)}")
+    if strength is not None and not math.isfinite(strength):
+        raise ValueError("strength must be a finite number")
+    comparison = load_comparison(connection, comparison_id)
+    stored = _load_choice(connection, comparison)
+    if stored is None and now > comparison.expires_at:
+        raise ExpiredComparison(comparison_id)
+    choice = Choice(
+        comparison=comparison,
+        preferred=preferred,
+        strength=strength,
+        harmful=harmful,
+        seconds_to_decide=max(0.0, now - comparison.created_at),
+        channel=channel,
+        chosen_at=now,
+    )
+    if stored is None and _insert_choice(connection, choice, source):
+        return StoredChoice("created", choice)
+    stored = stored or _load_choice(connection, comparison)  # another process was faster
+    assert stored is not None
+    if (stored.preferred, stored.strength, stored.harmful) != (preferred, strength, harmful):
+        raise ConflictingChoice(comparison_id)
+    return StoredChoice("replayed", stored)
+
+
+def _load_choice(connection: sa.Connection, comparison: Comparison) -> Choice | None:
+    row = connection.execute(sa.select(choices).where(choices.c.comparison_id == comparison.id)).first()
+    if row is None:
+        return None
+    return Choice(
+        comparison=comparison,
+        preferred=row.preferred,
+        strength=row.strength,
+        harmful=row.harmful,
+        seconds_to_decide=max(0.0, row.chosen_at - comparison.created_at),
+        channel=row.channel,
+        chosen_at=row.chosen_at,
+    )
+
+
+def _insert_choice(connection: sa.Connection, choice: Choice, source: str) -> bool:
+    event = new_event(choice, source=source, now=choice.chosen_at, event_id=uuid.uuid4().hex)
+    row = {
+        "comparison_id": choice.comparison.id,
+        "event_id": event.id,
+        "preferred": choice.preferred,
+        "strength": choice.strength,
+        "harmful": choice.harmful,
+        "channel": choice.channel,
+        "chosen_at": choice.chosen_at,
+    }
+    if not insert_or_ignore(connection, choices, row):
+        return False
+    headers, value = encode_event(event)
+    connection.execute(
+        sa.insert(outbox).values(
+            event_id=event.id,
+            key=event.key.encode(),
+            headers=msgspec.msgpack.encode(headers),
+            value=value,
+            created_at=choice.chosen_at,
+        )
+    )
+    return True
+
+
+def pending_outbox(connection: sa.Connection, limit: int) -> list[OutboxRow]:
+    """The oldest rows that wait. With PostgreSQL they stay locked until the transaction ends; others skip them."""
+    query = sa.select(outbox).order_by(outbox.c.id).limit(limit).with_for_update(skip_locked=True)
+    return [
+        OutboxRow(
+            id=row.id,
+            created_at=row.created_at,
+            record=NewRecord(
+                key=row.key, value=row.value, headers=msgspec.msgpack.decode(row.headers, type=dict[str, bytes])
+            ),
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def delete_outbox(connection: sa.Connection, ids: Sequence[int]) -> None:
+    """Forget rows that the log holds."""
+    connection.execute(sa.delete(outbox).where(outbox.c.id.in_(ids)))
+
+
+def count_outbox(connection: sa.Connection) -> int:
+    """Rows that wait for the log."""
+    return connection.execute(sa.select(sa.func.count()).select_from(outbox)).scalar_one()
+
+
+def count_feedback(connection: sa.Connection) -> tuple[int, int]:
+    """(comparisons, choices) ever stored."""
+    num_comparisons = connection.execute(sa.select(sa.func.count()).select_from(comparisons)).scalar_one()
+    return num_comparisons, connection.execute(sa.select(sa.func.count()).select_from(choices)).scalar_one()
+
+
+def load_duels(connection: sa.Connection, rollout_id: str) -> list[DuelRow]:
+    """The rollout's decided duels in the order in which they were asked. Skipped ones say nothing and are absent."""
+    query = (
+        sa.select(comparisons.c.id, comparisons.c.user, comparisons.c.created_at, comparisons.c.canary_first, choices)
+        .join(choices, choices.c.comparison_id == comparisons.c.id)
+        .where(
+            comparisons.c.rollout == rollout_id, comparisons.c.canary_first.is_not(None), choices.c.preferred != "skip"
+        )
+        .order_by(comparisons.c.created_at, comparisons.c.id)
+    )
+    return [
+        DuelRow(
+            comparison_id=row.id,
+            user=row.user,
+            asked_at=row.created_at,
+            chosen_at=row.chosen_at,
+            outcome=_judge_for_canary(row.preferred, row.canary_first),
+            both_bad=row.preferred == "both_bad",
+            harmful=row.harmful,
+            canary_first=row.canary_first,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def _judge_for_canary(preferred: str, canary_first: bool) -> int:
+    if preferred not in ("first", "second"):
+        return 0
+    return 1 if (preferred == "first") == canary_first else -1
