@@ -31,10 +31,16 @@ class WholeAnswer:
     body: bytes
 
 
-async def open_answer(context: Context, checkpoint: str, path: str, body: bytes) -> EngineAnswer:
-    """A stream whose first bytes have come; the caller closes it. Raises ApiError 503 or 504, CheckpointGone."""
-    answer, _ = await _ask(context, checkpoint, path, body, is_stream=True)
-    return answer
+async def open_answer(context: Context, checkpoint: str, path: str, body: bytes) -> EngineAnswer | WholeAnswer:
+    """A stream whose first bytes have come, which the caller closes, or the engine's refusal.
+
+    Raises ApiError 503 or 504, CheckpointGone.
+    """
+    answer, data = await _ask(context, checkpoint, path, body, is_stream=True)
+    if answer.status == 200:
+        return answer
+    answer.close()
+    return WholeAnswer(answer.engine, answer.status, data)
 
 
 async def fetch_answer(context: Context, checkpoint: str, path: str, body: bytes) -> WholeAnswer:

@@ -7,7 +7,6 @@ loop, so that a key revoked through another gateway stops working within seconds
 import hashlib
 import hmac
 import secrets as random_secrets
-import time
 from dataclasses import dataclass
 
 import msgspec
@@ -49,8 +48,8 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
     """A key as operators see it, without its secret."""
 
     id: str
-    app: str
-    scopes: list[str]
+    name: str
+    scope: str  # one or several, separated by spaces
     pairs: bool
     created_at: float
     revoked_at: float | None = None
@@ -98,8 +97,8 @@ def list_keys(conn: Connection) -> list[KeyRow]:
     return [
         KeyRow(
             id=row.id,
-            app=row.app,
-            scopes=row.scopes.split(),
+            name=row.app,
+            scope=row.scopes,
             pairs=row.pairs,
             created_at=row.created_at,
             revoked_at=row.revoked_at,
@@ -146,13 +145,13 @@ class KeyRing:
 def _store(
     conn: Connection, key: str, pepper: bytes, *, app: str, scopes: frozenset[str], pairs: bool, now: float
 ) -> KeyRow:
-    row = KeyRow(id=key_id_of(key), app=app, scopes=sorted(scopes), pairs=pairs, created_at=now or time.time())
+    row = KeyRow(id=key_id_of(key), name=app, scope=" ".join(sorted(scopes)), pairs=pairs, created_at=now)
     conn.execute(
         insert(keys_table).values(
             id=row.id,
             digest=digest_key(key, pepper),
             app=app,
-            scopes=" ".join(row.scopes),
+            scopes=row.scope,
             pairs=pairs,
             created_at=row.created_at,
             revoked_at=None,

@@ -47,7 +47,9 @@ class _ProbeAnswer(msgspec.Struct):
 class Swap:
     """Keeps the wanted checkpoints loaded and proven in every engine."""
 
-    def __init__(self, deployment: Deployment, engines: Iterable[str], upstream: Upstream, settings: GatewaySection) -> None:
+    def __init__(
+        self, deployment: Deployment, engines: Iterable[str], upstream: Upstream, settings: GatewaySection
+    ) -> None:
         self._deployment = deployment
         self._engines = list(engines)
         self._upstream = upstream
@@ -180,7 +182,8 @@ class Swap:
             if status >= 500:
                 raise EngineUnavailable(f"{engine}: the probe got {status}")
             raise SwapError(f"{engine}: the probe of {row.id} got {status}: {_message(body)}")
-        reason = judge_probe(read_prompt_logprobs(body, manifest.probe.prompt_token_ids), manifest, self._settings.probe_tolerance)
+        measured = read_prompt_logprobs(body, manifest.probe.prompt_token_ids)
+        reason = judge_probe(measured, manifest, self._settings.probe_tolerance)
         if reason is not None:
             raise SwapError(f"{engine}: {row.id} {reason}")
 
@@ -214,7 +217,7 @@ def judge_probe(measured: list[float], manifest: Manifest, tolerance: float) -> 
     Where the adapter differs from the base at all, the measurement must lie nearer to the adapter: an adapter with wrong
     module names is loaded without complaint, and answers as the base.
     """
-    expected, base = manifest.probe.logprobs, manifest.base_logprobs
+    expected, base = manifest.probe.logprobs, manifest.probe.base_logprobs
     if not expected or len(measured) != len(expected):
         return f"gave {len(measured)} log-probabilities, {len(expected)} were expected"
     off = _distance(measured, expected)
