@@ -89,8 +89,7 @@ def publish_checkpoint(root: Path, draft: Draft, write_adapter: Callable[[Path],
         settings=dict(draft.settings),
         metrics=dict(draft.metrics),
     )
-    for name in files:
-        _fsync_file(directory / name)
+    fsync_files(directory)
     write_manifest(directory, manifest)
     path = root / manifest.id
     directory.rename(path)
@@ -150,9 +149,12 @@ def digest_ids(event_ids: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(event_ids)).encode()).hexdigest()
 
 
-def _fsync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def fsync_files(directory: Path) -> None:
+    """Make the files and names directly in a directory durable."""
+    for path in directory.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    fsync_directory(directory)
