@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import msgspec
-from feedback.database import metadata
-from feedback.manifest import Manifest
 from sqlalchemy import (
     Boolean,
     Column,
@@ -27,6 +25,8 @@ from sqlalchemy import (
     update,
 )
 
+from feedback.database import metadata
+from feedback.manifest import Manifest
 from gateway.rollout.observations import Observation
 
 # status of a checkpoint: waiting -> canary -> stable -> draining -> retired; or superseded while it waited.

@@ -7,30 +7,27 @@ do is decided in machine.py.
 
 import asyncio
 import logging
-import secrets
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
 from sqlalchemy import Connection
 
 from feedback.database import Writer
-from feedback.manifest import read_manifest, write_manifest
+from feedback.manifest import verify
 from gateway import tables
 from gateway.deployment import Deployment, ServingView
 from gateway.errors import SwapError
 from gateway.rollout import machine
 from gateway.rollout.duels import read_duels
-from gateway.rollout.evidence import Duel, Evidence, weigh_duels
-from gateway.rollout.guardrails import Guardrails, judge_guardrails
+from gateway.rollout.evidence import Duel, Evidence
+from gateway.rollout.guardrails import Guardrails
 from gateway.rollout.machine import RefusedAction, Transition
 from gateway.rollout.observations import Observation
+from gateway.rollout.plan import copy_checkpoint, new_rollout, new_statuses, read_settings, wanted_view, weigh
 from gateway.rollout.summary import build_view, describe_decision, digest_code
 from gateway.rollout.view import RolloutView
 from gateway.settings import GatewaySettings, RolloutSection
@@ -66,7 +63,13 @@ class Controller:
         self._fence: int | None = None
         self._loaded: set[str] = set()
         self._shown: dict[str, RolloutView] = {}
+        self._missing_since: float | None = None
+        self._is_refused = False
         self.last_swap_s: float | None = None
+
+    def now(self) -> float:
+        """The controller's clock, epoch seconds."""
+        return self._clock()
 
     # -- the loop
 
@@ -161,6 +164,7 @@ class Controller:
             self._deployment.apply(alone)  # stable serves alone until the other is back
             await self._give_up(row)
             return True
+        self._missing_since = None
         observed = self._deployment.observations
         if observed is not None:
             seen = None
@@ -173,12 +177,12 @@ class Controller:
 
     async def _give_up(self, row: RolloutRow | None) -> None:
         """A canary that cannot be loaded again ends its rollout."""
-        if (
-            row is not None
-            and row.phase in machine.ON_TRIAL
-            and self._clock() - row.phase_started_at > _LOAD_PATIENCE_S
-        ):
-            await self._move(row, machine.abort(row, "LoadFailed", "controller", self._clock()))
+        now = self._clock()
+        self._missing_since = self._missing_since or now
+        is_late = self._is_refused or now - self._missing_since > _LOAD_PATIENCE_S
+        if row is not None and row.phase in (*machine.ON_TRIAL, machine.PROMOTING) and is_late:
+            self._missing_since = None
+            await self._move(row, machine.abort(row, "LoadFailed", "controller", now))
 
     async def _load_by_id(self, checkpoint: str) -> bool:
         if checkpoint in self._loaded:
@@ -194,6 +198,7 @@ class Controller:
             self.last_swap_s = await self._swap.load(checkpoint)
         except SwapError as error:
             _log.warning("could not load %s: %s", checkpoint.id, error)
+            self._is_refused = not error.is_transient
             return False
         self._loaded.add(checkpoint.id)
         return True
@@ -254,8 +259,8 @@ class Controller:
         if await self._do(lambda conn: tables.list_checkpoints(conn, "waiting")):
             return machine.supersede(row, now)
         if await self._load_by_id(row.checkpoint):
-            return machine.start(row, self._clock() if now < self._clock() else now, settings)
-        if now - row.created_at > _LOAD_PATIENCE_S:
+            return machine.start(row, max(now, self._clock()), settings)
+        if self._is_refused or now - row.created_at > _LOAD_PATIENCE_S:
             return machine.abort(row, "LoadFailed", "controller", now)
         return None
 
@@ -293,7 +298,7 @@ class Controller:
     # -- evidence
 
     async def assess(self, row: RolloutRow, now: float) -> tuple[Evidence, Guardrails, float]:
-        """Weigh a rollout as of `now`; the last number is when the newest choice was made."""
+        """Weigh a rollout as of `now`; the last number is the time of the newest choice."""
 
         def read(conn: Connection) -> tuple[list[Duel], list[Observation]]:
             return read_duels(conn, row.id), tables.load_observations(conn, row.id)
@@ -317,7 +322,7 @@ class Controller:
     # -- what operators ask for
 
     async def act(self, rollout: str, plan: Callable[[RolloutRow, Guardrails], Transition]) -> RolloutRow:
-        """Carry out an operator's action on a rollout, at once. Raises LookupError, RefusedAction or StaleController."""
+        """Carry out an operator's action at once. Raises LookupError, RefusedAction or StaleController."""
         async with self._lock:
             if self._fence is None:
                 raise RefusedAction("The controller has not started yet.")
@@ -332,7 +337,7 @@ class Controller:
 
     async def register(self, path: str) -> tuple[CheckpointRow, bool]:
         """Register the checkpoint in a directory; returns (row, whether it is new)."""
-        manifest = await asyncio.to_thread(read_manifest, Path(path))
+        manifest = await asyncio.to_thread(verify, Path(path))
         found = await self._do(lambda conn: tables.register_checkpoint(conn, manifest, path, self._clock()))
         self._wake.set()
         return found
@@ -365,77 +370,3 @@ class Controller:
             raise RefusedAction("Nothing is stable yet.")
         path = await asyncio.to_thread(copy_checkpoint, stable, number)
         return (await self.register(str(path)))[0]
-
-
-def read_settings(row: RolloutRow) -> RolloutSection:
-    """The settings the rollout was opened with: it is judged by them to its end."""
-    return RolloutSection.model_validate_json(row.settings)
-
-
-def weigh(
-    row: RolloutRow, duels: list[Duel], observed: list[Observation], now: float
-) -> tuple[Evidence, Guardrails, float]:
-    """Evidence, guardrails and the time of the newest choice."""
-    settings = read_settings(row)
-    evidence = weigh_duels(
-        duels, cap=settings.cap, window_s=settings.window_s, now=now, alpha=settings.alpha, delta=settings.delta,
-        max_users=settings.max_users,
-    )  # fmt: skip
-    guardrails = judge_guardrails(
-        observed, duels, salt=bytes.fromhex(row.salt), ceilings=settings.ceilings.model_dump(), alpha=settings.alpha,
-        max_ratio=settings.max_ratio,
-    )  # fmt: skip
-    return evidence, guardrails, max((duel.chosen_at for duel in duels if duel.chosen_at is not None), default=0.0)
-
-
-def wanted_view(serving: ServingRow, row: RolloutRow | None) -> ServingView:
-    """What should serve, by the tables alone."""
-    view = ServingView(generation=serving.generation, stable=serving.stable)
-    if row is None or row.phase in (machine.PENDING, machine.ABORTING):
-        return view
-    salt = bytes.fromhex(row.salt)
-    if row.phase == machine.BAKING:
-        return replace(view, canary=row.stable, weight=row.weight, salt=salt)
-    return replace(view, canary=row.checkpoint, weight=row.weight, duel_share=row.duel_share, salt=salt, rollout=row.id)
-
-
-def new_statuses(old: RolloutRow, new: RolloutRow) -> list[tuple[str, str]]:
-    """The checkpoints' statuses that change with a transition."""
-    if new.phase == machine.BAKING:
-        return [(new.checkpoint, "stable"), (new.stable, "baking")]
-    if new.phase == machine.HEALTHY:
-        return [(new.stable, "draining")]
-    if new.phase == machine.ABORTING and old.phase == machine.BAKING:
-        return [(new.checkpoint, "canary"), (new.stable, "stable")]
-    if new.phase == machine.DEGRADED:
-        return [(new.checkpoint, "superseded" if old.phase == machine.PENDING else "draining")]
-    return []
-
-
-def new_rollout(
-    checkpoint: CheckpointRow, serving: ServingRow, policy: str, settings: RolloutSection, number: int, now: float
-) -> RolloutRow:
-    """A Pending rollout with a salt of its own."""
-    assert serving.stable is not None
-    return RolloutRow(
-        id=f"r-{number + 1:06d}", policy=policy, checkpoint=checkpoint.id, stable=serving.stable,
-        aa=checkpoint.kind == "aa", phase=machine.PENDING, analysis="Pending", reason="Created", step=0,
-        step_started_at=now, weight=0.0, duel_share=settings.duel_share, salt=secrets.token_hex(16),
-        generation=serving.generation, created_at=now, started_at=None, phase_started_at=now, finished_at=None,
-        resume_phase="", split_waived=False, decision_digest="", settings=settings.model_dump_json(),
-    )  # fmt: skip
-
-
-def copy_checkpoint(stable: CheckpointRow, number: int) -> Path:
-    """Copy a checkpoint's directory under an A/A id beside it; the manifest goes in last, the name at the very end."""
-    suffix = sha256(f"{stable.digest} {number} {secrets.token_hex(8)}".encode()).hexdigest()[:12]
-    name = f"a-{number:06d}-{suffix}"
-    source = Path(stable.path)
-    final, partial = source.parent / name, source.parent / f".{name}.partial"
-    manifest = msgspec.structs.replace(
-        stable.parsed, id=name, number=number, parent=stable.id, kind="aa", metrics={**stable.parsed.metrics, "aa": 1.0}
-    )
-    shutil.copytree(source, partial)
-    write_manifest(partial, manifest)
-    partial.rename(final)
-    return final

@@ -13,14 +13,13 @@ def read_duels(conn: Connection, rollout: str) -> list[Duel]:
 
 def _convert(row: DuelRow) -> Duel:
     # A harm flag is of the pair: it is held against the candidate that was not preferred, or against both.
-    harmful = bool(getattr(row, "harmful", False))
     return Duel(
         user=row.user,
         asked_at=row.asked_at,
         chosen_at=row.chosen_at,
         outcome=row.outcome,
         both_bad=row.both_bad,
-        harmful_canary=harmful and row.outcome <= 0,
-        harmful_stable=harmful and row.outcome >= 0,
+        harmful_canary=row.harmful and row.outcome <= 0,
+        harmful_stable=row.harmful and row.outcome >= 0,
         canary_first=row.canary_first,
     )

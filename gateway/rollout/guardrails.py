@@ -7,7 +7,7 @@ Pure. Latency raises an alarm and does not certify. Length and KL are not covere
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.rollout.assignment import CANARY, choose_arm
 from gateway.rollout.evidence import Duel
@@ -35,7 +35,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Guardrail:
-    """One rate, with log e-values. `missing`: clean canary users that would make it pass. Rates are None without users."""
+    """One rate, with log e-values. `missing`: clean canary users until it passes. Rates are None without users."""
 
     name: str
     status: str
@@ -119,7 +119,7 @@ def log_above_ceiling_e(num_users: int, num_events: int, ceiling: float) -> floa
 
 
 def log_split_e(splits: Iterable[tuple[float, int, int]]) -> float:
-    """log E that users are not split by weight; rows (w, n canary, n stable): prod B(cw+n1, c(1-w)+n0) / ..., c = 100."""
+    """log E that users are not split by weight; rows: (w, n1 canary, n0 stable). Beta(cw, c(1-w)) prior, c = 100."""
     total = 0.0
     for weight, canary, stable in splits:
         if not 0 < weight < 1:
@@ -135,6 +135,7 @@ def judge_guardrails(
     alpha: float = 0.05, max_ratio: float = 1.5,
 ) -> Guardrails:  # fmt: skip
     """Judge every guardrail from first requests (oldest first) and, for harm, from each user's first decided duel."""
+    observed = _mark_duels(observed)
     rates = [
         _judge(name, seen, ceilings[name], alpha, max_ratio, needed=True)
         for name, seen in (
@@ -213,6 +214,14 @@ def _segment(seen: Sequence[_Seen]) -> list[Segment]:
             key = (one.paired, 0.5 if one.paired else one.weight)
             counts.setdefault(key, [0, 0])[one.canary] += 1
     return [Segment(key[1], stable + canary, canary) for key, (stable, canary) in sorted(counts.items())]
+
+
+def _mark_duels(observed: Sequence[Observation]) -> list[Observation]:
+    """Only a pair with one candidate from each arm is a duel; a pair from one arm counts as a single answer."""
+    arms: dict[str, set[str]] = {}
+    for o in observed:
+        arms.setdefault(o.user, set()).add(o.arm)
+    return [o if not o.paired or len(arms[o.user]) == 2 else replace(o, paired=False) for o in observed]
 
 
 def _see(observation: Observation, event: bool) -> _Seen:

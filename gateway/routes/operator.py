@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from feedback.choices import count_outbox
+from feedback.errors import FeedbackError
 from gateway import tables
 from gateway.auth import require_scope
 from gateway.context import Context
@@ -63,7 +65,7 @@ def _add_checkpoint_routes(router: APIRouter, context: Context) -> None:
         require_scope(request, "operator", "admin")
         try:
             row, is_new = await context.controller.register(body.path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, FeedbackError) as error:
             raise bad_request(f"No valid checkpoint at this path: {error}", param="path") from error
         response.status_code = 201 if is_new else 200
         return {"id": row.id, "digest": row.digest, "number": row.number, "status": row.status}
@@ -107,10 +109,11 @@ def _add_rollout_routes(router: APIRouter, context: Context) -> None:
     @router.post("/rollouts:rollback", status_code=201)
     async def rollback(request: Request) -> dict[str, Any]:
         """While baking: back to the old checkpoint at once. Otherwise: put stable's parent on trial."""
-        actor = require_scope(request, "operator", "admin").name
+        actor = "key:" + require_scope(request, "operator", "admin").key_id
+        now = context.controller.now()
         row = await context.writer.arun(lambda conn: tables.active_rollout(conn, context.settings.policy))
         if row is not None and row.phase == machine.BAKING:
-            return await _act(context, row.id, lambda r, _: machine.abort(r, "RolledBack", actor, r.phase_started_at))
+            return await _act(context, row.id, lambda r, _: machine.abort(r, "RolledBack", actor, now))
         stable = await context.writer.arun(lambda conn: tables.get_stable(conn, context.settings.policy))
         if stable is None or stable.parent is None:
             raise ApiError(409, "Stable has no parent to go back to.", code="conflict")
@@ -120,7 +123,7 @@ def _add_rollout_routes(router: APIRouter, context: Context) -> None:
 def _add_action_routes(router: APIRouter, context: Context) -> None:
     @router.post("/rollouts/{rollout}:approve")
     async def approve(request: Request, rollout: str, body: Approval) -> dict[str, Any]:
-        actor = require_scope(request, "operator", "admin").name
+        actor = "key:" + require_scope(request, "operator", "admin").key_id
         now = context.controller.now()
         return await _act(
             context, rollout, lambda row, g: machine.approve(row, g, body.generation, body.decision_digest, actor, now)
@@ -148,8 +151,7 @@ async def build_status(context: Context) -> dict[str, Any]:
     view, counters = context.deployment.view, context.deployment.counters
     stable = await context.writer.arun(lambda conn: tables.get_stable(conn, policy))
     row = await context.writer.arun(lambda conn: tables.active_rollout(conn, policy))
-    on_trial = None if view.canary is None else view.canary
-    canary = None if on_trial is None else await context.writer.arun(lambda conn: tables.get_checkpoint(conn, on_trial))
+    canary = await context.writer.arun(lambda conn: tables.get_checkpoint(conn, view.canary or ""))
     return {
         "policy": policy,
         "preset": context.settings.preset,
@@ -162,7 +164,7 @@ async def build_status(context: Context) -> dict[str, Any]:
             "comparisons": counters.comparisons,
             "choices": counters.choices,
             "not_paired": dict(counters.not_paired),
-            "outbox_pending": await context.writer.arun(tables.count_outbox),
+            "outbox_pending": await context.writer.arun(count_outbox),
         },
         "swap": {"last_swap_s": context.controller.last_swap_s},
         "engines": [
@@ -173,7 +175,7 @@ async def build_status(context: Context) -> dict[str, Any]:
 
 
 def _who_and_why(request: Request, body: Reason | None, context: Context) -> tuple[str, str, float]:
-    actor = require_scope(request, "operator", "admin").name
+    actor = "key:" + require_scope(request, "operator", "admin").key_id
     return actor, (body or Reason(reason="Operator")).reason, context.controller.now()
 
 

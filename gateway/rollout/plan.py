@@ -1,0 +1,95 @@
+"""What follows from a rollout's row: the view to serve, the checkpoints' statuses, a fresh row, an A/A copy.
+
+Pure but for `copy_checkpoint`, which writes one directory.
+"""
+
+import secrets
+import shutil
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from feedback.manifest import write_manifest
+from gateway.deployment import ServingView
+from gateway.rollout import machine
+from gateway.rollout.evidence import Duel, Evidence, weigh_duels
+from gateway.rollout.guardrails import Guardrails, judge_guardrails
+from gateway.rollout.observations import Observation
+from gateway.settings import RolloutSection
+from gateway.tables import CheckpointRow, RolloutRow, ServingRow
+
+
+def read_settings(row: RolloutRow) -> RolloutSection:
+    """The settings the rollout was opened with: it is judged by them to its end."""
+    return RolloutSection.model_validate_json(row.settings)
+
+
+def weigh(
+    row: RolloutRow, duels: list[Duel], observed: list[Observation], now: float
+) -> tuple[Evidence, Guardrails, float]:
+    """Evidence, guardrails and the time of the newest choice."""
+    settings = read_settings(row)
+    evidence = weigh_duels(
+        duels, cap=settings.cap, window_s=settings.window_s, now=now, alpha=settings.alpha, delta=settings.delta,
+        max_users=settings.max_users,
+    )  # fmt: skip
+    guardrails = judge_guardrails(
+        observed, duels, salt=bytes.fromhex(row.salt), ceilings=settings.ceilings.model_dump(), alpha=settings.alpha,
+        max_ratio=settings.max_ratio,
+    )  # fmt: skip
+    return evidence, guardrails, max((duel.chosen_at for duel in duels if duel.chosen_at is not None), default=0.0)
+
+
+def wanted_view(serving: ServingRow, row: RolloutRow | None) -> ServingView:
+    """What should serve, by the tables alone."""
+    view = ServingView(generation=serving.generation, stable=serving.stable)
+    if row is None or row.phase in (machine.PENDING, machine.ABORTING):
+        return view
+    salt = bytes.fromhex(row.salt)
+    if row.phase == machine.BAKING:
+        return replace(view, canary=row.stable, weight=row.weight, salt=salt)
+    return replace(view, canary=row.checkpoint, weight=row.weight, duel_share=row.duel_share, salt=salt, rollout=row.id)
+
+
+def new_statuses(old: RolloutRow, new: RolloutRow) -> list[tuple[str, str]]:
+    """The checkpoints' statuses that change with a transition."""
+    if new.phase == machine.BAKING:
+        return [(new.checkpoint, "stable"), (new.stable, "baking")]
+    if new.phase == machine.HEALTHY:
+        return [(new.stable, "draining")]
+    if new.phase == machine.ABORTING and old.phase == machine.BAKING:
+        return [(new.checkpoint, "canary"), (new.stable, "stable")]
+    if new.phase == machine.DEGRADED:
+        return [(new.checkpoint, "superseded" if old.phase == machine.PENDING else "draining")]
+    return []
+
+
+def new_rollout(
+    checkpoint: CheckpointRow, serving: ServingRow, policy: str, settings: RolloutSection, number: int, now: float
+) -> RolloutRow:
+    """A Pending rollout with a salt of its own."""
+    assert serving.stable is not None
+    return RolloutRow(
+        id=f"r-{number + 1:06d}", policy=policy, checkpoint=checkpoint.id, stable=serving.stable,
+        aa=checkpoint.kind == "aa", phase=machine.PENDING, analysis="Pending", reason="Created", step=0,
+        step_started_at=now, weight=0.0, duel_share=settings.duel_share, salt=secrets.token_hex(16),
+        generation=serving.generation, created_at=now, started_at=None, phase_started_at=now, finished_at=None,
+        resume_phase="", split_waived=False, decision_digest="", settings=settings.model_dump_json(),
+    )  # fmt: skip
+
+
+def copy_checkpoint(stable: CheckpointRow, number: int) -> Path:
+    """Copy a checkpoint's directory under an A/A id beside it; the manifest goes in last, the name at the very end."""
+    suffix = sha256(f"{stable.digest} {number} {secrets.token_hex(8)}".encode()).hexdigest()[:12]
+    name = f"a-{number:06d}-{suffix}"
+    source = Path(stable.path)
+    final, partial = source.parent / name, source.parent / f".{name}.partial"
+    manifest = msgspec.structs.replace(
+        stable.parsed, id=name, number=number, parent=stable.id, kind="aa", metrics={**stable.parsed.metrics, "aa": 1.0}
+    )
+    shutil.copytree(source, partial)
+    write_manifest(partial, manifest)
+    partial.rename(final)
+    return final
