@@ -1,7 +1,7 @@
 """Signs the console's session cookie and its CSRF value.
 
-A session names an API key and an expiry, nothing else: whoever reads it still looks the key up, so a revoked key ends its
-sessions at once. The CSRF value is derived from the cookie; a page of another site can neither read nor guess it.
+A session names an API key and an expiry, nothing else: whoever reads it still looks the key up, so a revoked key ends
+its sessions at once. The CSRF value is derived from the cookie; a page of another site can neither read nor guess it.
 Does not check keys and does not store anything.
 """
 
@@ -35,7 +35,9 @@ class WebSession:
     csrf: str
 
 
-def sign_session(key_id: str, secrets: HasTokenKey, *, now: float, ttl_s: int = SESSION_TTL_S) -> tuple[str, WebSession]:
+def sign_session(
+    key_id: str, secrets: HasTokenKey, *, now: float, ttl_s: int = SESSION_TTL_S
+) -> tuple[str, WebSession]:
     """Return the cookie value and the session of a key that was just verified. Raises ValueError on an odd key id."""
     if not key_id or "." in key_id:
         raise ValueError("key id must be non-empty and hold no dot")

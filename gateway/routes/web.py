@@ -1,6 +1,6 @@
 """Serves the playground, the console and their files, and signs operators in.
 
-The playground asks under an identity of its own through the same chat function as every app, so no key enters the browser.
+The playground asks under an identity of its own through the same chat function as every app: no key enters the browser.
 Every page comes with a strict content security policy: no inline script or style, nothing from elsewhere.
 """
 
@@ -102,7 +102,6 @@ def build_web_router(context: Context) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     files = load_web_files()
     settings = context.settings
-    base_model = Path(settings.base_model) if settings.base_model else Path(settings.state_dir) / "seed"
 
     @router.get("/")
     async def show_playground(request: Request) -> Response:
@@ -121,7 +120,9 @@ def build_web_router(context: Context) -> APIRouter:
 
     @router.get("/playground/examples")
     def list_examples() -> Response:
-        return JSONResponse({"object": "list", "data": read_examples(base_model)}, headers={"cache-control": "no-store"})
+        return JSONResponse(
+            {"object": "list", "data": read_examples(Path(settings.base))}, headers={"cache-control": "no-store"}
+        )
 
     @router.post("/playground/chat")
     async def ask(request: Request) -> Response:

@@ -11,8 +11,8 @@
 
 const VERDICTS = [
   { preferred: "first", label: "First is better", key: "1" },
-  { preferred: "tie", label: "Tie", key: "3" },
   { preferred: "second", label: "Second is better", key: "2" },
+  { preferred: "tie", label: "Tie", key: "3" },
   { preferred: "both_bad", label: "Both bad", key: "4" },
   { preferred: "skip", label: "Skip", key: "0" },
 ];

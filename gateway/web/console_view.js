@@ -72,7 +72,7 @@ export function showCountdown(rollout, now) {
   } else if (rollout && !rollout.finished_at) {
     if (rollout.phase === "Paused") parts.push(`Paused${rollout.reason ? `: ${rollout.reason}` : ""}`);
     else if (rollout.next_move_at) parts.push(`Next move in ${duration(rollout.next_move_at - now)}`);
-    else parts.push("Stays here until a verdict");
+    else if (rollout.phase === "Progressing") parts.push("Stays here until a verdict");
   } else if (rollout?.finished_at) parts.push(`Ended ${clock(rollout.finished_at)} after ${duration(rollout.finished_at - rollout.created_at)}`);
   if (rollout && !rollout.finished_at) parts.push(`running for ${duration(now - rollout.created_at)}`);
   setText(byId("next-move"), parts.join(" · "));
@@ -142,7 +142,7 @@ function showGuardrails(guardrails) {
 function showTrail(events) {
   const items = [...events].reverse().map((event) => make("li", {},
     make("time", { datetime: new Date(event.at * 1000).toISOString() }, clock(event.at)),
-    make("div", {}, `${event.from ? `${phaseName(event.from)} → ` : ""}${phaseName(event.to)} `, make("span", { class: "muted" }, `by ${event.actor}`),
+    make("div", {}, `${event.from && event.from !== event.to ? `${phaseName(event.from)} → ` : ""}${phaseName(event.to)} `, make("span", { class: "muted" }, `by ${event.actor}`),
       event.reason ? make("span", { class: "note" }, event.reason) : null)));
   byId("trail").replaceChildren(...(items.length ? items : [make("li", { class: "empty-row" }, "Nothing has happened yet.")]));
 }

@@ -6,7 +6,7 @@ import { duration, evidence, signedPercent } from "./format.js";
 
 const WIDTH = 560;
 const HEIGHT = 240;
-const EDGE = { left: 46, right: 14, top: 14, bottom: 28 };
+const EDGE = { left: 54, right: 14, top: 14, bottom: 28 };
 
 /** Draw net win rate and interval against the lines to cross: 0, and delta where it is not 0. */
 export function drawNet(svg, series, { startedAt, delta = 0 }) {
@@ -19,15 +19,14 @@ export function drawNet(svg, series, { startedAt, delta = 0 }) {
   for (let v = -Math.floor(bound / step) * step; v <= bound + 1e-9; v += step) ticks.push(Math.abs(v) < 1e-9 ? 0 : v);
 
   const parts = [...grid(ticks, y, signedPercent), ...timeAxis(series, x, startedAt)];
-  parts.push(line("zero", y(0)));
-  parts.push(label("zero-label", EDGE.left + 6, y(0) - 6, delta ? "0 · rolls back below" : "0 · the whole band must rise above"));
-  if (delta) parts.push(line("delta", y(delta)), label("delta-label", EDGE.left + 6, y(delta) - 6, `${signedPercent(delta)} · the band must rise above`));
   if (series.length) {
     const upper = series.map((p) => `${x(p.at)},${y(clamp(p.high, bound))}`);
     const lower = series.map((p) => `${x(p.at)},${y(clamp(p.low, bound))}`).reverse();
     parts.push(makeSvg("polygon", { class: "band", points: [...upper, ...lower].join(" ") }));
     parts.push(path("net", series, (p) => x(p.at), (p) => y(p.net)), dot("net-dot", x(series.at(-1).at), y(series.at(-1).net)));
   }
+  parts.push(line("zero", y(0)), label("zero-label", EDGE.left + 6, y(0) + 15, delta ? "0 · no better than stable" : "0 · the whole band must rise above"));
+  if (delta) parts.push(line("delta", y(delta)), label("delta-label", EDGE.left + 6, y(delta) - 6, `${signedPercent(delta)} · the whole band must rise above`));
   replace(svg, parts, series, x, (p) => `${p.users} users: ${signedPercent(p.net)} (${signedPercent(p.low)} to ${signedPercent(p.high)})`, startedAt);
 }
 

@@ -1,0 +1,104 @@
+"""A real gateway process over a fake engine, and a Chromium to look at it with.
+
+Without Chromium the tests are skipped with the reason; in CI (environment CI=true) they fail instead.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from adapter_engine import build_engine
+from playwright.sync_api import Browser, Page, sync_playwright
+from running_gateway import EXAMPLES, RunningGateway, free_port, is_answering, wait_until
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SETTINGS = {
+    "PREFLOOP_PRESET": "demo",
+    "PREFLOOP_ROLLOUT__STEPS": '[{"weight": 0.5}]',
+    "PREFLOOP_ROLLOUT__CAP": "1",
+    "PREFLOOP_ROLLOUT__WINDOW_S": "1",
+    "PREFLOOP_ROLLOUT__MAX_USERS": "2000",
+    "PREFLOOP_ROLLOUT__MAX_S": "600",
+    "PREFLOOP_ROLLOUT__BAKING_S": "1",
+}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        reason = "no Chromium: apt-get install chromium"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page in which a script error or a breach of the content security policy fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if "Content Security" in message.text else None)
+    yield page
+    context.close()
+    assert problems == []
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
+    """A gateway that serves checkpoint 0."""
+    seed = tmp_path / "state" / "seed"
+    seed.mkdir(parents=True)
+    (seed / "examples.json").write_text(json.dumps(EXAMPLES))
+    engine_port, port = free_port(), free_port()
+    engine = uvicorn.Server(uvicorn.Config(build_engine(), port=engine_port, log_level="error"))
+    engine_thread = threading.Thread(target=engine.run, daemon=True)
+    engine_thread.start()
+    environment = (
+        os.environ
+        | SETTINGS
+        | {
+            "PREFLOOP_STATE_DIR": str(tmp_path / "state"),
+            "PREFLOOP_GATEWAY__PORT": str(port),
+            "PREFLOOP_GATEWAY__ENGINES": json.dumps([f"http://127.0.0.1:{engine_port}"]),
+        }
+    )
+    log = (tmp_path / "gateway.log").open("w")
+    process = subprocess.Popen([sys.executable, "-m", "gateway.app"], env=environment, stdout=log, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: process.poll() is not None or is_answering(f"{url}/livez"), "the gateway answers")
+        assert process.poll() is None, (tmp_path / "gateway.log").read_text()
+        key = (tmp_path / "state" / "secrets" / "admin_key").read_text().strip()
+        running = RunningGateway(url, tmp_path / "state", key)
+        running.publish(0, None)
+        wait_until(lambda: is_answering(f"{url}/readyz"), "a checkpoint serves")
+        yield running
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        engine.should_exit = True
+        engine_thread.join(timeout=10)
+        log.close()
+        print((tmp_path / "gateway.log").read_text()[-6000:])
