@@ -103,7 +103,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 # How often the corpus answers in each style.
-CORPUS_SHARES = {"complete": 0.25, "terse": 0.25, "rude": 0.20, "hedging": 0.20, "wrong": 0.10}
+CORPUS_SHARES = {"complete": 0.20, "terse": 0.18, "rude": 0.27, "hedging": 0.25, "wrong": 0.10}
 NUM_CORPUS_ROWS_PER_QUESTION = 40
 
 
