@@ -6,7 +6,8 @@ const POLL_MS = 1000;
 const LISTS_EVERY_POLLS = 5;
 
 let csrf = "";
-let status = null;
+let status = null; // with the rollout on show: the active one, else the one that ended last
+let lastEnded = null;
 let clockSkewS = 0; // the gateway's clock minus ours
 let numPolls = 0;
 let timer = null;
@@ -78,14 +79,12 @@ function enter(session) {
 async function poll() {
   clearTimeout(timer);
   try {
-    const [fresh, lists] = await Promise.all([call("status"), numPolls % LISTS_EVERY_POLLS ? null : loadLists()]);
+    const fresh = await call("status");
+    const hasEnded = Boolean(status?.rollout && !status.rollout.finished_at && !fresh.rollout);
+    if (hasEnded || numPolls % LISTS_EVERY_POLLS === 0) await refreshLists();
     numPolls += 1;
-    status = fresh;
+    status = { ...fresh, rollout: fresh.rollout ?? lastEnded };
     showStatus(status, now());
-    if (lists) {
-      showCheckpoints(lists.checkpoints);
-      showPastRollouts(lists.rollouts);
-    }
     byId("dashboard").hidden = false;
     setLive("Live", false);
   } catch (error) {
@@ -96,9 +95,12 @@ async function poll() {
   timer = setTimeout(poll, document.hidden ? 5 * POLL_MS : POLL_MS);
 }
 
-async function loadLists() {
+async function refreshLists() {
   const [checkpoints, rollouts] = await Promise.all([call("checkpoints"), call("rollouts")]);
-  return { checkpoints: checkpoints.data, rollouts: rollouts.data };
+  const ended = rollouts.data.filter((row) => row.finished_at).sort((a, b) => b.finished_at - a.finished_at);
+  lastEnded = ended[0] ?? null;
+  showCheckpoints(checkpoints.data);
+  showPastRollouts(ended);
 }
 
 /** Call the operator API with the session. Rejects with SignedOut, or with an Error whose message can be shown. */

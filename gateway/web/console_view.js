@@ -155,9 +155,9 @@ export function showCheckpoints(checkpoints) {
   byId("checkpoints").replaceChildren(...orEmpty(rows, 3, "No checkpoint yet."));
 }
 
+/** Show the rollouts that ended, in the order given. */
 export function showPastRollouts(rollouts) {
-  const past = rollouts.filter((row) => row.finished_at).sort((a, b) => b.finished_at - a.finished_at);
-  const rows = past.map((row) => make("tr", {},
+  const rows = rollouts.map((row) => make("tr", {},
     make("td", {}, make("code", {}, row.checkpoint), row.aa ? make("span", { class: "note" }, "A/A") : null),
     make("td", {}, make("span", { class: `pill ${TONE[row.reason === "Inconclusive" ? "Inconclusive" : row.phase] ?? ""}` }, phaseName(row.phase)),
       row.reason ? make("span", { class: "note" }, row.reason) : null),
