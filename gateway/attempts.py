@@ -1,7 +1,8 @@
-"""Asks an engine, and asks again while nothing has reached the client: refused, restarting, adapter forgotten, died early.
+"""Asks an engine, and asks again while nothing has reached the client.
 
-At most `connect_wait_s` in all. After the first byte of a stream nothing is repeated. An answer that is not streamed is
-read to its end here, so that losing the engine halfway costs the client only time.
+Asks again when an engine refuses, restarts, forgot the adapter or died early: at most `connect_wait_s` in all. After
+the first byte of a stream nothing is repeated. An answer that is not streamed is read to its end here, so that losing
+the engine halfway costs the client only time.
 """
 
 from __future__ import annotations
@@ -12,8 +13,17 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from starlette.responses import Response
+
 from gateway.context import Context
-from gateway.errors import ApiError, CheckpointGone, EngineInterrupted, EngineUnavailable, unavailable
+from gateway.errors import (
+    ApiError,
+    CheckpointGone,
+    EngineInterrupted,
+    EngineUnavailable,
+    error_body,
+    unavailable,
+)
 from gateway.upstream import EngineAnswer
 
 logger = logging.getLogger("gateway.attempts")
@@ -48,6 +58,16 @@ async def fetch_answer(context: Context, checkpoint: str, path: str, body: bytes
     answer, data = await _ask(context, checkpoint, path, body, is_stream=False)
     answer.close()
     return WholeAnswer(answer.engine, answer.status, data)
+
+
+def relay_refusal(answer: WholeAnswer, checkpoint: str, alias: str) -> Response:
+    """The engine's refusal of a request, without the checkpoint's name. Raises ApiError 503 if the engine failed."""
+    if answer.status >= 500 or answer.status in (401, 403):
+        raise ApiError(503, "The engine failed to answer.", code="engine_error", headers={"retry-after": "1"})
+    body = answer.body.replace(checkpoint.encode(), alias.encode())
+    if not body.startswith(b'{"error"'):
+        body = error_body(answer.status, "The engine refused the request.")
+    return Response(body, status_code=answer.status, media_type="application/json")
 
 
 async def _ask(

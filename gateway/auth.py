@@ -16,7 +16,7 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def identify_key(headers: Mapping[str, str], keys: KeyRing) -> Identity | None:
-    """The identity behind `Authorization: Bearer pl_…`; None without the header. Raises ApiError 401 for a wrong key."""
+    """The identity behind `Authorization: Bearer pl_…`; None without it. Raises ApiError 401 for a wrong key."""
     value = headers.get("authorization")
     if value is None:
         return None

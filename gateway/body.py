@@ -1,7 +1,7 @@
-"""The chat request and answer as bytes: reading the few fields the gateway needs, replacing the top-level `model` alone.
+"""The chat request and answer as bytes: reads the few fields that are needed, replaces the top-level `model` alone.
 
-A body is never re-modelled: everything that is not named here reaches the engine as it came. Refuses bodies in which two
-readers could see two different models (a repeated or escaped top-level `model` key).
+A body is never re-modelled: everything that is not named here reaches the engine as it came. Refuses bodies in which
+two readers could see two different models (a repeated or escaped top-level `model` key).
 """
 
 import re

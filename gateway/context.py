@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from feedback.database import Writer
-    from gateway.auth import KeyRing
+    from feedback.relay import Relay
     from gateway.deployment import Deployment
+    from gateway.keys import KeyRing
     from gateway.metrics import Metrics
     from gateway.pairs import AskLedger
     from gateway.recorder import Recorder
@@ -37,3 +38,4 @@ class Context:
     recorder: Recorder
     asks: AskLedger
     upstream: Upstream
+    relay: Relay

@@ -1,6 +1,7 @@
 """What Prometheus reads of the serving path. Label children are looked up once and kept.
 
-Names and labels are in base units, never a user or a checkpoint. Other parts register their own metrics on `registry`.
+Names and labels are in base units, never a user or a checkpoint. Other parts register their own metrics on
+`registry`.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Whether one request is answered twice, by which checkpoints, and in which order the two are shown.
 
-Pure, but for the ledger of who was asked when. A client that did not ask for pairs never gets one; a client's own n > 1,
-temperature 0 or fixed seed is never paired. Nothing here, nor in the order, tells the client which arm wrote what.
+Pure, but for the ledger of who was asked when. A client that did not ask for pairs never gets one; a client's own n >
+1, temperature 0 or fixed seed is never paired. Nothing here, nor in the order, tells the client which arm wrote what.
 """
 
 import hashlib
@@ -91,7 +91,9 @@ def read_compare(value: str | None) -> Compare:
     raise bad_request("X-Prefloop-Compare must be auto, always or never.", param="x-prefloop-compare")
 
 
-def may_pair(request: ChatRequest, identity: Identity, route: Route, body_bytes: int, max_event_bytes: int) -> str | None:
+def may_pair(
+    request: ChatRequest, identity: Identity, route: Route, body_bytes: int, max_event_bytes: int
+) -> str | None:
     """Why this request cannot be answered twice; None if it can."""
     if not identity.pairs:
         return "key"

@@ -1,7 +1,7 @@
 """Who is asking, and which checkpoint answers: pure functions of the request, the key and the serving view.
 
-A user keeps an arm while the canary's weight stands, and users of the canary stay there when it grows. A request without a
-user is assigned by its conversation.
+A user keeps an arm while the canary's weight stands, and users of the canary stay there when it grows. A request
+without a user is assigned by its conversation.
 """
 
 from collections.abc import Mapping
@@ -64,7 +64,9 @@ def first_content(messages: list[dict[str, Any]], role: str) -> str:
     return ""
 
 
-def choose_route(model: str, alias: str, who: Who, identity: Identity, view: ServingView, known: frozenset[str]) -> Route:
+def choose_route(
+    model: str, alias: str, who: Who, identity: Identity, view: ServingView, known: frozenset[str]
+) -> Route:
     """The checkpoint for a request that asks for `model`. Raises ApiError 404 for an unknown one, 503 if none serves.
 
     `known`: the checkpoints that engines hold, which operators may ask for by id.

@@ -65,7 +65,7 @@ def check_listening(host: str, secrets_configured: bool) -> None:
         is_local = host == "localhost"
     if not is_local and not secrets_configured:
         raise SecretsError(
-            f"refusing to listen on {host}: set gateway.secrets_configured once pepper, token key and admin key are yours"
+            f"refusing to listen on {host}: set gateway.secrets_configured once pepper, token and admin key are yours"
         )
 
 

@@ -17,53 +17,75 @@ _DAY_S = 86400.0
 class GatewaySection(BaseModel):
     """How the gateway listens, reaches the engines and asks for choices."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback needs `secrets_configured`.")
-    port: int = Field(8800, ge=0, le=65535, description="Port to listen on.")
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on; beyond loopback needs `secrets_configured`."
+    )
+    port: int = Field(default=8800, ge=0, le=65535, description="Port to listen on.")
     secrets_configured: bool = Field(
-        False, description="Says that pepper, token key and admin key were set on purpose: allows a public address."
+        default=False,
+        description="Says that pepper, token key and admin key were set on purpose: allows a public address.",
     )
-    engines: list[str] = Field(["http://127.0.0.1:8801"], min_length=1, description="Base URLs of the vLLM engines.")
-    database_url: str = Field("", description="SQLAlchemy URL; empty means `<state_dir>/gateway.db`.")
-    ask_rate: float = Field(0.10, ge=0, le=1, description="Share of opted-in requests answered twice.")
+    engines: list[str] = Field(
+        default=["http://127.0.0.1:8801"], min_length=1, description="Base URLs of the vLLM engines."
+    )
+    database_url: str = Field(default="", description="SQLAlchemy URL; empty means `<state_dir>/gateway.db`.")
+    ask_rate: float = Field(default=0.10, ge=0, le=1, description="Share of opted-in requests answered twice.")
     random_share: float = Field(
-        0.01, ge=0, le=1, description="Share of opted-in requests asked at random, whatever the asking policy says."
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Share of opted-in requests asked at random, whatever the asking policy says.",
     )
-    max_asks_per_user_day: int = Field(3, ge=0, description="Most comparisons shown to one user in 24 hours.")
-    skip_cooldown_s: float = Field(4 * _HOUR_S, ge=0, description="A user who skips is not asked for this long.")
-    comparison_ttl_s: float = Field(_HOUR_S, gt=0, description="How long a comparison may be answered.")
+    max_asks_per_user_day: int = Field(default=3, ge=0, description="Most comparisons shown to one user in 24 hours.")
+    skip_cooldown_s: float = Field(
+        default=4 * _HOUR_S, ge=0, description="A user who skips is not asked for this long."
+    )
+    comparison_ttl_s: float = Field(default=_HOUR_S, gt=0, description="How long a comparison may be answered.")
     comparison_commit_ms: float = Field(
-        100.0, gt=0, description="Longest a response waits for its comparison row; after it, only index 0 counts."
+        default=100.0,
+        gt=0,
+        description="Longest a response waits for its comparison row; after it, only index 0 counts.",
     )
-    max_event_bytes: int = Field(900_000, gt=0, description="A request whose event could pass this is never paired.")
-    max_body_bytes: int = Field(8_000_000, gt=0, description="Largest request body taken.")
+    max_event_bytes: int = Field(
+        default=900_000, gt=0, description="A request whose event could pass this is never paired."
+    )
+    max_body_bytes: int = Field(default=8_000_000, gt=0, description="Largest request body taken.")
     connect_wait_s: float = Field(
-        90.0, ge=0, description="How long a request waits for an engine that is restarting, before its first byte."
+        default=90.0,
+        ge=0,
+        description="How long a request waits for an engine that is restarting, before its first byte.",
     )
-    first_byte_timeout_s: float = Field(120.0, gt=0, description="Longest wait for the first byte of an answer.")
-    answer_timeout_s: float = Field(600.0, gt=0, description="Longest wait for an answer that is not streamed.")
-    idle_timeout_s: float = Field(60.0, gt=0, description="Longest silence inside an answer that has begun.")
-    max_upstream_connections: int = Field(1024, gt=0, description="Connections to one engine.")
-    reconcile_s: float = Field(2.0, gt=0, description="Pause between looks at which adapters an engine holds.")
+    first_byte_timeout_s: float = Field(
+        default=120.0, gt=0, description="Longest wait for the first byte of an answer."
+    )
+    answer_timeout_s: float = Field(default=600.0, gt=0, description="Longest wait for an answer that is not streamed.")
+    idle_timeout_s: float = Field(default=60.0, gt=0, description="Longest silence inside an answer that has begun.")
+    max_upstream_connections: int = Field(default=1024, gt=0, description="Connections to one engine.")
+    reconcile_s: float = Field(default=2.0, gt=0, description="Pause between looks at which adapters an engine holds.")
     probe_tolerance: float = Field(
-        1e-3, gt=0, description="Largest difference of a probe's log-probabilities, in nats (about 0.2 on GPU, bf16)."
+        default=1e-3,
+        gt=0,
+        description="Largest difference of a probe's log-probabilities, in nats (about 0.2 on GPU, bf16).",
     )
-    drain_timeout_s: float = Field(30.0, ge=0, description="On SIGTERM, how long requests in flight may take to end.")
+    drain_timeout_s: float = Field(
+        default=30.0, ge=0, description="On SIGTERM, how long requests in flight may take to end."
+    )
 
 
 class RolloutStep(BaseModel):
     """One step of the canary's ramp."""
 
     weight: float = Field(gt=0, lt=1, description="Share of users served by the canary.")
-    hold_s: float | None = Field(None, description="How long the step lasts; none means until a verdict.")
+    hold_s: float | None = Field(default=None, description="How long the step lasts; none means until a verdict.")
 
 
 class Ceilings(BaseModel):
     """Rates of bad events that the canary must stay below to be promoted."""
 
-    errors: float = Field(0.10, gt=0, lt=1, description="Failed requests.")
-    truncation: float = Field(0.10, gt=0, lt=1, description="Answers cut by the token limit.")
-    refusals: float = Field(0.05, gt=0, lt=1, description="Answers that refuse.")
-    harm: float = Field(0.01, gt=0, lt=1, description="Answers reported as harmful.")
+    errors: float = Field(default=0.10, gt=0, lt=1, description="Failed requests.")
+    truncation: float = Field(default=0.10, gt=0, lt=1, description="Answers cut by the token limit.")
+    refusals: float = Field(default=0.05, gt=0, lt=1, description="Answers that refuse.")
+    harm: float = Field(default=0.01, gt=0, lt=1, description="Answers reported as harmful.")
 
 
 def _default_steps() -> list[RolloutStep]:
@@ -78,26 +100,38 @@ def _default_steps() -> list[RolloutStep]:
 class RolloutSection(BaseModel):
     """How a canary is exposed and judged."""
 
-    alpha: float = Field(0.05, gt=0, lt=1, description="Chance of promoting a canary that is no better, per rollout.")
-    delta: float = Field(0.0, ge=0, lt=0.667, description="Net win rate that the canary must beat.")
-    cap: int = Field(5, ge=1, description="Duels of one user that count.")
-    window_s: float = Field(_DAY_S, gt=0, description="A user's duels count within this time of the first.")
-    min_users: int = Field(100, ge=1, description="Fewest entered users before a promotion.")
-    min_s: float = Field(_DAY_S, ge=0, description="Shortest rollout that may be promoted.")
-    max_users: int = Field(2000, ge=1, description="Entered users after which the rollout ends as inconclusive.")
-    max_s: float = Field(14 * _DAY_S, gt=0, description="Time after which the rollout ends as inconclusive.")
+    alpha: float = Field(
+        default=0.05, gt=0, lt=1, description="Chance of promoting a canary that is no better, per rollout."
+    )
+    delta: float = Field(default=0.0, ge=0, lt=0.667, description="Net win rate that the canary must beat.")
+    cap: int = Field(default=5, ge=1, description="Duels of one user that count.")
+    window_s: float = Field(default=_DAY_S, gt=0, description="A user's duels count within this time of the first.")
+    min_users: int = Field(default=100, ge=1, description="Fewest entered users before a promotion.")
+    min_s: float = Field(default=_DAY_S, ge=0, description="Shortest rollout that may be promoted.")
+    max_users: int = Field(
+        default=2000, ge=1, description="Entered users after which the rollout ends as inconclusive."
+    )
+    max_s: float = Field(default=14 * _DAY_S, gt=0, description="Time after which the rollout ends as inconclusive.")
     steps: list[RolloutStep] = Field(default_factory=_default_steps, min_length=1, description="The canary's ramp.")
-    duel_share: float = Field(0.0, ge=0, le=1, description="Share of users who may duel, whatever the step's weight.")
+    duel_share: float = Field(
+        default=0.0, ge=0, le=1, description="Share of users who may duel, whatever the step's weight."
+    )
     ceilings: Ceilings = Field(default_factory=Ceilings, description="Rates the canary must stay below.")
-    max_ratio: float = Field(1.5, gt=1, description="A guardrail's rate may not be this many times stable's.")
-    rollback_threshold: float = Field(8.0, gt=1, description="Weighted evidence of harm at which to roll back.")
-    sample_ratio_threshold: float = Field(1000.0, gt=1, description="Evidence of a skewed split at which to pause.")
-    baking_s: float = Field(_DAY_S, ge=0, description="How long the old checkpoint keeps a share after a promotion.")
-    baking_weight: float = Field(0.05, ge=0, lt=1, description="Share of users the old checkpoint keeps meanwhile.")
-    drain_timeout_s: float = Field(60.0, ge=0, description="Longest wait for a checkpoint's last requests.")
-    auto_approve: bool = Field(False, description="Promote without an operator once every gate passes.")
-    approve_countdown_s: float = Field(0.0, ge=0, description="Visible countdown before an automatic approval.")
-    tick_s: float = Field(0.5, gt=0, description="Pause between looks of the rollout controller.")
+    max_ratio: float = Field(default=1.5, gt=1, description="A guardrail's rate may not be this many times stable's.")
+    rollback_threshold: float = Field(default=8.0, gt=1, description="Weighted evidence of harm at which to roll back.")
+    sample_ratio_threshold: float = Field(
+        default=1000.0, gt=1, description="Evidence of a skewed split at which to pause."
+    )
+    baking_s: float = Field(
+        default=_DAY_S, ge=0, description="How long the old checkpoint keeps a share after a promotion."
+    )
+    baking_weight: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of users the old checkpoint keeps meanwhile."
+    )
+    drain_timeout_s: float = Field(default=60.0, ge=0, description="Longest wait for a checkpoint's last requests.")
+    auto_approve: bool = Field(default=False, description="Promote without an operator once every gate passes.")
+    approve_countdown_s: float = Field(default=0.0, ge=0, description="Visible countdown before an automatic approval.")
+    tick_s: float = Field(default=0.5, gt=0, description="Pause between looks of the rollout controller.")
 
 
 _DEMO: dict[str, dict[str, Any]] = {

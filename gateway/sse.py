@@ -1,7 +1,7 @@
 """Server-sent events as bytes: splitting a stream into whole events, and reading their data.
 
-Events may be split anywhere across reads, also inside a character or the blank line. Keeps the bytes of an event as they
-came. Does not know what the events mean.
+Events may be split anywhere across reads, also inside a character or the blank line. Keeps the bytes of an event as
+they came. Does not know what the events mean.
 """
 
 from typing import Any

@@ -12,11 +12,19 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.errors import error_body
+from gateway.sse import DONE, encode_event
+
 T = TypeVar("T")
 
 
 class ClientGone(Exception):
     """The client closed the connection before its answer was complete."""
+
+
+def failure_events() -> bytes:
+    """What ends a stream whose engine went away."""
+    return encode_event(error_body(502, "The engine stopped in the middle of its answer.", code="engine_lost")) + DONE
 
 
 async def run_until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -44,7 +52,10 @@ class EventStream(Response):
     """Server-sent events from a generator; `on_close` runs when the stream is over, however it ended."""
 
     def __init__(
-        self, source: AsyncGenerator[bytes, None], on_close: Callable[[], None], headers: Mapping[str, str] | None = None
+        self,
+        source: AsyncGenerator[bytes, None],
+        on_close: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(headers=headers, media_type="text/event-stream")
         del self.headers["content-length"]

@@ -1,7 +1,8 @@
 """Loads checkpoints into the engines under their own names, and proves that each really answers before it is used.
 
-Level-triggered: remembers which checkpoints are wanted, looks at what each engine holds every few seconds (and at once after a
-request failed to connect), and loads again what a restarted engine forgot. Never reuses a name or a path.
+Level-triggered: remembers which checkpoints are wanted, looks at what each engine holds every few seconds (and at
+once after a request failed to connect), and loads again what a restarted engine forgot. Never reuses a name or a
+path.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Swap:
     async def drain_and_unload(self, checkpoint: str, timeout_s: float) -> bool:
         """Wait until no request is in flight on the checkpoint, then unload it; False if the time ran out first."""
         deadline = time.monotonic() + timeout_s
-        while self._deployment.in_flight(checkpoint) and time.monotonic() < deadline:
+        while self._deployment.in_flight(checkpoint) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         is_drained = not self._deployment.in_flight(checkpoint)
         self._wanted.pop(checkpoint, None)
@@ -103,7 +104,7 @@ class Swap:
         return is_drained
 
     async def reconcile(self, wanted: Iterable[CheckpointRow] | None = None) -> None:
-        """Load what is missing in engines that answer; `wanted` replaces what is remembered. Never raises for an engine."""
+        """Load what is missing in engines that answer; `wanted` replaces what is remembered."""
         if wanted is not None:
             self._wanted = {row.id: row for row in wanted}
         await asyncio.gather(*(self._reconcile_one(engine) for engine in self._engines))
@@ -214,8 +215,8 @@ def read_prompt_logprobs(body: bytes, token_ids: list[int]) -> list[float]:
 def judge_probe(measured: list[float], manifest: Manifest, tolerance: float) -> str | None:
     """Why the measured log-probabilities do not prove the adapter; None if they do. Distances in nats, worst token.
 
-    Where the adapter differs from the base at all, the measurement must lie nearer to the adapter: an adapter with wrong
-    module names is loaded without complaint, and answers as the base.
+    Where the adapter differs from the base, the measurement must lie nearer to the adapter: one with wrong module names
+    is loaded without complaint, and answers as the base.
     """
     expected, base = manifest.probe.logprobs, manifest.probe.base_logprobs
     if not expected or len(measured) != len(expected):

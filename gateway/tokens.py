@@ -1,8 +1,9 @@
 """Comparison tokens: who holds one may say, once, which of two answers was better.
 
-HMAC-SHA256 with key id over comparison id, app, chooser, order, digests of both answers and expiry. The order is given by
-completion ids, so that the readable part says nothing of which arm wrote which answer. Expiry is enforced where the
-choice is stored, by the row's own time, so that repeating a choice after expiry still gets the stored answer.
+HMAC-SHA256 with key id over comparison id, app, chooser, order, digests of both answers and expiry. The order is
+given by completion ids, so that the readable part says nothing of which arm wrote which answer. Expiry is enforced
+where the choice is stored, by the row's own time, so that repeating a choice after expiry still gets the stored
+answer.
 """
 
 import base64

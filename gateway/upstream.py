@@ -1,7 +1,7 @@
 """The client to the engines: one POST, its answer as bytes, told apart by whether the first byte had come.
 
-Raises EngineUnavailable before the first byte and EngineInterrupted after it. Closing an answer closes the connection if it
-was not read to its end, which makes the engine stop generating. Does not retry: attempts.py does.
+Raises EngineUnavailable before the first byte and EngineInterrupted after it. Closing an answer closes the connection
+if it was not read to its end, which makes the engine stop generating. Does not retry: attempts.py does.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class Upstream:
             raise EngineUnavailable(f"{engine}: the answer ended before its first byte")
         return EngineAnswer(engine, response, first, self._settings.idle_timeout_s)
 
-    async def call(self, engine: str, path: str, payload: dict[str, Any] | None, *, timeout_s: float) -> tuple[int, bytes]:
+    async def call(
+        self, engine: str, path: str, payload: dict[str, Any] | None, *, timeout_s: float
+    ) -> tuple[int, bytes]:
         """A short call of our own (adapters, probes): POST with a payload, GET without. Raises EngineUnavailable."""
         method = "GET" if payload is None else "POST"
         data = None if payload is None else msgspec.json.encode(payload)

@@ -1,7 +1,7 @@
 """The chat hot path: one request in, one or two answers out. Serves apps and the playground alike.
 
-Single answers pass through as bytes: only the top-level `model` changes, in both directions and in every event of a stream.
-Once the first byte of a stream is out, a failure ends the stream with an error event.
+Single answers pass through as bytes: only the top-level `model` changes, in both directions and in every event of a
+stream. Once the first byte of a stream is out, a failure ends the stream with an error event.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import AsyncGenerator, Mapping
 
 from starlette.responses import Response
 
-from gateway.attempts import WholeAnswer, fetch_answer, open_answer
+from gateway.attempts import WholeAnswer, fetch_answer, open_answer, relay_refusal
 from gateway.body import parse_chat_request, restore_model
 from gateway.context import Context
-from gateway.errors import ApiError, CheckpointGone, EngineInterrupted, error_body, forbidden, unavailable
+from gateway.errors import ApiError, CheckpointGone, EngineInterrupted, forbidden, unavailable
 from gateway.exchange import CHAT_PATH, CLIENT_GONE, Exchange, Outcome, note_outcome, served_checkpoints, watch_bytes
 from gateway.keys import Identity
 from gateway.paired import answer_pair
 from gateway.pairs import Ask, decide_ask, may_pair, read_compare
 from gateway.routing import choose_route, identify_user
-from gateway.sse import DONE, EventSplitter, encode_event
-from gateway.streams import EventStream
+from gateway.sse import EventSplitter
+from gateway.streams import EventStream, failure_events
 from gateway.upstream import EngineAnswer
 
 _MAX_REROUTES = 3
@@ -107,16 +107,6 @@ def _pass_whole(exchange: Exchange, answer: WholeAnswer, outcome: Outcome) -> Re
     return Response(body, media_type="application/json", headers=_own_headers(exchange))
 
 
-def relay_refusal(answer: WholeAnswer, checkpoint: str, alias: str) -> Response:
-    """The engine's refusal of a request, without the checkpoint's name. Raises ApiError 503 if the engine failed."""
-    if answer.status >= 500 or answer.status in (401, 403):
-        raise ApiError(503, "The engine failed to answer.", code="engine_error", headers={"retry-after": "1"})
-    body = answer.body.replace(checkpoint.encode(), alias.encode())
-    if not body.startswith(b'{"error"'):
-        body = error_body(answer.status, "The engine refused the request.")
-    return Response(body, status_code=answer.status, media_type="application/json")
-
-
 async def _pass_events(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> AsyncGenerator[bytes, None]:
     checkpoint, alias = exchange.route.checkpoint, exchange.route.alias
     splitter = EventSplitter()
@@ -144,11 +134,6 @@ async def _pass_events(exchange: Exchange, answer: EngineAnswer, outcome: Outcom
         if outcome.code >= 500:
             exchange.context.deployment.counters.failed_requests += 1
         note_outcome(exchange, outcome)
-
-
-def failure_events() -> bytes:
-    """What ends a stream whose engine went away."""
-    return encode_event(error_body(502, "The engine stopped in the middle of its answer.", code="engine_lost")) + DONE
 
 
 def _own_headers(exchange: Exchange) -> dict[str, str]:

@@ -1,0 +1,273 @@
+"""Builds one running gateway, and dispatches: the chat path straight to wire.py, everything else through FastAPI.
+
+On start the writer, the relay, the swap and the rollout controller run; on SIGTERM the server stops listening, lets
+requests end, then stops them in the opposite order. Every answer carries x-request-id, every error has OpenAI's
+shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from feedback.database import Writer, create_tables, metadata, open_database
+from feedback.log import open_log
+from feedback.relay import Relay
+from gateway.auth import authenticate
+from gateway.context import Context
+from gateway.deployment import Deployment
+from gateway.errors import ApiError, GatewayError, error_body
+from gateway.exchange import CHAT_PATH
+from gateway.keys import KeyRing, ensure_admin_key
+from gateway.metrics import Metrics
+from gateway.pairs import AskLedger
+from gateway.recorder import Recorder
+from gateway.requests import receive_body
+from gateway.rollout.controller import Controller
+from gateway.rollout.observations import Observations
+from gateway.routes.choices import build_choices_router
+from gateway.routes.health import build_health_router
+from gateway.routes.keys import build_keys_router
+from gateway.routes.models import build_models_router
+from gateway.routes.operator import build_operator_router
+from gateway.routes.web import build_web_router
+from gateway.secrets import Secrets, check_listening, load_secrets
+from gateway.settings import GatewaySettings
+from gateway.streams import ClientGone, run_until_disconnect
+from gateway.swap import Swap
+from gateway.upstream import Upstream, open_session
+from gateway.wire import answer_chat
+
+logger = logging.getLogger("gateway")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_REFRESH_KEYS_S = 5.0
+
+
+class Gateway:
+    """The ASGI app. `context` is there from startup on."""
+
+    def __init__(self, settings: GatewaySettings, secrets: Secrets) -> None:
+        self._settings = settings
+        self.secrets = secrets
+        self._context: Context | None = None
+        self._api = build_api(self._run)
+
+    @property
+    def context(self) -> Context:
+        """The running gateway's parts."""
+        assert self._context is not None, "the gateway has not started"
+        return self._context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._api(scope, receive, send)
+            return
+        if scope["type"] != "http":  # we speak no websockets
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        app: ASGIApp = self._chat if scope["path"] == CHAT_PATH and scope["method"] == "POST" else self._api
+        self.context.metrics.in_flight.inc()
+        try:
+            await app(scope, receive, _with_request_id(send, request_id))
+        finally:
+            self.context.metrics.in_flight.dec()
+
+    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = self.context
+        headers = Headers(scope=scope)
+        try:
+            identity = authenticate(headers, context.keys, "app")
+            body = await receive_body(receive, self._settings.gateway.max_body_bytes)
+            response = await run_until_disconnect(receive, answer_chat(context, identity, headers, body))
+        except ClientGone:
+            return
+        except ApiError as error:
+            if error.status not in (503, 504):
+                context.metrics.count_request("none", error.status)
+            response = _refuse(error)
+        except Exception:
+            logger.exception("a chat request failed")
+            context.deployment.counters.failed_requests += 1
+            response = Response(error_body(500, "Internal error."), 500, media_type="application/json")
+        await response(scope, receive, send)
+
+    @contextlib.asynccontextmanager
+    async def _run(self, api: FastAPI) -> AsyncIterator[None]:
+        async with open_context(self._settings, self.secrets) as context:
+            self._context = api.state.context = context
+            for build in (
+                build_health_router,
+                build_models_router,
+                build_choices_router,
+                build_keys_router,
+                build_operator_router,
+                build_web_router,
+            ):
+                api.include_router(build(context))
+            yield
+
+
+def create_app(settings: GatewaySettings) -> Gateway:
+    """The gateway as an ASGI app; makes the secrets if there are none. Raises SecretsError."""
+    return Gateway(settings, load_secrets(settings.state_dir))
+
+
+@contextlib.asynccontextmanager
+async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIterator[Context]:
+    """Open everything a gateway needs and keep its loops running; close it in the opposite order."""
+    async with contextlib.AsyncExitStack() as stack:
+        database = await asyncio.to_thread(open_database, settings.gateway_database)
+        stack.callback(database.dispose)
+        await asyncio.to_thread(create_tables, database, metadata)
+        writer = Writer(database)
+        stack.push_async_callback(asyncio.to_thread, writer.close)
+        await writer.arun(lambda conn: ensure_admin_key(conn, secrets, time.time()))
+        keys = KeyRing(secrets.pepper)
+        await asyncio.to_thread(keys.refresh, database)
+        log = await asyncio.to_thread(open_log, settings.log)
+        stack.push_async_callback(asyncio.to_thread, log.close)
+        relay = Relay(database, writer, log, settings.topic)
+        relay.start()
+        stack.push_async_callback(asyncio.to_thread, relay.close)
+        session = await stack.enter_async_context(open_session(settings.gateway))
+        deployment = Deployment(settings.gateway.engines, Observations())
+        upstream = Upstream(session, settings.gateway)
+        swap = Swap(deployment, settings.gateway.engines, upstream, settings.gateway)
+        controller = Controller(writer, swap, deployment, settings)
+        context = Context(
+            settings=settings,
+            writer=writer,
+            database=database,
+            deployment=deployment,
+            swap=swap,
+            controller=controller,
+            secrets=secrets,
+            keys=keys,
+            metrics=Metrics(),
+            recorder=Recorder(writer),
+            asks=AskLedger(),
+            upstream=upstream,
+            relay=relay,
+        )
+        for work in (swap.run(), controller.run(), _keep_keys_fresh(context)):
+            stack.push_async_callback(_stop, asyncio.create_task(work))
+        yield context
+
+
+async def _keep_keys_fresh(context: Context) -> None:
+    """A key that was revoked through another gateway stops working here within seconds."""
+    while True:
+        await asyncio.sleep(_REFRESH_KEYS_S)
+        try:
+            await asyncio.to_thread(context.keys.refresh, context.database)
+        except Exception:
+            logger.exception("the keys could not be read again")
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        try:
+            await task
+        except Exception:
+            logger.exception("a loop ended in an error")
+
+
+def build_api(lifespan: Any) -> FastAPI:
+    """FastAPI with errors in OpenAI's shape; routes are added once the context is there."""
+    api = FastAPI(title="prefloop", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    api.router.redirect_slashes = False
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return _refuse(error)
+
+    async def refuse_route(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = {404: "There is no such address.", 405: "This address takes other methods."}.get(error.status_code)
+        body = error_body(error.status_code, message or str(error.detail))
+        return Response(body, error.status_code, headers=error.headers, media_type="application/json")
+
+    async def refuse_input(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][1:]) or None
+        return Response(error_body(400, str(first["msg"]), param=param), 400, media_type="application/json")
+
+    async def forget(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody is there to read it
+
+    async def fail(request: Request, error: Exception) -> Response:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return Response(error_body(500, "Internal error."), 500, media_type="application/json")
+
+    api.add_exception_handler(ApiError, refuse)
+    api.add_exception_handler(HTTPException, refuse_route)
+    api.add_exception_handler(RequestValidationError, refuse_input)
+    api.add_exception_handler(ClientGone, forget)
+    api.add_exception_handler(Exception, fail)
+    return api
+
+
+def _refuse(error: ApiError) -> Response:
+    return Response(error.body(), error.status, headers=error.headers, media_type="application/json")
+
+
+def _with_request_id(send: Send, request_id: str) -> Send:
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["x-request-id"] = request_id
+        await send(message)
+
+    return send_with_id
+
+
+def main() -> int:
+    """Run the gateway until SIGTERM or SIGINT; requests in flight may end first."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = GatewaySettings()
+    section = settings.gateway
+    try:
+        check_listening(section.host, section.secrets_configured)
+        app = create_app(settings)
+    except GatewayError as error:
+        logger.error("%s", error)
+        return 2
+    if app.secrets.is_new:
+        where = settings.state_dir / "secrets" / "admin_key"
+        print(f"admin key (shown once, kept in {where}): {app.secrets.admin_key}", flush=True)
+    uvicorn.run(
+        app,
+        host=section.host,
+        port=section.port,
+        loop="uvloop",
+        http="httptools",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=int(section.drain_timeout_s),
+        server_header=False,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""What machines ask: alive, ready, metrics. Ready means that a proven stable checkpoint is served by some engine."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import JSONResponse, Response
+
+from feedback.choices import count_outbox
+from gateway.context import Context
+
+
+def build_health_router(context: Context) -> APIRouter:
+    """/livez, /readyz and /metrics."""
+    router = APIRouter()
+
+    @router.get("/livez")
+    async def show_alive() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @router.get("/readyz")
+    async def show_ready() -> Response:
+        reason = find_unready_reason(context)
+        if reason is None:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "not ready", "reason": reason}, status_code=503, headers={"retry-after": "2"})
+
+    @router.get("/metrics")
+    async def show_metrics() -> Response:
+        context.metrics.outbox_pending.set(await asyncio.to_thread(_count_outbox, context))
+        return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def find_unready_reason(context: Context) -> str | None:
+    """Why requests cannot be served now; None if they can."""
+    stable = context.deployment.view.stable
+    if stable is None:
+        return "no stable checkpoint"
+    if not any(state.up and stable in state.proven for state in context.deployment.engines.values()):
+        return "no engine holds the stable checkpoint"
+    return None
+
+
+def _count_outbox(context: Context) -> int:
+    with context.database.connect() as conn:
+        return count_outbox(conn)
