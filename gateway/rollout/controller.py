@@ -338,7 +338,8 @@ class Controller:
     async def register(self, path: str) -> tuple[CheckpointRow, bool]:
         """Register the checkpoint in a directory; returns (row, whether it is new)."""
         manifest = await asyncio.to_thread(verify, Path(path))
-        found = await self._do(lambda conn: tables.register_checkpoint(conn, manifest, path, self._clock()))
+        where = str(Path(path).resolve())  # engines run elsewhere
+        found = await self._do(lambda conn: tables.register_checkpoint(conn, manifest, where, self._clock()))
         self._wake.set()
         return found
 
