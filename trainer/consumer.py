@@ -10,12 +10,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import sqlalchemy as sa
 
 from feedback import inbox
 from feedback.database import Writer
-from feedback.errors import FeedbackError
+from feedback.errors import FeedbackError, OffsetOutOfRange
 from feedback.log.base import Log
 from trainer.metrics import Metrics
 
@@ -78,3 +79,41 @@ class Consumer(threading.Thread):
                     self._stopping.wait(IDLE_WAIT_S)
         finally:
             source.close()
+
+
+def consume_all(
+    source: Log, topic: str, database: sa.Engine, writer: Writer, max_records: int, metrics: Metrics
+) -> int:
+    """One batch of every partition from where the inbox stands; return how many records were read."""
+    num_records = 0
+    for partition in source.partitions(topic):
+        with database.connect() as connection:
+            offset = inbox.load_offset(connection, topic, partition)
+        try:
+            records = source.read(topic, partition, offset, max_records, 0.0)
+        except OffsetOutOfRange as error:
+            if error.begin <= offset:
+                raise  # the log is shorter than what was read from it: another log, or one that lost its end
+            lost = writer.run(partial(inbox.record_gap, topic=topic, partition=partition, begin=error.begin)).result()
+            log.error("%s[%d]: retention took %d records before they were read", topic, partition, lost)
+            metrics.lost_records.inc(lost)
+            continue
+        if records:
+            num_new = writer.run(partial(inbox.consume, records=records, read_from=offset)).result()
+            num_records += len(records)
+            metrics.consumed.inc(num_new)
+    if num_records:
+        with database.connect() as connection:
+            source.commit(GROUP, topic, inbox.load_offsets(connection, topic))
+    return num_records
+
+
+def measure_lag(source: Log, topic: str, database: sa.Engine) -> int:
+    """Records that the inbox has still to take."""
+    with database.connect() as connection:
+        offsets = inbox.load_offsets(connection, topic)
+    return sum(
+        max(0, end - max(begin, offsets.get(partition, begin)))
+        for partition in source.partitions(topic)
+        for begin, end in [source.bounds(topic, partition)]
+    )

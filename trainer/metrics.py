@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -17,6 +18,10 @@ class Metrics:
         self.lag = Gauge("prefloop_consumer_lag", "Records in the log that are not consumed.", registry=self.registry)
         self.consumed = Counter("prefloop_consumed", "New preferences consumed.", registry=self.registry)
         self.consumer_errors = Counter("prefloop_consumer_errors", "Failures of the consumer.", registry=self.registry)
+        self.lost_records = Counter(
+            "prefloop_lost_records", "Records that retention took before they were read.", registry=self.registry
+        )
+        self.dead_letters = Gauge("prefloop_dead_letters", "Records that could not be read.", registry=self.registry)
         self.learner_errors = Counter("prefloop_learner_errors", "Failures of the learner.", registry=self.registry)
         self.reward_version = Gauge("prefloop_reward_version", "Version of the reward model.", registry=self.registry)
         self.reward_accuracy = Gauge(
@@ -32,7 +37,7 @@ class Curves:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._writer = None
+        self._writer: Any = None
 
     def add(self, prefix: str, values: Mapping[str, object], step: int) -> None:
         """Add one point to each curve; values that are not numbers are left out."""

@@ -1,7 +1,6 @@
 """The learner's view of the inbox: which preferences are new, held out, or may be replayed.
 
-Reads rows that the consumer wrote and marks their use. Marks move in the transaction that records the update they were
-used in, so that a crash neither forgets a use nor counts it twice.
+Reads rows that the consumer wrote. Skips are left out everywhere: they say nothing of the answers.
 """
 
 from __future__ import annotations
@@ -76,14 +75,6 @@ def load_between(connection: sa.Connection, after_id: int, last_id: int) -> list
 def load_held_out(connection: sa.Connection, limit: int) -> list[Row]:
     """The newest decisive rows that no round and no update may use."""
     return _load(connection, sa.and_(_HELD_OUT, _DECISIVE), limit=limit, newest=True)
-
-
-def mark_used(connection: sa.Connection, new: Sequence[int], replayed: Sequence[int]) -> None:
-    for column, ids in ((preferences.c.used_as_new, new), (preferences.c.used_as_replay, replayed)):
-        if ids:
-            connection.execute(
-                sa.update(preferences).where(preferences.c.id.in_(list(ids))).values({column.name: column + 1})
-            )
 
 
 def forget_uses(connection: sa.Connection) -> None:

@@ -133,14 +133,18 @@ class Registrar(threading.Thread):
     """Keeps the gateway's registry complete. `wake` after a publication, `stop` once."""
 
     def __init__(
-        self, gateway: Gateway, list_published: Callable[[], Sequence[tuple[str, Path]]], every_s: float
+        self,
+        gateway: Gateway,
+        list_published: Callable[[], Sequence[tuple[str, Path]]],
+        every_s: float,
+        report: Callable[[str], None] = lambda error: None,
     ) -> None:
         super().__init__(name="registrar", daemon=True)
         self._gateway, self._list_published, self._every_s = gateway, list_published, every_s
         self._wake = threading.Event()
+        self._report = report
         self._stopping = False
         self._refused: set[str] = set()
-        self.error = ""  # the last failure, "" after a success
 
     def wake(self) -> None:
         self._wake.set()
@@ -150,15 +154,16 @@ class Registrar(threading.Thread):
         self._wake.set()
 
     def run(self) -> None:
-        backoff_s = FIRST_BACKOFF_S
+        backoff_s, told = FIRST_BACKOFF_S, ""
         while not self._stopping:
             self._wake.clear()
             try:
                 register_missing(self._gateway, self._list_published(), self._refused)
-                self.error, backoff_s, pause_s = "", FIRST_BACKOFF_S, self._every_s
+                told, backoff_s, pause_s = "", FIRST_BACKOFF_S, self._every_s
             except Exception as error:  # the loop's edge: a registry that is down must not end the trainer
-                if str(error) != self.error:
+                if str(error) != told:
                     log.warning("cannot register checkpoints, trying again: %s", error)
-                self.error, pause_s = str(error), backoff_s
+                told, pause_s = str(error), backoff_s
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            self._report(told)
             self._wake.wait(pause_s)

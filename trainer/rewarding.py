@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from feedback.database import Writer
+from feedback.inbox import mark_used, metadata
 from feedback.manifest import fsync_directory
 from trainer import preferences
 from trainer.checkpoints import fsync_files
 from trainer.dataset import count_replays, draw_sample
-from trainer.rounds import metadata
 from trainer.settings import RewardSection
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ class RewardKeeper:
     def _mark(self, connection: sa.Connection, new: list[int], replayed: list[int], metrics: dict[str, float]) -> None:
         known = sa.select(updates.c.version).where(updates.c.version == self.reward.version)
         if connection.execute(known).first() is None:
-            preferences.mark_used(connection, new, replayed)
+            mark_used(connection, new, as_new=True)
+            mark_used(connection, replayed, as_new=False)
             connection.execute(sa.insert(updates).values(version=self.reward.version, metrics=json.dumps(metrics)))
 
     def _begin_anew(self, connection: sa.Connection) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from feedback.inbox import metadata
 from trainer.settings import TrainerSection
 
-metadata = sa.MetaData()
 rounds = sa.Table(
     "rounds",
     metadata,

@@ -1,0 +1,239 @@
+"""Starts the trainer: `python -m trainer.main`. Builds every part, hands them to each other, and stops them.
+
+Consumer, registrar and status server run in threads from the first second; the learner has the main thread. SIGTERM
+ends the process within two seconds, whatever it is doing: every part can be killed at any point.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from feedback import inbox
+from feedback.database import Writer, create_tables, open_database
+from feedback.log import open_log
+from feedback.manifest import Probe
+from trainer import preferences
+from trainer.checkpoints import digest_base, list_published
+from trainer.consumer import Consumer
+from trainer.dataset import Pair
+from trainer.learner import Learner, Training
+from trainer.metrics import Curves, Metrics
+from trainer.publisher import Publisher
+from trainer.registry import Gateway, Registrar
+from trainer.rewarding import RewardKeeper
+from trainer.settings import TrainerSettings
+from trainer.status import Board, start_status_server
+
+if TYPE_CHECKING:
+    from trainer.evaluate import FrozenSets
+    from trainer.models import PolicyStack
+    from trainer.reward import RewardModel
+
+log = logging.getLogger("trainer")
+
+STOP_WITHIN_S = 1.5
+SEED_MARKER = "seed.json"  # written last by trainer.seed
+MAX_PROBE_TOKENS = 64
+MAX_JUDGED_PROMPTS = 64
+PROBE_TEXT = "Which of these two answers do you prefer, and why?"
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT; return the exit code."""
+    stopping = threading.Event()
+    _stop_on_signals(stopping)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = TrainerSettings()
+    if settings.trainer.nice:
+        os.nice(settings.trainer.nice)
+    metrics, board, curves = Metrics(), Board(), Curves(settings.tensorboard_dir)
+    server = start_status_server(settings.trainer.host, settings.trainer.port, board, metrics.registry)
+    log.info("status on http://%s:%d/status", settings.trainer.host, server.server_port)
+    database = open_database(settings.trainer_database)
+    create_tables(database, inbox.metadata)
+    writer = Writer(database)
+    consumer = Consumer(
+        lambda: open_log(settings.log),
+        settings.topic,
+        database,
+        writer,
+        metrics,
+        settings.trainer.consume_batch,
+        lambda lag, error: board.update(lag=lag, consumer_error=error),
+    )
+    consumer.start()
+    try:
+        if wait_for_base(settings, board, stopping):
+            learner = build_learner(settings, database, writer, board, metrics, curves, stopping)
+            learner.prepare()
+            learner.run()
+    finally:
+        consumer.stop()
+        consumer.join()
+        curves.close()
+        writer.close()
+        server.shutdown()
+    log.info("stopped")
+    return 0
+
+
+def _stop_on_signals(stopping: threading.Event) -> None:
+    """Wait for signals in a thread of their own: the main thread may be inside torch for seconds."""
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before any other thread exists: they inherit it
+
+    def wait() -> None:
+        signal.sigwait(signals)
+        stopping.set()
+        threading.Event().wait(STOP_WITHIN_S)
+        os._exit(0)  # nothing is lost: whatever was under way begins again
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+def is_base_ready(settings: TrainerSettings) -> bool:
+    """Whether the base can be loaded: a whole directory, or a hub id."""
+    directory = Path(settings.base)
+    if directory == settings.state_dir / "seed":
+        return (directory / SEED_MARKER).is_file()
+    return (directory / "config.json").is_file() or not (directory.exists() or directory.is_absolute())
+
+
+def wait_for_base(settings: TrainerSettings, board: Board, stopping: threading.Event) -> bool:
+    """Wait until the base is there; False if the process is to stop first."""
+    if not is_base_ready(settings):
+        reason = f"no base policy in {settings.base} yet: python -m trainer.seed makes one"
+        log.warning(reason)
+        board.update_round(state="waiting", reason=reason)
+    while not is_base_ready(settings):
+        if stopping.wait(1.0):
+            return False
+    return True
+
+
+def build_learner(
+    settings: TrainerSettings,
+    database: sa.Engine,
+    writer: Writer,
+    board: Board,
+    metrics: Metrics,
+    curves: Curves,
+    stopping: threading.Event,
+) -> Learner:
+    """Load the base once and give every part its piece of it. Starts the registrar."""
+    import torch  # takes seconds: the consumer is at work already
+
+    from trainer.models import LORA_RANK, PolicyStack
+    from trainer.reward import RewardModel
+
+    section = settings.trainer
+    torch.set_num_threads(section.torch_threads)
+    log.info("loading %s", settings.base)
+    stack = PolicyStack.load(settings.base, seed=section.seed)
+    base_digest = digest_base(settings.base, str(getattr(stack.causal_lm.config, "_commit_hash", "") or ""))
+    gateway = Gateway(section.gateway_url, settings.state_dir / "secrets" / "admin_key", section.gateway_timeout_s)
+    registrar = Registrar(
+        gateway,
+        lambda: [(p.manifest.digest, p.path) for p in list_published(settings.checkpoints_dir, base_digest)],
+        section.register_every_s,
+        lambda error: board.update(registry_error=error),
+    )
+    publisher = Publisher(
+        settings,
+        stack,
+        database,
+        gateway,
+        base_digest=base_digest,
+        rank=LORA_RANK,
+        make_probe=lambda: make_probe(stack, load_frozen(settings, database)),
+        on_published=registrar.wake,
+    )
+    reward = RewardModel(stack)
+    keeper = RewardKeeper(
+        reward, database, writer, settings.reward_dir / base_digest[:12], section.reward, section.seed
+    )
+    registrar.start()
+    return Learner(
+        settings=settings,
+        stack=stack,
+        keeper=keeper,
+        training=build_training(settings, stack, reward, lambda: load_frozen(settings, database)),
+        database=database,
+        writer=writer,
+        gateway=gateway,
+        publisher=publisher,
+        board=board,
+        metrics=metrics,
+        curves=curves,
+        stopping=stopping,
+    )
+
+
+def build_training(
+    settings: TrainerSettings, stack: PolicyStack, reward: RewardModel, load: Callable[[], FrozenSets]
+) -> Training:
+    """The learning functions over one stack."""
+    from trainer.dpo import run_dpo
+    from trainer.evaluate import EvaluateSettings, judge_policy, something_to_learn
+
+    dpo = settings.trainer.dpo
+
+    def train(
+        pairs: list[Pair], rng: random.Random, progress: Callable[[float, dict[str, float]], None]
+    ) -> dict[str, float]:
+        return run_dpo(
+            stack,
+            pairs,
+            beta=dpo.beta,
+            lr=dpo.lr,
+            epochs=dpo.epochs,
+            batch_size=dpo.batch_size,
+            label_smoothing=dpo.label_smoothing,
+            rng=rng,
+            progress=progress,
+        )
+
+    return Training(
+        train=train,
+        judge=lambda: judge_policy(stack, reward, load(), EvaluateSettings(seed=settings.trainer.seed)),
+        has_something_to_learn=something_to_learn,
+    )
+
+
+def load_frozen(settings: TrainerSettings, database: sa.Engine) -> FrozenSets:
+    """The seed's frozen sets; for another base, prompts of held-out preferences take their place."""
+    from trainer.evaluate import load_frozen_sets
+
+    with database.connect() as connection:
+        held_out = [pair for _, pair in preferences.load_held_out(connection, 10 * MAX_JUDGED_PROMPTS)]
+    prompts = {pair.prompt_key: pair.messages for pair in held_out}
+    return load_frozen_sets(Path(settings.base) / "frozen.jsonl", list(prompts.values())[:MAX_JUDGED_PROMPTS])
+
+
+def make_probe(stack: PolicyStack, frozen: FrozenSets) -> Probe:
+    """What adapter "policy", and the base alone, say of a frozen prompt with its answer; never of a person's prompt."""
+    if frozen.rows:
+        row = frozen.rows[0]
+        ids, _ = stack.encode(row.messages, (*row.references, row.fact)[0])
+    else:
+        ids, _ = stack.encode([{"role": "user", "content": PROBE_TEXT}], PROBE_TEXT)
+    ids = list(ids[:MAX_PROBE_TOKENS])
+    return Probe(
+        prompt_token_ids=ids,
+        logprobs=stack.prompt_logprobs(ids, "policy"),
+        base_logprobs=stack.prompt_logprobs(ids, None),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
