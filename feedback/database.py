@@ -208,8 +208,13 @@ def _run_in_savepoint(connection: sa.Connection, job: _Job) -> None:
             job.result = job.fn(connection)
     except Exception as error:
         job.error = error
-        if not connection.in_transaction():  # the database gave up the whole transaction (disk full, I/O error)
+        if not _is_transaction_open(connection):
             raise
+
+
+def _is_transaction_open(connection: sa.Connection) -> bool:
+    """False once SQLite has given up the whole transaction by itself (disk full, I/O error)."""
+    return bool(getattr(connection.connection.dbapi_connection, "in_transaction", True))
 
 
 def _as_database_error(error: Exception) -> Exception:

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from feedback.database import Writer, create_tables, insert_or_ignore, open_database, sqlite_path, write_transaction
+from feedback.errors import DatabaseError, WriterClosed
+
+tables = sa.MetaData()
+marks = sa.Table("marks", tables, sa.Column("id", sa.Integer, primary_key=True))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[sa.Engine]:
+    engine = open_database(f"sqlite:{tmp_path / 'deep' / 'test.db'}")
+    create_tables(engine, tables)
+    yield engine
+    engine.dispose()
+
+
+def add(number: int) -> Callable[[sa.Connection], int]:
+    def insert(connection: sa.Connection) -> int:
+        connection.execute(sa.insert(marks).values(id=number))
+        return number
+
+    return insert
+
+
+def list_marks(engine: sa.Engine) -> list[int]:
+    with engine.connect() as connection:
+        return list(connection.execute(sa.select(marks.c.id).order_by(marks.c.id)).scalars())
+
+
+def test_urls_name_files() -> None:
+    assert sqlite_path("sqlite:state/a.db") == sqlite_path("sqlite:///state/a.db") == Path("state/a.db")
+    assert sqlite_path("sqlite:/var/a.db") == sqlite_path("sqlite:////var/a.db") == Path("/var/a.db")
+    for url in ("sqlite:", "sqlite://", "sqlite::memory:", "postgresql://host/db"):
+        with pytest.raises(ValueError):
+            sqlite_path(url)
+
+
+def test_sqlite_is_recent_durable_and_checks_references(engine: sa.Engine) -> None:
+    with engine.connect() as connection:
+        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        assert [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names] == ["wal", 2, 1, 5000]
+        version = connection.exec_driver_sql("SELECT sqlite_version()").scalar()
+        assert tuple(map(int, str(version).split("."))) >= (3, 51, 3)
+
+
+def test_future_resolves_with_the_result_after_the_commit(engine: sa.Engine) -> None:
+    writer = Writer(engine)
+    assert writer.run(add(7)).result(10) == 7
+    assert list_marks(engine) == [7]
+    writer.close()
+
+
+def hold_writer(writer: Writer) -> threading.Event:
+    """Keep the writer busy until the event is set, so that what follows shares one transaction."""
+    release, entered = threading.Event(), threading.Event()
+
+    def wait(connection: sa.Connection) -> None:
+        entered.set()
+        release.wait(10)
+
+    writer.run(wait)
+    entered.wait(10)
+    return release
+
+
+def test_waiting_functions_share_one_transaction(engine: sa.Engine) -> None:
+    commits: list[int] = []
+    sa.event.listen(engine, "commit", lambda connection: commits.append(1))
+    writer = Writer(engine)
+    release = hold_writer(writer)
+    futures = [writer.run(add(i)) for i in range(50)]
+    assert not any(future.done() for future in futures)
+    release.set()
+    assert [future.result(10) for future in futures] == list(range(50))
+    assert len(commits) == 2  # the one that waited, and all the others together
+    writer.close()
+
+
+def test_a_failing_function_undoes_its_own_work_only(engine: sa.Engine) -> None:
+    writer = Writer(engine)
+    release = hold_writer(writer)
+
+    def add_and_fail(connection: sa.Connection) -> None:
+        connection.execute(sa.insert(marks).values(id=2))
+        raise KeyError("no")
+
+    one, two, three = writer.run(add(1)), writer.run(add_and_fail), writer.run(add(3))
+    release.set()
+    assert (one.result(10), three.result(10)) == (1, 3)
+    with pytest.raises(KeyError):
+        two.result(10)
+    assert list_marks(engine) == [1, 3]
+    writer.close()
+
+
+def test_a_failing_commit_fails_everyone_and_stores_nothing(engine: sa.Engine) -> None:
+    def refuse(connection: sa.Connection) -> None:
+        raise sa.exc.OperationalError("COMMIT", {}, OSError("no space left"))
+
+    writer = Writer(engine)
+    sa.event.listen(engine, "commit", refuse)
+    future = writer.run(add(1))
+    with pytest.raises(DatabaseError, match="no space left"):
+        future.result(10)
+    sa.event.remove(engine, "commit", refuse)
+    assert list_marks(engine) == []
+    assert writer.run(add(2)).result(10) == 2
+    writer.close()
+
+
+def test_closing_finishes_what_waits_and_takes_no_more(engine: sa.Engine) -> None:
+    writer = Writer(engine)
+    release = hold_writer(writer)
+    futures = [writer.run(add(i)) for i in range(5)]
+    release.set()
+    writer.close()
+    writer.close()
+    assert [future.result(0) for future in futures] == list(range(5))
+    with pytest.raises(WriterClosed):
+        writer.run(add(9))
+
+
+def test_a_full_queue_is_refused(engine: sa.Engine) -> None:
+    writer = Writer(engine, max_waiting=1)
+    release = hold_writer(writer)
+    writer.run(add(1))
+    with pytest.raises(DatabaseError, match="too many"):
+        writer.run(add(2))
+    release.set()
+    writer.close()
+    assert list_marks(engine) == [1]
+
+
+async def test_arun_gives_the_result(engine: sa.Engine) -> None:
+    writer = Writer(engine)
+    assert await writer.arun(add(3)) == 3
+    writer.close()
+
+
+def test_insert_or_ignore_tells_whether_it_inserted(engine: sa.Engine) -> None:
+    with write_transaction(engine) as connection:
+        assert insert_or_ignore(connection, marks, {"id": 1})
+        assert not insert_or_ignore(connection, marks, {"id": 1})
+
+
+def test_writers_of_two_engines_wait_for_each_other(engine: sa.Engine) -> None:
+    other = open_database(f"sqlite:{engine.url.database}")
+    one, two = Writer(engine), Writer(other)
+    futures = [writer.run(add(2 * i + k)) for i in range(50) for k, writer in enumerate((one, two))]
+    assert [future.result(20) for future in futures] == list(range(100))
+    one.close()
+    two.close()
+    other.dispose()
