@@ -338,7 +338,7 @@ class Controller:
     async def register(self, path: str) -> tuple[CheckpointRow, bool]:
         """Register the checkpoint in a directory; returns (row, whether it is new)."""
         manifest = await asyncio.to_thread(verify, Path(path))
-        where = str(Path(path).resolve())  # engines run elsewhere
+        where = str(await asyncio.to_thread(Path(path).resolve))  # engines run elsewhere
         found = await self._do(lambda conn: tables.register_checkpoint(conn, manifest, where, self._clock()))
         self._wake.set()
         return found

@@ -7,7 +7,9 @@ from gateway.rollout.assignment import choose_arm, may_duel, unit
 
 
 @given(st.binary(min_size=1, max_size=32), st.text(max_size=20), st.floats(0, 1), st.floats(0, 1))
-def test_a_user_on_the_canary_stays_there_when_the_weight_rises(salt: bytes, user: str, one: float, other: float) -> None:
+def test_a_user_on_the_canary_stays_there_when_the_weight_rises(
+    salt: bytes, user: str, one: float, other: float
+) -> None:
     low, high = sorted((one, other))
     if choose_arm(salt, user, low) == "canary":
         assert choose_arm(salt, user, high) == "canary"

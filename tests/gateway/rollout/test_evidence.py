@@ -116,7 +116,7 @@ def simulate(probabilities: list[float], *, users: int, paths: int, seed: int) -
 
 
 def ever_crossed(win: float, users: int) -> np.ndarray:
-    """Exact P(E+ has reached 20 by user n) with one duel a user and no ties; dynamic program over the number of wins."""
+    """Exact P(E+ has reached 20 by user n): one duel a user, no ties, dynamic program over the number of wins."""
     alive, gone, out = np.array([1.0]), 0.0, []
     wins_up, wins_down = np.log1p(BETS), np.log1p(-BETS)
     for n in range(1, users + 1):

@@ -1,0 +1,391 @@
+"""Rollouts walked from a real database with a fake swap, through every phase and a restart in each."""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from feedback.choices import record_choice, store_comparison
+from feedback.database import Writer, create_tables, metadata, open_database
+from feedback.events import Candidate, Comparison
+from feedback.manifest import Manifest, Probe, checkpoint_id, combine_hashes, hash_files, write_manifest
+from gateway import tables
+from gateway.deployment import Deployment
+from gateway.errors import SwapError
+from gateway.rollout import machine
+from gateway.rollout.controller import Controller
+from gateway.rollout.machine import RefusedAction
+from gateway.rollout.observations import Observations
+from gateway.settings import GatewaySettings
+from gateway.tables import CheckpointRow, RolloutRow
+
+
+class FakeSwap:
+    """Remembers what is loaded; refuses what it is told to."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.refuses: dict[str, bool] = {}
+
+    async def load(self, checkpoint: CheckpointRow) -> float:
+        if checkpoint.id in self.refuses:
+            raise SwapError("refused", is_transient=self.refuses[checkpoint.id])
+        if checkpoint.id not in self.loaded:
+            self.loaded.append(checkpoint.id)
+        return 0.01
+
+    async def drain_and_unload(self, checkpoint: str, timeout_s: float) -> bool:
+        self.loaded = [name for name in self.loaded if name != checkpoint]
+        return True
+
+
+class World:
+    """One gateway's rollout side with a clock that tests turn."""
+
+    def __init__(self, root: Path, **rollout: object) -> None:
+        self.root, self.time, self.swap = root, 1000.0, FakeSwap()
+        self.engine = open_database(f"sqlite:{root / 'gateway.db'}")
+        create_tables(self.engine, metadata)
+        self.writer = Writer(self.engine)
+        given = {"auto_approve": True, "approve_countdown_s": 5.0, **rollout}
+        self.settings = GatewaySettings(preset="demo", state_dir=root, rollout=given)  # type: ignore[arg-type]
+        self.num_shown = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """A new process: engines, memory and controller are fresh, the database is not."""
+        self.swap.loaded = []
+        self.observed = Observations(clock=lambda: self.time)
+        self.deployment = Deployment(["http://engine"], self.observed)
+        self.controller = Controller(self.writer, self.swap, self.deployment, self.settings, lambda: self.time)  # type: ignore[arg-type]
+
+    async def tick(self, seconds: float = 0.5) -> None:
+        self.time += seconds
+        await self.controller.tick(self.time)
+
+    async def publish(self, number: int) -> str:
+        folder = self.root / f"c{number}"
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(f'{{"n": {number}}}')
+        files = hash_files(folder)
+        digest = combine_hashes(files)
+        manifest = Manifest(
+            id=checkpoint_id(number, digest), number=number, parent=None, base_digest="b", rank=8, digest=digest,
+            files=files, created_at=self.time,
+            probe=Probe(prompt_token_ids=[1, 2], logprobs=[-1.0], base_logprobs=[-2.0]),
+        )  # fmt: skip
+        write_manifest(folder, manifest)
+        row, _ = await self.controller.register(str(folder))
+        return row.id
+
+    async def row(self) -> RolloutRow:
+        return (await self.writer.arun(tables.list_rollouts))[0]
+
+    async def status(self, checkpoint: str) -> str:
+        row = await self.writer.arun(lambda conn: tables.get_checkpoint(conn, checkpoint))
+        assert row is not None
+        return row.status
+
+    async def duel(self, users: range, num_wins_of_3: int) -> None:
+        """Every user duels three times and the canary wins that many; their first requests were clean."""
+        row = await self.row()
+        for user in users:
+            for arm in ("stable", "canary"):
+                self.observed.note(row.id, f"u{user}", arm, False, False, False, 0.1, paired=True)
+            for n in range(3):
+                await self._choose(row, f"u{user}", n < num_wins_of_3)
+
+    async def _choose(self, row: RolloutRow, user: str, canary_wins: bool) -> None:
+        self.num_shown += 1
+        is_first = hashlib.sha256(str(self.num_shown).encode()).digest()[0] % 2 == 0
+        arms = ("canary", "stable") if is_first else ("stable", "canary")
+        first, second = (
+            Candidate(
+                completion_id=f"{self.num_shown}-{arm}", text=arm, checkpoint=arm, digest=arm, arm=arm,
+                finish_reason="stop", prompt_tokens=1, completion_tokens=1, seed=1, temperature=1.0, max_tokens=9,
+            )
+            for arm in arms
+        )  # fmt: skip
+        comparison = Comparison(
+            id=f"cmp{self.num_shown}", policy="default", app="a", user=user, conversation="c",
+            messages=[{"role": "user", "content": "q"}], first=first, second=second, asked="duel", propensity=1.0,
+            engine="e", rollout=row.id, weight=0.5, created_at=self.time + self.num_shown * 1e-6,
+            expires_at=self.time + 3600, tags={},
+        )  # fmt: skip
+        preferred = "first" if canary_wins == is_first else "second"
+
+        def write(conn: object) -> None:
+            store_comparison(conn, comparison)  # type: ignore[arg-type]
+            record_choice(conn, comparison.id, preferred, None, False, "test", self.time + 0.1)  # type: ignore[arg-type]
+
+        await self.writer.arun(write)
+
+    async def started(self) -> tuple[str, str]:
+        """Publish two checkpoints and walk until the second is on trial."""
+        old = await self.publish(0)
+        await self.tick()
+        new = await self.publish(1)
+        await self.tick()
+        assert (await self.row()).phase == machine.PROGRESSING
+        return old, new
+
+
+@pytest.fixture
+async def make_world(tmp_path: Path) -> AsyncIterator[Callable[..., World]]:
+    made: list[World] = []
+
+    def make(**rollout: object) -> World:
+        made.append(World(tmp_path, **rollout))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.writer.close()
+        world.engine.dispose()
+
+
+async def test_the_first_checkpoint_is_stable_at_once(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    first = await world.publish(0)
+    await world.tick()
+    assert world.deployment.view.stable == first and world.swap.loaded == [first]
+    assert await world.status(first) == "stable"
+    assert await world.writer.arun(tables.list_rollouts) == []
+
+
+async def test_a_better_canary_walks_to_healthy(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    old, new = await world.started()
+    assert (world.deployment.view.canary, world.deployment.view.weight) == (new, 0.25)
+    await world.tick(10.5)
+    assert (await world.row()).phase == machine.PAUSED  # a step without data does not advance
+    await world.duel(range(60), 3)
+    await world.tick(1)
+    await world.tick(1)
+    row = await world.row()
+    assert row.phase == machine.WAITING and len(row.decision_digest) == 64
+    view = await world.controller.show(row)
+    assert view.evidence.users == 60 and view.evidence.e > 20 and view.approve_at == row.phase_started_at + 5
+    assert {g.status for g in view.guardrails if g.name in ("errors", "harm", "refusals", "truncation")} == {"pass"}
+    await world.tick(5)
+    assert (await world.row()).phase == machine.BAKING
+    serving = world.deployment.view
+    assert (serving.stable, serving.canary, serving.weight, serving.rollout) == (new, old, 0.05, None)
+    await world.tick(20)
+    await world.tick()
+    assert (await world.row()).phase == machine.HEALTHY
+    assert (world.deployment.view.stable, world.deployment.view.canary) == (new, None)
+    assert world.swap.loaded == [new] and await world.status(old) == "retired"
+    phases = [event.to_phase for event in await world.writer.arun(lambda c: tables.list_events(c, row.id))]
+    assert phases == [
+        "Pending", "Progressing", "Paused", "Progressing", "WaitingPromotion", "Promoting", "Baking", "Healthy",
+    ]  # fmt: skip
+
+
+async def test_a_worse_canary_is_rolled_back(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    old, new = await world.started()
+    await world.duel(range(30), 0)
+    await world.tick(1)
+    await world.tick()
+    row = await world.row()
+    assert (row.phase, row.reason, row.analysis) == (machine.DEGRADED, "Inferior", "Failed")
+    assert world.deployment.view.canary is None and world.swap.loaded == [old]
+    assert await world.status(new) == "retired"
+
+
+async def test_no_verdict_in_time_is_inconclusive_and_not_promoted(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    old, _ = await world.started()
+    await world.tick(181)
+    row = await world.row()
+    assert (row.phase, row.reason) == (machine.DEGRADED, "Inconclusive")
+    assert world.deployment.view.stable == old
+
+
+async def test_superiority_without_guardrails_never_promotes(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    await world.started()
+    row = await world.row()
+    for user in range(60):
+        for _ in range(3):
+            await world._choose(row, f"u{user}", True)
+    await world.tick(1)
+    assert (await world.row()).phase == machine.PROGRESSING
+    assert "more clean users" in (await world.controller.show(row)).verdict_sentence
+
+
+async def test_a_newer_checkpoint_waits_for_an_active_rollout_and_supersedes_a_pending_one(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    _, new = await world.started()
+    second, third = await world.publish(2), await world.publish(3)
+    await world.tick()
+    assert (await world.row()).checkpoint == new
+    world.swap.refuses[third] = True
+    await world.tick(181)
+    await world.tick()
+    assert ((await world.row()).checkpoint, (await world.row()).phase) == (third, machine.PENDING)
+    assert await world.status(second) == "superseded"
+    fourth = await world.publish(4)
+    await world.tick()
+    assert ((await world.row()).checkpoint, (await world.row()).phase) == (fourth, machine.PROGRESSING)
+    assert await world.status(third) == "superseded"
+
+
+async def test_a_checkpoint_that_does_not_prove_itself_ends_its_rollout(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    old = await world.publish(0)
+    await world.tick()
+    new = await world.publish(1)
+    world.swap.refuses[new] = False
+    await world.tick()
+    assert ((await world.row()).phase, (await world.row()).reason) == (machine.DEGRADED, "LoadFailed")
+    assert world.deployment.view.stable == old
+
+
+async def _wait_for_approval(world: World) -> RolloutRow:
+    await world.started()
+    await world.duel(range(60), 3)
+    await world.tick(1)
+    row = await world.row()
+    assert row.phase == machine.WAITING
+    return row
+
+
+async def test_approval_needs_the_generation_and_digest_that_were_seen(make_world: Callable[..., World]) -> None:
+    world = make_world(auto_approve=False)
+    row = await _wait_for_approval(world)
+    for generation, digest in ((row.generation - 1, row.decision_digest), (row.generation, "other")):
+        with pytest.raises(RefusedAction):
+            await world.controller.act(
+                row.id,
+                lambda r, g, n=generation, d=digest: machine.approve(r, g, n, d, "key:1", world.time),  # type: ignore[misc]
+            )
+    await world.controller.act(
+        row.id, lambda r, g: machine.approve(r, g, row.generation, row.decision_digest, "key:1", world.time)
+    )
+    await world.tick()
+    assert (await world.row()).phase == machine.BAKING
+
+
+async def test_abort_while_baking_goes_back_to_the_old_checkpoint_at_once(make_world: Callable[..., World]) -> None:
+    world = make_world(approve_countdown_s=0.0)
+    old, new = await world.started()
+    await world.duel(range(60), 3)
+    await world.tick(1)
+    await world.tick(1)
+    row = await world.row()
+    assert row.phase == machine.BAKING and world.deployment.view.stable == new
+    await world.controller.act(row.id, lambda r, _: machine.abort(r, "RolledBack", "key:1", world.time))
+    assert (world.deployment.view.stable, world.deployment.view.canary) == (old, None)
+    await world.tick()
+    await world.tick()
+    assert (await world.row()).phase == machine.DEGRADED and world.swap.loaded == [old]
+
+
+async def test_pause_holds_and_resume_goes_on(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    await world.started()
+    row = await world.row()
+    await world.controller.act(row.id, lambda r, _: machine.pause(r, "Look", world.time, "key:1"))
+    await world.duel(range(60), 3)
+    await world.tick(60)
+    assert (await world.row()).phase == machine.PAUSED
+    await world.controller.act(row.id, lambda r, _: machine.resume(r, "key:1", world.time))
+    await world.tick()
+    assert (await world.row()).phase == machine.WAITING
+
+
+async def test_stable_against_itself_gets_a_directory_and_a_rollout_of_its_own(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    first = await world.publish(0)
+    await world.tick()
+    copy = await world.controller.start_aa()
+    await world.tick()
+    row = await world.row()
+    assert row.aa and row.checkpoint == copy.id and row.stable == first and copy.id.startswith("a-000001-")
+    assert Path(copy.path).name == copy.id and copy.parsed.metrics["aa"] == 1.0
+    assert (await world.controller.start_aa()).id != copy.id
+
+
+async def test_a_second_controller_takes_over_and_the_first_changes_nothing(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    await world.started()
+    first = world.controller
+    world.restart()
+    await world.tick()
+    row = await world.row()
+    with pytest.raises(tables.StaleController):
+        await first.act(row.id, lambda r, _: machine.abort(r, "Late", "key:1", world.time))
+    assert (await world.row()).phase == machine.PROGRESSING
+
+
+@pytest.mark.parametrize("kill_after", range(1, 9))
+async def test_a_gateway_killed_after_any_transition_goes_on(
+    make_world: Callable[..., World], kill_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies right after the n-th event has committed, before anything follows from it."""
+    world = make_world(approve_countdown_s=0.0, baking_s=1.0)
+
+    class Killed(BaseException):
+        """Stands for kill -9."""
+
+    num_moves = 0
+    original = Controller._move
+
+    async def move_and_die(self: Controller, *args: object, **kwargs: object) -> RolloutRow:
+        nonlocal num_moves
+        moved = await original(self, *args, **kwargs)  # type: ignore[arg-type]
+        num_moves += 1
+        if num_moves == kill_after:
+            raise Killed
+        return moved
+
+    monkeypatch.setattr(Controller, "_move", move_and_die)
+    old = await world.publish(0)
+    await world.tick()
+    new = await world.publish(1)
+    has_dueled = False
+    for _ in range(30):
+        try:
+            await world.tick(1.0)
+        except Killed:
+            world.restart()
+        rows = await world.writer.arun(tables.list_rollouts)
+        if rows and rows[0].phase == machine.PROGRESSING and world.deployment.view.canary and not has_dueled:
+            await world.duel(range(60), 3)
+            has_dueled = True
+    assert (await world.row()).phase == machine.HEALTHY
+    assert (world.deployment.view.stable, world.deployment.view.canary) == (new, None)
+    assert world.swap.loaded == [new] and await world.status(old) == "retired"
+
+
+async def test_an_abort_that_is_cut_off_is_finished_after_the_restart(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    old, new = await world.started()
+    row = await world.row()
+    await world.controller.act(row.id, lambda r, _: machine.abort(r, "Operator", "key:1", world.time))
+    world.restart()
+    await world.tick()
+    await world.tick()
+    assert (await world.row()).phase == machine.DEGRADED
+    assert world.deployment.view.stable == old and await world.status(new) == "retired"
+
+
+async def test_a_restart_keeps_first_requests(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    await world.started()
+    row = await world.row()
+    world.observed.note(row.id, "u", "canary", False, False, False, 0.1)
+    await world.tick()
+    world.restart()
+    await world.tick()
+    world.observed.note(row.id, "u", "canary", True, False, False, 0.1)
+    await world.tick()
+    kept = await world.writer.arun(lambda conn: tables.load_observations(conn, row.id))
+    assert [(o.user, o.error) for o in kept] == [("u", False)]

@@ -1,0 +1,97 @@
+"""The operators' routes over a real controller and database."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+from test_controller import World, make_world  # noqa: F401
+
+from gateway.errors import ApiError
+from gateway.keys import Identity
+from gateway.routes.operator import build_operator_router
+
+
+def open_client(world: World) -> httpx.AsyncClient:
+    keys = SimpleNamespace(check=lambda key: Identity("k1", "ops", frozenset({key})))
+    context = SimpleNamespace(
+        settings=world.settings,
+        writer=world.writer,
+        deployment=world.deployment,
+        controller=world.controller,
+        keys=keys,
+    )
+    app = FastAPI()
+    app.state.context = context
+    app.include_router(build_operator_router(context))  # type: ignore[arg-type]
+
+    @app.exception_handler(ApiError)
+    async def refuse(_: Request, error: ApiError) -> Response:
+        return Response(error.body(), error.status, media_type="application/json")
+
+    headers = {"authorization": "Bearer operator"}
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers)
+
+
+async def test_an_operator_watches_and_approves(make_world: Callable[..., World]) -> None:  # noqa: F811
+    world = make_world(auto_approve=False)
+    async with open_client(world) as client:
+        assert (await client.get("/operator/v1/status")).json()["stable"] is None
+        old, new = await world.started()
+        await world.duel(range(60), 3)
+        await world.tick(1)
+        status = (await client.get("/operator/v1/status")).json()
+        assert (status["stable"]["id"], status["canary"]["id"]) == (old, new)
+        shown = status["rollout"]
+        assert shown["phase"] == "WaitingPromotion" and shown["approve_at"] is None
+        assert shown["events"][0]["from"] == "" and shown["events"][0]["to"] == "Pending"
+        approve = f"/operator/v1/rollouts/{shown['id']}:approve"
+        stale = {"generation": shown["generation"] - 1, "decision_digest": shown["decision_digest"]}
+        assert (await client.post(approve, json=stale)).status_code == 409
+        seen = {"generation": shown["generation"], "decision_digest": shown["decision_digest"]}
+        approved = await client.post(approve, json=seen)
+        assert approved.status_code == 200 and approved.json()["phase"] == "Promoting"
+        assert approved.json()["events"][-1]["actor"] == "key:k1"
+        await world.tick()
+        rolled_back = await client.post("/operator/v1/rollouts:rollback")
+        assert rolled_back.json()["phase"] == "Aborting" and world.deployment.view.stable == old
+        data = (await client.get("/operator/v1/rollouts")).json()["data"]
+        assert [row["id"] for row in data] == [shown["id"]]
+
+
+async def test_pause_resume_abort(make_world: Callable[..., World]) -> None:  # noqa: F811
+    world = make_world()
+    async with open_client(world) as client:
+        await world.started()
+        path = f"/operator/v1/rollouts/{(await world.row()).id}"
+        assert (await client.post(f"{path}:pause", json={"reason": "Look"})).json()["phase"] == "Paused"
+        assert (await client.post(f"{path}:resume")).json()["phase"] == "Progressing"
+        assert (await client.post(f"{path}:resume")).status_code == 409
+        assert (await client.post(f"{path}:abort")).json()["reason"] == "Operator"
+        assert (await client.get("/operator/v1/rollouts/none")).status_code == 404
+
+
+async def test_checkpoints_are_registered_once_and_bad_paths_refused(make_world: Callable[..., World]) -> None:  # noqa: F811
+    world = make_world()
+    async with open_client(world) as client:
+        first = await world.publish(0)
+        again = await client.post("/operator/v1/checkpoints", json={"path": str(world.root / "c0")})
+        assert again.status_code == 200 and again.json()["id"] == first
+        bad = await client.post("/operator/v1/checkpoints", json={"path": str(world.root / "nothing")})
+        assert bad.status_code == 400
+        assert (await client.post("/operator/v1/rollouts", json={"aa": True})).status_code == 409
+        await world.tick()
+        started = await client.post("/operator/v1/rollouts", json={"aa": True})
+        assert started.status_code == 201 and started.json()["id"].startswith("a-")
+        assert [row["status"] for row in (await client.get("/operator/v1/checkpoints")).json()["data"]] == [
+            "stable", "waiting",
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["status", "checkpoints", "rollouts"])
+async def test_an_app_key_sees_nothing(make_world: Callable[..., World], path: str) -> None:  # noqa: F811
+    async with open_client(make_world()) as client:
+        answer = await client.get(f"/operator/v1/{path}", headers={"authorization": "Bearer app"})
+        assert answer.status_code == 403
