@@ -88,6 +88,7 @@ class Learner:
             self._stack.reset_adapter("policy", like=None)
             self._publisher.publish(None, Trained(reason="the base"), {})
         self._keeper.restore()
+        self._measure_reward()
         self._show()
 
     def run(self) -> None:
@@ -123,19 +124,22 @@ class Learner:
     # Reward model
 
     def _update_reward(self) -> None:
-        metrics = self._keeper.update()
-        if not metrics:
-            return
+        if metrics := self._keeper.update():
+            version = self._keeper.reward.version
+            correct, total = self._measure_reward()
+            measured = {**metrics, "accuracy_heldout": correct / total} if total else metrics
+            self._curves.add("reward", measured, version)
+            log.info("reward model %d: %s", version, describe_metrics(measured))
+
+    def _measure_reward(self) -> tuple[int, int]:
+        """(correct, total) on held-out choices, shown to whoever looks."""
         correct, total = self._keeper.measure()
-        accuracy = correct / total if total else None
-        version = self._keeper.reward.version
+        version, accuracy = self._keeper.reward.version, correct / total if total else None
         self._board.update(reward=RewardView(version, accuracy, total))
         self._metrics.reward_version.set(version)
         if accuracy is not None:
             self._metrics.reward_accuracy.set(accuracy)
-            metrics = {**metrics, "accuracy_heldout": accuracy}
-        self._curves.add("reward", metrics, version)
-        log.info("reward model %d: %s", version, describe_metrics(metrics))
+        return correct, total
 
     # When a round may begin
 
@@ -205,9 +209,9 @@ class Learner:
         """Ask whether there is anything to learn, train, and judge. Leaves the result in adapter "policy"."""
         while self._keeper.is_due():
             self._check_stopping()
-            self._keeper.update()
+            self._update_reward()
         self._keeper.update()  # what is left is less than a batch
-        correct, total = self._keeper.measure()
+        correct, total = self._measure_reward()
         may_learn, reason = self._training.has_something_to_learn(correct, total)
         metrics = {"heldout_correct": float(correct), "heldout_total": float(total)}
         if not may_learn:
@@ -292,25 +296,30 @@ class Learner:
         self._board.update_round(state=state, reason=reason, progress=0.0)
 
     def _show(self) -> None:
-        with self._database.connect() as connection:
-            total, decisive = preferences.count_totals(connection)
-            after_id, _ = rounds.last_finished(connection)
-            new = preferences.count_after(connection, after_id)
-            finished = rounds.list_finished(connection)
-            num_dead = inbox.count_dead_letters(connection)
+        show_inbox(self._database, self._board, self._metrics, self._settings.trainer.round_every_preferences)
         published = self._publisher.published
-        self._board.update(
-            preferences=total,
-            decisive=decisive,
-            new_since_round=new.decisive,
-            round_every=self._settings.trainer.round_every_preferences,
-            rounds=finished,
-            dead_letters=num_dead,
-            checkpoint=published[-1].manifest.id if published else None,
-        )
-        self._metrics.preferences.set(total)
-        self._metrics.dead_letters.set(num_dead)
+        self._board.update(checkpoint=published[-1].manifest.id if published else None)
         self._metrics.checkpoints.set(len(published))
+
+
+def show_inbox(database: sa.Engine, board: Board, metrics: Metrics, round_every: int) -> None:
+    """Put what the trainer's database knows on the board. Any thread may."""
+    with database.connect() as connection:
+        total, decisive = preferences.count_totals(connection)
+        after_id, _ = rounds.last_finished(connection)
+        new = preferences.count_after(connection, after_id)
+        finished = rounds.list_finished(connection)
+        num_dead = inbox.count_dead_letters(connection)
+    board.update(
+        preferences=total,
+        decisive=decisive,
+        new_since_round=new.decisive,
+        round_every=round_every,
+        rounds=finished,
+        dead_letters=num_dead,
+    )
+    metrics.preferences.set(total)
+    metrics.dead_letters.set(num_dead)
 
 
 def describe_metrics(metrics: Mapping[str, float]) -> str:

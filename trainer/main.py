@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from trainer import preferences
 from trainer.checkpoints import digest_base, list_published
 from trainer.consumer import Consumer
 from trainer.dataset import Pair
-from trainer.learner import Learner, Training
+from trainer.learner import Learner, Training, show_inbox
 from trainer.metrics import Curves, Metrics
 from trainer.publisher import Publisher
 from trainer.registry import Gateway, Registrar
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("trainer")
 
 STOP_WITHIN_S = 1.5
+SHOW_EVERY_S = 0.5
 SEED_MARKER = "seed.json"  # written last by trainer.seed
 MAX_PROBE_TOKENS = 64
 MAX_JUDGED_PROMPTS = 64
@@ -69,7 +71,7 @@ def main() -> int:
         writer,
         metrics,
         settings.trainer.consume_batch,
-        lambda lag, error: board.update(lag=lag, consumer_error=error),
+        build_report(settings, database, board, metrics),
     )
     consumer.start()
     try:
@@ -99,6 +101,22 @@ def _stop_on_signals(stopping: threading.Event) -> None:
         os._exit(0)  # nothing is lost: whatever was under way begins again
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+def build_report(
+    settings: TrainerSettings, database: sa.Engine, board: Board, metrics: Metrics
+) -> Callable[[int | None, str], None]:
+    """What the consumer calls after every look at the log: (lag, error)."""
+    shown_at = 0.0
+
+    def report(lag: int | None, error: str) -> None:
+        nonlocal shown_at
+        board.update(lag=lag, consumer_error=error)
+        if not error and time.monotonic() - shown_at >= SHOW_EVERY_S:
+            show_inbox(database, board, metrics, settings.trainer.round_every_preferences)
+            shown_at = time.monotonic()
+
+    return report
 
 
 def is_base_ready(settings: TrainerSettings) -> bool:
@@ -139,6 +157,7 @@ def build_learner(
     section = settings.trainer
     torch.set_num_threads(section.torch_threads)
     log.info("loading %s", settings.base)
+    board.update_round(state="waiting", reason="loading the base policy")
     stack = PolicyStack.load(settings.base, seed=section.seed)
     base_digest = digest_base(settings.base, str(getattr(stack.causal_lm.config, "_commit_hash", "") or ""))
     gateway = Gateway(section.gateway_url, settings.state_dir / "secrets" / "admin_key", section.gateway_timeout_s)
