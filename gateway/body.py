@@ -121,7 +121,11 @@ def restore_model(answer: bytes, checkpoint: str, alias: str) -> bytes:
     Inside a string the quotes of the pattern would be escaped, so the first match is a key; vLLM writes the top-level
     `model` before anything nested.
     """
-    return answer.replace(b'"model":' + msgspec.json.encode(checkpoint), b'"model":' + msgspec.json.encode(alias), 1)
+    own, theirs = msgspec.json.encode(alias), msgspec.json.encode(checkpoint)
+    compact = b'"model":' + theirs
+    if compact in answer:
+        return answer.replace(compact, b'"model":' + own, 1)
+    return re.sub(rb'(?<!\\)"model"\s*:\s*' + re.escape(theirs), lambda _: b'"model":' + own, answer, count=1)
 
 
 def _refuse_remote_media(messages: list[dict[str, Any]]) -> None:

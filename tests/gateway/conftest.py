@@ -1,0 +1,177 @@
+"""A gateway served by uvicorn on a free port, in front of a fake engine, with one stable checkpoint."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+import uvicorn
+from aiohttp import web
+from engine import BASE_LOGPROBS, PROBE_LOGPROBS, PROBE_TOKENS, FakeEngine
+
+from feedback.manifest import Manifest, Probe, checkpoint_id, combine_hashes, hash_files, write_manifest
+from gateway.app import Gateway, create_app
+from gateway.context import Context
+from gateway.deployment import ServingView
+from gateway.settings import GatewaySettings
+
+QUESTION = {"model": "default", "messages": [{"role": "user", "content": "How are you?"}]}
+
+
+@dataclass
+class Running:
+    """A gateway under test, its engine, and a client with a key that may be answered twice."""
+
+    app: Gateway
+    url: str
+    engine: FakeEngine
+    engine_runner: web.AppRunner
+    engine_port: int
+    http: aiohttp.ClientSession
+    key: str = ""
+
+    @property
+    def context(self) -> Context:
+        return self.app.context
+
+    @property
+    def admin(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.app.secrets.admin_key}"}
+
+    @property
+    def auth(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}"}
+
+    def client(self, key: str | None = None, **headers: str) -> openai.AsyncOpenAI:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        return openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1", api_key=key or self.key, default_headers=names, max_retries=0
+        )
+
+    async def make_key(self, scope: str = "app", *, pairs: bool = True, name: str = "tests") -> str:
+        body = {"name": name, "scope": scope, "pairs": pairs}
+        async with self.http.post(f"{self.url}/operator/v1/keys", json=body, headers=self.admin) as answer:
+            assert answer.status == 201
+            return str((await answer.json())["key"])
+
+    async def publish(self, folder: Path, number: int) -> str:
+        path = make_checkpoint(folder, number)
+        async with self.http.post(
+            f"{self.url}/operator/v1/checkpoints", json={"path": str(path)}, headers=self.admin
+        ) as answer:
+            assert answer.status in (200, 201), await answer.text()
+        return path.name
+
+    async def ask(self, headers: dict[str, str] | None = None, **fields: Any) -> dict[str, Any]:
+        """One chat request, its JSON. Fails unless it gets 200."""
+        async with self.http.post(
+            f"{self.url}/v1/chat/completions", json={**QUESTION, **fields}, headers={**self.auth, **(headers or {})}
+        ) as answer:
+            assert answer.status == 200, await answer.text()
+            return dict(await answer.json())
+
+    async def choose(self, comparison: dict[str, Any], **body: Any) -> tuple[int, dict[str, Any]]:
+        """Say something of a comparison: status and JSON."""
+        body = {"preferred": "first", "token": comparison["token"], **body}
+        url = f"{self.url}/v1/comparisons/{comparison['id']}/choice"
+        async with self.http.post(url, json=body) as answer:
+            return answer.status, dict(await answer.json())
+
+    async def serve(self, view: ServingView) -> None:
+        """Serve a view of the test's own: the controller's later generations are not waited for."""
+        assert self.context.deployment.apply(view)
+
+
+def make_checkpoint(folder: Path, number: int) -> Path:
+    """A checkpoint directory that the fake engine answers for."""
+    draft = folder / f"draft-{number}"
+    draft.mkdir(parents=True)
+    (draft / "adapter_config.json").write_text('{"r": 8}')
+    (draft / "adapter_model.safetensors").write_bytes(bytes([number] * 16))
+    files = hash_files(draft)
+    digest = combine_hashes(files)
+    final = draft.rename(folder / checkpoint_id(number, digest))
+    write_manifest(
+        final,
+        Manifest(
+            id=final.name,
+            number=number,
+            parent=None,
+            base_digest="0" * 64,
+            rank=8,
+            digest=digest,
+            files=files,
+            created_at=time.time(),
+            probe=Probe(prompt_token_ids=PROBE_TOKENS, logprobs=PROBE_LOGPROBS, base_logprobs=BASE_LOGPROBS),
+        ),
+    )
+    return final
+
+
+async def start_engine(engine: FakeEngine, port: int = 0) -> tuple[web.AppRunner, int]:
+    """Serve the engine; its runner and port."""
+    runner = web.AppRunner(engine.build(), shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port, reuse_address=True)
+    await site.start()
+    return runner, runner.addresses[0][1]
+
+
+async def wait_until(is_true: Any, timeout_s: float = 10.0) -> None:
+    """Look every 10 ms. Fails if it never comes true."""
+    async with asyncio.timeout(timeout_s):
+        while not is_true():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def make_settings(tmp_path: Path, engine_port: int, **gateway: Any) -> GatewaySettings:
+    section = {
+        "engines": [f"http://127.0.0.1:{engine_port}"],
+        "connect_wait_s": 10.0,
+        "reconcile_s": 0.2,
+        "ask_rate": 1.0,
+        "random_share": 0.0,
+        "comparison_commit_ms": 5000.0,
+        **gateway,
+    }
+    return GatewaySettings.model_validate(
+        {"state_dir": tmp_path / "state", "gateway": section, "rollout": {"tick_s": 0.02}}
+    )
+
+
+@contextlib.asynccontextmanager
+async def run_gateway(tmp_path: Path, *, has_checkpoint: bool = True, **section: Any) -> AsyncIterator[Running]:
+    """A gateway that runs until the block ends."""
+    engine = FakeEngine()
+    runner, engine_port = await start_engine(engine)
+    app = create_app(make_settings(tmp_path, engine_port, **section))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
+    serving = asyncio.create_task(server.serve())
+    await wait_until(lambda: server.started or serving.done())
+    assert server.started
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with aiohttp.ClientSession() as http:
+        running = Running(app, f"http://127.0.0.1:{port}", engine, runner, engine_port, http)
+        running.key = await running.make_key()
+        if has_checkpoint:
+            stable = await running.publish(tmp_path / "checkpoints", 0)
+            await wait_until(lambda: running.context.deployment.view.stable == stable)
+        try:
+            yield running
+        finally:
+            server.should_exit = True
+            await serving
+            with contextlib.suppress(Exception):
+                await running.engine_runner.cleanup()
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Running]:
+    async with run_gateway(tmp_path) as running:
+        yield running
