@@ -255,4 +255,6 @@ def make_probe(stack: PolicyStack, frozen: FrozenSets) -> Probe:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # torch takes seconds to take itself down, and there is nothing left to keep

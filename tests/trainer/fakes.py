@@ -1,0 +1,120 @@
+"""Light stand-ins for what the trainer's parts are given: a policy that is three bytes, a gateway that is a list."""
+
+from pathlib import Path
+
+from feedback.events import Candidate, Choice, Comparison, encode_event, new_event
+from feedback.log.base import NewRecord
+from feedback.manifest import read_manifest
+from trainer.registry import GatewayRefused, GatewayUnavailable, RegisteredCheckpoint, ServingState
+
+
+def make_choice(number: int, *, preferred: str = "first", user: str = "", chosen_at: float = 0.0) -> Choice:
+    def candidate(place: str) -> Candidate:
+        return Candidate(
+            completion_id=f"{place}-{number}",
+            text=f"{place} answer {number}",
+            checkpoint="c-000000-000000000000",
+            digest="d",
+            arm="stable",
+            finish_reason="stop",
+            prompt_tokens=3,
+            completion_tokens=3,
+        )
+
+    comparison = Comparison(
+        id=f"cmp-{number}",
+        policy="default",
+        app="app",
+        user=user or f"user-{number}",
+        conversation="",
+        messages=[{"role": "user", "content": f"question {number}"}],
+        first=candidate("first"),
+        second=candidate("second"),
+        asked="explore",
+        propensity=1.0,
+        engine="e",
+        created_at=0.0,
+        expires_at=1.0,
+    )
+    return Choice(
+        comparison=comparison, preferred=preferred, seconds_to_decide=1.0, channel="api", chosen_at=chosen_at or number
+    )
+
+
+def make_record(number: int, **choice: object) -> NewRecord:
+    event = new_event(make_choice(number, **choice), source="test", now=float(number), event_id=f"event-{number}")
+    headers, body = encode_event(event)
+    return NewRecord(key=event.key.encode(), value=body, headers=headers)
+
+
+class FakeStack:
+    """A policy whose adapters are bytes."""
+
+    def __init__(self) -> None:
+        self.adapters = {"policy": b"", "stable": b""}
+        self.num_resets = 0
+
+    def reset_adapter(self, adapter: str, like: str | None = None) -> None:
+        self.num_resets += like is None
+        self.adapters[adapter] = b"zero" if like is None else self.adapters[like]
+
+    def load_adapter(self, adapter: str, path: Path) -> None:
+        self.adapters[adapter] = (path / "adapter_model.safetensors").read_bytes()
+
+    def save_adapter(self, adapter: str, out_dir: Path) -> None:
+        (out_dir / "adapter_model.safetensors").write_bytes(self.adapters[adapter])
+
+
+class FakeReward:
+    """Counts updates; foresees every held-out choice once it has been updated."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.seen: list[tuple[list[str], list[str]]] = []
+
+    def update(self, new, replay):
+        self.version += 1
+        self.seen.append(([pair.event_id for pair in new], [pair.event_id for pair in replay]))
+        return {"loss": 0.5}
+
+    def accuracy(self, pairs):
+        return (len(pairs) if self.version else 0), len(pairs)
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir()
+        (directory / "version").write_text(str(self.version))
+
+    def load(self, directory: Path) -> None:
+        self.version = int((directory / "version").read_text())
+
+
+class FakeGateway:
+    """Serves the first checkpoint that is registered."""
+
+    def __init__(self) -> None:
+        self.known: list[RegisteredCheckpoint] = []
+        self.is_down = False
+        self.refuses: set[str] = set()
+        self.rollout: str | None = None
+
+    def read_state(self) -> ServingState:
+        self._answer()
+        stable = self.known[0] if self.known else None
+        phase = "Progressing" if self.rollout else None
+        return ServingState(stable and stable.id, stable and stable.digest, self.rollout, phase)
+
+    def list_checkpoints(self) -> list[RegisteredCheckpoint]:
+        self._answer()
+        return list(self.known)
+
+    def register(self, path: Path) -> str:
+        self._answer()
+        manifest = read_manifest(path)
+        if manifest.digest in self.refuses:
+            raise GatewayRefused("wrong rank")
+        self.known.append(RegisteredCheckpoint(manifest.id, manifest.number, manifest.digest))
+        return "ready"
+
+    def _answer(self) -> None:
+        if self.is_down:
+            raise GatewayUnavailable("connection refused")
