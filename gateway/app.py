@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import signal
 import sys
 import time
 import uuid
@@ -255,6 +256,10 @@ def main() -> int:
     if app.secrets.is_new:
         where = settings.state_dir / "secrets" / "admin_key"
         print(f"admin key (shown once, kept in {where}): {app.secrets.admin_key}", flush=True)
+    # uvicorn repeats the signal once it has stopped: a clean stop ends with status 0 all the same.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    logger.info("listening on http://%s:%d, engines %s", section.host, section.port, ", ".join(section.engines))
     uvicorn.run(
         app,
         host=section.host,
@@ -266,6 +271,7 @@ def main() -> int:
         timeout_graceful_shutdown=int(section.drain_timeout_s),
         server_header=False,
     )
+    logger.info("stopped")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A tiny engine that speaks enough of vLLM: adapters, the probe, chat completions; and fails in the ways a test asks for."""
+"""A tiny engine that speaks enough of vLLM: adapters, the probe, chat completions; fails as a test asks for."""
 
 import asyncio
 import json

@@ -196,15 +196,18 @@ async def test_apps_see_one_model_and_operators_the_checkpoints(gateway: Running
 
 
 async def test_unknown_addresses_and_methods_have_openais_shape(gateway: Running) -> None:
-    for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 404), ("PUT", "/livez", 405)):
+    for method, path, status in (
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/v1/chat/completions", 404),
+        ("PUT", "/livez", 405),
+    ):
         async with gateway.http.request(method, gateway.url + path) as answer:
             assert answer.status == status
             assert set((await answer.json())["error"]) == {"message", "type", "param", "code"}
 
 
 async def test_a_body_beyond_the_limit_gets_413(tmp_path: Path) -> None:
-    async with run_gateway(tmp_path, max_body_bytes=1000) as gateway:
-        async with gateway.http.post(
-            f"{gateway.url}/v1/chat/completions", data=b" " * 1001, headers=gateway.auth
-        ) as answer:
-            assert answer.status == 413
+    async with run_gateway(tmp_path, max_body_bytes=1000) as gateway, gateway.http.post(
+        f"{gateway.url}/v1/chat/completions", data=b" " * 1001, headers=gateway.auth
+    ) as answer:
+        assert answer.status == 413

@@ -38,10 +38,10 @@ async def test_events_split_across_reads_arrive_whole(gateway: Running, split_by
 
 
 async def test_only_the_model_changes_on_the_way_to_the_engine(gateway: Running) -> None:
-    body = b'{ "x_new" : {"model":"inner"}, "model" : "default" ,"messages":[{"role":"user","content":"\\"model\\":1"}]}'
-    async with gateway.http.post(
-        f"{gateway.url}/v1/chat/completions", data=body, headers=gateway.auth
-    ) as answer:
+    body = (
+        b'{ "x_new" : {"model":"inner"}, "model" : "default" ,"messages":[{"role":"user","content":"\\"model\\":1"}]}'
+    )
+    async with gateway.http.post(f"{gateway.url}/v1/chat/completions", data=body, headers=gateway.auth) as answer:
         assert answer.status == 200
     name = gateway.context.deployment.view.stable or ""
     assert gateway.engine.raw[0] == body.replace(b'"default"', b'"' + name.encode() + b'"')
@@ -49,9 +49,7 @@ async def test_only_the_model_changes_on_the_way_to_the_engine(gateway: Running)
 
 async def test_only_operators_see_the_checkpoint(gateway: Running) -> None:
     for headers, shown in ((gateway.auth, None), (gateway.admin, gateway.context.deployment.view.stable)):
-        async with gateway.http.post(
-            f"{gateway.url}/v1/chat/completions", json=QUESTION, headers=headers
-        ) as answer:
+        async with gateway.http.post(f"{gateway.url}/v1/chat/completions", json=QUESTION, headers=headers) as answer:
             assert answer.status == 200
             assert answer.headers.get("x-prefloop-checkpoint") == shown
 
