@@ -95,6 +95,7 @@ async def _ask(
                 if problem == "internal":
                     num_internal += 1
                 if problem is None or num_internal > _MAX_INTERNAL_ERRORS:
+                    context.deployment.note_answer(checkpoint)
                     answer.on_close = stack.pop_all().close
                     return answer, data
                 if problem == "unknown checkpoint" and not context.swap.wants(checkpoint):

@@ -6,6 +6,7 @@ or equal generation is ignored. Does not decide anything: the rollout controller
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -59,6 +60,7 @@ class Deployment:
         self.counters = Counters()
         self.observations = observations
         self.engines = {url: EngineState(url) for url in engines}
+        self.first_answer_at: dict[str, float] = {}  # checkpoint -> when its first answer came, since start
         self._in_flight: Counter[str] = Counter()
 
     def apply(self, view: ServingView) -> bool:
@@ -77,6 +79,10 @@ class Deployment:
         states = self.engines.values()
         holding = [state for state in states if checkpoint in state.proven and state.up]
         return min(holding or list(states), key=lambda state: state.num_in_flight).url
+
+    def note_answer(self, checkpoint: str) -> None:
+        """Keep when a checkpoint answered for the first time."""
+        self.first_answer_at.setdefault(checkpoint, time.time())
 
     @contextmanager
     def track(self, checkpoint: str, engine: str = "") -> Iterator[None]:

@@ -166,6 +166,7 @@ async def build_status(context: Context) -> dict[str, Any]:
             "not_paired": dict(counters.not_paired),
             "outbox_pending": await context.writer.arun(count_outbox),
         },
+        "canary_first_answer_at": context.deployment.first_answer_at,
         "swap": {"last_swap_s": context.controller.last_swap_s},
         "engines": [
             {"url": engine.url, "up": engine.up, "adapters": sorted(engine.adapters)}
