@@ -52,7 +52,7 @@ function showRamp(rollout) {
   const stages = ["Pending", ...steps, "Approval", "Baking", "Healthy"];
   const at = stagePosition(rollout);
   const ended = ["Aborting", "Degraded"].includes(rollout.phase);
-  stages[at] += ended ? ` · ${rollout.reason || "stopped"}` : at > 0 && at <= rollout.num_steps ? ` · ${percent(rollout.weight)}` : "";
+  stages[at] += ended ? ` · ${rollout.reason.length <= 24 ? rollout.reason : "stopped"}` : at > 0 && at <= rollout.num_steps ? ` · ${percent(rollout.weight)}` : "";
   ramp.replaceChildren(...stages.map((name, i) => {
     const current = i === at;
     return make("li", { class: ended && current ? "stopped" : i < at ? "done" : "", "aria-current": current && !ended ? "step" : null }, name);
@@ -100,10 +100,10 @@ function showTiles(rollout, seen) {
   showVotes(seen);
 
   setText(byId("users"), count(seen.users));
-  setText(byId("users-of"), `of at least ${count(seen.min_users)}, at most ${count(seen.max_users)}`);
+  setText(byId("users-of"), `of ${count(seen.min_users)} needed, ${count(seen.max_users)} at most`);
   byId("users-meter").max = seen.min_users || 1;
   byId("users-meter").value = Math.min(seen.users, seen.min_users);
-  setText(byId("votes"), `${count(seen.votes)} votes; the top user gave ${percent(seen.top_user_share)} of them`);
+  setText(byId("votes"), `${count(seen.votes)} votes, top user ${percent(seen.top_user_share)}`);
 
   setText(byId("weight"), percent(rollout.weight));
   setText(byId("step"), `step ${Math.min(rollout.step + 1, rollout.num_steps)} of ${rollout.num_steps}`);

@@ -6,10 +6,10 @@ export const signedPercent = (ratio) => `${ratio > 0 ? "+" : ratio < 0 ? "−" :
 
 export const count = (number) => (number ?? 0).toLocaleString("en");
 
-/** An e-value: two digits where it matters, powers of ten where it does not. */
+/** An e-value: two digits where it matters; far beyond any threshold, only that it is. */
 export function evidence(e) {
   if (e === null || e === undefined || !Number.isFinite(e)) return "∞";
-  if (e >= 1e5) return e.toExponential(0).replace("e+", "e");
+  if (e >= 1e6) return "over 1M";
   if (e >= 100) return count(Math.round(e));
   if (e >= 10) return e.toFixed(0);
   return e >= 0.095 ? e.toFixed(1) : e.toFixed(2);

@@ -33,7 +33,8 @@ export function drawNet(svg, series, { startedAt, delta = 0 }) {
 /** Draw both e-values against the threshold they must reach. */
 export function drawEvidence(svg, series, { startedAt, threshold }) {
   const logs = series.flatMap((p) => [Math.log10(p.e), Math.log10(p.e_inferior)]).filter(Number.isFinite);
-  const top = Math.max(Math.log10(threshold) + 0.35, ...logs);
+  const enough = Math.log10(threshold);
+  const top = Math.min(enough + 2, Math.max(enough + 0.35, ...logs)); // far beyond enough, how far does not matter
   const bottom = Math.max(-3, Math.min(-1, ...logs));
   const x = timeScale(series, startedAt);
   const y = linear(bottom, top, HEIGHT - EDGE.bottom, EDGE.top);
