@@ -28,12 +28,14 @@ def choose_until_killed(state_dir: Path, run: int, rng: random.Random) -> list[s
     acknowledged = state_dir / f"acknowledged-{run}"
     command = [sys.executable, "-m", "tests.feedback.choosing_process", str(state_dir), f"run{run}"]
     with acknowledged.open("wb") as out, subprocess.Popen(command, cwd=ROOT, stdout=out) as process:
-        deadline = time.monotonic() + 60
-        while not acknowledged.stat().st_size:
-            assert process.poll() is None and time.monotonic() < deadline, "the process chose nothing"
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.4))
-        process.kill()
+        try:
+            deadline = time.monotonic() + 60
+            while not acknowledged.stat().st_size:
+                assert process.poll() is None and time.monotonic() < deadline, "the process chose nothing"
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.4))
+        finally:
+            process.kill()
     assert process.returncode == -signal.SIGKILL
     return acknowledged.read_text().split()
 
