@@ -19,6 +19,7 @@ from prefloop.services import Layout, engine_service, gateway_service, trainer_s
 from prefloop.supervisor import Supervisor
 
 READY_TIMEOUT_S = 600.0
+LINE_PERIOD_S = 10.0  # where there is no terminal to draw on
 SEED_POLICY_SEED = 0
 
 
@@ -63,7 +64,7 @@ def start_services(
 async def wait_until_ready(layout: Layout, supervisor: Supervisor, console: Console, stop: asyncio.Event) -> float:
     """Wait for the first checkpoint to serve. Returns the seconds it took; raises StartFailed after ten minutes."""
     started = time.monotonic()
-    seen_events = 0
+    seen_events, next_line_s = 0, 0.0
     async with httpx.AsyncClient(timeout=2) as client:
         with console.status("Starting the engine (about a minute), the gateway and the trainer …") as status:
             while not stop.is_set():
@@ -76,7 +77,11 @@ async def wait_until_ready(layout: Layout, supervisor: Supervisor, console: Cons
                 for _, event in events[seen_events:]:
                     console.print(f"[yellow]{event}[/yellow]", highlight=False)
                 seen_events = len(events)
-                status.update(f"Starting … {waited_s:.0f} s ({describe_states(supervisor)})")
+                line = f"Starting … {waited_s:.0f} s ({describe_states(supervisor)})"
+                status.update(line)
+                if not console.is_terminal and waited_s >= next_line_s:
+                    console.print(line, highlight=False)
+                    next_line_s = waited_s + LINE_PERIOD_S
                 await asyncio.sleep(0.25)
     return time.monotonic() - started
 

@@ -66,6 +66,7 @@ class Controller:
         self._missing_since: float | None = None
         self._is_refused = False
         self.last_swap_s: float | None = None
+        self._last_load_error = ""
 
     def now(self) -> float:
         """The controller's clock, epoch seconds."""
@@ -197,10 +198,13 @@ class Controller:
         try:
             self.last_swap_s = await self._swap.load(checkpoint)
         except SwapError as error:
-            _log.warning("could not load %s: %s", checkpoint.id, error)
+            if str(error) != self._last_load_error:  # a starting engine refuses every half second
+                _log.warning("could not load %s: %s", checkpoint.id, error)
+            self._last_load_error = str(error)
             self._is_refused = not error.is_transient
             return False
         self._loaded.add(checkpoint.id)
+        self._last_load_error = ""
         return True
 
     async def wanted(self) -> list[CheckpointRow]:
