@@ -30,7 +30,9 @@ def test_an_operator_approves_a_canary_that_people_prefer(gateway: RunningGatewa
     expect(page.locator("#phase")).to_have_text("Waiting for promotion")
     expect(page.locator("#verdict")).to_contain_text("People prefer the canary")
     expect(page.locator("#preset")).to_contain_text("demo")
-    expect(page.locator("#net-plot polyline.net")).to_be_visible()
+    expect(page.locator("#net-plot polygon.band")).to_be_visible()
+    points = page.locator("#net-plot polyline.net").get_attribute("points") or ""  # flat if every duel was won
+    assert len(points.split()) == len(gateway.rollout()["series"]) > 0
     expect(page.locator("#e-plot line.threshold")).to_have_count(1)
     expect(page.locator("#trail li").first).to_be_visible()
     page.screenshot(path=tmp_path / "waiting.png", full_page=True)
