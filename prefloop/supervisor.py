@@ -87,20 +87,21 @@ class Supervisor:
     def __init__(self) -> None:
         self.states: dict[str, ServiceState] = {}
         self.events: deque[tuple[float, str]] = deque(maxlen=50)
-        self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = asyncio.Event()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopping: dict[str, asyncio.Event] = {}
 
     def start(self, service: Service) -> None:
         service.log_path.parent.mkdir(parents=True, exist_ok=True)
         state = self.states[service.name] = ServiceState(service.name)
-        self._tasks.append(asyncio.create_task(self._keep_running(service, state), name=service.name))
+        self._stopping[service.name] = asyncio.Event()
+        self._tasks[service.name] = asyncio.create_task(self._keep_running(service, state), name=service.name)
 
     async def _keep_running(self, service: Service, state: ServiceState) -> None:
-        backoff_s = FIRST_BACKOFF_S
-        while not self._stopping.is_set():
+        backoff_s, stopping = FIRST_BACKOFF_S, self._stopping[service.name]
+        while not stopping.is_set():
             with service.log_path.open("ab") as log:
-                returncode = await self._run_once(service, state, log)
-            if self._stopping.is_set():
+                returncode = await self._run_once(service, state, log, stopping)
+            if stopping.is_set():
                 return
             ran_s = time.time() - (state.started_at or time.time())
             backoff_s = FIRST_BACKOFF_S if ran_s > HEALTHY_AFTER_S else min(backoff_s * 2, MAX_BACKOFF_S)
@@ -110,9 +111,11 @@ class Supervisor:
             state.reason += f": {detail}" if detail else ""
             self.events.append((time.time(), f"{service.name} {state.reason}; restarting in {backoff_s:.1f} s"))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), backoff_s)
+                await asyncio.wait_for(stopping.wait(), backoff_s)
 
-    async def _run_once(self, service: Service, state: ServiceState, log: IO[bytes]) -> int:
+    async def _run_once(
+        self, service: Service, state: ServiceState, log: IO[bytes], asked_to_stop: asyncio.Event
+    ) -> int:
         process = await asyncio.create_subprocess_exec(
             *service.argv,
             env={**os.environ, **service.env},
@@ -124,7 +127,7 @@ class Supervisor:
         )
         state.pid, state.started_at = process.pid, time.time()
         try:
-            stopping = asyncio.create_task(self._stopping.wait())
+            stopping = asyncio.create_task(asked_to_stop.wait())
             ending = asyncio.create_task(process.wait())
             await asyncio.wait({stopping, ending}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
@@ -141,6 +144,7 @@ class Supervisor:
             state.pid = None
 
     async def stop(self) -> None:
-        """Ask every child to end, and end those that do not within 20 s."""
-        self._stopping.set()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """End the services, the last started first: a client before what it calls. 20 s each, then by force."""
+        for name in reversed(self._tasks):
+            self._stopping[name].set()
+            await asyncio.gather(self._tasks[name], return_exceptions=True)

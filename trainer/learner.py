@@ -106,20 +106,22 @@ class Learner:
             self._stopping.wait(self._settings.trainer.poll_s)
 
     def step(self) -> bool:
-        """Do the next thing that is due; return whether there was one."""
+        """Do the next thing that is due; return whether there was one.
+
+        A round comes before the reward model's next update: where choices come faster than updates, it would never begin.
+        """
+        self._show()
+        is_due, reason = self._explain_round()
+        parent = self._find_start(reason) if is_due else None
+        if parent is not None:
+            self._run_round(parent)
+            return True
         if self._keeper.is_due():
             self._update_reward()
             return True
-        self._show()
-        is_due, reason = self._explain_round()
         if not is_due:
             self._wait("idle", reason)
-            return False
-        parent = self._find_start(reason)
-        if parent is None:
-            return False
-        self._run_round(parent)
-        return True
+        return False
 
     # Reward model
 
@@ -207,7 +209,7 @@ class Learner:
 
     def _train(self, opened: rounds.OpenRound, parent: Published) -> Trained:
         """Ask whether there is anything to learn, train, and judge. Leaves the result in adapter "policy"."""
-        while self._keeper.is_due():
+        for _ in range(self._keeper.count_due()):  # not what comes meanwhile: it might never end
             self._check_stopping()
             self._update_reward()
         self._keeper.update()  # what is left is less than a batch

@@ -81,8 +81,12 @@ class RewardKeeper:
         return used
 
     def is_due(self) -> bool:
+        return self.count_due() > 0
+
+    def count_due(self) -> int:
+        """How many whole updates wait."""
         with self._database.connect() as connection:
-            return preferences.count_unused(connection) >= self._settings.update_every_preferences
+            return preferences.count_unused(connection) // self._settings.update_every_preferences
 
     def update(self) -> dict[str, float]:
         """One update with what is new, at most a batch of it. Returns {} if nothing is new."""

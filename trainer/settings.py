@@ -70,7 +70,7 @@ _DEMO: dict[str, Any] = {
     "round_every_preferences": 400,
     "round_every_minutes": 0.0,
     "register_every_s": 5.0,
-    "dpo": {"lr": 5e-4, "epochs": 3, "max_new_pairs": 800},
+    "dpo": {"lr": 1e-3, "epochs": 3, "max_new_pairs": 400},
 }
 
 

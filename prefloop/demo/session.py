@@ -31,6 +31,7 @@ from prefloop.services import Layout, log_path
 from prefloop.supervisor import Service, Supervisor
 
 COUNTDOWN_S = 10.0
+PAUSE_S = 1.5  # between two turns of one of 24 seats: the trainer shares two cores with the engine
 NEVER = "1000000000"
 
 
@@ -161,6 +162,7 @@ class Session:
     def _people_service(self, api_key: str) -> Service:
         argv = [sys.executable, "-m", "prefloop.demo.people", "--base-url", self.layout.gateway_url]
         argv += ["--seed", str(self.options.seed), "--stats-file", str(self._stats_path), "--run", "demo"]
+        argv += ["--pause-s", str(PAUSE_S)]
         if self.options.world:
             argv += ["--world", str(self.options.world)]
         return Service("people", argv, log_path(self.layout, "people"), {"PREFLOOP_API_KEY": api_key})

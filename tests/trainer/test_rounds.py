@@ -317,8 +317,6 @@ def raise_killed(*_args) -> None:
 def test_a_clean_stop_aborts_the_round_and_does_not_count_as_an_attempt(bench):
     learner = bench.start()
     bench.send(40)
-    while learner._keeper.is_due():
-        learner.step()
     bench.stopping.set()
     with pytest.raises(RoundAborted):
         bench.run_all(learner)
