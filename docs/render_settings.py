@@ -56,7 +56,11 @@ def render_settings() -> str:
     parts = [HEAD]
     for section, rows in sections.items():
         title = section if section == "top level" else f"[{section}]"
-        parts.append(f"\n## {title}\n\n| setting | default | meaning | environment |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
+        parts.append(
+            f"\n## {title}\n\n| setting | default | meaning | environment |\n|---|---|---|---|\n"
+            + "\n".join(rows)
+            + "\n"
+        )
     return "".join(parts)
 
 

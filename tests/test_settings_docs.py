@@ -22,5 +22,10 @@ def test_every_setting_has_a_description():
     from gateway.settings import GatewaySettings
     from trainer.settings import TrainerSettings
 
-    bare = [path for model in (GatewaySettings, TrainerSettings) for path, _, text in renderer.list_settings(model) if not text]
+    bare = [
+        path
+        for model in (GatewaySettings, TrainerSettings)
+        for path, _, text in renderer.list_settings(model)
+        if not text
+    ]
     assert bare == []

@@ -95,8 +95,8 @@ def run_dpo(
 
     nll_weight adds the chosen answers' negative log-likelihood a token (Pang et al. 2024, eq. 4): without it the mass taken from
     rejected answers goes to garble, and a small model loses its facts.
-    progress(share done, metrics of the step) is called after each step and may raise to stop the round. Returns the metrics of the
-    last epoch. Raises NothingToTrainOn if every pair is a tie.
+    progress(share done, metrics of the step) is called after each step and may raise to stop the round. Returns the metrics
+    of the last epoch. Raises NothingToTrainOn if every pair is a tie.
     """
     if loss not in ("sigmoid", "ipo"):
         raise ValueError(f"unknown loss {loss!r}")

@@ -26,7 +26,7 @@ class EvaluateSettings:
     max_tokens: int = 48
     temperature: float = 0.7
     max_fact_drop: float = 0.05
-    max_reference_drop: float = 0.05
+    max_reference_drop: float = 0.02
     max_perplexity_ratio: float = 1.5
     max_unfinished_rise: float = 0.05
     max_length_ratio: float = 4.0
@@ -70,19 +70,31 @@ def load_frozen_sets(path: str | Path, prompts: Sequence[Messages] = ()) -> Froz
     return FrozenSets(rows=tuple(FrozenRow(row["messages"], row["fact"], tuple(row["references"])) for row in parsed))
 
 
-def something_to_learn(correct: int, total: int, alpha: float = 0.01) -> tuple[bool, str]:
-    """Whether held-out accuracy beats 1/2, however often one has looked.
+def log_evidence(correct: int, total: int) -> float:
+    """Log e-value of a uniform mixture over accuracies against fair coin flips: E = 2^n B(k + 1, n - k + 1)."""
+    beta = math.lgamma(correct + 1) + math.lgamma(total - correct + 1) - math.lgamma(total + 2)
+    return total * math.log(2) + beta
 
-    The e-value of a uniform mixture over accuracies, against fair coin flips: E = 2^n B(k + 1, n - k + 1), for k > n/2. By Ville's
-    inequality it passes 1/alpha in at most a share alpha of worlds where choices are noise, all looks together.
+
+def something_to_learn(
+    correct: int, total: int, foreseen: tuple[int, int] = (0, 0), alpha: float = 0.02
+) -> tuple[bool, str]:
+    """Whether choices can be foreseen better than by a coin, however often one has looked.
+
+    correct of total: the held-out choices. foreseen: (correct, total) of the choices that were guessed before they were learnt
+    from. Each takes half of alpha: by Ville's inequality an e-value passes 2/alpha in at most a share alpha/2 of worlds where
+    choices are noise, all looks together.
     """
-    if total == 0:
-        return False, "nothing to learn: no decisive held-out choice yet"
-    log_e = total * math.log(2) + math.lgamma(correct + 1) + math.lgamma(total - correct + 1) - math.lgamma(total + 2)
-    told = f"{correct} of {total} held-out choices foreseen ({correct / total:.0%})"
-    if 2 * correct > total and log_e >= -math.log(alpha):
-        return True, f"{told}, better than chance"
-    return False, f"nothing to learn: {told}, not clearly better than chance"
+    told = []
+    for (k, n), name in (((correct, total), "held-out"), (foreseen, "new")):
+        if n == 0:
+            continue
+        told.append(f"{k} of {n} {name} choices foreseen ({k / n:.0%})")
+        if 2 * k > n and log_evidence(k, n) >= math.log(2 / alpha):
+            return True, f"{told[-1]}, better than chance"
+    if not told:
+        return False, "nothing to learn: no decisive choice to judge by yet"
+    return False, f"nothing to learn: {', '.join(told)}, not clearly better than chance"
 
 
 def interval_of_mean(values: Sequence[float], confidence: float) -> tuple[float, float, float]:
@@ -94,10 +106,15 @@ def interval_of_mean(values: Sequence[float], confidence: float) -> tuple[float,
     return mean, mean - half, mean + half
 
 
-def measure_references(stack: PolicyStack, rows: Sequence[FrozenRow], adapter: str) -> dict[str, float]:
-    """Probability of giving one of the right answers word for word, and the perplexity of the likeliest one, by the model itself."""
+def measure_references(
+    stack: PolicyStack, rows: Sequence[FrozenRow], adapter: str, settings: EvaluateSettings
+) -> dict[str, float]:
+    """Chance of one of the right answers word for word, at the serving temperature (exact, not sampled), and perplexity.
+
+    The perplexity is that of the reference the policy itself finds likeliest: styles may change, words must not break.
+    """
     encoded = [stack.encode(row.messages, reference) for row in rows for reference in row.references]
-    sums, counts = stack.answer_logprobs(encoded, adapter)
+    sums, counts = stack.answer_logprobs(encoded, adapter, temperature=settings.temperature)
     groups = torch.split(sums, [len(row.references) for row in rows])
     lengths = torch.split(counts, [len(row.references) for row in rows])
     mass = torch.stack([torch.logsumexp(group, 0).exp() for group in groups]).mean()
@@ -170,7 +187,7 @@ def judge_policy(
     for arm in ("stable", "policy"):
         measured, answers[arm] = measure_samples(stack, prompts, frozen.rows, arm, settings)
         if frozen.rows:
-            measured.update(measure_references(stack, frozen.rows, arm))
+            measured.update(measure_references(stack, frozen.rows, arm, settings))
         metrics.update({f"{arm}_{name}": value for name, value in measured.items()})
     repeated = [prompt for prompt in prompts for _ in range(settings.samples_per_prompt)]
     metrics["kl_base"] = measure_kl(stack, repeated, answers["policy"], None)

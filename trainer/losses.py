@@ -1,7 +1,7 @@
 """Losses of preference learning, element by element; callers weigh and average.
 
-Pure tensor functions. `difference` is score of the one minus score of the other; `log_ratio` is h = (log pi(y+) - log ref(y+)) -
-(log pi(y-) - log ref(y-)), summed over tokens. PPO's losses are not here.
+Pure tensor functions. `difference` is score of the one minus score of the other; `log_ratio` is h = (log pi(y+) - log
+ref(y+)) - (log pi(y-) - log ref(y-)), summed over tokens. PPO's losses are not here.
 """
 
 import math

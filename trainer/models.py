@@ -1,7 +1,7 @@
 """One base model in memory with the adapters `policy`, `stable` and `reward`.
 
-Promises that a forward under one adapter leaves no trace on another: exactly the adapter in training takes gradients. One thread
-at a time. Does not cover full-weight training.
+Promises that a forward under one adapter leaves no trace on another: exactly the adapter in training takes gradients.
+One thread at a time. Does not cover full-weight training.
 """
 
 import json
@@ -101,7 +101,7 @@ class PolicyStack:
         self._activate(None)
 
     def _activate(self, adapter: str | None, trainable: bool = False) -> None:
-        """Switches adapters; None means the bare base. PEFT's own switches leave requires_grad behind, so it is set here."""
+        """Switches adapters; None is the bare base. PEFT's own switches leave requires_grad behind, so it is set here."""
         for layer in self._layers:
             layer._disable_adapters = adapter is None
             if adapter is not None:
@@ -146,7 +146,11 @@ class PolicyStack:
         return collate(rows, self.tokenizer.pad_token_id).to(self.device)
 
     def answer_logprobs(
-        self, rows: Sequence[tuple[Sequence[int], int]], adapter: str | None, batch_size: int = 64
+        self,
+        rows: Sequence[tuple[Sequence[int], int]],
+        adapter: str | None,
+        batch_size: int = 64,
+        temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Summed log-probabilities and token counts of encoded answers, both (rows,), on the CPU, without gradients."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))  # rows of like length share a batch
@@ -154,7 +158,7 @@ class PolicyStack:
         with self.inferring(adapter):
             for start in range(0, len(rows), batch_size):
                 chosen = order[start : start + batch_size]
-                total, number = answer_logprobs(self.causal_lm, self.collate([rows[i] for i in chosen]))
+                total, number = answer_logprobs(self.causal_lm, self.collate([rows[i] for i in chosen]), temperature)
                 sums[chosen], counts[chosen] = total.cpu(), number.cpu()
         return sums, counts
 
@@ -190,7 +194,7 @@ class PolicyStack:
     def _sample(
         self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float, generator: torch.Generator
     ) -> list[list[int]]:
-        """Token ids up to eos per prompt. Prompts are padded on the left, so that all answers grow at the same column."""
+        """Token ids up to eos per prompt. Prompts are padded on the left: all answers grow at the same column."""
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         width = max(len(ids) for ids in prompts)
         ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=self.device)

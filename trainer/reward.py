@@ -47,14 +47,14 @@ class Scores:
 
 
 def bootstrap_weights(event_id: str, num_heads: int) -> list[float]:
-    """Exponential weights, one a head, fixed by the event: the same pair weighs the same when it is replayed (Rubin 1981)."""
+    """Exponential weights, one a head, fixed by the event: a replayed pair weighs what it weighed (Rubin 1981)."""
     digest = hashlib.sha256(event_id.encode()).digest()
     draws = [int.from_bytes(digest[4 * head : 4 * head + 4], "big") for head in range(num_heads)]
     return [-math.log((draw + 0.5) / 2**32) for draw in draws]
 
 
 class RewardHead(nn.Module):
-    """fp32 scores from the mean and the last of an answer's hidden states, with the tie width and the pull of the first place."""
+    """fp32 scores from the mean and the last of an answer's hidden states; holds the tie width and the first place's pull."""
 
     def __init__(self, hidden_size: int, num_heads: int, start_nu: float) -> None:
         super().__init__()
@@ -76,12 +76,17 @@ class RewardHead(nn.Module):
 
 
 class RewardModel:
-    """Learns from pairs and scores answers; `version` counts the updates."""
+    """Learns from pairs and scores answers.
+
+    version counts the updates; foreseen is (correct, total) over the decisive pairs that came new since the first update,
+    each guessed before anything was learnt from it (prequential, Dawid 1984).
+    """
 
     def __init__(self, stack: PolicyStack, settings: RewardSettings | None = None) -> None:
         self.stack = stack
         self.settings = settings or RewardSettings()
         self.version = 0
+        self.foreseen = (0, 0)
         self.head = RewardHead(stack.hidden_size, self.settings.num_heads, self.settings.start_nu).to(stack.device)
         groups: list[dict[str, Any]] = [
             {"params": list(stack.parameters_of("reward").values()), "lr": self.settings.adapter_lr},
@@ -94,19 +99,22 @@ class RewardModel:
         pairs = [pair for pair in (*new, *replay) if pair.weight > 0 and pair.preferred != "skip"]
         if not pairs:
             return {}
+        if self.version > 0:  # before that the heads know nothing
+            correct, total = self.accuracy([pair for pair in new if pair.weight > 0])
+            self.foreseen = (self.foreseen[0] + correct, self.foreseen[1] + total)
         pairs.sort(key=lambda pair: hashlib.sha256(f"{self.version}{pair.event_id}".encode()).digest())
         sums = {"loss": 0.0, "correct": 0.0, "decisive": 0.0}
         with self.stack.training("reward") as parameters:
             everything = [*parameters, *self.head.parameters()]
             for start in range(0, len(pairs), self.settings.batch_size):
                 batch = pairs[start : start + self.settings.batch_size]
-                loss, correct, decisive = self._compute_loss(batch)
+                loss, right, decisive = self._compute_loss(batch)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(everything, 1.0)
                 self.optimizer.step()
                 sums["loss"] += loss.item() * len(batch)
-                sums["correct"] += correct
+                sums["correct"] += right
                 sums["decisive"] += decisive
         self.version += 1
         return {
@@ -115,6 +123,7 @@ class RewardModel:
             "nu": math.exp(self.head.log_nu.item()),
             "first_place": self.head.first_place.item(),
             "num_pairs": float(len(pairs)),
+            "foreseen": self.foreseen[0] / max(1, self.foreseen[1]),
         }
 
     def _compute_loss(self, batch: Sequence["Pair"]) -> tuple[Tensor, float, float]:
@@ -170,12 +179,15 @@ class RewardModel:
         out = Path(out_dir)
         self.stack.save_adapter("reward", out)
         save_file({name: t.detach().cpu() for name, t in self.head.state_dict().items()}, out / "heads.safetensors")
-        (out / "reward.json").write_text(json.dumps({"version": self.version}) + "\n", encoding="utf-8")
+        (out / "reward.json").write_text(
+            json.dumps({"version": self.version, "foreseen": self.foreseen}) + "\n", encoding="utf-8"
+        )
 
     def load(self, path: str | Path) -> None:
         """Takes up where `save` left off. Raises FileNotFoundError or AdapterMismatch."""
-        version = json.loads((Path(path) / "reward.json").read_text(encoding="utf-8"))["version"]
+        saved = json.loads((Path(path) / "reward.json").read_text(encoding="utf-8"))
         state = load_file(Path(path) / "heads.safetensors")
         self.stack.load_adapter("reward", path)
         self.head.load_state_dict(state)
-        self.version = int(version)
+        self.version = int(saved["version"])
+        self.foreseen = (int(saved["foreseen"][0]), int(saved["foreseen"][1]))

@@ -1,8 +1,8 @@
 """Builds a seed policy: a few-million-parameter Llama and its tokenizer, trained from scratch on a JSONL corpus.
 
-The result is an ordinary Hugging Face directory that vLLM serves. The marker `seed.json` is written last: a directory that has
-it, made of the same corpus and settings, is left alone. Not meant to make a good model: the demo needs one that knows its facts
-and mixes its styles.
+The result is an ordinary Hugging Face directory that vLLM serves. The marker `seed.json` is written last: a directory that
+has it, made of the same corpus and settings, is left alone. Not meant to make a good model: the demo needs one that knows
+its facts and mixes its styles.
 """
 
 import argparse
@@ -139,7 +139,7 @@ def iterate_batches(
 
 
 def compute_answer_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood of the answers' tokens; the lm_head runs on those alone (right padding needs no mask)."""
+    """Mean negative log-likelihood of the answers' tokens; the lm_head runs on those alone."""
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # (batch, length - 1, width)
     targets = labels[:, 1:]
     keep = targets != -100
@@ -234,9 +234,8 @@ def main() -> None:
         built = build_seed(arguments.corpus, arguments.frozen, arguments.out, settings, progress)
     marker = json.loads((arguments.out / MARKER).read_text(encoding="utf-8"))
     if built:
-        print(
-            f"seed policy: {marker['num_parameters']:,} parameters, {marker['seconds']:.0f} s, loss {marker['loss']:.3f}"
-        )
+        size = f"{marker['num_parameters']:,} parameters"
+        print(f"seed policy: {size}, {marker['seconds']:.0f} s, loss {marker['loss']:.3f}")
     else:
         print(f"seed policy: already in {arguments.out}")
 

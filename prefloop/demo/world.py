@@ -132,7 +132,7 @@ def all_questions() -> list[Question]:
 
 
 def split_of(question: Question) -> str:
-    """people | frozen | held_out: of a fact's twelve phrasings the people ask five, the offline gate has one, six are held out."""
+    """people | frozen | held_out: of a fact's twelve phrasings people ask five, the offline gate one, and six are held out."""
     turn = (question.phrasing + list(CAPITALS).index(question.country)) % len(PHRASINGS)
     return "held_out" if turn % 2 else ("frozen" if turn == 0 else "people")
 

@@ -207,7 +207,8 @@ async def test_unknown_addresses_and_methods_have_openais_shape(gateway: Running
 
 
 async def test_a_body_beyond_the_limit_gets_413(tmp_path: Path) -> None:
-    async with run_gateway(tmp_path, max_body_bytes=1000) as gateway, gateway.http.post(
-        f"{gateway.url}/v1/chat/completions", data=b" " * 1001, headers=gateway.auth
-    ) as answer:
+    async with (
+        run_gateway(tmp_path, max_body_bytes=1000) as gateway,
+        gateway.http.post(f"{gateway.url}/v1/chat/completions", data=b" " * 1001, headers=gateway.auth) as answer,
+    ):
         assert answer.status == 413
