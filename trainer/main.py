@@ -225,7 +225,7 @@ def build_training(
     return Training(
         train=train,
         judge=lambda: judge_policy(stack, reward, load(), EvaluateSettings(seed=settings.trainer.seed)),
-        has_something_to_learn=something_to_learn,
+        has_something_to_learn=lambda correct, total: something_to_learn(correct, total, reward.foreseen),
     )
 
 
