@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,6 +40,7 @@ def build_seed_policy(state_dir: Path) -> Path:
     for command in (world, train):
         if subprocess.run(command).returncode:
             raise StartFailed(f"The seed policy could not be built: `{' '.join(command[1:])}` failed.")
+    shutil.copyfile(corpus_dir / "examples.json", seed_dir / "examples.json")  # the playground offers them
     return seed_dir
 
 

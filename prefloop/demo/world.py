@@ -204,11 +204,16 @@ def frozen_rows() -> Iterator[dict[str, object]]:
         yield {"messages": question.messages, "fact": question.city, "references": references}
 
 
+NUM_EXAMPLES = 30  # questions that the playground offers
+
+
 def write_world(out: Path, seed: int) -> None:
-    """Writes corpus.jsonl and frozen.jsonl; the same seed writes the same bytes."""
+    """Writes corpus.jsonl, frozen.jsonl and examples.json; the same seed writes the same bytes."""
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in (("corpus.jsonl", corpus_rows(random.Random(seed))), ("frozen.jsonl", frozen_rows())):
         (out / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    examples = random.Random(seed).sample(list(people_questions()), NUM_EXAMPLES)
+    (out / "examples.json").write_text(json.dumps(examples) + "\n", encoding="utf-8")
 
 
 def main() -> None:
