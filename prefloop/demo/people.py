@@ -39,6 +39,7 @@ DEFAULT_WORLD = Path(__file__).with_name("people.toml")
 TEMPERATURE = 0.7
 MAX_TOKENS = 48
 STREAMED_SHARE = 0.5
+NUM_EXAMINER_RETRIES = 12  # an examination outlasts a restart of the gateway
 REQUEST_TIMEOUT_S = 120.0
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 FIRST_RETRY_S, LAST_RETRY_S = 0.2, 5.0
@@ -425,7 +426,10 @@ async def examine(options: argparse.Namespace, world: World, api_key: str) -> No
             )
 
     sets: dict[str, list[str]] = {}
-    async with AsyncOpenAI(base_url=api_url, api_key=api_key, timeout=REQUEST_TIMEOUT_S) as client:
+    patient = AsyncOpenAI(
+        base_url=api_url, api_key=api_key, timeout=REQUEST_TIMEOUT_S, max_retries=NUM_EXAMINER_RETRIES
+    )
+    async with patient as client:
         for model, draw in draws:
             kept = options.examine.with_name(f"answers-{model}-{draw}.json")
             if not kept.exists() or json.loads(kept.read_text(encoding="utf-8"))["questions"] != questions:
