@@ -51,7 +51,7 @@ class GatewaySection(BaseModel):
     )
     max_body_bytes: int = Field(default=8_000_000, gt=0, description="Largest request body taken.")
     connect_wait_s: float = Field(
-        default=90.0,
+        default=180.0,
         ge=0,
         description="How long a request waits for an engine that is restarting, before its first byte.",
     )
