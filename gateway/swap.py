@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("gateway.swap")
 
 _CALL_TIMEOUT_S = 60.0
+_TOP_LOGPROBS = 20  # vLLM's own limit
+_MIN_PROBED = 3  # tokens that must be among the likeliest
 
 
 class _Model(msgspec.Struct):
@@ -37,8 +39,13 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
+class _ProbeLogprobs(msgspec.Struct):
+    top_logprobs: list[dict[str, float]]
+
+
 class _ProbeChoice(msgspec.Struct):
-    prompt_logprobs: list[dict[str, dict[str, Any]] | None]
+    index: int
+    logprobs: _ProbeLogprobs
 
 
 class _ProbeAnswer(msgspec.Struct):
@@ -171,19 +178,23 @@ class Swap:
 
     async def _prove(self, engine: str, row: CheckpointRow) -> None:
         manifest = row.parsed
+        ids = manifest.probe.prompt_token_ids
+        # One token after every prefix. vLLM's prompt_logprobs would say the same of one prompt, but under LoRA on CPU
+        # it kills the engine when other requests share the batch.
         payload = {
             "model": row.id,
-            "prompt": manifest.probe.prompt_token_ids,
+            "prompt": [ids[:end] for end in range(1, len(ids))],
             "max_tokens": 1,
             "temperature": 0.0,
-            "prompt_logprobs": 0,
+            "logprobs": _TOP_LOGPROBS,
+            "return_tokens_as_token_ids": True,
         }
         status, body = await self._upstream.call(engine, "/v1/completions", payload, timeout_s=_CALL_TIMEOUT_S)
         if status != 200:
             if status >= 500:
                 raise EngineUnavailable(f"{engine}: the probe got {status}")
             raise SwapError(f"{engine}: the probe of {row.id} got {status}: {_message(body)}")
-        measured = read_prompt_logprobs(body, manifest.probe.prompt_token_ids)
+        measured = read_probe_logprobs(body, ids)
         reason = judge_probe(measured, manifest, self._settings.probe_tolerance)
         if reason is not None:
             raise SwapError(f"{engine}: {row.id} {reason}")
@@ -201,18 +212,22 @@ class Swap:
                 logger.warning("could not unload %s: %s", checkpoint, error)
 
 
-def read_prompt_logprobs(body: bytes, token_ids: list[int]) -> list[float]:
-    """Log-probabilities of tokens 1..n out of a vLLM answer. Raises SwapError if it has none."""
+def read_probe_logprobs(body: bytes, token_ids: list[int]) -> list[float | None]:
+    """Log-probabilities of tokens 1..n after their prefixes; None where a token is not among the likeliest 20.
+
+    Raises SwapError if the answer is not that of a probe.
+    """
     try:
-        rows = msgspec.json.decode(body, type=_ProbeAnswer).choices[0].prompt_logprobs[1:]
+        answers = sorted(msgspec.json.decode(body, type=_ProbeAnswer).choices, key=lambda choice: choice.index)
         return [
-            float(row[str(token)]["logprob"]) for row, token in zip(rows, token_ids[1:], strict=True) if row is not None
+            choice.logprobs.top_logprobs[0].get(f"token_id:{token}")
+            for choice, token in zip(answers, token_ids[1:], strict=True)
         ]
-    except (msgspec.DecodeError, IndexError, KeyError, ValueError, TypeError) as error:
-        raise SwapError(f"the probe's answer has no log-probabilities of the prompt ({error})") from error
+    except (msgspec.DecodeError, IndexError, ValueError) as error:
+        raise SwapError(f"the probe's answer has no log-probabilities ({error})") from error
 
 
-def judge_probe(measured: list[float], manifest: Manifest, tolerance: float) -> str | None:
+def judge_probe(measured: list[float | None], manifest: Manifest, tolerance: float) -> str | None:
     """Why the measured log-probabilities do not prove the adapter; None if they do. Distances in nats, worst token.
 
     Where the adapter differs from the base, the measurement must lie nearer to the adapter: one with wrong module names
@@ -221,9 +236,16 @@ def judge_probe(measured: list[float], manifest: Manifest, tolerance: float) -> 
     expected, base = manifest.probe.logprobs, manifest.probe.base_logprobs
     if not expected or len(measured) != len(expected):
         return f"gave {len(measured)} log-probabilities, {len(expected)} were expected"
-    off = _distance(measured, expected)
-    if len(base) == len(expected) and _distance(expected, base) > tolerance and _distance(measured, base) <= off:
-        return f"answers as the base does (off by {off:.2g} nats)"
+    known = [i for i, value in enumerate(measured) if value is not None]
+    if len(known) < min(_MIN_PROBED, len(expected)):
+        return f"gave only {len(known)} of {len(expected)} tokens among the likeliest"
+    seen = [value for value in measured if value is not None]
+    own = [expected[i] for i in known]
+    off = _distance(seen, own)
+    if len(base) == len(expected):
+        without = [base[i] for i in known]
+        if _distance(own, without) > tolerance and _distance(seen, without) <= off:
+            return f"answers as the base does (off by {off:.2g} nats)"
     return None if off <= tolerance else f"answers off by {off:.2g} nats (tolerance {tolerance:.2g})"
 
 

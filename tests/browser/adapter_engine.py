@@ -39,9 +39,10 @@ def build_engine() -> FastAPI:
 
     @app.post("/v1/completions")
     async def probe(request: Request) -> Any:
-        tokens = (await request.json())["prompt"]
-        rows = [{str(token): {"logprob": PROBE_LOGPROBS[i]}} for i, token in enumerate(tokens[1:])]
-        return {"id": "cmpl-probe", "choices": [{"index": 0, "text": "", "prompt_logprobs": [None, *rows]}]}
+        num_prefixes = len((await request.json())["prompt"])
+        rows = [{f"token_id:{PROBE_TOKENS[i + 1]}": PROBE_LOGPROBS[i]} for i in range(num_prefixes)]
+        choices = [{"index": i, "text": "", "logprobs": {"top_logprobs": [row]}} for i, row in enumerate(rows)]
+        return {"id": "cmpl-probe", "choices": choices}
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:

@@ -12,6 +12,12 @@ PROBE_LOGPROBS = [-1.0, -2.0, -0.5]
 BASE_LOGPROBS = [-4.0, -4.0, -4.0]
 
 
+def answer_probe(logprobs):
+    """What vLLM answers to one token after every prefix of PROBE_TOKENS."""
+    rows = [{f"token_id:{token}": value} for token, value in zip(PROBE_TOKENS[1:], logprobs, strict=True)]
+    return {"choices": [{"index": i, "text": "", "logprobs": {"top_logprobs": [row]}} for i, row in enumerate(rows)]}
+
+
 @dataclass
 class FakeEngine:
     """What the engine holds, was asked, and is told to do next."""
@@ -57,9 +63,7 @@ class FakeEngine:
         return web.Response(text="Success")
 
     async def _probe(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        rows = [{str(t): {"logprob": p}} for t, p in zip(body["prompt"][1:], self.probe_logprobs, strict=True)]
-        return web.json_response({"choices": [{"index": 0, "text": "", "prompt_logprobs": [None, *rows]}]})
+        return web.json_response(answer_probe(self.probe_logprobs))
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()

@@ -11,7 +11,7 @@ from engine import BASE_LOGPROBS, PROBE_LOGPROBS, PROBE_TOKENS
 from feedback.manifest import Manifest, Probe, read_manifest
 from gateway.errors import SwapError
 from gateway.settings import GatewaySettings
-from gateway.swap import judge_probe, read_prompt_logprobs
+from gateway.swap import judge_probe, read_probe_logprobs
 from gateway.tables import CheckpointRow
 
 
@@ -77,12 +77,19 @@ def test_an_adapter_that_changes_nothing_may_answer_as_the_base() -> None:
 
 
 def test_the_probes_answer_is_read_by_token_and_nonsense_is_refused() -> None:
-    rows = [None, {"7": {"logprob": -1.5}, "8": {"logprob": -0.1}}, {"9": {"logprob": -2.5}}]
-    body = json.dumps({"choices": [{"prompt_logprobs": rows}]}).encode()
-    assert read_prompt_logprobs(body, [5, 7, 9]) == [-1.5, -2.5]
-    for bad in (b"", b"{}", b'{"choices": []}', body.replace(b'"9"', b'"3"')):
+    rows = [{"token_id:7": -1.5, "token_id:8": -0.1}, {"token_id:9": -2.5}]
+    choices = [{"index": i, "logprobs": {"top_logprobs": [row]}} for i, row in enumerate(rows)]
+    body = json.dumps({"choices": choices[::-1]}).encode()
+    assert read_probe_logprobs(body, [5, 7, 9]) == [-1.5, -2.5]
+    assert read_probe_logprobs(body, [5, 7, 3]) == [-1.5, None]
+    for bad in (b"", b"{}", b'{"choices": []}'):
         with pytest.raises(SwapError):
-            read_prompt_logprobs(bad, [5, 7, 9])
+            read_probe_logprobs(bad, [5, 7, 9])
+
+
+def test_a_probe_with_too_few_likely_tokens_proves_nothing() -> None:
+    trained = manifest(PROBE_LOGPROBS, BASE_LOGPROBS)
+    assert "only 1 of 3" in (judge_probe([PROBE_LOGPROBS[0], None, None], trained, 1e-3) or "")
 
 
 def test_the_demo_preset_gives_defaults_and_written_values_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
