@@ -157,12 +157,16 @@ class Learner:
         """The checkpoint that serves, to start from; None, with the reason on the board, if a round must wait."""
         try:
             state = self._gateway.read_state()
+            untried = self._find_untried()
         except (GatewayUnavailable, GatewayRefused) as error:
             self._wait("waiting", f"{reason}; the gateway does not say who is stable: {error}")
             return None
         found = self._publisher.find(state.stable, state.stable_digest)
-        if state.rollout and not self._settings.trainer.rounds_during_rollout:
+        may_overlap = self._settings.trainer.rounds_during_rollout
+        if state.rollout and not may_overlap:
             self._wait("waiting", f"{reason}; rollout {state.rollout} is {state.rollout_phase}")
+        elif untried and not may_overlap:
+            self._wait("waiting", f"{reason}; {untried} has not been on trial yet")
         elif state.stable is None:
             self._wait("waiting", f"{reason}; the gateway has no stable checkpoint yet")
         elif found is None:
@@ -170,6 +174,14 @@ class Learner:
         else:
             return found
         return None
+
+    def _find_untried(self) -> str | None:
+        """The newest published checkpoint, if the gateway does not know it yet or lets it wait for its trial."""
+        if not self._publisher.published:
+            return None
+        newest = self._publisher.published[-1].manifest
+        statuses = {known.status for known in self._gateway.list_checkpoints() if known.digest == newest.digest}
+        return newest.id if not statuses or "waiting" in statuses else None
 
     # A round
 

@@ -46,6 +46,7 @@ class RegisteredCheckpoint:
     id: str
     number: int
     digest: str
+    status: str
 
 
 class Gateway:
@@ -64,7 +65,7 @@ class Gateway:
 
     def list_checkpoints(self) -> list[RegisteredCheckpoint]:
         rows = self._call("GET", "/operator/v1/checkpoints").get("data", [])
-        return [RegisteredCheckpoint(row["id"], int(row["number"]), row["digest"]) for row in rows]
+        return [RegisteredCheckpoint(row["id"], int(row["number"]), row["digest"], row["status"]) for row in rows]
 
     def register(self, path: Path) -> str:
         """Register a published directory and return the checkpoint's status."""

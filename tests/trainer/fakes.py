@@ -96,6 +96,7 @@ class FakeGateway:
         self.is_down = False
         self.refuses: set[str] = set()
         self.rollout: str | None = None
+        self.status = "retired"  # of what is registered after the first: its trial is over at once
 
     def read_state(self) -> ServingState:
         self._answer()
@@ -112,8 +113,9 @@ class FakeGateway:
         manifest = read_manifest(path)
         if manifest.digest in self.refuses:
             raise GatewayRefused("wrong rank")
-        self.known.append(RegisteredCheckpoint(manifest.id, manifest.number, manifest.digest))
-        return "ready"
+        status = self.status if self.known else "stable"
+        self.known.append(RegisteredCheckpoint(manifest.id, manifest.number, manifest.digest, status))
+        return status
 
     def _answer(self) -> None:
         if self.is_down:

@@ -44,7 +44,7 @@ def test_time_makes_a_round_due_with_fewer_preferences_but_not_with_too_few():
 def test_the_demo_preset_gives_way_to_what_is_written_down(monkeypatch):
     monkeypatch.setenv("PREFLOOP_TRAINER__DPO__EPOCHS", "2")
     section = TrainerSettings(preset="demo").trainer
-    assert (section.round_every_preferences, section.dpo.lr, section.dpo.epochs) == (400, 5e-4, 2)
+    assert (section.round_every_preferences, section.dpo.lr, section.dpo.epochs) == (400, 1e-3, 2)
     assert TrainerSettings().trainer.dpo.lr == 1e-5
 
 
@@ -258,6 +258,24 @@ def test_no_round_begins_while_a_rollout_is_active(bench):
     assert len(bench.finished()) == 1
 
 
+def test_no_round_begins_while_the_last_ones_checkpoint_waits_for_its_trial(bench):
+    bench.gateway.status = "waiting"
+    learner = bench.start()
+    bench.send(40)
+    bench.run_all(learner)
+    bench.send(40)
+    bench.run_all(learner)
+    newest = bench.publisher.published[-1].manifest.id
+    assert bench.board.read().round.reason == f"40 new decisive preferences; {newest} has not been on trial yet"
+    bench.gateway.known.pop()  # the gateway has not heard of it yet: the same
+    bench.run_all(learner)
+    assert len(bench.finished()) == 1
+    bench.gateway.status = "retired"
+    bench.register()
+    bench.run_all(learner)
+    assert len(bench.finished()) == 2
+
+
 def test_reward_updates_go_on_while_the_gateway_is_down_and_the_round_waits(bench):
     learner = bench.start()
     bench.gateway.is_down = True
@@ -330,7 +348,7 @@ def test_a_clean_stop_aborts_the_round_and_does_not_count_as_an_attempt(bench):
 def test_numbers_do_not_collide_with_checkpoints_that_only_the_gateway_knows(bench):
     bench.start()
     known = bench.gateway.known[0]
-    bench.gateway.known.append(type(known)("c-000006-aaaaaaaaaaaa", 6, "elsewhere"))
+    bench.gateway.known.append(type(known)("c-000006-aaaaaaaaaaaa", 6, "elsewhere", "retired"))
     bench.send(40)
     bench.run_all(bench.start())
     assert bench.names()[1].startswith("c-000007-")
