@@ -166,9 +166,9 @@ def describe_share(share: Mapping[str, Any]) -> str:
 def render_final(final: Mapping[str, Any]) -> RenderableType:
     """Draw what people got before and after: win rates with intervals, and the examples side by side."""
     table = Table(title="Before and after, on questions that nobody asked", show_lines=True, expand=True)
-    table.add_column("", style="bold")
-    table.add_column(f"before: {final['seed_policy']}", ratio=1)
-    table.add_column(f"after: {final['policy']}", ratio=1)
+    table.add_column("", style="bold", ratio=2)
+    table.add_column(f"before: {final['seed_policy']}", ratio=3)
+    table.add_column(f"after: {final['policy']}", ratio=3)
     before, after = describe_share(final["win_rate_before"]), describe_share(final["win_rate_after"])
     table.add_row("wins against the seed policy", Text(before), Text(after))
     table.add_row("wrong answers", f"{final['wrong_rate_before']:.1%}", f"{final['wrong_rate_after']:.1%}")

@@ -31,7 +31,7 @@ from prefloop.services import Layout, log_path
 from prefloop.supervisor import Service, Supervisor
 
 COUNTDOWN_S = 10.0
-PAUSE_S = 1.5  # between two turns of one of 24 seats: the trainer shares two cores with the engine
+PAUSE_S = 2.5  # between two turns of one of 24 seats: the trainer shares two cores with the engine
 NEVER = "1000000000"
 
 
