@@ -89,6 +89,12 @@ def count_rollouts(rollouts: Sequence[Mapping[str, Any]]) -> RolloutCounts:
     return RolloutCounts(len(rollouts), inconclusive, promotions, aborts)
 
 
+def find_first_promoted(rollouts: Sequence[Mapping[str, Any]]) -> str | None:
+    """The checkpoint that the oldest promoted rollout put in the stable one's place; None if there is none yet."""
+    promoted = [rollout for rollout in rollouts if rollout["phase"] in PROMOTED_PHASES]
+    return str(min(promoted, key=lambda rollout: rollout["created_at"])["checkpoint"]) if promoted else None
+
+
 def measure_choice_to_canary_s(
     rounds: Sequence[Mapping[str, Any]], canary_first_answer_at: Mapping[str, float]
 ) -> float | None:

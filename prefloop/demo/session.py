@@ -22,6 +22,7 @@ from prefloop.demo.report import (
     RssSampler,
     build_report,
     count_rollouts,
+    find_first_promoted,
     read_start_time,
     write_report,
 )
@@ -71,6 +72,10 @@ class Snapshot:
     @property
     def promotions(self) -> int:
         return count_rollouts(self.rollouts).promotions
+
+    @property
+    def first_promoted(self) -> str | None:
+        return find_first_promoted(self.rollouts)
 
     @property
     def active_rollout(self) -> dict[str, Any] | None:
@@ -147,9 +152,9 @@ class Session:
                 screen.show(self._status())
                 if self.options.num_aa:
                     await self._keep_aa_running(client)
-                elif self.now.promotions and self.final is None and examined is not None:
+                elif self.final is None and examined is not None and (promoted := self.now.first_promoted):
                     await examined
-                    self.final = await self._examine(seed_policy, self.now.gateway["stable"]["id"])
+                    self.final = await self._examine(seed_policy, promoted)
                     screen.show_final(self.final)
                 if self._is_done():
                     break

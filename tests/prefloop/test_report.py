@@ -9,7 +9,14 @@ import time
 import pytest
 
 from prefloop.demo.final import Judgement, conclude, measure_win_rate, measure_wrong_rate, wilson_interval
-from prefloop.demo.report import RssSampler, build_report, count_rollouts, measure_choice_to_canary_s, write_report
+from prefloop.demo.report import (
+    RssSampler,
+    build_report,
+    count_rollouts,
+    find_first_promoted,
+    measure_choice_to_canary_s,
+    write_report,
+)
 
 KEYS = (
     "seed choices comparisons requests failed_requests rounds rounds_stopped_by_gate rollouts inconclusive promotions "
@@ -68,6 +75,16 @@ def test_rollouts_are_counted_by_verdict():
     ]
     counts = count_rollouts(rollouts)
     assert (counts.rollouts, counts.promotions, counts.inconclusive, counts.aborts) == (5, 2, 1, 1)
+
+
+def test_the_first_promoted_checkpoint_is_that_of_the_oldest_promoted_rollout():
+    rollouts = [
+        {"phase": "Baking", "checkpoint": "c-3", "created_at": 30.0},
+        {"phase": "Healthy", "checkpoint": "c-2", "created_at": 20.0},
+        {"phase": "Degraded", "checkpoint": "c-1", "created_at": 10.0},
+    ]
+    assert find_first_promoted(rollouts) == "c-2"
+    assert find_first_promoted(rollouts[2:]) is None
 
 
 def test_time_to_canary_runs_from_the_choice_that_triggered_its_round():
