@@ -10,35 +10,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import signal
 import sys
 import time
-import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.log import open_log
 from feedback.relay import Relay
-from gateway.auth import authenticate
 from gateway.context import Context
 from gateway.deployment import Deployment
+from gateway.endpoints import ENDPOINTS
 from gateway.errors import ApiError, GatewayError, error_body
-from gateway.exchange import CHAT_PATH
 from gateway.keys import KeyRing, ensure_admin_key
 from gateway.metrics import Metrics
 from gateway.pairs import AskLedger
+from gateway.playground import PLAYGROUND_PATH, build_playground_handler
 from gateway.recorder import Recorder
-from gateway.requests import receive_body
+from gateway.requests import ClientGone
 from gateway.rollout.controller import Controller
 from gateway.rollout.observations import Observations
 from gateway.routes.choices import build_choices_router
@@ -48,15 +45,14 @@ from gateway.routes.models import build_models_router
 from gateway.routes.operator import build_operator_router
 from gateway.routes.web import build_web_router
 from gateway.secrets import Secrets, check_listening, load_secrets
+from gateway.server import Handler, build_server, pick_request_id
 from gateway.settings import GatewaySettings
-from gateway.streams import ClientGone, run_until_disconnect
 from gateway.swap import Swap
-from gateway.upstream import Upstream, open_session
-from gateway.wire import answer_chat
+from gateway.upstream import Upstream
+from gateway.wire import build_handlers
 
 logger = logging.getLogger("gateway")
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _REFRESH_KEYS_S = 5.0
 
 
@@ -66,8 +62,11 @@ class Gateway:
     def __init__(self, settings: GatewaySettings, secrets: Secrets) -> None:
         self._settings = settings
         self.secrets = secrets
+        self.handlers: dict[bytes, Handler] = {}  # of the paths that reach an engine, for the server's protocol
+        self.max_body_bytes = settings.gateway.max_body_bytes
+        self.body_timeout_s = settings.gateway.body_timeout_s
         self._context: Context | None = None
-        self._api = build_api(self._run)
+        self._api = build_api(self._run, {*ENDPOINTS, PLAYGROUND_PATH})
 
     @property
     def context(self) -> Context:
@@ -82,34 +81,9 @@ class Gateway:
         if scope["type"] != "http":  # we speak no websockets
             await send({"type": "websocket.close", "code": 1000})
             return
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
-        app: ASGIApp = self._chat if scope["path"] == CHAT_PATH and scope["method"] == "POST" else self._api
-        self.context.metrics.in_flight.inc()
-        try:
-            await app(scope, receive, _with_request_id(send, request_id))
-        finally:
-            self.context.metrics.in_flight.dec()
-
-    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
-        context = self.context
-        headers = Headers(scope=scope)
-        try:
-            identity = authenticate(headers, context.keys, "app")
-            body = await receive_body(receive, self._settings.gateway.max_body_bytes)
-            response = await run_until_disconnect(receive, answer_chat(context, identity, headers, body))
-        except ClientGone:
-            return
-        except ApiError as error:
-            if error.status not in (503, 504):
-                context.metrics.count_request("none", error.status)
-            response = _refuse(error)
-        except Exception:
-            logger.exception("a chat request failed")
-            context.deployment.counters.failed_requests += 1
-            response = Response(error_body(500, "Internal error."), 500, media_type="application/json")
-        await response(scope, receive, send)
+        given = Headers(scope=scope).get("x-request-id")
+        request_id = pick_request_id(None if given is None else given.encode("latin-1"))
+        await self._api(scope, receive, _with_request_id(send, request_id))
 
     @contextlib.asynccontextmanager
     async def _run(self, api: FastAPI) -> AsyncIterator[None]:
@@ -124,6 +98,7 @@ class Gateway:
                 build_web_router,
             ):
                 api.include_router(build(context))
+            self.handlers |= build_handlers(context) | {PLAYGROUND_PATH: build_playground_handler(context)}
             yield
 
 
@@ -149,9 +124,11 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         relay = Relay(database, writer, log, settings.topic)
         relay.start()
         stack.push_async_callback(asyncio.to_thread, relay.close)
-        session = await stack.enter_async_context(open_session(settings.gateway))
         deployment = Deployment(settings.gateway.engines, Observations())
-        upstream = Upstream(session, settings.gateway)
+        upstream = Upstream(settings.gateway)
+        stack.callback(upstream.close)
+        metrics = Metrics()
+        metrics.watch_in_flight(lambda: deployment.counters.num_in_flight)
         swap = Swap(deployment, settings.gateway.engines, upstream, settings.gateway)
         controller = Controller(writer, swap, deployment, settings)
         context = Context(
@@ -163,13 +140,13 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             controller=controller,
             secrets=secrets,
             keys=keys,
-            metrics=Metrics(),
+            metrics=metrics,
             recorder=Recorder(writer),
             asks=AskLedger(),
             upstream=upstream,
             relay=relay,
         )
-        for work in (swap.run(), controller.run(), _keep_keys_fresh(context)):
+        for work in (upstream.run(), swap.run(), controller.run(), _keep_keys_fresh(context)):
             stack.push_async_callback(_stop, asyncio.create_task(work))
         yield context
 
@@ -193,8 +170,11 @@ async def _stop(task: asyncio.Task[None]) -> None:
             logger.exception("a loop ended in an error")
 
 
-def build_api(lifespan: Any) -> FastAPI:
-    """FastAPI with errors in OpenAI's shape; routes are added once the context is there."""
+def build_api(lifespan: Any, engine_paths: Collection[bytes]) -> FastAPI:
+    """FastAPI with errors in OpenAI's shape; routes are added once the context is there.
+
+    `engine_paths`: what the server's protocol answers to POST.
+    """
     api = FastAPI(title="prefloop", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     api.router.redirect_slashes = False
 
@@ -204,6 +184,8 @@ def build_api(lifespan: Any) -> FastAPI:
 
     async def refuse_route(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if request.url.path.encode() in engine_paths:
+            return Response(error_body(405, "This address takes POST."), 405, {"allow": "POST"}, "application/json")
         message = {404: "There is no such address.", 405: "This address takes other methods."}.get(error.status_code)
         body = error_body(error.status_code, message or str(error.detail))
         return Response(body, error.status_code, headers=error.headers, media_type="application/json")
@@ -260,17 +242,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     logger.info("listening on http://%s:%d, engines %s", section.host, section.port, ", ".join(section.engines))
-    uvicorn.run(
-        app,
-        host=section.host,
-        port=section.port,
-        loop="uvloop",
-        http="httptools",
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=int(section.drain_timeout_s),
-        server_header=False,
-    )
+    build_server(app, host=section.host, port=section.port, drain_timeout_s=section.drain_timeout_s).run()
     logger.info("stopped")
     return 0
 

@@ -10,111 +10,95 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass
 
-from starlette.responses import Response
-
-from gateway.context import Context
-from gateway.errors import (
-    ApiError,
-    CheckpointGone,
-    EngineInterrupted,
-    EngineUnavailable,
-    error_body,
-    unavailable,
-)
+from gateway.errors import ApiError, CheckpointGone, EngineInterrupted, EngineUnavailable, error_body, unavailable
+from gateway.exchange import Exchange
 from gateway.upstream import EngineAnswer
 
 logger = logging.getLogger("gateway.attempts")
 
 _MAX_INTERNAL_ERRORS = 5  # an engine whose core has died answers 500 for a while; a bad input does so for ever
 _RESTARTING = frozenset({502, 503, 504})
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
 
 
-@dataclass(frozen=True)
-class WholeAnswer:
-    """An answer that was not streamed."""
+async def ask_engine(
+    exchange: Exchange, checkpoint: str, body: bytes, *, is_stream: bool, suffix: str = ""
+) -> EngineAnswer:
+    """A complete answer, or a stream whose first bytes have come, which the caller closes.
 
-    engine: str
-    status: int
-    body: bytes
-
-
-async def open_answer(context: Context, checkpoint: str, path: str, body: bytes) -> EngineAnswer | WholeAnswer:
-    """A stream whose first bytes have come, which the caller closes, or the engine's refusal.
-
-    Raises ApiError 503 or 504, CheckpointGone.
+    `suffix` tells the two requests of a pair apart. Raises ApiError 503 or 504, CheckpointGone.
     """
-    answer, data = await _ask(context, checkpoint, path, body, is_stream=True)
-    if answer.status == 200:
+    context = exchange.context
+    headers = b"x-request-id: %b%b\r\n" % (exchange.call.own_id.encode(), suffix.encode())
+    deadline = 0.0
+    num_internal = 0
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            answer = await _ask_once(exchange, checkpoint, body, headers, is_stream)
+        except TimeoutError:
+            raise ApiError(504, "The engine did not answer in time.", code="timeout") from None
+        except (EngineUnavailable, EngineInterrupted) as error:
+            problem = str(error)
+        else:
+            found = _find_problem(answer)
+            if found == "internal":
+                num_internal += 1
+            if found is None or num_internal > _MAX_INTERNAL_ERRORS:
+                context.deployment.note_answer(checkpoint)
+                return answer
+            problem = found
+            answer.close()
+            if problem == "unknown checkpoint" and not context.swap.wants(checkpoint):
+                raise CheckpointGone(checkpoint)
+        now = time.monotonic()
+        deadline = deadline or exchange.started + context.settings.gateway.connect_wait_s
+        if now + pause_s > deadline:
+            logger.error("gave up on %s: %s", checkpoint, problem)
+            raise unavailable("No engine can answer now.", retry_after_s=5)
+        context.metrics.retries.inc()
+        context.swap.nudge()
+        await asyncio.sleep(pause_s)
+        pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
+
+
+async def _ask_once(exchange: Exchange, checkpoint: str, body: bytes, headers: bytes, is_stream: bool) -> EngineAnswer:
+    """One request to one engine; both count as in flight until the answer is complete or closed."""
+    context = exchange.context
+    deployment = context.deployment
+    engine = deployment.pick_engine(checkpoint)
+    deployment.begin(checkpoint, engine)
+    answer: EngineAnswer | None = None
+    try:
+        answer = await context.upstream.post(engine.url, exchange.path, body, is_stream=is_stream, headers=headers)
         return answer
-    answer.close()
-    return WholeAnswer(answer.engine, answer.status, data)
+    except (EngineUnavailable, EngineInterrupted):
+        engine.up = False
+        raise
+    finally:
+        if answer is None or answer.is_complete:
+            deployment.end(checkpoint, engine)
+        else:
+            answer.on_close = lambda: deployment.end(checkpoint, engine)
 
 
-async def fetch_answer(context: Context, checkpoint: str, path: str, body: bytes) -> WholeAnswer:
-    """An answer read to its end. Raises ApiError 503 or 504, CheckpointGone."""
-    answer, data = await _ask(context, checkpoint, path, body, is_stream=False)
-    answer.close()
-    return WholeAnswer(answer.engine, answer.status, data)
-
-
-def relay_refusal(answer: WholeAnswer, checkpoint: str, alias: str) -> Response:
+def hide_refusal(answer: EngineAnswer, checkpoint: str, alias: str) -> tuple[int, bytes]:
     """The engine's refusal of a request, without the checkpoint's name. Raises ApiError 503 if the engine failed."""
     if answer.status >= 500 or answer.status in (401, 403):
         raise ApiError(503, "The engine failed to answer.", code="engine_error", headers={"retry-after": "1"})
     body = answer.body.replace(checkpoint.encode(), alias.encode())
     if not body.startswith(b'{"error"'):
         body = error_body(answer.status, "The engine refused the request.")
-    return Response(body, status_code=answer.status, media_type="application/json")
+    return answer.status, body
 
 
-async def _ask(
-    context: Context, checkpoint: str, path: str, body: bytes, *, is_stream: bool
-) -> tuple[EngineAnswer, bytes]:
-    deadline = time.monotonic() + context.settings.gateway.connect_wait_s
-    num_internal = 0
-    pause_s = 0.1
-    while True:
-        with ExitStack() as stack:
-            engine = context.deployment.pick_engine(checkpoint)
-            stack.enter_context(context.deployment.track(checkpoint, engine))
-            try:
-                answer = await context.upstream.post(engine, path, body, is_stream=is_stream)
-                stack.callback(answer.close)
-                is_streaming = is_stream and answer.status == 200
-                data = b"" if is_streaming else await answer.read()
-                problem = _find_problem(answer.status, answer.first if is_streaming else data)
-            except TimeoutError:
-                raise ApiError(504, "The engine did not answer in time.", code="timeout") from None
-            except (EngineUnavailable, EngineInterrupted) as error:
-                problem = str(error)
-                context.deployment.engines[engine].up = False
-            else:
-                if problem == "internal":
-                    num_internal += 1
-                if problem is None or num_internal > _MAX_INTERNAL_ERRORS:
-                    context.deployment.note_answer(checkpoint)
-                    answer.on_close = stack.pop_all().close
-                    return answer, data
-                if problem == "unknown checkpoint" and not context.swap.wants(checkpoint):
-                    raise CheckpointGone(checkpoint)
-        if time.monotonic() + pause_s > deadline:
-            logger.error("gave up on %s: %s", checkpoint, problem)
-            raise unavailable("No engine can answer now.", retry_after_s=5)
-        context.metrics.retries.inc()
-        context.swap.nudge()
-        await asyncio.sleep(pause_s)
-        pause_s = min(1.0, pause_s * 1.5)
-
-
-def _find_problem(status: int, data: bytes) -> str | None:
-    """What makes an answer worth asking for again; `data` is its body, or the first bytes of a stream."""
-    if status == 404:
+def _find_problem(answer: EngineAnswer) -> str | None:
+    """What makes an answer worth asking for again."""
+    if answer.status == 404 and b"does not exist" in answer.body:
         return "unknown checkpoint"
-    if status in _RESTARTING:
-        return f"status {status}"
-    if status == 500 or (status == 200 and data.startswith((b'data: {"error"', b'{"error"'))):
+    if answer.status in _RESTARTING:
+        return f"status {answer.status}"
+    if answer.status == 500 or (answer.status == 200 and answer.body.startswith((b'data: {"error"', b'{"error"'))):
         return "internal"
     return None

@@ -27,6 +27,16 @@ def identify_key(headers: Mapping[str, str], keys: KeyRing) -> Identity | None:
     return identity
 
 
+def authenticate_header(value: bytes | None, keys: KeyRing, *scopes: str) -> Identity:
+    """The identity behind an Authorization header as it came. Raises ApiError 401 or 403."""
+    identity = keys.recall(value)
+    if identity is None:
+        headers = {} if value is None else {"authorization": value.decode("latin-1")}
+        identity = authenticate(headers, keys, *scopes)
+        keys.remember(value, identity)
+    return _demand(identity, scopes)
+
+
 def authenticate(headers: Mapping[str, str], keys: KeyRing, *scopes: str) -> Identity:
     """The identity, which must hold one of `scopes`. Raises ApiError 401 or 403."""
     identity = identify_key(headers, keys)

@@ -1,48 +1,72 @@
-"""The chat request and answer as bytes: reads the few fields that are needed, replaces the top-level `model` alone.
+"""Requests to engines and their answers as bytes: reads the few fields that are needed, replaces the top-level `model` alone.
 
 A body is never re-modelled: everything that is not named here reaches the engine as it came. Refuses bodies in which
 two readers could see two different models (a repeated or escaped top-level `model` key).
 """
 
 import re
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
-from gateway.errors import ApiError, bad_request
+from gateway.errors import bad_request
 
 
-class ChatRequest(msgspec.Struct, frozen=True):
-    """What the gateway looks at in a chat request; unknown fields are checked for syntax and left alone."""
+class EngineRequest(msgspec.Struct, frozen=True):
+    """What the gateway looks at in a request to an engine. The engine judges the fields' types; only syntax is ours."""
 
     model: str
-    messages: list[dict[str, Any]]
-    stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
-    n: int | None = None
-    temperature: float | None = None
-    seed: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    metadata: dict[str, Any] | None = None
+    messages: msgspec.Raw = msgspec.Raw(b"[]")
+    stream: Any = None
+    stream_options: Any = None
+    n: Any = None
+    temperature: Any = None
+    seed: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    user: Any = None
+    safety_identifier: Any = None
+    metadata: Any = None
+    previous_response_id: Any = None
+    background: Any = None
     priority: Any = msgspec.UNSET
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the answer is a stream, by the engine's lenient reading of booleans."""
+        return self.stream in _TRUE
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream is to end with its token counts."""
+        return isinstance(self.stream_options, dict) and self.stream_options.get("include_usage") in _TRUE
 
     @property
     def token_limit(self) -> int | None:
         """The most tokens of an answer, if the request says so."""
-        return self.max_completion_tokens or self.max_tokens
+        limit = self.max_completion_tokens or self.max_tokens
+        return limit if isinstance(limit, int) else None
+
+    def read_messages(self) -> list[dict[str, Any]]:
+        """The messages; empty where the engine will refuse them."""
+        try:
+            return msgspec.json.decode(self.messages, type=list[dict[str, Any]])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return []
 
 
-_decoder = msgspec.json.Decoder(ChatRequest)
+_TRUE = (True, 1, "true", "True", "1", "on", "yes")
+_decoder = msgspec.json.Decoder(EngineRequest)
 _MODEL_KEY = re.compile(rb'(?<!\\)"model"[ \t\r\n]*:')
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
+_MEDIA = frozenset({"image_url", "audio_url", "video_url", "input_audio", "file", "file_url", "file_data"})
+_MAY_HAVE_MEDIA = re.compile(rb'_url"|"input_audio"|"file|\\u')
 _REMOTE = frozenset({"http", "https", "ftp", "file"})
 
 
-def parse_chat_request(body: bytes) -> tuple[ChatRequest, tuple[int, int]]:
+def parse_request(body: bytes, *, allow_remote_media: bool = False) -> tuple[EngineRequest, tuple[int, int]]:
     """The request and the span of its `model` value. Raises ApiError 400."""
     try:
         request = _decoder.decode(body)
@@ -55,9 +79,8 @@ def parse_chat_request(body: bytes) -> tuple[ChatRequest, tuple[int, int]]:
         raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
     if request.priority is not msgspec.UNSET:
         raise bad_request("`priority` is not for apps to set.", param="priority")
-    if not request.messages:
-        raise bad_request("`messages` is empty.", param="messages")
-    _refuse_remote_media(request.messages)
+    if not allow_remote_media and _MAY_HAVE_MEDIA.search(body):
+        _refuse_remote_media(body)
     return request, find_model(body)
 
 
@@ -115,25 +138,37 @@ def add_fields(body: bytes, fields: dict[str, Any]) -> bytes:
     return body.rstrip()[:-1] + b"," + msgspec.json.encode(fields)[1:]
 
 
+@lru_cache(maxsize=1024)
+def _model_pair(name: str) -> bytes:
+    return b'"model":' + msgspec.json.encode(name)
+
+
 def restore_model(answer: bytes, checkpoint: str, alias: str) -> bytes:
-    """An answer (or one event of it) with the alias in place of the checkpoint, at the top level only.
+    """An answer, or whole events of one, with the alias in place of the checkpoint.
 
-    Inside a string the quotes of the pattern would be escaped, so the first match is a key; vLLM writes the top-level
-    `model` before anything nested.
+    Inside a string the quotes of the pattern would be escaped, so what matches is a key.
     """
-    own, theirs = msgspec.json.encode(alias), msgspec.json.encode(checkpoint)
-    compact = b'"model":' + theirs
-    if compact in answer:
-        return answer.replace(compact, b'"model":' + own, 1)
-    return re.sub(rb'(?<!\\)"model"\s*:\s*' + re.escape(theirs), lambda _: b'"model":' + own, answer, count=1)
+    theirs = _model_pair(checkpoint)
+    if theirs in answer:
+        return answer.replace(theirs, _model_pair(alias))
+    name = theirs[8:]
+    if name not in answer:
+        return answer
+    return re.sub(rb'(?<!\\)"model"\s*:\s*' + re.escape(name), lambda _: _model_pair(alias), answer)
 
 
-def _refuse_remote_media(messages: list[dict[str, Any]]) -> None:
-    for message in messages:
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            for name in ("image_url", "audio_url", "video_url", "input_audio", "file"):
-                value = part.get(name) if isinstance(part, dict) else None
+def _refuse_remote_media(body: bytes) -> None:
+    """Nothing that engines would fetch for an app: it could reach what only they can reach."""
+    whole = msgspec.json.decode(body)
+    waiting = [whole.get(name) for name in ("messages", "input", "prompt")]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting.extend(item)
+        elif isinstance(item, dict):
+            for name, value in item.items():
                 url = value.get("url") if isinstance(value, dict) else value
-                if isinstance(url, str) and url.strip().partition(":")[0].lower() in _REMOTE:
-                    raise ApiError(400, "Remote media is not fetched; send it inline.", param="messages")
+                if name in _MEDIA and isinstance(url, str) and url.strip().partition(":")[0].lower() in _REMOTE:
+                    raise bad_request("Remote media is not fetched; send it inline.", param="messages")
+                if isinstance(value, dict | list):
+                    waiting.append(value)

@@ -73,7 +73,7 @@ def build_comparison(exchange: Exchange, ask: Ask, showing: Showing, engine: str
         app=exchange.identity.app,
         user=exchange.who.user,
         conversation=exchange.who.conversation,
-        messages=exchange.request.messages,
+        messages=exchange.request.read_messages(),
         first=_candidate(exchange, showing, first),
         second=_candidate(exchange, showing, second),
         asked=asked,

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +34,7 @@ class Counters:
     """Totals since start, as the operator's status shows them."""
 
     requests: int = 0
+    num_in_flight: int = 0
     failed_requests: int = 0
     comparisons: int = 0
     choices: int = 0
@@ -74,28 +74,24 @@ class Deployment:
         """How many requests are being answered by the checkpoint."""
         return self._in_flight[checkpoint]
 
-    def pick_engine(self, checkpoint: str) -> str:
-        """The URL with the fewest requests in flight, among engines that hold the checkpoint if any does."""
+    def pick_engine(self, checkpoint: str) -> EngineState:
+        """The one with the fewest requests in flight, among engines that hold the checkpoint if any does."""
         states = self.engines.values()
         holding = [state for state in states if checkpoint in state.proven and state.up]
-        return min(holding or list(states), key=lambda state: state.num_in_flight).url
+        return min(holding or list(states), key=lambda state: state.num_in_flight)
 
     def note_answer(self, checkpoint: str) -> None:
         """Keep when a checkpoint answered for the first time."""
         self.first_answer_at.setdefault(checkpoint, time.time())
 
-    @contextmanager
-    def track(self, checkpoint: str, engine: str = "") -> Iterator[None]:
-        """Count one request in flight for the checkpoint (and the engine)."""
+    def begin(self, checkpoint: str, engine: EngineState) -> None:
+        """One more request is in flight for the checkpoint, on the engine."""
         self._in_flight[checkpoint] += 1
-        state = self.engines.get(engine)
-        if state is not None:
-            state.num_in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight[checkpoint] -= 1
-            if self._in_flight[checkpoint] <= 0:
-                del self._in_flight[checkpoint]
-            if state is not None:
-                state.num_in_flight -= 1
+        engine.num_in_flight += 1
+
+    def end(self, checkpoint: str, engine: EngineState) -> None:
+        """One that had begun is over."""
+        self._in_flight[checkpoint] -= 1
+        if not self._in_flight[checkpoint]:
+            del self._in_flight[checkpoint]
+        engine.num_in_flight -= 1

@@ -1,33 +1,37 @@
-"""One chat request on its way: what was asked, by whom, which checkpoint answers; and what is noted when it ends."""
+"""One request on its way: what was asked, by whom, which checkpoint answers; and what is noted when it ends."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
 
-from gateway.body import ChatRequest, replace_span
+import msgspec
+
+from gateway.body import EngineRequest, replace_span
 from gateway.context import Context
 from gateway.deployment import ServingView
+from gateway.errors import error_body
 from gateway.keys import Identity
 from gateway.routing import Arm, Route, Who, choose_route
+from gateway.server import Call
+from gateway.sse import DONE, encode_event
 
-CHAT_PATH = "/v1/chat/completions"
 CLIENT_GONE = 499  # nginx's code for a client that left: not our failure
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """A request with its decisions; `started` is on the monotonic clock."""
+class Exchange(msgspec.Struct):
+    """A request with its decisions; `started` is on the monotonic clock. `path`: where engines take it."""
 
     context: Context
     identity: Identity
+    call: Call
+    path: bytes
     body: bytes
-    request: ChatRequest
+    request: EngineRequest
     model_span: tuple[int, int]
     who: Who
     view: ServingView
     route: Route
-    started: float = field(default_factory=time.monotonic)
+    started: float
 
     @property
     def engine_body(self) -> bytes:
@@ -38,18 +42,22 @@ class Exchange:
         """The body with another checkpoint as its model."""
         return replace_span(self.body, self.model_span, checkpoint)
 
-    def reroute(self) -> Exchange:
-        """The same request under the view that serves now."""
-        deployment = self.context.deployment
+    def reroute(self) -> None:
+        """Choose again, under the view that serves now."""
+        self.view = self.context.deployment.view
         known = served_checkpoints(self.context)
-        route = choose_route(
-            self.request.model, self.context.settings.policy, self.who, self.identity, deployment.view, known
-        )
-        return replace(self, view=deployment.view, route=route)
+        alias = self.context.settings.policy
+        self.route = choose_route(self.request.model, alias, self.who, self.identity, self.view, known)
+
+    @property
+    def own_headers(self) -> bytes:
+        """Header lines of ours: operators see which checkpoint answered."""
+        if not self.identity.may("operator"):
+            return b""
+        return b"x-prefloop-checkpoint: %b\r\n" % self.route.checkpoint.encode()
 
 
-@dataclass
-class Outcome:
+class Outcome(msgspec.Struct):
     """How one answer ended, as far as its bytes showed."""
 
     arm: Arm
@@ -73,6 +81,11 @@ def watch_bytes(outcome: Outcome, data: bytes) -> None:
         outcome.is_refused = True
 
 
+def failure_events() -> bytes:
+    """What ends a stream whose engine went away."""
+    return encode_event(error_body(502, "The engine stopped in the middle of its answer.", code="engine_lost")) + DONE
+
+
 def note_outcome(exchange: Exchange, outcome: Outcome, *, is_paired: bool = False) -> None:
     """Count one finished answer, and let the rollout's guardrails see a known user's."""
     context = exchange.context
@@ -89,8 +102,9 @@ def note_outcome(exchange: Exchange, outcome: Outcome, *, is_paired: bool = Fals
     if outcome.num_tokens:
         arm.output_tokens.observe(outcome.num_tokens)
     view, observations = exchange.view, context.deployment.observations
-    is_judged = view.rollout is not None and exchange.who.user and not exchange.route.is_pinned
-    if observations is None or not is_judged or outcome.code == CLIENT_GONE or 400 <= outcome.code < 500:
+    if view.rollout is None or observations is None or exchange.route.is_pinned or not exchange.who.user:
+        return
+    if outcome.code == CLIENT_GONE or 400 <= outcome.code < 500:
         return
     observations.note(
         view.rollout,

@@ -15,10 +15,9 @@ import msgspec
 
 from gateway.candidates import Draft, Showing, count_unasked, merge_usage, offer_comparison
 from gateway.errors import EngineInterrupted
-from gateway.exchange import CLIENT_GONE, Exchange, Outcome, note_outcome, watch_bytes
+from gateway.exchange import CLIENT_GONE, Exchange, Outcome, failure_events, note_outcome, watch_bytes
 from gateway.pairs import Ask
 from gateway.sse import DONE, EventSplitter, encode_event, event_data
-from gateway.streams import failure_events
 from gateway.upstream import EngineAnswer
 
 _MAX_QUEUED = 64  # events read ahead of a slow client
@@ -93,7 +92,7 @@ async def _finish(
         count_unasked(exchange, "failed")
     if held is not None:
         events.append(encode_event(held))
-    if (exchange.request.stream_options or {}).get("include_usage"):
+    if exchange.request.wants_usage:
         events.append(encode_event(_envelope([], exchange.route.alias, showing) | {"usage": merge_usage(good)}))
     return b"".join([*events, DONE])
 

@@ -15,6 +15,7 @@ from sqlalchemy import Boolean, Column, Connection, Engine, Float, String, Table
 from feedback.database import metadata
 from gateway.secrets import Secrets
 
+_MAX_RECENT = 10_000
 SCOPES = frozenset({"app", "chooser", "operator", "admin"})
 
 keys_table = Table(
@@ -119,6 +120,7 @@ class KeyRing:
     def __init__(self, pepper: bytes) -> None:
         self._pepper = pepper
         self._keys: dict[str, tuple[str, Identity]] = {}
+        self._recent: dict[bytes, Identity] = {}
 
     def refresh(self, database: Engine) -> None:
         """Read the table again; may run in any thread."""
@@ -127,6 +129,18 @@ class KeyRing:
         self._keys = {
             row.id: (row.digest, Identity(row.id, row.app, frozenset(row.scopes.split()), row.pairs)) for row in rows
         }
+        self._recent = {}
+
+    def recall(self, header: bytes | None) -> Identity | None:
+        """Whose header it is, if it was verified since the last refresh: spares its digest."""
+        return None if header is None else self._recent.get(header)
+
+    def remember(self, header: bytes | None, identity: Identity) -> None:
+        """Keep a header that was verified just now."""
+        if header is not None:
+            if len(self._recent) >= _MAX_RECENT:
+                self._recent = {}
+            self._recent[header] = identity
 
     def by_id(self, key_id: str) -> Identity | None:
         """The identity of a key that still works, for sessions that were signed in with it."""

@@ -4,6 +4,7 @@ Names and labels are in base units, never a user or a checkpoint. Other parts re
 `registry`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -53,8 +54,12 @@ class Metrics:
             "prefloop_not_paired", "Requests due for two answers that got one.", ["reason"], registry=registry
         )
         self.choices = Counter("prefloop_choices", "Choices acknowledged.", ["preferred"], registry=registry)
-        self.in_flight = Gauge("prefloop_requests_in_flight", "Requests being answered.", registry=registry)
+        self._in_flight = Gauge("prefloop_requests_in_flight", "Requests being answered.", registry=registry)
         self.outbox_pending = Gauge("prefloop_outbox_pending", "Choices that wait for the log.", registry=registry)
+
+    def watch_in_flight(self, count: Callable[[], float]) -> None:
+        """Ask `count` whenever Prometheus reads."""
+        self._in_flight.set_function(count)
 
     def count_request(self, arm: str, code: int) -> None:
         """One answer of an arm ("none" if it was refused before an arm was chosen)."""

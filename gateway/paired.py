@@ -9,36 +9,34 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
-from starlette.responses import Response
 
-from gateway.attempts import WholeAnswer, fetch_answer, open_answer, relay_refusal
+from gateway.attempts import ask_engine, hide_refusal
 from gateway.body import add_fields
 from gateway.candidates import Draft, Showing, count_unasked, merge_usage, offer_comparison, open_showing
 from gateway.errors import ApiError
-from gateway.exchange import CHAT_PATH, Exchange, Outcome, note_outcome, watch_bytes
+from gateway.exchange import Exchange, Outcome, note_outcome, watch_bytes
 from gateway.interleave import Strand, weave
-from gateway.pairs import Ask, Side, choose_sides
-from gateway.streams import EventStream
+from gateway.pairs import Ask, choose_sides
 from gateway.upstream import EngineAnswer
 
 _rng = random.SystemRandom()
 
 
-async def answer_pair(exchange: Exchange, ask: Ask) -> Response:
+async def answer_pair(exchange: Exchange, ask: Ask) -> None:
     """Answer twice. Raises ApiError if neither answer could be made."""
     showing = open_showing(
         choose_sides(exchange.view, exchange.who, exchange.route, _rng), exchange.context.secrets.pepper
     )
-    if exchange.request.stream:
-        return await _answer_streamed(exchange, ask, showing)
-    return await _answer_whole(exchange, ask, showing)
+    await (_answer_streamed if exchange.request.is_stream else _answer_whole)(exchange, ask, showing)
 
 
-async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> Response:
-    answers = await asyncio.gather(*(_fetch(exchange, draft.side) for draft in showing.drafts), return_exceptions=True)
+async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> None:
+    answers = await asyncio.gather(*(_fetch(exchange, draft) for draft in showing.drafts), return_exceptions=True)
     drawn: list[tuple[Draft, dict[str, Any]]] = []
     for draft, answer in zip(showing.drafts, answers, strict=True):
         completion = _read_completion(answer, draft)
@@ -46,11 +44,12 @@ async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> Respo
         if completion is not None:
             drawn.append((draft, completion))
     if not drawn:
-        return _refuse(exchange, showing, list(answers))
+        _refuse(exchange, showing, answers)
+        return
     body = dict(drawn[0][1])
     drafts = [draft for draft, _ in drawn]
     if len(drawn) == 2:
-        engine = next(answer.engine for answer in answers if isinstance(answer, WholeAnswer))
+        engine = next(answer.engine for answer in answers if isinstance(answer, EngineAnswer))
         comparison = await offer_comparison(exchange, ask, showing, engine)
         if drafts[0].content == drafts[1].content:
             drawn = drawn[:1]
@@ -63,15 +62,16 @@ async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> Respo
     body["choices"] = [{**completion["choices"][0], "index": i} for i, (_, completion) in enumerate(drawn)]
     body["usage"] = merge_usage(drafts)
     body.pop("system_fingerprint", None)
-    return Response(msgspec.json.encode(body), media_type="application/json")
+    exchange.call.send(200, msgspec.json.encode(body))
 
 
-async def _fetch(exchange: Exchange, side: Side) -> WholeAnswer:
+async def _fetch(exchange: Exchange, draft: Draft) -> EngineAnswer:
+    side = draft.side
     body = add_fields(exchange.body_for(side.checkpoint), {"seed": side.seed})
-    return await fetch_answer(exchange.context, side.checkpoint, CHAT_PATH, body)
+    return await ask_engine(exchange, side.checkpoint, body, is_stream=False, suffix=f"-{draft.index}")
 
 
-def _read_completion(answer: WholeAnswer | BaseException, draft: Draft) -> dict[str, Any] | None:
+def _read_completion(answer: EngineAnswer | BaseException, draft: Draft) -> dict[str, Any] | None:
     if isinstance(answer, BaseException) or answer.status != 200:
         return None
     try:
@@ -92,9 +92,9 @@ def _without_id(call: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in call.items() if name != "id"}
 
 
-def _note(exchange: Exchange, draft: Draft, answer: WholeAnswer | BaseException) -> None:
+def _note(exchange: Exchange, draft: Draft, answer: EngineAnswer | BaseException) -> None:
     outcome = Outcome(draft.side.arm, num_tokens=draft.completion_tokens)
-    if isinstance(answer, WholeAnswer):
+    if isinstance(answer, EngineAnswer):
         outcome.code = answer.status if draft.is_ended or answer.status != 200 else 502
         watch_bytes(outcome, answer.body)
     else:
@@ -102,18 +102,19 @@ def _note(exchange: Exchange, draft: Draft, answer: WholeAnswer | BaseException)
     note_outcome(exchange, outcome, is_paired=exchange.view.rollout is not None)
 
 
-def _refuse(exchange: Exchange, showing: Showing, answers: list[Any]) -> Response:
+def _refuse(exchange: Exchange, showing: Showing, answers: Sequence[EngineAnswer | Strand | BaseException]) -> None:
     """Neither answer could be made: the engine's own refusal if there is one. Else raises."""
     for draft, answer in zip(showing.drafts, answers, strict=True):
-        if isinstance(answer, WholeAnswer) and answer.status != 200 and answer.status < 500:
-            return relay_refusal(answer, draft.side.checkpoint, exchange.route.alias)
+        if isinstance(answer, EngineAnswer) and answer.status != 200 and answer.status < 500:
+            exchange.call.send(*hide_refusal(answer, draft.side.checkpoint, exchange.route.alias))
+            return
     for answer in answers:
         if isinstance(answer, BaseException):
             raise answer
     raise ApiError(503, "The engine failed to answer.", code="engine_error", headers={"retry-after": "1"})
 
 
-async def _answer_streamed(exchange: Exchange, ask: Ask, showing: Showing) -> Response:
+async def _answer_streamed(exchange: Exchange, ask: Ask, showing: Showing) -> None:
     tasks = [asyncio.ensure_future(_open(exchange, draft)) for draft in showing.drafts]
     try:
         opened = await asyncio.gather(*tasks, return_exceptions=True)
@@ -124,30 +125,34 @@ async def _answer_streamed(exchange: Exchange, ask: Ask, showing: Showing) -> Re
     strands = [strand for strand in opened if isinstance(strand, Strand)]
     if not strands:
         for draft, answer in zip(showing.drafts, opened, strict=True):
-            if isinstance(answer, WholeAnswer | BaseException):
+            if isinstance(answer, EngineAnswer | BaseException):
                 _note(exchange, draft, answer)
-        return _refuse(exchange, showing, list(opened))
+        _refuse(exchange, showing, opened)
+        return
     if len(strands) == 1:
         count_unasked(exchange, "failed")
         strands[0].draft.index = 0
+    call = exchange.call
+    call.start()
+    async with aclosing(weave(exchange, ask, showing, strands)) as events:
+        async for data in events:
+            call.write(data)
+            await call.drain()
+    call.end()
 
-    def close() -> None:
-        for strand in strands:
-            strand.answer.close()
 
-    return EventStream(weave(exchange, ask, showing, strands), close)
-
-
-async def _open(exchange: Exchange, draft: Draft) -> Strand | WholeAnswer:
-    options = {**(exchange.request.stream_options or {}), "include_usage": True, "continuous_usage_stats": False}
+async def _open(exchange: Exchange, draft: Draft) -> Strand | EngineAnswer:
+    given = exchange.request.stream_options
+    options = {
+        **(given if isinstance(given, dict) else {}), "include_usage": True, "continuous_usage_stats": False,
+    }  # fmt: skip
     body = add_fields(exchange.body_for(draft.side.checkpoint), {"seed": draft.side.seed, "stream_options": options})
-    answer = await open_answer(exchange.context, draft.side.checkpoint, CHAT_PATH, body)
-    if not isinstance(answer, EngineAnswer):
+    answer = await ask_engine(exchange, draft.side.checkpoint, body, is_stream=True, suffix=f"-{draft.index}")
+    if answer.status != 200:
         return answer
-    outcome = Outcome(draft.side.arm, first_byte_s=time.monotonic() - exchange.started)
-    return Strand(draft, answer, outcome)
+    return Strand(draft, answer, Outcome(draft.side.arm, first_byte_s=time.monotonic() - exchange.started))
 
 
-def _close_late(task: asyncio.Future[Strand | WholeAnswer]) -> None:
+def _close_late(task: asyncio.Future[Strand | EngineAnswer]) -> None:
     if not task.cancelled() and task.exception() is None and isinstance(strand := task.result(), Strand):
         strand.answer.close()

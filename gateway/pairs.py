@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from gateway.body import ChatRequest
+from gateway.body import EngineRequest
 from gateway.deployment import ServingView
 from gateway.errors import bad_request
 from gateway.keys import Identity
@@ -92,16 +92,16 @@ def read_compare(value: str | None) -> Compare:
 
 
 def may_pair(
-    request: ChatRequest, identity: Identity, route: Route, body_bytes: int, max_event_bytes: int
+    request: EngineRequest, identity: Identity, route: Route, body_bytes: int, max_event_bytes: int
 ) -> str | None:
     """Why this request cannot be answered twice; None if it can."""
     if not identity.pairs:
         return "key"
     if route.is_pinned:
         return "pinned"
-    if (request.n or 1) > 1:
+    if request.n not in (None, 1):
         return "n"
-    if request.temperature == 0:
+    if request.temperature in (0, "0", "0.0"):
         return "temperature"
     if request.seed is not None:
         return "seed"

@@ -4,7 +4,10 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from gateway.errors import ApiError
-from gateway.streams import ClientGone
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was complete."""
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:

@@ -4,13 +4,12 @@ A user keeps an arm while the canary's weight stands, and users of the canary st
 without a user is assigned by its conversation.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
 
-from gateway.body import ChatRequest
+from gateway.body import EngineRequest
 from gateway.deployment import ServingView
 from gateway.errors import not_found, unavailable
 from gateway.keys import Identity
@@ -18,14 +17,34 @@ from gateway.rollout.assignment import choose_arm
 from gateway.secrets import Secrets
 
 Arm = Literal["stable", "canary"]
+Header = Callable[[bytes], str | None]  # a header's value by its lower-case name
+Messages = Callable[[], list[dict[str, Any]]]
 
 
-@dataclass(frozen=True)
 class Who:
-    """Keyed hashes; `user` is empty if unknown."""
+    """Who is asking, as keyed hashes, which are made only when something needs them; `user` is empty if unknown."""
 
-    user: str
-    conversation: str
+    __slots__ = ("_app", "_conversation", "_given", "_messages", "_named", "_secrets", "_user")
+
+    def __init__(self, secrets: Secrets, app: str, named: str, given: str, messages: Messages) -> None:
+        self._secrets, self._app, self._named, self._given, self._messages = secrets, app, named, given, messages
+        self._user: str | None = None if named else ""
+        self._conversation: str | None = None
+
+    @property
+    def user(self) -> str:
+        """The user of the app, if it named one."""
+        if self._user is None:
+            self._user = self._secrets.keyed_hash("user", self._app, self._named)
+        return self._user
+
+    @property
+    def conversation(self) -> str:
+        """The conversation the app named, else one made of the first words."""
+        if self._conversation is None:
+            words = (self._given,) if self._given else find_opening(self._messages())
+            self._conversation = self._secrets.keyed_hash("conversation", self._app, self.user, *words)
+        return self._conversation
 
     @property
     def unit(self) -> str:
@@ -33,8 +52,7 @@ class Who:
         return self.user or self.conversation
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """The arm and the checkpoint that answer a request; `alias` is what the client calls it."""
 
     arm: Arm
@@ -43,16 +61,17 @@ class Route:
     is_pinned: bool = False  # an operator asked for this checkpoint by name
 
 
-def identify_user(request: ChatRequest, headers: Mapping[str, str], app: str, secrets: Secrets) -> Who:
+def identify_user(request: EngineRequest, header: Header, app: str, secrets: Secrets) -> Who:
     """Who is asking, from headers, else the body's fields, else the conversation's first words."""
-    named = headers.get("x-prefloop-user") or request.safety_identifier or request.user or ""
-    user = secrets.keyed_hash("user", app, named) if named else ""
-    given = headers.get("x-prefloop-conversation")
-    if given:
-        return Who(user, secrets.keyed_hash("conversation", app, user, given))
-    system = first_content(request.messages, "system") or first_content(request.messages, "developer")
-    opening = first_content(request.messages, "user")
-    return Who(user, secrets.keyed_hash("conversation", app, user, system, opening))
+    named = header(b"x-prefloop-user") or request.safety_identifier or request.user or ""
+    given = header(b"x-prefloop-conversation") or ""
+    return Who(secrets, app, named if isinstance(named, str) else "", given, request.read_messages)
+
+
+def find_opening(messages: list[dict[str, Any]]) -> tuple[str, str]:
+    """What a conversation is known by: its system prompt and its first question."""
+    system = first_content(messages, "system") or first_content(messages, "developer")
+    return system, first_content(messages, "user")
 
 
 def first_content(messages: list[dict[str, Any]], role: str) -> str:

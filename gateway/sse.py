@@ -39,6 +39,26 @@ class EventSplitter:
         return self._pending
 
 
+class EventTail:
+    """Cuts a stream after the last whole event of every read; keeps what is left for the next."""
+
+    def __init__(self) -> None:
+        self.rest = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The events that are complete now, in one piece. Raises ValueError if one grows past MAX_EVENT_BYTES."""
+        data = self.rest + chunk if self.rest else chunk
+        if data.endswith(b"\n\n"):
+            self.rest = b""
+            return data
+        plain, carriage = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
+        end = max(plain + 2 if plain >= 0 else 0, carriage + 4 if carriage >= 0 else 0)
+        self.rest = data[end:]
+        if len(self.rest) > MAX_EVENT_BYTES:
+            raise ValueError("an event of the stream is too large")
+        return data[:end]
+
+
 def event_data(event: bytes) -> bytes:
     """The data of an event, its lines joined; empty for comments."""
     lines = event.replace(b"\r\n", b"\n").split(b"\n")

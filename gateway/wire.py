@@ -1,4 +1,4 @@
-"""The chat hot path: one request in, one or two answers out. Serves apps and the playground alike.
+"""The hot path: one request to an engine in, one or two answers out.
 
 Single answers pass through as bytes: only the top-level `model` changes, in both directions and in every event of a
 stream. Once the first byte of a stream is out, a failure ends the stream with an error event.
@@ -8,60 +8,100 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 
-from starlette.responses import Response
-
-from gateway.attempts import WholeAnswer, fetch_answer, open_answer, relay_refusal
-from gateway.body import parse_chat_request, restore_model
+from gateway.attempts import ask_engine, hide_refusal
+from gateway.auth import authenticate_header
+from gateway.body import parse_request, restore_model
 from gateway.context import Context
-from gateway.errors import ApiError, CheckpointGone, EngineInterrupted, forbidden, unavailable
-from gateway.exchange import CHAT_PATH, CLIENT_GONE, Exchange, Outcome, note_outcome, served_checkpoints, watch_bytes
+from gateway.endpoints import CHAT, ENDPOINTS, Endpoint
+from gateway.errors import ApiError, CheckpointGone, EngineInterrupted, unavailable
+from gateway.exchange import (
+    CLIENT_GONE,
+    Exchange,
+    Outcome,
+    failure_events,
+    note_outcome,
+    served_checkpoints,
+    watch_bytes,
+)
 from gateway.keys import Identity
 from gateway.paired import answer_pair
 from gateway.pairs import Ask, decide_ask, may_pair, read_compare
-from gateway.routing import choose_route, identify_user
-from gateway.sse import EventSplitter
-from gateway.streams import EventStream, failure_events
+from gateway.routing import Header, choose_route, identify_user
+from gateway.server import Call, Handler
+from gateway.sse import EventTail
 from gateway.upstream import EngineAnswer
 
 _MAX_REROUTES = 3
+_NOBODY: frozenset[str] = frozenset()
 _rng = random.SystemRandom()
 
 
-async def answer_chat(context: Context, identity: Identity, headers: Mapping[str, str], body: bytes) -> Response:
-    """Answer one chat request; `headers` have lower-case names. Raises ApiError."""
-    if not identity.may("app"):
-        raise forbidden("This key lacks the scope app.")
+def build_handlers(context: Context) -> dict[bytes, Handler]:
+    """The handlers of every path that reaches an engine under an app's key."""
+
+    def bind(endpoint: Endpoint) -> Handler:
+        async def handle(call: Call) -> None:
+            identity = authenticate_header(call.headers.get(b"authorization"), context.keys, "app")
+            await answer(context, identity, endpoint, call, call.header, call.body)
+
+        return handle
+
+    return {path: bind(endpoint) for path, endpoint in ENDPOINTS.items()}
+
+
+async def answer_chat(
+    context: Context, identity: Identity, call: Call, headers: Mapping[bytes, str], body: bytes
+) -> None:
+    """Answer a chat request that some page of ours made. Raises ApiError."""
+    await answer(context, identity, CHAT, call, headers.get, body)
+
+
+async def answer(
+    context: Context, identity: Identity, endpoint: Endpoint, call: Call, header: Header, body: bytes
+) -> None:
+    """Answer one request. Raises ApiError."""
     counters = context.deployment.counters
     counters.requests += 1
+    counters.num_in_flight += 1
     try:
-        exchange = open_exchange(context, identity, headers, body)
-        ask = choose_ask(exchange, headers)
-        return await (answer_single(exchange) if ask is None else answer_pair(exchange, ask))
+        exchange = open_exchange(context, identity, endpoint, call, header, body)
+        ask = choose_ask(exchange, header) if endpoint.may_pair else None
+        await (answer_single(exchange) if ask is None else answer_pair(exchange, ask))
     except CheckpointGone:
         counters.failed_requests += 1
         raise unavailable("The checkpoint was unloaded; ask again.") from None
     except ApiError as error:
         if error.status >= 500:
             counters.failed_requests += 1
+        if error.status not in (503, 504):
+            context.metrics.count_request("none", error.status)
         raise
+    finally:
+        counters.num_in_flight -= 1
 
 
-def open_exchange(context: Context, identity: Identity, headers: Mapping[str, str], body: bytes) -> Exchange:
+def open_exchange(
+    context: Context, identity: Identity, endpoint: Endpoint, call: Call, header: Header, body: bytes
+) -> Exchange:
     """Read the request and choose who answers it. Raises ApiError."""
-    request, span = parse_chat_request(body)
-    who = identify_user(request, headers, identity.app, context.secrets)
+    request, span = parse_request(body, allow_remote_media=context.settings.gateway.allow_remote_media)
+    endpoint.refuse(request)
+    who = identify_user(request, header, identity.app, context.secrets)
     view = context.deployment.view
-    known = served_checkpoints(context) if request.model != context.settings.policy else frozenset[str]()
-    route = choose_route(request.model, context.settings.policy, who, identity, view, known)
-    return Exchange(context, identity, body, request, span, who, view, route)
+    alias = context.settings.policy
+    known = _NOBODY if request.model == alias else served_checkpoints(context)
+    route = choose_route(request.model, alias, who, identity, view, known)
+    return Exchange(context, identity, call, endpoint.path, body, request, span, who, view, route, time.monotonic())
 
 
-def choose_ask(exchange: Exchange, headers: Mapping[str, str]) -> Ask | None:
+def choose_ask(exchange: Exchange, header: Header) -> Ask | None:
     """Whether this request is answered twice; counts why not where it was due."""
+    compare = read_compare(header(b"x-prefloop-compare"))
+    if compare == "never":
+        return None
     context = exchange.context
-    compare = read_compare(headers.get("x-prefloop-compare"))
     settings = context.settings.gateway
     ask = decide_ask(compare, exchange.who, settings, context.asks, now=time.time(), rng=_rng)
     if ask is None:
@@ -76,65 +116,74 @@ def choose_ask(exchange: Exchange, headers: Mapping[str, str]) -> Ask | None:
     return None
 
 
-async def answer_single(exchange: Exchange) -> Response:
+async def answer_single(exchange: Exchange) -> None:
     """One answer, passed through. Raises ApiError, CheckpointGone."""
+    is_stream = exchange.request.is_stream
     for _ in range(_MAX_REROUTES):
         outcome = Outcome(exchange.route.arm)
         try:
-            ask = open_answer if exchange.request.stream else fetch_answer
-            answer = await ask(exchange.context, exchange.route.checkpoint, CHAT_PATH, exchange.engine_body)
+            answer = await ask_engine(exchange, exchange.route.checkpoint, exchange.engine_body, is_stream=is_stream)
         except CheckpointGone:
-            exchange = exchange.reroute()
+            exchange.reroute()
             continue
         except ApiError as error:
             outcome.code = error.status
             note_outcome(exchange, outcome)
             raise
-        if isinstance(answer, EngineAnswer):
-            outcome.first_byte_s = time.monotonic() - exchange.started
-            return EventStream(_pass_events(exchange, answer, outcome), answer.close, _own_headers(exchange))
-        return _pass_whole(exchange, answer, outcome)
+        if answer.is_complete:
+            _pass_whole(exchange, answer, outcome)
+        else:
+            await _pass_stream(exchange, answer, outcome)
+        return
     raise CheckpointGone(exchange.route.checkpoint)
 
 
-def _pass_whole(exchange: Exchange, answer: WholeAnswer, outcome: Outcome) -> Response:
+def _pass_whole(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> None:
     outcome.code = answer.status
-    watch_bytes(outcome, answer.body)
+    body = answer.body
+    watch_bytes(outcome, body)
     note_outcome(exchange, outcome)
+    route = exchange.route
     if answer.status != 200:
-        return relay_refusal(answer, exchange.route.checkpoint, exchange.route.alias)
-    body = restore_model(answer.body, exchange.route.checkpoint, exchange.route.alias)
-    return Response(body, media_type="application/json", headers=_own_headers(exchange))
+        exchange.call.send(*hide_refusal(answer, route.checkpoint, route.alias))
+        return
+    body = restore_model(body, route.checkpoint, route.alias)
+    exchange.call.send(200, body, answer.content_type, exchange.own_headers)
 
 
-async def _pass_events(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> AsyncGenerator[bytes, None]:
-    checkpoint, alias = exchange.route.checkpoint, exchange.route.alias
-    splitter = EventSplitter()
+async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> None:
+    """Each read of the engine's stream is one write to the client: no task runs in between."""
+    call, checkpoint, alias = exchange.call, exchange.route.checkpoint, exchange.route.alias
+    tail = EventTail()
+    outcome.first_byte_s = time.monotonic() - exchange.started
     outcome.code = CLIENT_GONE  # until the stream has ended
     code = 200
+
+    def pass_on(data: bytes) -> None:
+        nonlocal code
+        events = tail.feed(data)
+        if not events:
+            return
+        watch_bytes(outcome, events)
+        if b'data: {"error"' in events:
+            code = 500
+            events = events.replace(checkpoint.encode(), alias.encode())
+        outcome.num_tokens += events.count(b"data: ")
+        call.write(restore_model(events, checkpoint, alias))
+
+    call.on_pause, call.on_resume = answer.pause, answer.resume
+    call.start(answer.content_type, exchange.own_headers)
     try:
-        async for chunk in answer.chunks():
-            events = splitter.feed(chunk)
-            if not events:
-                continue
-            for event in events:
-                watch_bytes(outcome, event)
-                if event.startswith(b'data: {"error"'):
-                    code = 500
-            outcome.num_tokens += len(events)
-            yield b"".join([restore_model(event, checkpoint, alias) for event in events])
-        if splitter.rest():
-            yield restore_model(splitter.rest(), checkpoint, alias)
+        await answer.forward(pass_on)
+        if tail.rest:
+            call.write(restore_model(tail.rest, checkpoint, alias))
         outcome.code = code
     except (EngineInterrupted, ValueError):
         outcome.code = 502
-        yield failure_events()
+        call.write(failure_events())
     finally:
         answer.close()
         if outcome.code >= 500:
             exchange.context.deployment.counters.failed_requests += 1
         note_outcome(exchange, outcome)
-
-
-def _own_headers(exchange: Exchange) -> dict[str, str]:
-    return {"x-prefloop-checkpoint": exchange.route.checkpoint} if exchange.identity.may("operator") else {}
+    call.end()

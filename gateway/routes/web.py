@@ -1,6 +1,6 @@
 """Serves the playground, the console and their files, and signs operators in.
 
-The playground asks under an identity of its own through the same chat function as every app: no key enters the browser.
+What the playground asks goes through playground.py.
 Every page comes with a strict content security policy: no inline script or style, nothing from elsewhere.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from gateway import web_session
 from gateway.errors import ApiError, bad_request, forbidden, not_found, unauthorized
 from gateway.keys import Identity
-from gateway.wire import answer_chat
+from gateway.playground import refuse_other_sites
 
 if TYPE_CHECKING:
     from gateway.context import Context
@@ -39,8 +38,6 @@ _EMBEDDABLE = "compare.js"  # the one file that other sites load
 _MAX_EXAMPLES = 100
 _MAX_SIGN_IN_BYTES = 4096
 
-PLAYGROUND = Identity(key_id="playground", app="playground", scopes=frozenset({"app"}), pairs=True)
-
 SECURITY_HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -52,12 +49,6 @@ SECURITY_HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
-
-
-class Question(msgspec.Struct):
-    """What the playground may say: the conversation, nothing else of the chat API."""
-
-    messages: list[dict[str, Any]]
 
 
 class SignIn(msgspec.Struct):
@@ -124,15 +115,6 @@ def build_web_router(context: Context) -> APIRouter:
             {"object": "list", "data": read_examples(Path(settings.base))}, headers={"cache-control": "no-store"}
         )
 
-    @router.post("/playground/chat")
-    async def ask(request: Request) -> Response:
-        _refuse_other_sites(request)
-        if not request.headers.get("content-type", "").startswith("application/json"):
-            raise ApiError(415, "The question must be sent as application/json.")
-        raw = await _read_body(request, settings.gateway.max_body_bytes)
-        body = build_chat_body(raw, policy=settings.policy)
-        return await answer_chat(context, PLAYGROUND, pick_headers(request.headers), body)
-
     @router.get("/console/session")
     async def show_session(request: Request) -> Response:
         session = _current_session(request, context)
@@ -164,23 +146,6 @@ def build_web_router(context: Context) -> APIRouter:
     return router
 
 
-def build_chat_body(raw: bytes, *, policy: str) -> bytes:
-    """Return the chat request for what the page sent. Raises ApiError 400 on anything else than a conversation."""
-    try:
-        question = msgspec.json.decode(raw, type=Question)
-    except msgspec.MsgspecError as error:
-        raise bad_request(f"The question cannot be read: {error}") from None
-    if not question.messages:
-        raise bad_request("The question is empty.", param="messages")
-    return msgspec.json.encode({"model": policy, "messages": question.messages, "stream": True})
-
-
-def pick_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return what may pass from the page to the chat function: who asks, which conversation, one answer or two."""
-    allowed = ("x-prefloop-compare", "x-prefloop-user", "x-prefloop-conversation", "x-request-id")
-    return {"content-type": "application/json"} | {name: headers[name] for name in allowed if name in headers}
-
-
 def _check_operator(raw: bytes, context: Context) -> Identity:
     try:
         given = msgspec.json.decode(raw, type=SignIn)
@@ -209,9 +174,7 @@ def _session_response(session: web_session.WebSession | None) -> JSONResponse:
 
 
 def _refuse_other_sites(request: Request) -> None:
-    """Browsers say where a request comes from; programs that say nothing are no confused deputy."""
-    if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-        raise forbidden("This address serves its own page only.")
+    refuse_other_sites(lambda name: request.headers.get(name.decode()))
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:

@@ -11,7 +11,6 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
-import uvicorn
 from aiohttp import web
 from engine import BASE_LOGPROBS, PROBE_LOGPROBS, PROBE_TOKENS, FakeEngine
 
@@ -19,6 +18,7 @@ from feedback.manifest import Manifest, Probe, checkpoint_id, combine_hashes, ha
 from gateway.app import Gateway, create_app
 from gateway.context import Context
 from gateway.deployment import ServingView
+from gateway.server import build_server
 from gateway.settings import GatewaySettings
 
 QUESTION = {"model": "default", "messages": [{"role": "user", "content": "How are you?"}]}
@@ -151,7 +151,7 @@ async def run_gateway(tmp_path: Path, *, has_checkpoint: bool = True, **section:
     engine = FakeEngine()
     runner, engine_port = await start_engine(engine)
     app = create_app(make_settings(tmp_path, engine_port, **section))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
+    server = build_server(app, host="127.0.0.1", port=0, drain_timeout_s=2)
     serving = asyncio.create_task(server.serve())
     await wait_until(lambda: server.started or serving.done())
     assert server.started

@@ -34,6 +34,8 @@ class FakeEngine:
     break_seed_rank: int | None = None  # only the n-th of the streams breaks
     fail_ranks: set[int] = field(default_factory=set)  # chat requests (counted from 0) that get 400
     split_bytes: int | None = None  # streams are written in pieces of this size
+    num_words: int | None = None  # streams say so many words, as fast as they are taken
+    num_written: int = 0  # bytes of streams
     num_aborted: int = 0
     loads: list[str] = field(default_factory=list)
 
@@ -109,7 +111,8 @@ class FakeEngine:
         await response.prepare(request)
         head = _head(body, "chat.completion.chunk")
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-        deltas += [{"content": word + " "} for word in text.split()]
+        words = text.split() if self.num_words is None else ["word"] * self.num_words
+        deltas += [{"content": word + " "} for word in words]
         events = [{**head, "choices": [{"index": 0, "delta": d, "finish_reason": None}]} for d in deltas]
         events.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         if (body.get("stream_options") or {}).get("include_usage"):
@@ -122,12 +125,14 @@ class FakeEngine:
                 request.transport.close()
                 return response
             await self._write(response, b"data: " + _compact(event) + b"\n\n")
-            await asyncio.sleep(0.002 if self.split_bytes is None else 0)
+            if self.num_words is None:
+                await asyncio.sleep(0.002 if self.split_bytes is None else 0)
         await self._write(response, b"data: [DONE]\n\n")
         await response.write_eof()
         return response
 
     async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+        self.num_written += len(data)
         size = self.split_bytes or len(data)
         for start in range(0, len(data), size):
             await response.write(data[start : start + size])

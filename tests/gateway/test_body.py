@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.body import add_fields, find_model, parse_chat_request, replace_span, restore_model
+from gateway.body import add_fields, find_model, parse_request, replace_span, restore_model
 from gateway.errors import ApiError
 
 JSON = st.recursive(
@@ -61,7 +61,48 @@ def test_an_answer_that_talks_about_its_model_keeps_its_words() -> None:
     assert restore_model(b'{"model" : "c-1"}', "c-1", "default") == b'{"model":"default"}'
 
 
-def test_a_number_too_large_or_text_for_a_number_is_refused() -> None:
+def test_fields_whose_types_only_the_engine_can_judge_pass() -> None:
+    body = b'{"model":"m","messages":[{}],"temperature":"hot","n":"2","stream":"true","x":[1]}'
+    request, span = parse_request(body)
+    assert body[slice(*span)] == b'"m"'
+    assert (request.is_stream, request.temperature, request.read_messages()) == (True, "hot", [{}])
+    assert parse_request(b'{"model":"m","messages":7}')[0].read_messages() == []
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"messages":[]}', "model"),
+        (b'{"model":7}', "model"),
+        (b'{"model":"m","priority":-1}', "priority"),
+        (b'{"model":"m","priority":null}', "priority"),
+        (b"[]", None),
+        (b'{"model":"m"', None),
+        (b'{"model":"\xff"}', None),
+    ],
+)
+def test_what_is_refused_before_an_engine_sees_it(body: bytes, param: str | None) -> None:
     with pytest.raises(ApiError) as refused:
-        parse_chat_request(b'{"model":"m","messages":[{}],"temperature":"hot"}')
-    assert refused.value.param == "temperature"
+        parse_request(body)
+    assert (refused.value.status, refused.value.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        '{"type":"image_url","image_url":{"url":" HTTPS://inside/x"}}',
+        '{"type":"image_url","image_url":"http://inside/x"}',
+        '{"type":"image_url","image\\u005furl":{"url":"http://inside/x"}}',
+        '{"type":"input_audio","input_audio":{"url":"file:///etc/passwd"}}',
+    ],
+)
+def test_remote_media_is_refused_unless_allowed(part: str) -> None:
+    body = f'{{"model":"m","messages":[{{"role":"user","content":[{part}]}}]}}'.encode()
+    with pytest.raises(ApiError):
+        parse_request(body)
+    parse_request(body, allow_remote_media=True)
+    parse_request(body.replace(b"http", b"data").replace(b"HTTPS", b"data").replace(b"file:", b"data:"))
+
+
+def test_a_tool_that_has_an_image_url_is_no_media() -> None:
+    parse_request(b'{"model":"m","messages":[],"tools":[{"image_url":{"url":"http://x"}}]}')

@@ -1,16 +1,30 @@
 """Who is asked, and by which checkpoints."""
 
+from dataclasses import dataclass
 from random import Random
 
 import pytest
 
-from gateway.body import ChatRequest
+from gateway.body import EngineRequest
 from gateway.deployment import ServingView
 from gateway.errors import ApiError
 from gateway.keys import Identity
 from gateway.pairs import Ask, AskLedger, choose_sides, decide_ask, is_duelist, is_swapped, may_pair, read_compare
-from gateway.routing import Route, Who, choose_route
+from gateway.routing import Route, choose_route
 from gateway.settings import GatewaySection
+
+
+@dataclass
+class Who:
+    """Somebody whose hashes are known."""
+
+    user: str
+    conversation: str
+
+    @property
+    def unit(self) -> str:
+        return self.user or self.conversation
+
 
 ANN = Who("ann", "talk")
 APP = Identity("k", "app", frozenset({"app"}), pairs=True)
@@ -18,8 +32,8 @@ STABLE = Route("stable", "c-0", "default")
 TRIAL = ServingView(3, "c-0", "c-1", 0.25, 0.5, b"salt", "r-1")
 
 
-def request(**fields: object) -> ChatRequest:
-    return ChatRequest(model="default", messages=[{"role": "user", "content": "hi"}], **fields)  # type: ignore[arg-type]
+def request(**fields: object) -> EngineRequest:
+    return EngineRequest(model="default", **fields)  # type: ignore[arg-type]
 
 
 def test_auto_asks_at_the_rate_and_logs_the_propensity() -> None:

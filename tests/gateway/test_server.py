@@ -1,0 +1,193 @@
+"""HTTP as clients really speak it, byte by byte: what uvicorn promises must hold on the paths taken out of it."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from conftest import QUESTION, Running, run_gateway, wait_until
+
+PATH = "/v1/chat/completions"
+
+
+class Wire:
+    """One connection to the gateway."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def read_answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the next answer."""
+        head = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)).decode()
+        lines = head.split("\r\n")[:-2]
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+        status = int(lines[0].split()[1])
+        if "content-length" in headers:
+            return status, headers, await self.reader.readexactly(int(headers["content-length"]))
+        if headers.get("transfer-encoding") == "chunked":
+            return status, headers, await self._read_chunks()
+        return status, headers, b"" if status < 200 else await self.reader.read()
+
+    async def _read_chunks(self) -> bytes:
+        body = b""
+        while size := int(await self.reader.readuntil(b"\r\n"), 16):
+            body += (await self.reader.readexactly(size + 2))[:-2]
+        assert await self.reader.readexactly(2) == b"\r\n"
+        return body
+
+    async def is_closed(self) -> bool:
+        return await asyncio.wait_for(self.reader.read(1), 5) == b""
+
+
+@asynccontextmanager
+async def connect(gateway: Running) -> AsyncIterator[Wire]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rsplit(":", 1)[1]))
+    try:
+        yield Wire(reader, writer)
+    finally:
+        writer.close()
+
+
+def chat(gateway: Running, *lines: str, version: str = "1.1", path: str = PATH, **fields: object) -> bytes:
+    """A chat request as bytes."""
+    body = json.dumps({**QUESTION, **fields}).encode()
+    head = [f"POST {path} HTTP/{version}", "Host: x", f"Authorization: Bearer {gateway.key}", *lines]
+    return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+async def test_pipelined_requests_are_answered_in_order(gateway: Running) -> None:
+    async with connect(gateway) as wire:
+        ids = [f"mine-{i}" for i in range(6)]
+        requests = [chat(gateway, f"X-Request-Id: {name}", stream=i % 2 == 0) for i, name in enumerate(ids)]
+        requests[3] = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine-3\r\n\r\n"  # one that goes to FastAPI
+        wire.writer.write(b"".join(requests))
+        answers = [await wire.read_answer() for _ in ids]
+    assert [headers["x-request-id"] for _, headers, _ in answers] == ids
+    assert {status for status, _, _ in answers} == {200}
+    assert answers[0][2].endswith(b"data: [DONE]\n\n") and answers[3][2] == b'{"status":"ok"}'
+
+
+async def test_a_request_that_comes_byte_by_byte_is_one_request(gateway: Running) -> None:
+    async with connect(gateway) as wire:
+        for byte in chat(gateway):
+            wire.writer.write(bytes([byte]))
+            await wire.writer.drain()
+        status, _, body = await wire.read_answer()
+    assert (status, json.loads(body)["model"]) == (200, "default")
+
+
+async def test_chunked_bodies_are_put_together(gateway: Running) -> None:
+    body = json.dumps(QUESTION).encode()
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {gateway.key}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    pieces = b"".join(b"%x\r\n%b\r\n" % (len(body[i : i + 9]), body[i : i + 9]) for i in range(0, len(body), 9))
+    async with connect(gateway) as wire:
+        wire.writer.write(head.encode() + pieces + b"0\r\n\r\n")
+        assert (await wire.read_answer())[0] == 200
+    assert gateway.engine.requests[0]["messages"] == QUESTION["messages"]
+
+
+async def test_connection_close_is_honoured(gateway: Running) -> None:
+    async with connect(gateway) as wire:
+        wire.writer.write(chat(gateway, "Connection: close"))
+        status, headers, _ = await wire.read_answer()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await wire.is_closed()
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_http_1_0_gets_a_body_that_ends_with_the_connection(gateway: Running, is_stream: bool) -> None:
+    async with connect(gateway) as wire:
+        wire.writer.write(chat(gateway, version="1.0", stream=is_stream))
+        status, headers, body = await wire.read_answer()
+        assert (status, headers["connection"]) == (200, "close")
+        assert "transfer-encoding" not in headers
+        assert body.endswith(b"data: [DONE]\n\n" if is_stream else b"}")
+        assert await wire.is_closed()
+
+
+async def test_a_client_that_expects_100_continue_is_told_to_go_on(gateway: Running) -> None:
+    request = chat(gateway, "Expect: 100-continue")
+    head, _, body = request.partition(b"\r\n\r\n")
+    async with connect(gateway) as wire:
+        wire.writer.write(head + b"\r\n\r\n")
+        assert (await wire.read_answer())[0] == 100
+        wire.writer.write(body)
+        assert (await wire.read_answer())[0] == 200
+
+
+async def test_a_body_that_is_too_large_is_refused_before_it_has_come(tmp_path: Path) -> None:
+    async with run_gateway(tmp_path, max_body_bytes=1000) as gateway, connect(gateway) as wire:
+        wire.writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n".encode() + b" " * 1001)
+        status, _, body = await wire.read_answer()
+        assert (status, json.loads(body)["error"]["code"]) == (413, "request_too_large")
+        assert await wire.is_closed()
+
+
+async def test_a_body_that_never_comes_times_out(tmp_path: Path) -> None:
+    async with run_gateway(tmp_path, body_timeout_s=0.2) as gateway, connect(gateway) as wire:
+        wire.writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12".encode())
+        assert (await wire.read_answer())[0] == 408
+        assert await wire.is_closed()
+
+
+async def test_a_client_that_leaves_in_a_stream_aborts_it_at_the_engine(gateway: Running) -> None:
+    gateway.engine.break_after = None
+    gateway.engine.delay_s = 0.0
+    async with connect(gateway) as wire:
+        wire.writer.write(chat(gateway, stream=True))
+        await wire.reader.readuntil(b"data: ")
+        wire.writer.transport.abort()
+    stable = gateway.context.deployment.view.stable or ""
+    await wait_until(lambda: gateway.context.deployment.in_flight(stable) == 0)
+    assert gateway.context.deployment.counters.num_in_flight == 0
+    assert gateway.context.deployment.counters.failed_requests == 0
+
+
+async def test_a_client_that_leaves_takes_its_pipeline_with_it(gateway: Running) -> None:
+    gateway.engine.delay_s = 30.0
+    async with connect(gateway) as wire:
+        wire.writer.write(chat(gateway) * 3)
+        await wait_until(lambda: len(gateway.engine.requests) == 1)
+        wire.writer.transport.abort()
+    await wait_until(lambda: gateway.context.deployment.counters.num_in_flight == 0)
+    await asyncio.sleep(0.05)
+    assert len(gateway.engine.requests) == 1
+
+
+async def test_a_query_string_changes_nothing_and_a_longer_path_is_another(gateway: Running) -> None:
+    async with connect(gateway) as wire:
+        wire.writer.write(chat(gateway, path=PATH + "?api-version=1") + chat(gateway, path=PATH + "/x"))
+        assert [(await wire.read_answer())[0] for _ in range(2)] == [200, 404]
+
+
+async def test_header_values_cannot_break_out_of_their_line(gateway: Running) -> None:
+    async with connect(gateway) as wire:
+        wire.writer.write(chat(gateway, "X-Request-Id: a b; <script>"))
+        _, headers, _ = await wire.read_answer()
+    assert re.fullmatch(r"req_[0-9a-f]{24}", headers["x-request-id"])
+
+
+async def test_what_is_not_http_gets_400(gateway: Running) -> None:
+    async with connect(gateway) as wire:
+        wire.writer.write(b"hello there\r\n\r\n")
+        assert (await wire.read_answer())[0] == 400
+
+
+async def test_a_slow_reader_holds_the_engine_back(gateway: Running) -> None:
+    gateway.engine.num_words = 400_000  # some 75 MB of events
+    async with connect(gateway) as wire:
+        wire.writer.write(chat(gateway, stream=True))
+        await wire.reader.readuntil(b"data: ")
+        written = -1
+        async with asyncio.timeout(60):
+            while gateway.engine.num_written != written:  # until it waits
+                written = gateway.engine.num_written
+                await asyncio.sleep(0.5)
+        assert written < 40_000_000
+        wire.writer.transport.abort()
+    await wait_until(lambda: gateway.context.deployment.counters.num_in_flight == 0)
