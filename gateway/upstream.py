@@ -170,7 +170,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._batch: list[bytes] = []
         self._ends = False  # the message that is being read is complete
-        self._has_length = False
+        self._has_length = self._keeps_alive = False
         self._is_paused = False
 
     def send(self, answer: EngineAnswer, data: bytes, first_timeout_s: float, idle_timeout_s: float) -> None:
@@ -267,6 +267,7 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         assert self._answer is not None
         self._answer.status = self._parser.get_status_code()
+        self._keeps_alive = self._parser.should_keep_alive()  # the parser forgets at the end of the message
 
     def on_body(self, data: bytes) -> None:
         self._batch.append(data)
@@ -278,7 +279,7 @@ class _Connection(asyncio.Protocol):
     def _complete(self) -> None:
         answer, self._answer = self._answer, None
         self.deadline = _NEVER
-        if self._transport is not None and self._has_length and self._parser.should_keep_alive():
+        if self._transport is not None and self._has_length and self._keeps_alive:
             self.resume()
             self.deadline = _NEVER
             self.pool.give_back(self)
