@@ -6,7 +6,6 @@ Takes about eight minutes on two cores. Reads the people's own history, not our 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,25 +15,13 @@ from pathlib import Path
 import psutil
 import pysqlite3
 import pytest
+from ports import find_free_port
 
 SEED_DIR = Path(__file__).parents[2] / "state"  # the seed policy is built once, and shared with the demo
 TIMEOUT_S = 1500.0
 MODULES = {"trainer": "trainer.main", "gateway": "gateway.app", "engine": "vllm.entrypoints.openai.api_server"}
 
 pytestmark = pytest.mark.engine
-
-
-def find_free_port() -> int:
-    """A port whose two neighbours are free as well."""
-    for port in range(18800, 19800, 10):
-        if all(not is_taken(port + offset) for offset in range(3)):
-            return port
-    raise AssertionError("no free ports")
-
-
-def is_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Demo:

@@ -1,0 +1,242 @@
+"""What vLLM's own OpenAI server does, seen through the gateway on real vLLM: nothing but the model's name differs.
+
+Follows the behaviours that vLLM tests under tests/entrypoints/openai. One engine serves the whole module.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from ports import find_free_port
+
+from prefloop.machine import build_seed_policy
+
+STATE_DIR = Path(__file__).parents[2] / "state"
+TIMEOUT_S = 600.0
+MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
+TOOL: Any = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "parameters": {
+            "type": "object",
+            "properties": {"sure": {"type": "boolean"}},
+            "required": ["sure"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+pytestmark = pytest.mark.engine
+
+
+class Machine:
+    """A running `prefloop up`: its addresses, and clients for it."""
+
+    def __init__(self, port: int, state_dir: Path) -> None:
+        self.url, self.engine_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}"
+        self._state_dir = state_dir
+
+    @property
+    def key(self) -> str:
+        return (self._state_dir / "secrets" / "admin_key").read_text().strip()
+
+    @property
+    def stable(self) -> str:
+        return str(self.get("/operator/v1/status")["stable"]["id"])
+
+    def get(self, path: str) -> Any:
+        return httpx.get(self.url + path, headers={"authorization": f"Bearer {self.key}"}).raise_for_status().json()
+
+    def client(self, **headers: str) -> openai.OpenAI:
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=120,
+            default_headers={name.replace("_", "-"): value for name, value in headers.items()},
+        )  # fmt: skip
+
+    def post_both(self, path: str, body: dict[str, Any]) -> tuple[httpx.Response, httpx.Response]:
+        """The same request to the gateway and, under the checkpoint's name, to the engine itself."""
+        ours = httpx.post(
+            self.url + path, json={"model": "default", **body}, timeout=120,
+            headers={"authorization": f"Bearer {self.key}"},
+        )  # fmt: skip
+        return ours, httpx.post(self.engine_url + path, json={"model": self.stable, **body}, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    build_seed_policy(STATE_DIR)
+    port, state_dir = find_free_port(), tmp_path_factory.mktemp("up")
+    log = state_dir / "up.log"
+    argv = [sys.executable, "-m", "prefloop.cli", "up", "--model", str(STATE_DIR / "seed")]
+    argv += ["--engine-arg=--enable-auto-tool-choice", "--engine-arg=--tool-call-parser=hermes"]
+    with log.open("w") as out:
+        process = subprocess.Popen([*argv, "--state-dir", str(state_dir), "--port", str(port)], stdout=out, stderr=out)
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not is_ready(f"http://127.0.0.1:{port}/readyz"):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield Machine(port, state_dir)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def without_ids(answer: Any) -> Any:
+    """An answer without what differs between any two requests."""
+    return {name: value for name, value in answer.items() if name not in ("id", "created", "model")}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": 8, "temperature": 0},
+        {"max_tokens": 8, "temperature": 0, "logprobs": True, "top_logprobs": 3},
+        {"max_tokens": 12, "n": 3, "seed": 5, "temperature": 1.0},
+        {"max_tokens": 40, "temperature": 0, "stop": [" "]},
+        {"max_tokens": 8, "temperature": 0, "min_tokens": 8, "ignore_eos": True, "return_token_ids": True},
+        {"max_completion_tokens": 5, "temperature": 0, "echo": True, "add_generation_prompt": False},
+    ],
+)
+def test_a_chat_answer_is_the_engines_but_for_the_model(machine: Machine, fields: dict[str, Any]) -> None:
+    ours, theirs = machine.post_both("/v1/chat/completions", {"messages": MESSAGES, **fields})
+    assert (ours.status_code, theirs.status_code) == (200, 200)
+    assert without_ids(ours.json()) == without_ids(theirs.json())
+    assert ours.json()["model"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "The capital of France", "max_tokens": 6, "temperature": 0, "logprobs": 2}),
+        ("/v1/completions", {"prompt": ["One", "Two"], "max_tokens": 4, "temperature": 0}),
+        ("/tokenize", {"prompt": "The capital of France"}),
+        ("/detokenize", {"tokens": [5, 6, 7]}),
+    ],
+)
+def test_other_paths_answer_as_the_engine_does(machine: Machine, path: str, body: dict[str, Any]) -> None:
+    ours, theirs = machine.post_both(path, body)
+    assert (ours.status_code, theirs.status_code) == (200, 200)
+    assert without_ids(ours.json()) == without_ids(theirs.json())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": "hello"},
+        {"messages": MESSAGES, "temperature": -1},
+        {"messages": MESSAGES, "max_tokens": 0},
+        {"messages": MESSAGES, "n": "many"},
+        {"messages": MESSAGES, "top_logprobs": 100, "logprobs": True},
+        {"messages": MESSAGES, "stream_options": {"include_usage": True}},
+        {"messages": [{"role": "user", "content": "word " * 5000}]},
+        {"messages": MESSAGES, "response_format": {"type": "nonsense"}},
+    ],
+)
+def test_the_engines_refusals_keep_status_and_shape(machine: Machine, fields: dict[str, Any]) -> None:
+    ours, theirs = machine.post_both("/v1/chat/completions", fields)
+    assert ours.status_code == theirs.status_code == 400
+    assert ours.json()["error"].keys() >= {"message", "type", "param", "code"}
+    assert ours.json()["error"]["message"] == theirs.json()["error"]["message"]
+
+
+def test_a_stream_says_what_the_whole_answer_says_and_usage_on_demand(machine: Machine) -> None:
+    client = machine.client()
+    whole = client.chat.completions.create(model="default", messages=MESSAGES, temperature=0, max_tokens=16)
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        stream = client.chat.completions.create(
+            model="default", messages=MESSAGES, temperature=0, max_tokens=16, stream=True, **options
+        )  # type: ignore[call-overload]
+        chunks = list(stream)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert {chunk.model for chunk in chunks} == {"default"}
+        assert [chunk.usage for chunk in chunks if chunk.usage] == ([whole.usage] if options else [])
+
+
+def test_a_named_tool_is_called_and_json_mode_gives_json(machine: Machine) -> None:
+    client = machine.client()
+    choice: Any = {"type": "function", "function": {"name": "look_up"}}
+    called = client.chat.completions.create(
+        model="default", messages=MESSAGES, tools=[TOOL], tool_choice=choice, max_tokens=64, temperature=0
+    )
+    (call,) = called.choices[0].message.tool_calls or []
+    assert call.type == "function" and call.function.name == "look_up"
+    assert isinstance(json.loads(call.function.arguments)["sure"], bool)
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": TOOL["function"]["parameters"]}}
+    answer = client.chat.completions.create(
+        model="default", messages=MESSAGES, response_format=schema, max_tokens=64, temperature=0
+    )
+    assert isinstance(json.loads(answer.choices[0].message.content or "")["sure"], bool)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_pairs_work_with_tools_and_json_mode(machine: Machine, is_stream: bool) -> None:
+    body = {
+        "model": "default", "messages": MESSAGES, "max_tokens": 64, "temperature": 1.5, "stream": is_stream,
+        "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "look_up"}},
+    }  # fmt: skip
+    headers = {"authorization": f"Bearer {machine.key}", "x-prefloop-compare": "always", "x-prefloop-user": "ann"}
+    seen: set[int] = set()
+    for _ in range(12):  # now and then both say the same, and one is left out
+        answer = httpx.post(f"{machine.url}/v1/chat/completions", json=body, headers=headers, timeout=120)
+        assert answer.status_code == 200
+        events = [line[6:] for line in answer.text.split("\n") if line.startswith("data: {")]
+        chunks = [json.loads(event) for event in events] if is_stream else [answer.json()]
+        assert {chunk["model"] for chunk in chunks} == {"default"}
+        assert machine.stable not in answer.text
+        seen |= {choice["index"] for chunk in chunks for choice in chunk["choices"]}
+        if any("comparison" in chunk for chunk in chunks):
+            break
+    assert seen == {0, 1}
+    assert any("comparison" in chunk for chunk in chunks)
+
+
+def test_a_path_that_the_engine_lacks_is_told_so(machine: Machine) -> None:
+    ours, _ = machine.post_both("/v1/embeddings", {"input": "hello"})
+    assert ours.status_code in (400, 404)
+    assert ours.json()["error"]["message"]
+
+
+def test_responses_are_stateless(machine: Machine) -> None:
+    client = machine.client()
+    answer = client.responses.create(model="default", input="What is the capital of France?", max_output_tokens=16)
+    assert answer.model == "default"
+    assert machine.stable not in answer.model_dump_json()
+    for field in ({"previous_response_id": answer.id}, {"background": True}):
+        with pytest.raises(openai.BadRequestError):
+            client.responses.create(model="default", input="And of Spain?", **field)  # type: ignore[call-overload]
+
+
+def test_a_client_that_leaves_stops_the_engine(machine: Machine) -> None:
+    client = machine.client()
+    stream = client.chat.completions.create(
+        model="default", messages=MESSAGES, stream=True, max_tokens=200, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    deadline = time.monotonic() + 10
+    while read_running(machine) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert read_running(machine) == 0
+
+
+def read_running(machine: Machine) -> float:
+    """Requests that the engine works on."""
+    lines = httpx.get(f"{machine.engine_url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
