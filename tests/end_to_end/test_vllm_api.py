@@ -20,6 +20,7 @@ from prefloop.machine import build_seed_policy
 
 STATE_DIR = Path(__file__).parents[2] / "state"
 TIMEOUT_S = 600.0
+CHAT_PATH = "/v1/chat/completions"
 MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
 TOOL: Any = {
     "type": "function",
@@ -114,7 +115,7 @@ def without_ids(answer: Any) -> Any:
     ],
 )
 def test_a_chat_answer_is_the_engines_but_for_the_model(machine: Machine, fields: dict[str, Any]) -> None:
-    ours, theirs = machine.post_both("/v1/chat/completions", {"messages": MESSAGES, **fields})
+    ours, theirs = machine.post_both(CHAT_PATH, {"messages": MESSAGES, **fields})
     assert (ours.status_code, theirs.status_code) == (200, 200)
     assert without_ids(ours.json()) == without_ids(theirs.json())
     assert ours.json()["model"] == "default"
@@ -149,7 +150,7 @@ def test_other_paths_answer_as_the_engine_does(machine: Machine, path: str, body
     ],
 )
 def test_the_engines_refusals_keep_status_and_shape(machine: Machine, fields: dict[str, Any]) -> None:
-    ours, theirs = machine.post_both("/v1/chat/completions", fields)
+    ours, theirs = machine.post_both(CHAT_PATH, fields)
     assert ours.status_code == theirs.status_code == 400
     assert ours.json()["error"].keys() >= {"message", "type", "param", "code"}
     assert ours.json()["error"]["message"] == theirs.json()["error"]["message"]
@@ -169,20 +170,17 @@ def test_a_stream_says_what_the_whole_answer_says_and_usage_on_demand(machine: M
         assert [chunk.usage for chunk in chunks if chunk.usage] == ([whole.usage] if options else [])
 
 
-def test_a_named_tool_is_called_and_json_mode_gives_json(machine: Machine) -> None:
-    client = machine.client()
-    choice: Any = {"type": "function", "function": {"name": "look_up"}}
-    called = client.chat.completions.create(
-        model="default", messages=MESSAGES, tools=[TOOL], tool_choice=choice, max_tokens=64, temperature=0
-    )
-    (call,) = called.choices[0].message.tool_calls or []
-    assert call.type == "function" and call.function.name == "look_up"
-    assert isinstance(json.loads(call.function.arguments)["sure"], bool)
-    schema: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": TOOL["function"]["parameters"]}}
-    answer = client.chat.completions.create(
-        model="default", messages=MESSAGES, response_format=schema, max_tokens=64, temperature=0
-    )
-    assert isinstance(json.loads(answer.choices[0].message.content or "")["sure"], bool)
+def test_tools_and_json_mode_answer_as_the_engine_does(machine: Machine) -> None:
+    choice = {"type": "function", "function": {"name": "look_up"}}
+    asked = {"messages": MESSAGES, "tools": [TOOL], "tool_choice": choice, "max_tokens": 64, "temperature": 0}
+    calls = [answer.json()["choices"][0]["message"]["tool_calls"] for answer in machine.post_both(CHAT_PATH, asked)]
+    assert [call["function"] for call in calls[0]] == [call["function"] for call in calls[1]]
+    assert calls[0][0]["function"]["name"] == "look_up"
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": TOOL["function"]["parameters"]}}
+    asked = {"messages": MESSAGES, "response_format": schema, "max_tokens": 64, "temperature": 0}
+    ours, theirs = (answer.json()["choices"][0]["message"]["content"] for answer in machine.post_both(CHAT_PATH, asked))
+    assert ours == theirs
+    assert isinstance(json.loads(ours)["sure"], bool)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -194,7 +192,7 @@ def test_pairs_work_with_tools_and_json_mode(machine: Machine, is_stream: bool) 
     headers = {"authorization": f"Bearer {machine.key}", "x-prefloop-compare": "always", "x-prefloop-user": "ann"}
     seen: set[int] = set()
     for _ in range(12):  # now and then both say the same, and one is left out
-        answer = httpx.post(f"{machine.url}/v1/chat/completions", json=body, headers=headers, timeout=120)
+        answer = httpx.post(machine.url + CHAT_PATH, json=body, headers=headers, timeout=120)
         assert answer.status_code == 200
         events = [line[6:] for line in answer.text.split("\n") if line.startswith("data: {")]
         chunks = [json.loads(event) for event in events] if is_stream else [answer.json()]
