@@ -58,6 +58,7 @@ class Deployment:
         self.observations = observations
         self.engines = {url: EngineState(url, Breaker(limits)) for url in engines}
         self.first_answer_at: dict[str, float] = {}  # checkpoint -> when its first answer came, since start
+        self.is_single = len(self.engines) == 1  # there is nothing to choose
         self._states = tuple(self.engines.values())
         self._in_flight: dict[str, int] = {}
 
@@ -120,7 +121,7 @@ class Deployment:
 
         Where no usable engine holds it, the likeliest to answer all the same: whoever asks tries again for a while.
         """
-        if len(self._states) == 1:
+        if self.is_single:
             return self._states[0]
         usable = [s for s in self._states if s.up and s.breaker.phase == "closed" and checkpoint in s.proven]
         if usable:
