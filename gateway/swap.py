@@ -141,23 +141,23 @@ class Swap:
             logger.error("%s hangs: %d requests and no token", state.url, state.num_in_flight)
             state.take_out(time.monotonic())
         if state.breaker.phase == "closed":
-            await self._load_missing(state)
+            await self._load_missing(state, _CALL_TIMEOUT_S)
         elif state.begin_trial(time.monotonic()):
             has_passed = False
             try:
-                has_passed = await self._load_missing(state)
+                has_passed = await self._load_missing(state, min(_CALL_TIMEOUT_S, self._settings.hang_s))
             finally:
                 state.end_trial(time.monotonic(), has_passed=has_passed)
             logger.warning("%s %s", state.url, "is back in use" if has_passed else "failed its trial")
 
-    async def _load_missing(self, state: EngineState) -> bool:
+    async def _load_missing(self, state: EngineState, timeout_s: float) -> bool:
         """Load and prove what is wanted and not proven; False if the engine failed to answer, or refused everything."""
         num_refused = 0
         for row in list(self._wanted.values()):
             if row.id in state.proven or not self.wants(row.id):
                 continue
             try:
-                await self._load_one(state, row)
+                await self._load_one(state, row, timeout_s)
                 logger.info("loaded %s again into %s", row.id, state.url)
             except (SwapError, EngineUnavailable) as error:
                 logger.warning("could not load %s into %s: %s", row.id, state.url, error)
@@ -192,7 +192,7 @@ class Swap:
             return b""
         return body if status == 200 else b""
 
-    async def _load_one(self, state: EngineState, row: CheckpointRow) -> None:
+    async def _load_one(self, state: EngineState, row: CheckpointRow, timeout_s: float = _CALL_TIMEOUT_S) -> None:
         async with self._locks[state.url]:
             await self._look_at(state)
             if row.id in state.proven:
@@ -200,19 +200,19 @@ class Swap:
             if row.id not in state.adapters:
                 payload = {"lora_name": row.id, "lora_path": row.path}
                 status, body = await self._upstream.call(
-                    state.url, "/v1/load_lora_adapter", payload, timeout_s=_CALL_TIMEOUT_S
+                    state.url, "/v1/load_lora_adapter", payload, timeout_s=timeout_s
                 )
                 if status != 200 and not (status == 400 and b"already" in body):
                     raise SwapError(f"{state.url} refused {row.id} ({status}): {_message(body)}")
             state.adapters |= {row.id}
-            await self._prove(state, row)
+            await self._prove(state, row, timeout_s)
             state.proven |= {row.id}
 
-    async def _prove(self, state: EngineState, row: CheckpointRow) -> None:
+    async def _prove(self, state: EngineState, row: CheckpointRow, timeout_s: float) -> None:
         manifest = row.parsed
         ids = manifest.probe.prompt_token_ids
         status, body = await self._upstream.call(
-            state.url, "/v1/completions", build_probe(row.id, ids), timeout_s=_CALL_TIMEOUT_S
+            state.url, "/v1/completions", build_probe(row.id, ids), timeout_s=timeout_s
         )
         if status != 200:
             if status >= 500 or status == 404:  # it restarted since the load
