@@ -1,7 +1,8 @@
-"""What is being served right now: the view (which checkpoint, with which weight) and what is in flight on it.
+"""What is being served right now: the view (which checkpoint, with which weight), and what is in flight on it.
 
 Lives on the event loop; nothing here is shared between threads except by replacing the frozen view. A view of a lower
-or equal generation is ignored. Does not decide anything: the rollout controller applies views, routing reads them.
+or equal generation is ignored. Does not decide anything: the rollout controller applies views, routing reads them,
+engines.py chooses the engine.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from gateway.engines import Breaker, BreakerLimits, EngineState, choose_engine
 
 if TYPE_CHECKING:
     from gateway.rollout.observations import Observations
@@ -41,27 +44,23 @@ class Counters:
     not_paired: Counter[str] = field(default_factory=Counter)  # reason -> times two answers were due but one was given
 
 
-@dataclass
-class EngineState:
-    """One engine as last seen: `adapters` are the names it answers to."""
-
-    url: str
-    up: bool = False
-    adapters: frozenset[str] = frozenset()
-    proven: frozenset[str] = frozenset()  # adapters whose probe has passed since the engine started
-    num_in_flight: int = 0
-
-
 class Deployment:
     """The view, the engines and the in-flight counts."""
 
-    def __init__(self, engines: Iterable[str], observations: Observations | None = None) -> None:
+    def __init__(
+        self,
+        engines: Iterable[str],
+        observations: Observations | None = None,
+        limits: BreakerLimits = BreakerLimits(),  # noqa: B008 (frozen)
+    ) -> None:
         self.view = ServingView(generation=0, stable=None)
         self.counters = Counters()
         self.observations = observations
-        self.engines = {url: EngineState(url) for url in engines}
+        self.engines = {url: EngineState(url, Breaker(limits)) for url in engines}
         self.first_answer_at: dict[str, float] = {}  # checkpoint -> when its first answer came, since start
-        self._in_flight: Counter[str] = Counter()
+        self.is_single = len(self.engines) == 1  # there is nothing to choose
+        self._states = tuple(self.engines.values())
+        self._in_flight: dict[str, int] = {}
 
     def apply(self, view: ServingView) -> bool:
         """Take a view of a higher generation; says whether it was taken."""
@@ -70,28 +69,65 @@ class Deployment:
         self.view = view
         return True
 
+    def fall_back(self) -> bool:
+        """Serve stable alone, because nobody knows what the tables say; says whether anything changed.
+
+        The generation falls by one, so that the same view can be applied again.
+        """
+        if self.view.canary is None:
+            return False
+        self.view = ServingView(generation=self.view.generation - 1, stable=self.view.stable)
+        return True
+
+    # -- in flight
+
     def in_flight(self, checkpoint: str) -> int:
         """How many requests are being answered by the checkpoint."""
-        return self._in_flight[checkpoint]
+        return self._in_flight.get(checkpoint, 0)
 
-    def pick_engine(self, checkpoint: str) -> EngineState:
-        """The one with the fewest requests in flight, among engines that hold the checkpoint if any does."""
-        states = self.engines.values()
-        holding = [state for state in states if checkpoint in state.proven and state.up]
-        return min(holding or list(states), key=lambda state: state.num_in_flight)
+    def all_in_flight(self) -> dict[str, int]:
+        """The counts above nought, by checkpoint."""
+        return dict(self._in_flight)
+
+    def hold(self, checkpoint: str) -> None:
+        """Keep the checkpoint loaded for one request, from the very step in which it was chosen until `release`.
+
+        An await between the choice and this, or a pause between attempts that is not held, could lose the checkpoint.
+        """
+        self._in_flight[checkpoint] = self._in_flight.get(checkpoint, 0) + 1
+
+    def release(self, checkpoint: str) -> None:
+        """The end of a `hold`."""
+        left = self._in_flight[checkpoint] - 1
+        if left:
+            self._in_flight[checkpoint] = left
+        else:
+            del self._in_flight[checkpoint]
+
+    def begin(self, checkpoint: str, engine: EngineState) -> None:
+        """Count one request in flight for the checkpoint and the engine, until `end`."""
+        self.hold(checkpoint)
+        engine.begin()
+
+    def end(self, checkpoint: str, engine: EngineState) -> None:
+        """The end of a `begin`."""
+        self.release(checkpoint)
+        engine.end()
+
+    # -- engines
+
+    def pick_engine(self, checkpoint: str, conversation: str = "") -> EngineState:
+        """The engine to ask: one that is usable and has proven the checkpoint, as `choose_engine` says.
+
+        Where no usable engine holds it, the likeliest to answer all the same: whoever asks tries again for a while.
+        """
+        if self.is_single:
+            return self._states[0]
+        usable = [s for s in self._states if s.up and s.breaker.phase == "closed" and checkpoint in s.proven]
+        if usable:
+            return choose_engine(usable, conversation)
+        return min(self._states, key=lambda state: (not state.up, not state.is_usable, state.num_in_flight))
 
     def note_answer(self, checkpoint: str) -> None:
         """Keep when a checkpoint answered for the first time."""
         self.first_answer_at.setdefault(checkpoint, time.time())
-
-    def begin(self, checkpoint: str, engine: EngineState) -> None:
-        """One more request is in flight for the checkpoint, on the engine."""
-        self._in_flight[checkpoint] += 1
-        engine.num_in_flight += 1
-
-    def end(self, checkpoint: str, engine: EngineState) -> None:
-        """One that had begun is over."""
-        self._in_flight[checkpoint] -= 1
-        if not self._in_flight[checkpoint]:
-            del self._in_flight[checkpoint]
-        engine.num_in_flight -= 1

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from feedback.settings import SharedSettings
+from gateway.engines import BreakerLimits
 
 _HOUR_S = 3600.0
 _DAY_S = 86400.0
@@ -66,6 +67,19 @@ class GatewaySection(BaseModel):
     idle_timeout_s: float = Field(default=60.0, gt=0, description="Longest silence inside an answer that has begun.")
     max_upstream_connections: int = Field(default=1024, gt=0, description="Connections to one engine.")
     reconcile_s: float = Field(default=2.0, gt=0, description="Pause between looks at which adapters an engine holds.")
+    hang_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="An engine with requests in flight that sends no byte and counts no token for this long hangs: it is "
+        "out until it proves itself. Without vLLM's metrics, set it above the longest answer that is not streamed.",
+    )
+    breaker_failures: int = Field(
+        default=5, ge=1, description="Failures in a row (no connection, 5xx, time-out) that take an engine out."
+    )
+    breaker_backoff_s: float = Field(
+        default=1.0, gt=0, description="Pause before an engine that is out is tried; doubled by every failed trial."
+    )
+    breaker_max_backoff_s: float = Field(default=30.0, gt=0, description="Longest pause before such a trial.")
     probe_tolerance: float = Field(
         default=1e-3,
         gt=0,
@@ -74,6 +88,11 @@ class GatewaySection(BaseModel):
     drain_timeout_s: float = Field(
         default=30.0, ge=0, description="On SIGTERM, how long requests in flight may take to end."
     )
+
+    @property
+    def breaker_limits(self) -> BreakerLimits:
+        """The breaker's share of these settings."""
+        return BreakerLimits(self.breaker_failures, self.breaker_backoff_s, self.breaker_max_backoff_s)
 
 
 class RolloutStep(BaseModel):
@@ -136,6 +155,24 @@ class RolloutSection(BaseModel):
     auto_approve: bool = Field(default=False, description="Promote without an operator once every gate passes.")
     approve_countdown_s: float = Field(default=0.0, ge=0, description="Visible countdown before an automatic approval.")
     tick_s: float = Field(default=0.5, gt=0, description="Pause between looks of the rollout controller.")
+    report_s: float = Field(
+        default=0.5,
+        gt=0,
+        description="Pause between a gateway's reports of what it serves, by which its lease runs on.",
+    )
+    lease_s: float = Field(
+        default=5.0, gt=0, description="Of several gateways, another one leads when the leader is silent this long."
+    )
+    silent_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="A gateway silent this long is gone; one that cannot read the tables this long serves stable alone.",
+    )
+    keep_checkpoints: int = Field(
+        default=10,
+        ge=0,
+        description="Newest checkpoints whose files are kept, beside stable and its parent; 0 keeps all.",
+    )
 
 
 _DEMO: dict[str, dict[str, Any]] = {

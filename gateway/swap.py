@@ -1,13 +1,14 @@
 """Loads checkpoints into the engines under their own names, and proves that each really answers before it is used.
 
-Level-triggered: remembers which checkpoints are wanted, looks at what each engine holds every few seconds (and at
-once after a request failed to connect), and loads again what a restarted engine forgot. Never reuses a name or a
-path.
+Level-triggered: remembers which checkpoints are wanted, looks at every engine each few seconds (and at once after a
+request failed there), and loads again what a restarted engine forgot. An engine that hangs or fails is out until it has
+proven itself again. Never reuses a name or a path. What is wanted, and when it may go, the rollout controller says.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Iterable
@@ -15,20 +16,24 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.deployment import Deployment, EngineState
+from gateway.engines import EngineState
 from gateway.errors import EngineUnavailable, SwapError
-from gateway.settings import GatewaySection
-from gateway.upstream import Upstream
+from gateway.probe import build_probe, judge_probe, read_probe_logprobs
 
 if TYPE_CHECKING:
-    from feedback.manifest import Manifest
+    from gateway.deployment import Deployment
+    from gateway.settings import GatewaySection
     from gateway.tables import CheckpointRow
+    from gateway.upstream import Upstream
 
 logger = logging.getLogger("gateway.swap")
 
+_LOOK_TIMEOUT_S = 5.0
 _CALL_TIMEOUT_S = 60.0
-_TOP_LOGPROBS = 20  # vLLM's own limit
-_MIN_PROBED = 3  # tokens that must be among the likeliest
+_UNLOAD_TIMEOUT_S = 10.0
+_NUDGE_PAUSE_S = 0.1  # nudges come in crowds
+# Counters that move while vLLM computes, be it a long prompt in pieces or one answer that is not streamed.
+_TOKEN_COUNTERS = (b"vllm:generation_tokens_total", b"vllm:prompt_tokens_total", b"vllm:iteration_tokens_total_sum")
 
 
 class _Model(msgspec.Struct):
@@ -39,219 +44,211 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-class _ProbeLogprobs(msgspec.Struct):
-    top_logprobs: list[dict[str, float]]
-
-
-class _ProbeChoice(msgspec.Struct):
-    index: int
-    logprobs: _ProbeLogprobs
-
-
-class _ProbeAnswer(msgspec.Struct):
-    choices: list[_ProbeChoice]
-
-
 class Swap:
-    """Keeps the wanted checkpoints loaded and proven in every engine."""
+    """Keeps the wanted checkpoints loaded and proven in every engine, and decides which engines are fit for use."""
 
     def __init__(
         self, deployment: Deployment, engines: Iterable[str], upstream: Upstream, settings: GatewaySection
     ) -> None:
-        self._deployment = deployment
-        self._engines = list(engines)
+        self._states = [deployment.engines[engine] for engine in engines]
         self._upstream = upstream
         self._settings = settings
         self._wanted: dict[str, CheckpointRow] = {}
-        self._locks = {engine: asyncio.Lock() for engine in self._engines}
-        self._nudge = asyncio.Event()
+        self._digests: dict[str, str] = {}
+        self._locks = {state.url: asyncio.Lock() for state in self._states}
+        self._nudges = {state.url: asyncio.Event() for state in self._states}
         self.last_swap_s: float | None = None
+
+    # -- what is wanted
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The checkpoints that should be in the engines."""
+        return frozenset(self._wanted)
 
     def wants(self, checkpoint: str) -> bool:
         """Whether the checkpoint should be in the engines."""
         return checkpoint in self._wanted
 
     def digest(self, checkpoint: str) -> str:
-        """The digest of a wanted checkpoint, empty for others."""
-        row = self._wanted.get(checkpoint)
-        return "" if row is None else row.digest
+        """The digest of a checkpoint that was loaded since start, empty for others."""
+        return self._digests.get(checkpoint, "")
+
+    def forget(self, checkpoint: str) -> None:
+        """Load the checkpoint no more; it stays where it is loaded."""
+        self._wanted.pop(checkpoint, None)
 
     def nudge(self) -> None:
         """Look at the engines now."""
-        self._nudge.set()
+        for event in self._nudges.values():
+            event.set()
 
     async def load(self, checkpoint: CheckpointRow) -> float:
-        """Load and prove the checkpoint in every engine; the seconds it took. Raises SwapError with the reason.
+        """Load and prove the checkpoint in every engine that is in use; the seconds it took. Raises SwapError.
 
-        `SwapError.is_transient` says that an engine did not answer: try again later.
+        The others get it before they are used again. `SwapError.is_transient`: no engine answered, try again later.
         """
         started = time.monotonic()
-        results = await asyncio.gather(
-            *(self._load_one(engine, checkpoint) for engine in self._engines), return_exceptions=True
-        )
+        states = [state for state in self._states if state.is_usable] or self._states
+        results = await asyncio.gather(*(self._load_one(state, checkpoint) for state in states), return_exceptions=True)
         for result in results:
-            if isinstance(result, SwapError):
+            if isinstance(result, BaseException) and not isinstance(result, EngineUnavailable):
                 raise result
-            if isinstance(result, EngineUnavailable):
-                raise SwapError(str(result), is_transient=True) from result
-            if isinstance(result, BaseException):
-                raise result
+        unavailable = [result for result in results if isinstance(result, EngineUnavailable)]
+        if len(unavailable) == len(results):
+            raise SwapError(str(unavailable[0]), is_transient=True) from unavailable[0]
         self._wanted[checkpoint.id] = checkpoint
+        self._digests[checkpoint.id] = checkpoint.digest
         self.last_swap_s = time.monotonic() - started
         return self.last_swap_s
 
-    async def drain_and_unload(self, checkpoint: str, timeout_s: float) -> bool:
-        """Wait until no request is in flight on the checkpoint, then unload it; False if the time ran out first."""
-        deadline = time.monotonic() + timeout_s
-        while self._deployment.in_flight(checkpoint) and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-        is_drained = not self._deployment.in_flight(checkpoint)
-        self._wanted.pop(checkpoint, None)
-        await asyncio.gather(*(self._unload_one(engine, checkpoint) for engine in self._engines))
-        return is_drained
+    async def unload(self, checkpoint: str) -> None:
+        """Take the checkpoint out of every engine. The caller knows that nobody asks for it any more."""
+        self.forget(checkpoint)
+        await asyncio.gather(*(self._unload_one(state, checkpoint) for state in self._states))
 
-    async def reconcile(self, wanted: Iterable[CheckpointRow] | None = None) -> None:
-        """Load what is missing in engines that answer; `wanted` replaces what is remembered."""
-        if wanted is not None:
-            self._wanted = {row.id: row for row in wanted}
-        await asyncio.gather(*(self._reconcile_one(engine) for engine in self._engines))
+    # -- the loops
 
     async def run(self) -> None:
-        """Reconcile for ever."""
-        while True:
-            self._nudge.clear()
-            try:
-                await self.reconcile()
-            except Exception:
-                logger.exception("reconcile failed")
-            await asyncio.sleep(0.1)  # nudges come in crowds
-            try:
-                async with asyncio.timeout(self._settings.reconcile_s):
-                    await self._nudge.wait()
-            except TimeoutError:
-                pass
+        """Keep every engine reconciled, each in a loop of its own: one that hangs does not hold up the others."""
+        async with asyncio.TaskGroup() as group:
+            for state in self._states:
+                group.create_task(self._keep(state))
 
-    async def _reconcile_one(self, engine: str) -> None:
-        state = self._deployment.engines[engine]
+    async def reconcile(self) -> None:
+        """Look at every engine once, and do what it needs."""
+        await asyncio.gather(*(self._reconcile_one(state) for state in self._states))
+
+    async def _keep(self, state: EngineState) -> None:
+        nudge = self._nudges[state.url]
+        while True:
+            nudge.clear()
+            try:
+                await self._reconcile_one(state)
+            except Exception:
+                logger.exception("reconciling %s failed", state.url)
+            await asyncio.sleep(_NUDGE_PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.reconcile_s):
+                    await nudge.wait()
+
+    async def _reconcile_one(self, state: EngineState) -> None:
         try:
             await self._look_at(state)
         except EngineUnavailable:
             return
+        if state.is_usable and state.is_silent(time.monotonic(), self._settings.hang_s):
+            logger.error("%s hangs: %d requests and no token", state.url, state.num_in_flight)
+            state.take_out(time.monotonic())
+        if state.breaker.phase == "closed":
+            await self._load_missing(state, _CALL_TIMEOUT_S)
+        elif state.begin_trial(time.monotonic()):
+            has_passed = False
+            try:
+                has_passed = await self._load_missing(state, min(_CALL_TIMEOUT_S, self._settings.hang_s))
+            finally:
+                state.end_trial(time.monotonic(), has_passed=has_passed)
+            logger.warning("%s %s", state.url, "is back in use" if has_passed else "failed its trial")
+
+    async def _load_missing(self, state: EngineState, timeout_s: float) -> bool:
+        """Load and prove what is wanted and not proven; False if the engine failed to answer, or refused everything."""
+        num_refused = 0
         for row in list(self._wanted.values()):
-            if row.id in state.proven:
+            if row.id in state.proven or not self.wants(row.id):
                 continue
             try:
-                await self._load_one(engine, row)
-                logger.info("loaded %s again into %s", row.id, engine)
+                await self._load_one(state, row, timeout_s)
+                logger.info("loaded %s again into %s", row.id, state.url)
             except (SwapError, EngineUnavailable) as error:
-                logger.warning("could not load %s into %s: %s", row.id, engine, error)
+                logger.warning("could not load %s into %s: %s", row.id, state.url, error)
+                if isinstance(error, EngineUnavailable) and self.wants(row.id):
+                    return False
+                num_refused += 1
+            if not self.wants(row.id):  # it was unloaded meanwhile
+                await self._unload_one(state, row.id)
+        return not num_refused or bool(state.proven)
+
+    # -- one engine
 
     async def _look_at(self, state: EngineState) -> None:
+        """Take note of what the engine holds and how it does. Raises EngineUnavailable."""
         try:
-            status, body = await self._upstream.call(state.url, "/v1/models", None, timeout_s=5.0)
+            (status, body), metrics = await asyncio.gather(
+                self._upstream.call(state.url, "/v1/models", None, timeout_s=_LOOK_TIMEOUT_S), self._read_metrics(state)
+            )
             if status != 200:
                 raise EngineUnavailable(f"{state.url}: /v1/models answered {status}")
             names = frozenset(model.id for model in msgspec.json.decode(body, type=_Models).data)
         except (EngineUnavailable, msgspec.DecodeError) as error:
             state.up = False
             raise EngineUnavailable(str(error)) from error
-        state.up = True
-        state.adapters = names
-        state.proven &= names
+        started_at = read_metric(metrics, (b"process_start_time_seconds",))
+        state.note_look(time.monotonic(), names, started_at, read_metric(metrics, _TOKEN_COUNTERS))
 
-    async def _load_one(self, engine: str, row: CheckpointRow) -> None:
-        async with self._locks[engine]:
-            state = self._deployment.engines[engine]
+    async def _read_metrics(self, state: EngineState) -> bytes:
+        try:
+            status, body = await self._upstream.call(state.url, "/metrics", None, timeout_s=_LOOK_TIMEOUT_S)
+        except EngineUnavailable:
+            return b""
+        return body if status == 200 else b""
+
+    async def _load_one(self, state: EngineState, row: CheckpointRow, timeout_s: float = _CALL_TIMEOUT_S) -> None:
+        async with self._locks[state.url]:
             await self._look_at(state)
             if row.id in state.proven:
                 return
             if row.id not in state.adapters:
                 payload = {"lora_name": row.id, "lora_path": row.path}
                 status, body = await self._upstream.call(
-                    engine, "/v1/load_lora_adapter", payload, timeout_s=_CALL_TIMEOUT_S
+                    state.url, "/v1/load_lora_adapter", payload, timeout_s=timeout_s
                 )
                 if status != 200 and not (status == 400 and b"already" in body):
-                    raise SwapError(f"{engine} refused {row.id} ({status}): {_message(body)}")
+                    raise SwapError(f"{state.url} refused {row.id} ({status}): {_message(body)}")
             state.adapters |= {row.id}
-            await self._prove(engine, row)
+            await self._prove(state, row, timeout_s)
             state.proven |= {row.id}
 
-    async def _prove(self, engine: str, row: CheckpointRow) -> None:
+    async def _prove(self, state: EngineState, row: CheckpointRow, timeout_s: float) -> None:
         manifest = row.parsed
         ids = manifest.probe.prompt_token_ids
-        # One token after every prefix. vLLM's prompt_logprobs would say the same of one prompt, but under LoRA on CPU
-        # it kills the engine when other requests share the batch.
-        payload = {
-            "model": row.id,
-            "prompt": [ids[:end] for end in range(1, len(ids))],
-            "max_tokens": 1,
-            "temperature": 0.0,
-            "logprobs": _TOP_LOGPROBS,
-            "return_tokens_as_token_ids": True,
-        }
-        status, body = await self._upstream.call(engine, "/v1/completions", payload, timeout_s=_CALL_TIMEOUT_S)
+        status, body = await self._upstream.call(
+            state.url, "/v1/completions", build_probe(row.id, ids), timeout_s=timeout_s
+        )
         if status != 200:
-            if status >= 500:
-                raise EngineUnavailable(f"{engine}: the probe got {status}")
-            raise SwapError(f"{engine}: the probe of {row.id} got {status}: {_message(body)}")
-        measured = read_probe_logprobs(body, ids)
-        reason = judge_probe(measured, manifest, self._settings.probe_tolerance)
+            if status >= 500 or status == 404:  # it restarted since the load
+                raise EngineUnavailable(f"{state.url}: the probe got {status}")
+            raise SwapError(f"{state.url}: the probe of {row.id} got {status}: {_message(body)}")
+        reason = judge_probe(read_probe_logprobs(body, ids), manifest, self._settings.probe_tolerance)
         if reason is not None:
-            raise SwapError(f"{engine}: {row.id} {reason}")
+            raise SwapError(f"{state.url}: {row.id} {reason}")
 
-    async def _unload_one(self, engine: str, checkpoint: str) -> None:
-        state = self._deployment.engines[engine]
-        async with self._locks[engine]:
+    async def _unload_one(self, state: EngineState, checkpoint: str) -> None:
+        async with self._locks[state.url]:
+            if self.wants(checkpoint):  # again
+                return
             state.proven -= {checkpoint}
             state.adapters -= {checkpoint}
             try:
                 await self._upstream.call(
-                    engine, "/v1/unload_lora_adapter", {"lora_name": checkpoint}, timeout_s=_CALL_TIMEOUT_S
+                    state.url, "/v1/unload_lora_adapter", {"lora_name": checkpoint}, timeout_s=_UNLOAD_TIMEOUT_S
                 )
             except EngineUnavailable as error:
                 logger.warning("could not unload %s: %s", checkpoint, error)
 
 
-def read_probe_logprobs(body: bytes, token_ids: list[int]) -> list[float | None]:
-    """Log-probabilities of tokens 1..n after their prefixes; None where a token is not among the likeliest 20.
-
-    Raises SwapError if the answer is not that of a probe.
-    """
-    try:
-        answers = sorted(msgspec.json.decode(body, type=_ProbeAnswer).choices, key=lambda choice: choice.index)
-        return [
-            choice.logprobs.top_logprobs[0].get(f"token_id:{token}")
-            for choice, token in zip(answers, token_ids[1:], strict=True)
-        ]
-    except (msgspec.DecodeError, IndexError, ValueError) as error:
-        raise SwapError(f"the probe's answer has no log-probabilities ({error})") from error
-
-
-def judge_probe(measured: list[float | None], manifest: Manifest, tolerance: float) -> str | None:
-    """Why the measured log-probabilities do not prove the adapter; None if they do. Distances in nats, worst token.
-
-    Where the adapter differs from the base, the measurement must lie nearer to the adapter: one with wrong module names
-    is loaded without complaint, and answers as the base.
-    """
-    expected, base = manifest.probe.logprobs, manifest.probe.base_logprobs
-    if not expected or len(measured) != len(expected):
-        return f"gave {len(measured)} log-probabilities, {len(expected)} were expected"
-    known = [i for i, value in enumerate(measured) if value is not None]
-    if len(known) < min(_MIN_PROBED, len(expected)):
-        return f"gave only {len(known)} of {len(expected)} tokens among the likeliest"
-    seen = [value for value in measured if value is not None]
-    own = [expected[i] for i in known]
-    off = _distance(seen, own)
-    if len(base) == len(expected):
-        without = [base[i] for i in known]
-        if _distance(own, without) > tolerance and _distance(seen, without) <= off:
-            return f"answers as the base does (off by {off:.2g} nats)"
-    return None if off <= tolerance else f"answers off by {off:.2g} nats (tolerance {tolerance:.2g})"
-
-
-def _distance(one: list[float], other: list[float]) -> float:
-    worst = max(abs(a - b) for a, b in zip(one, other, strict=True))
-    return worst if worst == worst else float("inf")
+def read_metric(text: bytes, names: tuple[bytes, ...]) -> float | None:
+    """The sum of all series of these names in Prometheus' text; None if there is none."""
+    total: float | None = None
+    for name in names:
+        start = text.find(b"\n" + name)
+        while start >= 0:
+            end = text.find(b"\n", start + 1)
+            line = text[start + 1 : end if end >= 0 else len(text)]
+            if line[len(name) : len(name) + 1] in (b" ", b"{"):
+                with contextlib.suppress(ValueError):
+                    total = (total or 0.0) + float(line.rpartition(b" ")[2])
+            start = text.find(b"\n" + name, start + 1)
+    return total
 
 
 def _message(body: bytes) -> str:

@@ -25,11 +25,11 @@ from sqlalchemy import (
     update,
 )
 
-from feedback.database import metadata
+from feedback.database import insert_or_ignore, metadata
 from feedback.manifest import Manifest
 from gateway.rollout.observations import Observation
 
-# status of a checkpoint: waiting -> canary -> stable -> draining -> retired; or superseded while it waited.
+# status of a checkpoint: waiting -> canary -> stable -> draining -> retired -> deleted; or superseded while it waited.
 checkpoints = Table(
     "checkpoints",
     metadata,
@@ -261,7 +261,7 @@ def get_serving(conn: Connection, policy: str) -> ServingRow:
     """Return the policy's pointer, making an empty one if there is none."""
     row = conn.execute(select(serving).where(serving.c.policy == policy)).first()
     if row is None:
-        conn.execute(insert(serving).values(policy=policy, stable=None, generation=0, fence=0))
+        insert_or_ignore(conn, serving, {"policy": policy, "stable": None, "generation": 0, "fence": 0})
         return ServingRow(policy, None, 0, 0)
     return ServingRow(row.policy, row.stable, row.generation, row.fence)
 
@@ -278,12 +278,24 @@ def take_fence(conn: Connection, policy: str) -> int:
     return fence
 
 
-def advance(conn: Connection, policy: str, generation: int, fence: int, stable: str | None = None) -> int:
-    """Raise the generation, and move the pointer to `stable` if given. Raises StaleController if either moved on."""
+def require_fence(conn: Connection, policy: str, fence: int) -> None:
+    """Raises StaleController if another controller leads; else none begins to before this transaction has ended."""
+    query = select(serving.c.fence).where(serving.c.policy == policy).with_for_update()
+    if conn.execute(query).scalar_one() != fence:
+        raise StaleController(f"fence {fence}")
+
+
+def advance(conn: Connection, policy: str, generation: int, fence: int | None, stable: str | None = None) -> int:
+    """Raise the generation, and move the pointer to `stable` if given.
+
+    Raises StaleController if the generation, or the fence where one is given, has moved on.
+    """
     values: dict[str, Any] = {"generation": generation + 1}
     if stable is not None:
         values["stable"] = stable
-    where = (serving.c.policy == policy, serving.c.generation == generation, serving.c.fence == fence)
+    where = [serving.c.policy == policy, serving.c.generation == generation]
+    if fence is not None:
+        where.append(serving.c.fence == fence)
     if conn.execute(update(serving).where(*where).values(**values)).rowcount != 1:
         raise StaleController(f"generation {generation}, fence {fence}")
     return generation + 1
@@ -320,7 +332,7 @@ def active_rollout(conn: Connection, policy: str) -> RolloutRow | None:
 
 
 def move(
-    conn: Connection, old: RolloutRow, new: RolloutRow, *, fence: int, actor: str, reason: str, now: float,
+    conn: Connection, old: RolloutRow, new: RolloutRow, *, fence: int | None, actor: str, reason: str, now: float,
     stable: str | None = None,
 ) -> RolloutRow:  # fmt: skip
     """Replace `old` by `new` under the next generation and append the event, all or nothing.

@@ -1,8 +1,8 @@
 """Publishes checkpoints: a directory that is whole the moment it has its name.
 
 Files and manifest are written under a temporary name and made durable; one rename publishes. A crash leaves a
-temporary directory that `clean_unfinished` removes. Numbers rise and are never given twice. Registering is not done
-here.
+temporary directory that `clean_unfinished` removes. Numbers rise and are never given twice. Neither registering nor the
+decision what may be removed is made here.
 """
 
 from __future__ import annotations
@@ -133,6 +133,14 @@ def clean_unfinished(root: Path) -> list[str]:
     for path in left:
         shutil.rmtree(path)
     return sorted(path.name for path in left)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a published directory: its name goes first, so that a crash leaves only what `clean_unfinished` takes."""
+    doomed = path.with_name(f"{UNFINISHED_PREFIX}removed-{path.name}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+    log.info("checkpoint %s is removed", path.name)
 
 
 def digest_base(base: str, revision: str = "") -> str:

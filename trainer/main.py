@@ -164,6 +164,7 @@ def build_learner(
     registrar = Registrar(
         gateway,
         lambda: [(p.manifest.digest, p.path) for p in list_published(settings.checkpoints_dir, base_digest)],
+        settings.checkpoints_dir,
         section.register_every_s,
         lambda error: board.update(registry_error=error),
     )

@@ -1,13 +1,14 @@
-"""Talks to the gateway: who is stable, is a rollout active, and which published checkpoints does it lack.
+"""Talks to the gateway: who is stable, is a rollout active, which published checkpoints does it lack, which may go.
 
 `Registrar` looks again and again, so that a gateway that was down, or lost its tables, learns of every directory.
-Registration is idempotent by digest. It never decides what is served: the rollout controller does.
+Registration is idempotent by digest. It never decides what is served or may be deleted: the rollout controller does.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -16,8 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoints import remove_checkpoint
+
 log = logging.getLogger("trainer.registry")
 
+DELETED = "deleted"
+_NAME = re.compile(r"[ac]-\d{6,}-[0-9a-f]{12}")  # c: of a round, a: stable's copy for an A/A rollout
 FINISHED_PHASES = frozenset({"Healthy", "Degraded", "Inconclusive"})
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
@@ -43,10 +48,13 @@ class ServingState:
 
 @dataclass(frozen=True)
 class RegisteredCheckpoint:
+    """A checkpoint as the gateway has it. may_delete: nothing needs its files any more."""
+
     id: str
     number: int
     digest: str
     status: str
+    may_delete: bool = False
 
 
 class Gateway:
@@ -65,11 +73,20 @@ class Gateway:
 
     def list_checkpoints(self) -> list[RegisteredCheckpoint]:
         rows = self._call("GET", "/operator/v1/checkpoints").get("data", [])
-        return [RegisteredCheckpoint(row["id"], int(row["number"]), row["digest"], row["status"]) for row in rows]
+        return [
+            RegisteredCheckpoint(
+                row["id"], int(row["number"]), row["digest"], row["status"], bool(row.get("may_delete"))
+            )
+            for row in rows
+        ]
 
     def register(self, path: Path) -> str:
         """Register a published directory and return the checkpoint's status."""
         return str(self._call("POST", "/operator/v1/checkpoints", {"path": str(path.resolve())}).get("status", ""))
+
+    def give_up(self, checkpoint: str) -> None:
+        """Have the gateway give a checkpoint up for good, before its files go. Raises GatewayRefused if it needs it."""
+        self._call("DELETE", f"/operator/v1/checkpoints/{checkpoint}")
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
@@ -130,18 +147,42 @@ def register_missing(gateway: Gateway, published: Sequence[tuple[str, Path]], re
     return registered
 
 
+def remove_given_up(gateway: Gateway, root: Path) -> list[str]:
+    """Remove the directories in `root` that nothing needs, and return their names.
+
+    The gateway gives a checkpoint up first, for good; a crash in between is made up for the next time. Raises
+    GatewayUnavailable.
+    """
+    removed = []
+    for known in gateway.list_checkpoints():
+        path = root / known.id
+        is_free = known.may_delete or known.status == DELETED
+        if not is_free or not _NAME.fullmatch(known.id) or not path.is_dir():
+            continue
+        if known.status != DELETED:
+            try:
+                gateway.give_up(known.id)
+            except GatewayRefused as error:  # it was put on trial meanwhile
+                log.info("checkpoint %s stays: %s", known.id, error)
+                continue
+        remove_checkpoint(path)
+        removed.append(known.id)
+    return removed
+
+
 class Registrar(threading.Thread):
-    """Keeps the gateway's registry complete. `wake` after a publication, `stop` once."""
+    """Keeps the gateway's registry complete, and `root` free of what nothing needs. `wake` after a publication."""
 
     def __init__(
         self,
         gateway: Gateway,
         list_published: Callable[[], Sequence[tuple[str, Path]]],
+        root: Path,
         every_s: float,
         report: Callable[[str], None] = lambda error: None,
     ) -> None:
         super().__init__(name="registrar", daemon=True)
-        self._gateway, self._list_published, self._every_s = gateway, list_published, every_s
+        self._gateway, self._list_published, self._root, self._every_s = gateway, list_published, root, every_s
         self._wake = threading.Event()
         self._report = report
         self._stopping = False
@@ -160,6 +201,7 @@ class Registrar(threading.Thread):
             self._wake.clear()
             try:
                 register_missing(self._gateway, self._list_published(), self._refused)
+                remove_given_up(self._gateway, self._root)
                 told, backoff_s, pause_s = "", FIRST_BACKOFF_S, self._every_s
             except Exception as error:  # the loop's edge: a registry that is down must not end the trainer
                 if str(error) != told:

@@ -1,8 +1,8 @@
 """Drives rollouts: looks every half second, does what the row asks for, moves the row on.
 
 Level-triggered: every outside action is idempotent and follows from the tables, so a controller killed anywhere goes
-on where it was. A transition holds the generation it saw and this controller's fence, or it changes nothing. What to
-do is decided in machine.py.
+on where it was. Of several gateways one leads: its transitions hold the generation it saw and its fence, or they change
+nothing; the others follow. Operators' actions come in at any gateway. What to do is decided in machine.py.
 """
 
 import asyncio
@@ -19,21 +19,30 @@ from sqlalchemy import Connection
 from feedback.database import Writer
 from feedback.manifest import verify
 from gateway import tables
-from gateway.deployment import Deployment, ServingView
-from gateway.errors import SwapError
+from gateway.deployment import Deployment
+from gateway.fleet import list_reports
 from gateway.rollout import machine
 from gateway.rollout.duels import read_duels
 from gateway.rollout.evidence import Duel, Evidence
+from gateway.rollout.follower import Follower
 from gateway.rollout.guardrails import Guardrails
 from gateway.rollout.machine import RefusedAction, Transition
 from gateway.rollout.observations import Observation
-from gateway.rollout.plan import copy_checkpoint, new_rollout, new_statuses, read_settings, wanted_view, weigh
+from gateway.rollout.plan import (
+    copy_checkpoint,
+    find_deletable,
+    new_rollout,
+    new_statuses,
+    read_settings,
+    weigh,
+)
 from gateway.rollout.summary import build_view, describe_decision, digest_code
 from gateway.rollout.view import RolloutView
 from gateway.settings import GatewaySettings, RolloutSection
 from gateway.tables import CheckpointRow, RolloutRow, ServingRow
 
 if TYPE_CHECKING:
+    from gateway.fleet import Fleet
     from gateway.swap import Swap
 
 _log = logging.getLogger(__name__)
@@ -43,30 +52,33 @@ _MOST_MOVES = 4
 
 
 class Controller:
-    """The one writer of rollouts. `tick` and the operators' actions exclude each other."""
+    """This gateway's part in rollouts. `tick` and the operators' actions exclude each other."""
 
     def __init__(
-        self, writer: Writer, swap: "Swap", deployment: Deployment, settings: GatewaySettings,
+        self,
+        writer: Writer,
+        swap: "Swap",
+        deployment: Deployment,
+        fleet: "Fleet",
+        settings: GatewaySettings,
         clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
-        self._writer, self._swap, self._deployment, self._settings, self._clock = (
-            writer,
-            swap,
-            deployment,
-            settings,
-            clock,
-        )
+    ) -> None:
+        self.fleet = fleet
+        self._writer, self._swap, self._deployment = writer, swap, deployment
+        self._settings, self._clock = settings, clock
         self._policy = settings.policy
+        self._follower = Follower(writer, swap, deployment, settings, clock)
         self._code = digest_code()
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._fence: int | None = None
-        self._loaded: set[str] = set()
+        self._draining_since: dict[str, float] = {}
         self._shown: dict[str, RolloutView] = {}
         self._missing_since: float | None = None
-        self._is_refused = False
-        self.last_swap_s: float | None = None
-        self._last_load_error = ""
+
+    @property
+    def last_swap_s(self) -> float | None:
+        """How long the last load and proof took, in seconds."""
+        return self._follower.last_swap_s
 
     def now(self) -> float:
         """The controller's clock, epoch seconds."""
@@ -76,12 +88,16 @@ class Controller:
 
     async def run(self) -> None:
         """Tick until cancelled; a failing tick is logged and tried again."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follower.watch_age())
+            group.create_task(self._tick_for_ever())
+
+    async def _tick_for_ever(self) -> None:
         while True:
             try:
                 await self.tick(self._clock())
-            except tables.StaleController:
-                _log.warning("another controller took over; taking the fence again")
-                self._fence = None
+            except tables.StaleController as error:
+                _log.info("the tables moved on meanwhile: %s", error)
             except Exception:
                 _log.exception("rollout tick failed")
             self._wake.clear()
@@ -89,20 +105,24 @@ class Controller:
                 await asyncio.wait_for(self._wake.wait(), self._settings.rollout.tick_s)
 
     async def tick(self, now: float) -> None:
-        """Bring the world in line with the tables, then make the transitions that are due."""
+        """Bring this gateway in line with the tables; the leader then makes the transitions that are due."""
         async with self._lock:
-            if self._fence is None:
-                self._fence = await self._do(lambda conn: tables.take_fence(conn, self._policy))
+            fence = self.fleet.fence
             await self._flush()
-            await self._adopt_first()
-            if not await self._apply_view():
+            if fence is not None:
+                await self._adopt_first(fence)
+            is_serving = await self._follow(fence)
+            if fence is not None and is_serving:
+                await self._retire(now, fence)
+                await self._move_on(now, fence)
+            self._follower.let_go()
+
+    async def _move_on(self, now: float, fence: int) -> None:
+        for _ in range(_MOST_MOVES):
+            row = await self._active() or await self._open_next(now, fence)
+            if row is None or not await self._step(row, now, fence):
                 return
-            await self._retire()
-            for _ in range(_MOST_MOVES):
-                row = await self._active() or await self._open_next(now)
-                if row is None or not await self._step(row, now):
-                    return
-                await self._apply_view()
+            await self._follow(fence)
 
     async def _do(self, fn: Callable[[Connection], _T]) -> _T:
         return await self._writer.arun(fn)
@@ -121,109 +141,75 @@ class Controller:
             observed.give_back(rows)
             raise
 
-    async def _adopt_first(self) -> None:
+    # -- what serves
+
+    async def _follow(self, fence: int | None) -> bool:
+        """Apply what the tables say. False while nothing can be served."""
+        applied = await self._follower.follow()
+        if applied.missing is None:
+            self._missing_since = None
+        elif fence is not None:
+            await self._give_up(applied.missing, fence)
+        return applied.is_serving
+
+    async def _give_up(self, row: RolloutRow, fence: int) -> None:
+        """A canary that cannot be loaded again ends its rollout."""
+        now = self._clock()
+        self._missing_since = self._missing_since or now
+        is_late = self._follower.is_refused or now - self._missing_since > _LOAD_PATIENCE_S
+        if row.phase in (*machine.ON_TRIAL, machine.PROMOTING) and is_late:
+            self._missing_since = None
+            await self._move(row, machine.abort(row, "LoadFailed", "controller", now), fence)
+
+    async def _adopt_first(self, fence: int) -> None:
         """The first checkpoint ever needs no trial: there is nothing to compare it with."""
 
         def read(conn: Connection) -> tuple[ServingRow, list[CheckpointRow]]:
             return tables.get_serving(conn, self._policy), tables.list_checkpoints(conn, "waiting")
 
         serving, waiting = await self._do(read)
-        if serving.stable is not None or not waiting or not await self._load(waiting[0]):
+        if serving.stable is not None or not waiting or not await self._follower.load(waiting[0]):
             return
         first = waiting[0].id
 
         def write(conn: Connection) -> None:
-            assert self._fence is not None
-            tables.advance(conn, self._policy, serving.generation, self._fence, first)
+            tables.advance(conn, self._policy, serving.generation, fence, first)
             tables.set_status(conn, first, "stable")
 
         await self._do(write)
 
-    async def _retire(self) -> None:
-        for checkpoint in await self._do(lambda conn: tables.list_checkpoints(conn, "draining")):
-            try:
-                await self._swap.drain_and_unload(checkpoint.id, self._settings.rollout.drain_timeout_s)
-            except SwapError as error:
-                _log.warning("could not unload %s: %s", checkpoint.id, error)
-            self._loaded.discard(checkpoint.id)
-            await self._do(lambda conn, done=checkpoint.id: tables.set_status(conn, done, "retired"))  # type: ignore[misc]
+    async def _retire(self, now: float, fence: int) -> None:
+        """Unload what no gateway keeps any more. Requests that take too long end without it: the engine has it still."""
 
-    # -- what serves
+        def read(conn: Connection) -> tuple[int, list[CheckpointRow]]:
+            return tables.get_serving(conn, self._policy).generation, tables.list_checkpoints(conn, "draining")
 
-    async def _apply_view(self) -> bool:
-        """Load what the tables say serves and apply it. False while stable is not there or not loaded."""
+        generation, draining = await self._do(read)
+        self._draining_since = {row.id: self._draining_since.get(row.id, now) for row in draining}
+        for row in draining:
+            holdouts = self.fleet.find_holdouts(row.id, generation)
+            is_late = now - self._draining_since[row.id] >= self._settings.rollout.drain_timeout_s
+            if holdouts.behind or holdouts.wanting or (holdouts.answering and not is_late):
+                continue
+            if self.fleet.fence != fence:
+                return
+            await self._swap.unload(row.id)
+            await self._do(lambda conn, done=row.id: self._set_retired(conn, done, fence))  # type: ignore[misc]
 
-        def read(conn: Connection) -> tuple[ServingRow, RolloutRow | None]:
-            return tables.get_serving(conn, self._policy), tables.active_rollout(conn, self._policy)
-
-        serving, row = await self._do(read)
-        if serving.stable is None or not await self._load_by_id(serving.stable):
-            return False
-        view = wanted_view(serving, row)
-        if view.canary is not None and not await self._load_by_id(view.canary):
-            alone = ServingView(generation=serving.generation - 1, stable=serving.stable)
-            self._deployment.apply(alone)  # stable serves alone until the other is back
-            await self._give_up(row)
-            return True
-        self._missing_since = None
-        observed = self._deployment.observations
-        if observed is not None:
-            seen = None
-            if view.rollout is not None and view.rollout != self._deployment.view.rollout:
-                rows = await self._do(lambda conn: tables.load_observations(conn, view.rollout or ""))
-                seen = [(o.user, o.arm, o.paired) for o in rows]
-            observed.begin(view.rollout, view.weight, seen)
-        self._deployment.apply(view)
-        return True
-
-    async def _give_up(self, row: RolloutRow | None) -> None:
-        """A canary that cannot be loaded again ends its rollout."""
-        now = self._clock()
-        self._missing_since = self._missing_since or now
-        is_late = self._is_refused or now - self._missing_since > _LOAD_PATIENCE_S
-        if row is not None and row.phase in (*machine.ON_TRIAL, machine.PROMOTING) and is_late:
-            self._missing_since = None
-            await self._move(row, machine.abort(row, "LoadFailed", "controller", now))
-
-    async def _load_by_id(self, checkpoint: str) -> bool:
-        if checkpoint in self._loaded:
-            return True
-        row = await self._do(lambda conn: tables.get_checkpoint(conn, checkpoint))
-        assert row is not None, checkpoint
-        return await self._load(row)
-
-    async def _load(self, checkpoint: CheckpointRow) -> bool:
-        if checkpoint.id in self._loaded:
-            return True
-        try:
-            self.last_swap_s = await self._swap.load(checkpoint)
-        except SwapError as error:
-            if str(error) != self._last_load_error:  # a starting engine refuses every half second
-                _log.warning("could not load %s: %s", checkpoint.id, error)
-            self._last_load_error = str(error)
-            self._is_refused = not error.is_transient
-            return False
-        self._loaded.add(checkpoint.id)
-        self._last_load_error = ""
-        return True
-
-    async def wanted(self) -> list[CheckpointRow]:
-        """The checkpoints every engine must hold, for `Swap.reconcile`."""
-
-        def read(conn: Connection) -> list[CheckpointRow]:
-            view = wanted_view(tables.get_serving(conn, self._policy), tables.active_rollout(conn, self._policy))
-            found = [tables.get_checkpoint(conn, name) for name in (view.stable, view.canary) if name is not None]
-            return [row for row in found if row is not None]
-
-        return await self._do(read)
+    def _set_retired(self, conn: Connection, checkpoint: str, fence: int) -> None:
+        tables.require_fence(conn, self._policy, fence)
+        tables.set_status(conn, checkpoint, "retired")
 
     # -- transitions
 
-    async def _open_next(self, now: float) -> RolloutRow | None:
+    async def _open_next(self, now: float, fence: int) -> RolloutRow | None:
+        """Put the newest waiting checkpoint on trial, once the last rollout's has left the engines."""
+
         def write(conn: Connection) -> RolloutRow | None:
+            tables.require_fence(conn, self._policy, fence)
             waiting = tables.list_checkpoints(conn, "waiting")
             serving = tables.get_serving(conn, self._policy)
-            if not waiting or serving.stable is None:
+            if not waiting or serving.stable is None or tables.list_checkpoints(conn, "draining"):
                 return None
             for older in waiting[:-1]:
                 tables.set_status(conn, older.id, "superseded")
@@ -236,7 +222,7 @@ class Controller:
 
         return await self._do(write)
 
-    async def _step(self, row: RolloutRow, now: float) -> bool:
+    async def _step(self, row: RolloutRow, now: float, fence: int) -> bool:
         """Do what the phase asks for; says whether the row moved."""
         settings = read_settings(row)
         transition: Transition | None
@@ -252,25 +238,30 @@ class Controller:
             if transition is not None and transition.decides:
                 digest, data = describe_decision(row, transition.reason, evidence, guardrails, last, self._code)
                 transition = replace(transition, row=replace(transition.row, decision_digest=digest))
-                await self._move(row, transition, decision=(digest, data))
+                await self._move(row, transition, fence, decision=(digest, data))
                 return True
         if transition is None:
             return False
-        await self._move(row, transition)
+        await self._move(row, transition, fence)
         return True
 
     async def _prepare(self, row: RolloutRow, now: float, settings: RolloutSection) -> Transition | None:
         if await self._do(lambda conn: tables.list_checkpoints(conn, "waiting")):
             return machine.supersede(row, now)
-        if await self._load_by_id(row.checkpoint):
+        if await self._follower.load_by_id(row.checkpoint):
             return machine.start(row, max(now, self._clock()), settings)
-        if self._is_refused or now - row.created_at > _LOAD_PATIENCE_S:
+        if self._follower.is_refused or now - row.created_at > _LOAD_PATIENCE_S:
             return machine.abort(row, "LoadFailed", "controller", now)
         return None
 
-    async def _move(self, old: RolloutRow, to: Transition, decision: tuple[str, str] | None = None) -> RolloutRow:
-        """Carry a transition into the tables: row, event, pointer, statuses and decision in one transaction."""
-        fence, now = self._fence, self._clock()
+    async def _move(
+        self, old: RolloutRow, to: Transition, fence: int | None, decision: tuple[str, str] | None = None
+    ) -> RolloutRow:
+        """Carry a transition into the tables: row, event, pointer, statuses and decision in one transaction.
+
+        fence: None for an operator's action, which any gateway may carry out.
+        """
+        now = self._clock()
         pointer = None
         if to.row.phase == machine.BAKING and old.phase == machine.PROMOTING:
             pointer = old.checkpoint
@@ -278,20 +269,18 @@ class Controller:
             pointer = old.stable
 
         def write(conn: Connection) -> RolloutRow:
-            assert fence is not None
             for checkpoint, status in new_statuses(old, to.row):
                 tables.set_status(conn, checkpoint, status)
             if decision is not None:
                 tables.add_decision(conn, old.id, now, to.reason, *decision)
-            moved = to.row
             return tables.move(
                 conn,
                 old,
-                moved,
+                to.row,
                 fence=fence,
                 actor=to.actor,
                 reason=to.reason,
-                now=moved.phase_started_at,
+                now=to.row.phase_started_at,
                 stable=pointer,
             )
 
@@ -328,14 +317,12 @@ class Controller:
     async def act(self, rollout: str, plan: Callable[[RolloutRow, Guardrails], Transition]) -> RolloutRow:
         """Carry out an operator's action at once. Raises LookupError, RefusedAction or StaleController."""
         async with self._lock:
-            if self._fence is None:
-                raise RefusedAction("The controller has not started yet.")
             row = await self._do(lambda conn: tables.get_rollout(conn, rollout))
             if row is None:
                 raise LookupError(rollout)
             _, guardrails, _ = await self.assess(row, self._clock())
-            moved = await self._move(row, plan(row, guardrails))
-            await self._apply_view()
+            moved = await self._move(row, plan(row, guardrails), None)
+            await self._follow(None)
         self._wake.set()
         return moved
 
@@ -347,6 +334,36 @@ class Controller:
         self._wake.set()
         return found
 
+    async def list_checkpoints(self) -> list[tuple[CheckpointRow, bool]]:
+        """Every registered checkpoint in order of arrival, and whether its files may be deleted."""
+
+        def read(conn: Connection) -> list[tuple[CheckpointRow, bool]]:
+            deletable = self._list_deletable(conn)
+            return [(row, row.id in deletable) for row in tables.list_checkpoints(conn)]
+
+        return await self._do(read)
+
+    async def delete(self, checkpoint: str) -> CheckpointRow:
+        """Give up a checkpoint's files: it cannot serve again. Harmless to repeat. Raises LookupError, RefusedAction."""
+
+        def write(conn: Connection) -> CheckpointRow:
+            row = tables.get_checkpoint(conn, checkpoint)
+            if row is None:
+                raise LookupError(checkpoint)
+            if row.status != "deleted" and row.id not in self._list_deletable(conn):
+                raise RefusedAction(f"Checkpoint {checkpoint} is {row.status} and may be needed.")
+            tables.set_status(conn, checkpoint, "deleted")
+            return replace(row, status="deleted")
+
+        return await self._do(write)
+
+    def _list_deletable(self, conn: Connection) -> frozenset[str]:
+        held = (name for report in list_reports(conn) for name in (*report.wanted, *report.in_flight))
+        stable = tables.get_stable(conn, self._policy)
+        return find_deletable(
+            tables.list_checkpoints(conn), stable, frozenset(held), self._settings.rollout.keep_checkpoints
+        )
+
     async def start_rollout(self, checkpoint: str) -> CheckpointRow:
         """Queue a known checkpoint for trial. Raises LookupError or RefusedAction."""
 
@@ -356,6 +373,8 @@ class Controller:
                 raise LookupError(checkpoint)
             if row.status in ("stable", "canary", "baking", "waiting"):
                 raise RefusedAction(f"Checkpoint {checkpoint} is {row.status} already.")
+            if row.status == "deleted":
+                raise RefusedAction(f"The files of checkpoint {checkpoint} were deleted.")
             tables.queue_checkpoint(conn, checkpoint, self._clock())
             return row
 

@@ -1,7 +1,7 @@
 """Decides the next transition of a rollout from what is known now. Pure: no clock, no database, no engine.
 
 Operators' wishes (approve, abort, pause, resume) are functions too. A transition is carried out by the controller.
-Never promotes for lack of evidence, and never without every guardrail.
+Never promotes by itself for lack of evidence, or without every guardrail.
 """
 
 import math
@@ -168,6 +168,13 @@ def approve(
         names = ", ".join(r.name for r in guardrails.rates if r.needed and r.status != "pass")
         raise RefusedAction(f"Guardrails no longer pass: {names}.")
     return Transition(_enter(row, PROMOTING, "Approved", now), "Approved", actor)
+
+
+def promote_past(row: RolloutRow, reason: str, actor: str, now: float) -> Transition:
+    """On trial -> Promoting whatever the gates say: an admin answers for it, in writing."""
+    if row.phase not in ON_TRIAL:
+        raise RefusedAction(f"The rollout is {row.phase}, not on trial.")
+    return Transition(_enter(row, PROMOTING, "Forced", now), reason, actor)
 
 
 def abort(row: RolloutRow, reason: str, actor: str, now: float) -> Transition:

@@ -1,10 +1,11 @@
-"""What follows from a rollout's row: the view to serve, the checkpoints' statuses, a fresh row, an A/A copy.
+"""What follows from the tables: the view to serve, the checkpoints' statuses, a fresh row, an A/A copy, what may go.
 
 Pure but for `copy_checkpoint`, which writes one directory.
 """
 
 import secrets
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -78,6 +79,22 @@ def new_rollout(
         generation=serving.generation, created_at=now, started_at=None, phase_started_at=now, finished_at=None,
         resume_phase="", split_waived=False, decision_digest="", settings=settings.model_dump_json(),
     )  # fmt: skip
+
+
+def find_deletable(
+    rows: Sequence[CheckpointRow], stable: CheckpointRow | None, held: frozenset[str], keep: int
+) -> frozenset[str]:
+    """The checkpoints whose files nobody needs: not stable or its parent, not of the `keep` newest, not on trial.
+
+    held: what any gateway loads, or answers with. keep: 0 keeps all.
+    """
+    if keep == 0:
+        return frozenset()
+    newest = sorted(rows, key=lambda row: row.number)[-keep:]
+    needed = {row.id for row in newest} | held
+    if stable is not None:
+        needed |= {stable.id, stable.parent or ""}
+    return frozenset(row.id for row in rows if row.status in ("retired", "superseded")) - needed
 
 
 def copy_checkpoint(stable: CheckpointRow, number: int) -> Path:

@@ -44,6 +44,12 @@ class Approval(BaseModel):
     decision_digest: str
 
 
+class WrittenReason(BaseModel):
+    """Why an admin promotes past the gates: kept in the audit trail."""
+
+    reason: str = Field(min_length=1, max_length=500)
+
+
 class Reason(BaseModel):
     """Why, in the operator's words."""
 
@@ -73,8 +79,14 @@ def _add_checkpoint_routes(router: APIRouter, context: Context) -> None:
     @router.get("/checkpoints")
     async def checkpoints(request: Request) -> dict[str, Any]:
         require_scope(request, "operator", "admin")
-        rows = await context.writer.arun(tables.list_checkpoints)
-        return {"data": [_show_checkpoint(row) for row in rows]}
+        rows = await context.controller.list_checkpoints()
+        return {"data": [{**_show_checkpoint(row), "may_delete": may_delete} for row, may_delete in rows]}
+
+    @router.delete("/checkpoints/{checkpoint}")
+    async def delete(request: Request, checkpoint: str) -> dict[str, Any]:
+        """Give up a checkpoint for good; whoever owns its directory may remove it then."""
+        require_scope(request, "operator", "admin")
+        return _show_checkpoint(await _refuse_politely(context.controller.delete(checkpoint)))
 
     @router.get("/status")
     async def status(request: Request) -> dict[str, Any]:
@@ -129,6 +141,13 @@ def _add_action_routes(router: APIRouter, context: Context) -> None:
             context, rollout, lambda row, g: machine.approve(row, g, body.generation, body.decision_digest, actor, now)
         )
 
+    @router.post("/rollouts/{rollout}:promote")
+    async def promote(request: Request, rollout: str, body: WrittenReason) -> dict[str, Any]:
+        """Past a gate that does not pass: admins only."""
+        actor = "key:" + require_scope(request, "admin").key_id
+        now = context.controller.now()
+        return await _act(context, rollout, lambda row, _: machine.promote_past(row, body.reason, actor, now))
+
     @router.post("/rollouts/{rollout}:abort")
     async def abort(request: Request, rollout: str, body: Reason | None = None) -> dict[str, Any]:
         actor, reason, now = _who_and_why(request, body, context)
@@ -169,8 +188,19 @@ async def build_status(context: Context) -> dict[str, Any]:
         "canary_first_answer_at": context.deployment.first_answer_at,
         "swap": {"last_swap_s": context.controller.last_swap_s},
         "engines": [
-            {"url": engine.url, "up": engine.up, "adapters": sorted(engine.adapters)}
+            {
+                "url": engine.url,
+                "up": engine.up,
+                "breaker": engine.breaker.phase,
+                "is_hung": engine.is_hung,
+                "in_flight": engine.num_in_flight,
+                "adapters": sorted(engine.adapters),
+            }
             for engine in context.deployment.engines.values()
+        ],
+        "gateways": [
+            {"id": report.id, "generation": report.generation, "in_flight": dict(report.in_flight)}
+            for report in context.controller.fleet.list_live()
         ],
     }
 

@@ -1,17 +1,22 @@
-"""Loading, proving, draining and loading again."""
+"""Loading, proving, unloading, and bringing back engines that died, restarted or hung."""
 
 import asyncio
-import json
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
-from conftest import Running, make_checkpoint, wait_until
-from engine import BASE_LOGPROBS, PROBE_LOGPROBS, PROBE_TOKENS
+from conftest import make_checkpoint
+from engine import BASE_LOGPROBS
+from engine_process import Caller, EngineProcess
 
-from feedback.manifest import Manifest, Probe, read_manifest
+from feedback.manifest import read_manifest
+from gateway.deployment import Deployment
+from gateway.engines import BreakerLimits, EngineState
 from gateway.errors import SwapError
-from gateway.settings import GatewaySettings
-from gateway.swap import judge_probe, read_probe_logprobs
+from gateway.settings import GatewaySection, GatewaySettings
+from gateway.swap import Swap, read_metric
 from gateway.tables import CheckpointRow
 
 
@@ -22,74 +27,195 @@ def row(folder: Path, number: int) -> CheckpointRow:
     return CheckpointRow(path.name, number, None, "lora", manifest.digest, str(path), text, "waiting", 0.0, 0.0)
 
 
-def manifest(logprobs: list[float], base: list[float]) -> Manifest:
-    probe = Probe(prompt_token_ids=PROBE_TOKENS, logprobs=logprobs, base_logprobs=base)
-    return Manifest(
-        id="c", number=1, parent=None, base_digest="", rank=8, digest="", files={}, created_at=0.0, probe=probe
-    )
+class Station:
+    """A swap over engines of the test's own; `reconcile` stands for one look of its loops."""
+
+    def __init__(self, session: aiohttp.ClientSession, processes: list[EngineProcess]) -> None:
+        urls = [process.url for process in processes]
+        self.processes = processes
+        self.deployment = Deployment(urls, None, BreakerLimits(2, 0.01, 0.05))
+        self.swap = Swap(self.deployment, urls, Caller(session, 0.3), GatewaySection(hang_s=0.2, reconcile_s=0.05))  # type: ignore[arg-type]
+
+    @property
+    def states(self) -> list[EngineState]:
+        return list(self.deployment.engines.values())
+
+    def proven(self) -> list[frozenset[str]]:
+        return [state.proven for state in self.states]
 
 
-async def test_a_checkpoint_is_loaded_and_proven(gateway: Running, tmp_path: Path) -> None:
-    checkpoint = row(tmp_path / "more", 1)
-    assert await gateway.context.swap.load(checkpoint) > 0
-    state = next(iter(gateway.context.deployment.engines.values()))
-    assert checkpoint.id in state.proven and checkpoint.id in gateway.engine.adapters
+@pytest.fixture
+async def station() -> AsyncIterator[Station]:
+    processes = [EngineProcess(), EngineProcess()]
+    for process in processes:
+        await process.start()
+    async with aiohttp.ClientSession() as session:
+        yield Station(session, processes)
+    for process in processes:
+        await process.kill()
 
 
-async def test_an_adapter_that_answers_as_the_base_is_refused(gateway: Running, tmp_path: Path) -> None:
-    gateway.engine.probe_logprobs = list(BASE_LOGPROBS)
+async def test_a_checkpoint_is_loaded_and_proven_on_every_engine(station: Station, tmp_path: Path) -> None:
+    checkpoint = row(tmp_path, 1)
+    assert await station.swap.load(checkpoint) > 0
+    assert station.proven() == [{checkpoint.id}] * 2
+    assert station.swap.wants(checkpoint.id) and station.swap.digest(checkpoint.id) == checkpoint.digest
+
+
+async def test_an_adapter_that_answers_as_the_base_is_refused(station: Station, tmp_path: Path) -> None:
+    station.processes[1].probe_logprobs = list(BASE_LOGPROBS)
     with pytest.raises(SwapError, match="as the base does") as refused:
-        await gateway.context.swap.load(row(tmp_path / "more", 1))
-    assert not refused.value.is_transient
+        await station.swap.load(row(tmp_path, 1))
+    assert not refused.value.is_transient and not station.swap.wanted
 
 
-async def test_an_engine_that_is_away_is_a_transient_reason(gateway: Running, tmp_path: Path) -> None:
-    await gateway.engine_runner.cleanup()
+async def test_one_engine_that_is_away_does_not_hold_up_a_load_and_gets_it_when_it_is_back(
+    station: Station, tmp_path: Path
+) -> None:
+    checkpoint, away = row(tmp_path, 1), station.processes[0]
+    await away.kill()
+    await station.swap.reconcile()
+    await station.swap.load(checkpoint)
+    assert station.proven() == [frozenset(), {checkpoint.id}]
+    await away.start()
+    await station.swap.reconcile()
+    assert station.proven() == [{checkpoint.id}] * 2
+
+
+async def test_no_engine_at_all_is_a_transient_reason(station: Station, tmp_path: Path) -> None:
+    for process in station.processes:
+        await process.kill()
     with pytest.raises(SwapError) as refused:
-        await gateway.context.swap.load(row(tmp_path / "more", 1))
+        await station.swap.load(row(tmp_path, 1))
     assert refused.value.is_transient
 
 
-async def test_a_checkpoint_drains_before_it_is_unloaded(gateway: Running) -> None:
-    stable = gateway.context.deployment.view.stable or ""
-    gateway.engine.delay_s = 0.5
-    asked = asyncio.create_task(gateway.ask())
-    await wait_until(lambda: len(gateway.engine.requests) == 1)
-    unloading = asyncio.create_task(gateway.context.swap.drain_and_unload(stable, 5.0))
-    await asyncio.sleep(0.2)
-    assert stable in gateway.engine.adapters
-    assert (await asked)["choices"]
-    assert await unloading
-    assert stable not in gateway.engine.adapters
+async def test_an_unloaded_checkpoint_leaves_every_engine_and_is_not_loaded_again(
+    station: Station, tmp_path: Path
+) -> None:
+    checkpoint = row(tmp_path, 1)
+    await station.swap.load(checkpoint)
+    await station.swap.unload(checkpoint.id)
+    await station.swap.reconcile()
+    assert [process.adapters for process in station.processes] == [set(), set()]
+    assert [process.loads for process in station.processes] == [[checkpoint.id]] * 2
+    assert station.swap.digest(checkpoint.id) == checkpoint.digest  # its comparisons may still be written
 
 
-def test_the_probe_must_lie_within_the_tolerance_and_nearer_to_the_adapter_than_to_the_base() -> None:
-    trained = manifest(PROBE_LOGPROBS, BASE_LOGPROBS)
-    assert judge_probe([-1.0009, -2.0, -0.5], trained, 1e-3) is None
-    assert "off by 0.0011" in (judge_probe([-1.0011, -2.0, -0.5], trained, 1e-3) or "")
-    assert "as the base" in (judge_probe(BASE_LOGPROBS, trained, 3.4) or "")
-    assert judge_probe([float("nan"), -2.0, -0.5], trained, 1e-3) is not None
-    assert judge_probe([-1.0], trained, 1e-3) is not None
+async def test_a_restarted_engine_is_unused_until_its_adapters_are_loaded_and_proven_again(
+    station: Station, tmp_path: Path
+) -> None:
+    checkpoint, process, state = row(tmp_path, 1), station.processes[0], station.states[0]
+    await station.swap.load(checkpoint)
+    await process.restart()
+    process.probe_logprobs = list(BASE_LOGPROBS)
+    await station.swap.reconcile()
+    assert not state.proven and station.deployment.pick_engine(checkpoint.id) is station.states[1]
+    process.probe_logprobs = EngineProcess().probe_logprobs
+    await station.swap.reconcile()
+    assert state.proven == {checkpoint.id} and process.loads == [checkpoint.id] * 2
 
 
-def test_an_adapter_that_changes_nothing_may_answer_as_the_base() -> None:
-    assert judge_probe(BASE_LOGPROBS, manifest(BASE_LOGPROBS, BASE_LOGPROBS), 1e-3) is None
+async def test_a_restart_between_two_looks_is_seen_although_another_gateway_loaded_the_adapter_again(
+    station: Station, tmp_path: Path
+) -> None:
+    checkpoint, process = row(tmp_path, 1), station.processes[0]
+    await station.swap.load(checkpoint)
+    await process.restart()
+    process.adapters.add(checkpoint.id)
+    num_probes = len(process.probes)
+    await station.swap.reconcile()
+    assert process.probes[num_probes:] == [checkpoint.id] and process.loads == [checkpoint.id]
+    await station.swap.reconcile()
+    assert len(process.probes) == num_probes + 1
 
 
-def test_the_probes_answer_is_read_by_token_and_nonsense_is_refused() -> None:
-    rows = [{"token_id:7": -1.5, "token_id:8": -0.1}, {"token_id:9": -2.5}]
-    choices = [{"index": i, "logprobs": {"top_logprobs": [row]}} for i, row in enumerate(rows)]
-    body = json.dumps({"choices": choices[::-1]}).encode()
-    assert read_probe_logprobs(body, [5, 7, 9]) == [-1.5, -2.5]
-    assert read_probe_logprobs(body, [5, 7, 3]) == [-1.5, None]
-    for bad in (b"", b"{}", b'{"choices": []}'):
-        with pytest.raises(SwapError):
-            read_probe_logprobs(bad, [5, 7, 9])
+async def test_an_engine_that_hangs_is_taken_out_and_comes_back_by_a_trial(station: Station, tmp_path: Path) -> None:
+    checkpoint, process, state = row(tmp_path, 1), station.processes[0], station.states[0]
+    await station.swap.load(checkpoint)
+    process.is_hung = True
+    state.begin()
+    state.last_progress_at = time.monotonic() - 0.3
+    await station.swap.reconcile()
+    assert state.up and state.is_hung and not state.is_usable  # its health is fine
+    assert station.deployment.pick_engine(checkpoint.id) is station.states[1]
+    await asyncio.sleep(0.02)
+    await station.swap.reconcile()  # the trial's probe gets no answer
+    assert state.is_hung and state.breaker.phase == "open"
+    process.is_hung = False
+    await asyncio.sleep(0.03)
+    await station.swap.reconcile()
+    assert state.is_usable and not state.is_hung and state.proven == {checkpoint.id}
 
 
-def test_a_probe_with_too_few_likely_tokens_proves_nothing() -> None:
-    trained = manifest(PROBE_LOGPROBS, BASE_LOGPROBS)
-    assert "only 1 of 3" in (judge_probe([PROBE_LOGPROBS[0], None, None], trained, 1e-3) or "")
+async def test_an_engine_that_counts_tokens_does_not_hang_however_long_its_answer_takes(station: Station) -> None:
+    process, state = station.processes[0], station.states[0]
+    await station.swap.reconcile()
+    state.begin()
+    for _ in range(3):
+        state.last_progress_at -= 0.3
+        process.num_tokens += 1
+        await station.swap.reconcile()
+        assert state.is_usable
+    state.last_progress_at -= 0.3
+    await station.swap.reconcile()
+    assert state.is_hung
+
+
+async def test_failures_in_a_row_open_the_breaker_and_a_passed_probe_closes_it(
+    station: Station, tmp_path: Path
+) -> None:
+    checkpoint, state = row(tmp_path, 1), station.states[0]
+    await station.swap.load(checkpoint)
+    for _ in range(2):
+        state.note_failure(time.monotonic())
+    assert not state.is_usable
+    await asyncio.sleep(0.02)
+    num_probes = len(station.processes[0].probes)
+    await station.swap.reconcile()
+    assert state.is_usable and len(station.processes[0].probes) == num_probes + 1
+
+
+async def test_the_loops_bring_an_engine_back_by_themselves(station: Station, tmp_path: Path) -> None:
+    checkpoint, state = row(tmp_path, 1), station.states[0]
+    await station.swap.load(checkpoint)
+    loops = asyncio.create_task(station.swap.run())
+    try:
+        await station.processes[0].kill()
+        station.swap.nudge()
+        async with asyncio.timeout(5):
+            while state.up:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await station.processes[0].restart()
+            while not (state.is_usable and state.proven):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    finally:
+        loops.cancel()
+    assert station.processes[0].loads == [checkpoint.id] * 2
+
+
+async def test_an_adapter_that_was_unloaded_while_it_was_being_loaded_again_does_not_stay(
+    station: Station, tmp_path: Path
+) -> None:
+    checkpoint, process = row(tmp_path, 1), station.processes[0]
+    await station.swap.load(checkpoint)
+    await process.restart()
+    process.is_hung = True
+    reconciling = asyncio.create_task(station.swap.reconcile())
+    async with asyncio.timeout(5):
+        while len(process.probes) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    station.swap.forget(checkpoint.id)
+    await reconciling
+    assert process.adapters == set()
+
+
+def test_metrics_are_summed_over_their_series_and_names_that_only_begin_alike_are_left_out() -> None:
+    text = b'# x\na_total{m="1"} 2\na_total{m="2"} 3.5\na_total_created 9\nb_sum 1e3\nprocess 7\n'
+    assert read_metric(text, (b"a_total",)) == 5.5
+    assert read_metric(text, (b"a_total", b"b_sum")) == 1005.5
+    assert read_metric(text, (b"c",)) is None
+    assert read_metric(b"", (b"a_total",)) is None
 
 
 def test_the_demo_preset_gives_defaults_and_written_values_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Light stand-ins for what the trainer's parts are given: a policy that is three bytes, a gateway that is a list."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from feedback.events import Candidate, Choice, Comparison, encode_event, new_event
@@ -95,6 +96,7 @@ class FakeGateway:
         self.known: list[RegisteredCheckpoint] = []
         self.is_down = False
         self.refuses: set[str] = set()
+        self.needs: set[str] = set()  # ids it does not give up
         self.rollout: str | None = None
         self.status = "retired"  # of what is registered after the first: its trial is over at once
 
@@ -116,6 +118,15 @@ class FakeGateway:
         status = self.status if self.known else "stable"
         self.known.append(RegisteredCheckpoint(manifest.id, manifest.number, manifest.digest, status))
         return status
+
+    def give_up(self, checkpoint: str) -> None:
+        self._answer()
+        if checkpoint in self.needs:
+            raise GatewayRefused("it is on trial")
+        self.known = [
+            replace(known, status="deleted", may_delete=False) if known.id == checkpoint else known
+            for known in self.known
+        ]
 
     def _answer(self) -> None:
         if self.is_down:

@@ -14,7 +14,13 @@ from trainer.checkpoints import (
     next_number,
     publish_checkpoint,
 )
-from trainer.registry import GatewayUnavailable, parse_state, register_missing
+from trainer.registry import (
+    GatewayUnavailable,
+    RegisteredCheckpoint,
+    parse_state,
+    register_missing,
+    remove_given_up,
+)
 
 PROBE = Probe(prompt_token_ids=[1, 2], logprobs=[-0.5], base_logprobs=[-0.75])
 DRAFT = Draft(number=0, parent=None, base_digest="base", rank=16, probe=PROBE, watermark={0: 3}, metrics={"loss": 0.5})
@@ -115,6 +121,51 @@ def test_a_gateway_that_is_down_learns_of_everything_when_it_is_back(tmp_path: P
         register_missing(gateway, published, set())
     gateway.is_down = False
     assert len(register_missing(gateway, published, set())) == 2
+
+
+def free(gateway: FakeGateway, index: int) -> str:
+    """The gateway no longer needs one of its checkpoints; its id."""
+    gateway.known[index] = replace(gateway.known[index], may_delete=True)
+    return gateway.known[index].id
+
+
+def test_a_directory_goes_once_the_gateway_has_given_it_up(tmp_path: Path):
+    published, gateway = publish_two(tmp_path), FakeGateway()
+    register_missing(gateway, published, set())
+    assert remove_given_up(gateway, tmp_path) == []
+    gone = free(gateway, 1)
+    assert remove_given_up(gateway, tmp_path) == [gone]
+    assert [path.name for path in tmp_path.iterdir()] == [gateway.known[0].id]
+    assert gateway.known[1].status == "deleted"
+    left = [(p.manifest.digest, p.path) for p in list_published(tmp_path, "base")]
+    assert register_missing(gateway, left, set()) == remove_given_up(gateway, tmp_path) == []
+
+
+def test_a_checkpoint_that_is_put_on_trial_meanwhile_stays(tmp_path: Path):
+    published, gateway = publish_two(tmp_path), FakeGateway()
+    register_missing(gateway, published, set())
+    gateway.needs = {free(gateway, 1)}
+    assert remove_given_up(gateway, tmp_path) == []
+    assert len(list_published(tmp_path, "base")) == 2
+
+
+def test_a_crash_between_giving_up_and_removing_is_made_up_for(tmp_path: Path):
+    published, gateway = publish_two(tmp_path), FakeGateway()
+    register_missing(gateway, published, set())
+    gateway.give_up(free(gateway, 1))
+    assert remove_given_up(gateway, tmp_path) == [gateway.known[1].id]
+
+
+def test_only_directories_with_a_checkpoints_name_are_removed(tmp_path: Path):
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    (root / "notes").mkdir()
+    gateway = FakeGateway()
+    gateway.known = [
+        RegisteredCheckpoint(name, 1, "d", "deleted") for name in ("..", ".", "", "notes", "../checkpoints")
+    ]
+    assert remove_given_up(gateway, root) == []
+    assert (root / "notes").is_dir()
 
 
 def test_only_a_rollout_that_is_under_way_counts_as_active():

@@ -13,6 +13,7 @@ from feedback.manifest import Manifest, Probe, checkpoint_id, combine_hashes, ha
 from gateway import tables
 from gateway.deployment import Deployment
 from gateway.errors import SwapError
+from gateway.fleet import Fleet
 from gateway.rollout import machine
 from gateway.rollout.controller import Controller
 from gateway.rollout.machine import RefusedAction
@@ -26,6 +27,7 @@ class FakeSwap:
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
+        self.wants_now: set[str] = set()
         self.refuses: dict[str, bool] = {}
 
     async def load(self, checkpoint: CheckpointRow) -> float:
@@ -33,18 +35,29 @@ class FakeSwap:
             raise SwapError("refused", is_transient=self.refuses[checkpoint.id])
         if checkpoint.id not in self.loaded:
             self.loaded.append(checkpoint.id)
+        self.wants_now.add(checkpoint.id)
         return 0.01
 
-    async def drain_and_unload(self, checkpoint: str, timeout_s: float) -> bool:
+    async def unload(self, checkpoint: str) -> None:
+        self.forget(checkpoint)
         self.loaded = [name for name in self.loaded if name != checkpoint]
-        return True
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        return frozenset(self.wants_now)
+
+    def wants(self, checkpoint: str) -> bool:
+        return checkpoint in self.wants_now
+
+    def forget(self, checkpoint: str) -> None:
+        self.wants_now.discard(checkpoint)
 
 
 class World:
     """One gateway's rollout side with a clock that tests turn."""
 
     def __init__(self, root: Path, **rollout: object) -> None:
-        self.root, self.time, self.swap = root, 1000.0, FakeSwap()
+        self.root, self.time = root, 1000.0
         self.engine = open_database(f"sqlite:{root / 'gateway.db'}")
         create_tables(self.engine, metadata)
         self.writer = Writer(self.engine)
@@ -55,13 +68,20 @@ class World:
 
     def restart(self) -> None:
         """A new process: engines, memory and controller are fresh, the database is not."""
-        self.swap.loaded = []
+        self.swap = FakeSwap()
         self.observed = Observations(clock=lambda: self.time)
         self.deployment = Deployment(["http://engine"], self.observed)
-        self.controller = Controller(self.writer, self.swap, self.deployment, self.settings, lambda: self.time)  # type: ignore[arg-type]
+        clock = lambda: self.time  # noqa: E731
+        self.fleet = Fleet(self.writer, self.deployment, self.swap, self.settings, clock)  # type: ignore[arg-type]
+        self.controller = Controller(self.writer, self.swap, self.deployment, self.fleet, self.settings, clock)  # type: ignore[arg-type]
+        self.has_joined = False
 
     async def tick(self, seconds: float = 0.5) -> None:
         self.time += seconds
+        if not self.has_joined:
+            await self.fleet.join(is_alone=True)
+            self.has_joined = True
+        await self.fleet.beat()
         await self.controller.tick(self.time)
 
     async def publish(self, number: int) -> str:
@@ -313,15 +333,17 @@ async def test_stable_against_itself_gets_a_directory_and_a_rollout_of_its_own(
     assert (await world.controller.start_aa()).id != copy.id
 
 
-async def test_a_second_controller_takes_over_and_the_first_changes_nothing(make_world: Callable[..., World]) -> None:
+async def test_a_leader_that_was_asleep_while_another_took_over_changes_nothing(
+    make_world: Callable[..., World],
+) -> None:
     world = make_world()
     await world.started()
-    first = world.controller
+    sleeper = world.controller
     world.restart()
     await world.tick()
-    row = await world.row()
+    assert sleeper.fleet.fence is not None  # by its own clock its lease runs on
     with pytest.raises(tables.StaleController):
-        await first.act(row.id, lambda r, _: machine.abort(r, "Late", "key:1", world.time))
+        await sleeper.tick(world.time + 200)  # inconclusive by now
     assert (await world.row()).phase == machine.PROGRESSING
 
 

@@ -90,6 +90,50 @@ async def test_checkpoints_are_registered_once_and_bad_paths_refused(make_world:
         ]  # fmt: skip
 
 
+async def test_an_admin_promotes_past_the_gate_with_a_written_reason(make_world: Callable[..., World]) -> None:  # noqa: F811
+    world = make_world()
+    async with open_client(world) as client:
+        old, new = await world.started()
+        path = f"/operator/v1/rollouts/{(await world.row()).id}:promote"
+        assert (await client.post(path, json={"reason": "The gate cannot see it."})).status_code == 403
+        client.headers["authorization"] = "Bearer admin"
+        assert (await client.post(path, json={"reason": ""})).status_code == 422
+        promoted = (await client.post(path, json={"reason": "The gate cannot see it."})).json()
+        assert (promoted["phase"], promoted["reason"]) == ("Promoting", "Forced")
+        assert (promoted["events"][-1]["actor"], promoted["events"][-1]["reason"]) == (
+            "key:k1", "The gate cannot see it.",
+        )  # fmt: skip
+        await world.tick()
+        assert (world.deployment.view.stable, world.deployment.view.canary) == (new, old)
+        assert (await client.post(path, json={"reason": "Again."})).status_code == 409
+
+
+async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: Callable[..., World]) -> None:  # noqa: F811
+    world = make_world(keep_checkpoints=1, baking_s=0.0)
+    async with open_client(world) as client:
+        client.headers["authorization"] = "Bearer admin"
+        first, second = await world.started()
+        for _ in range(2):
+            if (await world.row()).phase != "Progressing":
+                await world.publish(2)
+                await world.tick()
+            await client.post(f"/operator/v1/rollouts/{(await world.row()).id}:promote", json={"reason": "Test."})
+            for _ in range(4):
+                await world.tick()
+        rows = (await client.get("/operator/v1/checkpoints")).json()["data"]
+        assert [(row["status"], row["may_delete"]) for row in rows] == [
+            ("retired", True), ("retired", True), ("stable", False),
+        ]  # fmt: skip
+        assert (await client.delete(f"/operator/v1/checkpoints/{rows[2]['id']}")).status_code == 409
+        assert (await client.delete("/operator/v1/checkpoints/none")).status_code == 404
+        for _ in range(2):
+            assert (await client.delete(f"/operator/v1/checkpoints/{first}")).json()["status"] == "deleted"
+        again = await client.post("/operator/v1/rollouts", json={"checkpoint": first})
+        assert again.status_code == 409 and "deleted" in again.json()["error"]["message"]
+        assert (await client.post("/operator/v1/rollouts", json={"checkpoint": second})).status_code == 201
+        assert (await client.delete(f"/operator/v1/checkpoints/{second}")).status_code == 409
+
+
 @pytest.mark.parametrize("path", ["status", "checkpoints", "rollouts"])
 async def test_an_app_key_sees_nothing(make_world: Callable[..., World], path: str) -> None:  # noqa: F811
     async with open_client(make_world()) as client:
