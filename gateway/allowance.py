@@ -38,8 +38,12 @@ class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     budget_per_day: Money | None = None
 
 
+Row = tuple[str, str, int, int]
+"""The key of a window's row: key_id, kind, length_s, starts_at."""
+
+
 class Ask(NamedTuple):
-    """What a worker asks of one window's row; the first four fields are the row's key and give the locking order.
+    """What a worker asks of one window's row.
 
     `owed` is booked whatever is left, and negative hands back; `need` is wanted now, `want` ahead of need.
     """
@@ -52,6 +56,11 @@ class Ask(NamedTuple):
     owed: int = 0
     need: int = 0
     want: int = 0
+
+    @property
+    def row(self) -> Row:
+        """The row's key; workers lock rows in its order."""
+        return self[:4]
 
     @property
     def ends_at(self) -> int:

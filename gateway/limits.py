@@ -83,20 +83,14 @@ class Limits:
         limits = identity.limits
         if limits is None:
             return b""
-        account = self._accounts.get(identity.key_id)
-        if account is None or account.limits is not limits or not account.since <= now < account.until:
-            account = self._open_account(identity.key_id, limits, now)
-        return account.render_headers(now)
+        return self._find_account(identity.key_id, limits, now).render_headers(now)
 
     def settle(self, identity: Identity, prompt_tokens: int, completion_tokens: int) -> None:
         """Count what an answer cost, in the windows of the moment it ended."""
         limits = identity.limits
         if limits is None:
             return
-        now = self._clock()
-        account = self._accounts.get(identity.key_id)
-        if account is None or not account.since <= now < account.until:
-            account = self._open_account(identity.key_id, limits if account is None else account.limits, now)
+        account = self._find_account(identity.key_id, limits, self._clock())
         account.is_awake = True
         for meter in account.tokens:
             meter.lease -= prompt_tokens + completion_tokens
@@ -124,7 +118,7 @@ class Limits:
         """The 429 for a request that was not admitted, with Retry-After and the headers."""
         if identity.limits is None:
             raise ValueError("a key without limits is never refused")
-        return self._open_account(identity.key_id, identity.limits, now).make_refusal(now)
+        return self._find_account(identity.key_id, identity.limits, now).make_refusal(now)
 
     async def run(self) -> None:
         """Tick until cancelled."""
@@ -173,6 +167,16 @@ class Limits:
         if account is None:
             account = self._accounts[key_id] = Account(key_id, limits, now)
         account.limits = limits  # the same object next time: compared by identity on the hot path
+        return self._enter_windows(account, now)
+
+    def _find_account(self, key_id: str, limits: KeyLimits, now: float) -> Account:
+        """The same, but an account keeps its limits: a request in flight may hold older ones."""
+        account = self._accounts.get(key_id)
+        if account is None:
+            return self._open_account(key_id, limits, now)
+        return account if account.since <= now < account.until else self._enter_windows(account, now)
+
+    def _enter_windows(self, account: Account, now: float) -> Account:
         if not account.since <= now < account.until:
             self._book(account.roll(now))
         return account
@@ -185,7 +189,7 @@ class Limits:
         return False
 
     def _tend(self, account: Account, now: float) -> None:
-        self._open_account(account.key_id, account.limits, now)
+        self._enter_windows(account, now)
         for meter in account.meters:
             surplus, ahead = meter.measure_pace(), meter.ask_ahead(now)
             if surplus is not None:

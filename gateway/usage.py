@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from feedback.database import metadata
-from gateway.allowance import DAY_S, MINUTE_S, Ask, Grant, decide_grant
+from gateway.allowance import DAY_S, MINUTE_S, Ask, Grant, Row, decide_grant
 
 usage = sa.Table(
     "usage",
@@ -24,6 +24,14 @@ usage = sa.Table(
     sa.Column("used", sa.BigInteger, nullable=False),
 )
 
+_KEY = (usage.c.key_id, usage.c.kind, usage.c.length_s, usage.c.starts_at)
+_NAMES = tuple(column.name for column in _KEY)
+_MATCHED = tuple(f"its_{name}" for name in _NAMES)
+_SET_USED = (
+    sa.update(usage)
+    .where(*(column == sa.bindparam(name) for column, name in zip(_KEY, _MATCHED, strict=True)))
+    .values(used=sa.bindparam("now_used"))
+)
 _KEPT_S = {MINUTE_S: 3600, DAY_S: 8 * DAY_S}  # a clock that goes back so far finds its rows again
 _SWEPT_AT_ONCE = 1000
 
@@ -33,15 +41,17 @@ def exchange_leases(conn: sa.Connection, asks: Sequence[Ask]) -> list[Grant]:
 
     Rows are locked in the order of their keys, so that two workers never wait for each other in a circle.
     """
-    grants: list[Grant | None] = [None] * len(asks)
-    for index in sorted(range(len(asks)), key=lambda index: asks[index][:4]):
-        ask = asks[index]
-        used = _lock_row(conn, ask)
-        granted = decide_grant(ask, used)
-        if granted:
-            conn.execute(sa.update(usage).where(*_is_row(ask)).values(used=max(0, used + granted)))
-        grants[index] = Grant(granted, ask.limit - used - granted)
-    return [grant for grant in grants if grant is not None]
+    before = _lock_rows(conn, sorted({ask.row for ask in asks}))
+    used = dict(before)
+    grants = []
+    for ask in asks:
+        granted = decide_grant(ask, used[ask.row])
+        used[ask.row] = max(0, used[ask.row] + granted)
+        grants.append(Grant(granted, ask.limit - used[ask.row]))
+    changed = [dict(zip(_MATCHED, row, strict=True), now_used=used[row]) for row in used if used[row] != before[row]]
+    if changed:
+        conn.execute(_SET_USED, changed)
+    return grants
 
 
 def forget_usage(conn: sa.Connection, now: float) -> int:
@@ -52,26 +62,15 @@ def forget_usage(conn: sa.Connection, now: float) -> int:
             for length_s, kept_s in _KEPT_S.items()
         )
     )
-    key = (usage.c.key_id, usage.c.kind, usage.c.length_s, usage.c.starts_at)
     # Two workers sweep at once without waiting for each other.
-    old = sa.select(*key).where(is_old).limit(_SWEPT_AT_ONCE).with_for_update(skip_locked=True)
-    return conn.execute(sa.delete(usage).where(sa.tuple_(*key).in_(old))).rowcount
+    old = sa.select(*_KEY).where(is_old).limit(_SWEPT_AT_ONCE).with_for_update(skip_locked=True)
+    return conn.execute(sa.delete(usage).where(sa.tuple_(*_KEY).in_(old))).rowcount
 
 
-def _lock_row(conn: sa.Connection, ask: Ask) -> int:
-    """Make the row if need be and hold it until the commit; return `used`."""
+def _lock_rows(conn: sa.Connection, rows: Sequence[Row]) -> dict[Row, int]:
+    """Make the rows that are missing and hold all until the commit; return what is `used` of each."""
     dialect = postgresql if conn.dialect.name == "postgresql" else sqlite
-    key_id, kind, length_s, starts_at = ask[:4]
-    insert = dialect.insert(usage).values(key_id=key_id, kind=kind, length_s=length_s, starts_at=starts_at, used=0)
-    key = (usage.c.key_id, usage.c.kind, usage.c.length_s, usage.c.starts_at)
-    upsert = insert.on_conflict_do_update(index_elements=key, set_={"used": usage.c.used}).returning(usage.c.used)
-    return int(conn.execute(upsert).scalar_one())
-
-
-def _is_row(ask: Ask) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        usage.c.key_id == ask.key_id,
-        usage.c.kind == ask.kind,
-        usage.c.length_s == ask.length_s,
-        usage.c.starts_at == ask.starts_at,
-    )
+    upsert = dialect.insert(usage).on_conflict_do_update(index_elements=_KEY, set_={"used": usage.c.used})
+    values = [{**dict(zip(_NAMES, row, strict=True)), "used": 0} for row in rows]
+    found = conn.execute(upsert.returning(*_KEY, usage.c.used), values)
+    return {(key_id, kind, length_s, starts_at): used for key_id, kind, length_s, starts_at, used in found}
