@@ -1,18 +1,34 @@
 """API keys `pl_<id>_<secret>`: made, listed, revoked, and checked from memory.
 
 Only HMAC-SHA256(pepper, key) is stored. The ring in memory is refreshed after every change made here and by the app's
-loop, so that a key revoked through another gateway stops working within seconds. Does not limit rates.
+loop, so that a key revoked or limited through another gateway is so here within seconds. limits.py holds the limits.
 """
 
 import hashlib
 import hmac
 import secrets as random_secrets
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
-from sqlalchemy import Boolean, Column, Connection, Engine, Float, String, Table, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Row,
+    String,
+    Table,
+    delete,
+    insert,
+    select,
+    update,
+)
 
 from feedback.database import metadata
+from gateway.allowance import Count, KeyLimits, Money
 from gateway.secrets import Secrets
 
 _MAX_RECENT = 10_000
@@ -30,15 +46,31 @@ keys_table = Table(
     Column("revoked_at", Float, nullable=True),
 )
 
+# A table of its own: the tables of an older database are not altered.
+key_limits_table = Table(
+    "key_limits",
+    metadata,
+    Column("key_id", String(32), primary_key=True),
+    Column("requests_per_minute", BigInteger, nullable=True),
+    Column("requests_per_day", BigInteger, nullable=True),
+    Column("tokens_per_minute", BigInteger, nullable=True),
+    Column("tokens_per_day", BigInteger, nullable=True),
+    Column("budget_per_minute", Float, nullable=True),
+    Column("budget_per_day", Float, nullable=True),
+)
+
+_keys_with_limits = keys_table.outerjoin(key_limits_table, keys_table.c.id == key_limits_table.c.key_id)
+
 
 @dataclass(frozen=True)
 class Identity:
-    """Who is asking: `pairs` says that this key's requests may be answered twice."""
+    """Who is asking: `pairs` says that this key's requests may be answered twice; `limits` is None without any."""
 
     key_id: str
     app: str
     scopes: frozenset[str]
     pairs: bool = False
+    limits: KeyLimits | None = None
 
     def may(self, scope: str) -> bool:
         """True if the scope is held; admin holds every scope."""
@@ -54,6 +86,18 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
     pairs: bool
     created_at: float
     revoked_at: float | None = None
+    limits: KeyLimits | None = None
+
+
+class LimitsChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """New limits of a key: None lifts one, what is not given stays."""
+
+    requests_per_minute: Count | msgspec.UnsetType | None = msgspec.UNSET
+    requests_per_day: Count | msgspec.UnsetType | None = msgspec.UNSET
+    tokens_per_minute: Count | msgspec.UnsetType | None = msgspec.UNSET
+    tokens_per_day: Count | msgspec.UnsetType | None = msgspec.UNSET
+    budget_per_minute: Money | msgspec.UnsetType | None = msgspec.UNSET
+    budget_per_day: Money | msgspec.UnsetType | None = msgspec.UNSET
 
 
 def digest_key(key: str, pepper: bytes) -> str:
@@ -62,13 +106,32 @@ def digest_key(key: str, pepper: bytes) -> str:
 
 
 def create_key(
-    conn: Connection, pepper: bytes, *, app: str, scopes: frozenset[str], pairs: bool, now: float
+    conn: Connection,
+    pepper: bytes,
+    *,
+    app: str,
+    scopes: frozenset[str],
+    pairs: bool,
+    now: float,
+    limits: KeyLimits | None = None,
 ) -> tuple[str, KeyRow]:
     """Make a key; the whole key is returned here and never again. Raises ValueError for an unknown scope."""
     if not scopes or not scopes <= SCOPES:
         raise ValueError(f"scopes must be some of {', '.join(sorted(SCOPES))}")
     key = f"pl_{random_secrets.token_hex(6)}_{random_secrets.token_urlsafe(32)}"
-    return key, _store(conn, key, pepper, app=app, scopes=scopes, pairs=pairs, now=now)
+    row = _store(conn, key, pepper, app=app, scopes=scopes, pairs=pairs, now=now)
+    return key, msgspec.structs.replace(row, limits=_store_limits(conn, row.id, limits or KeyLimits()))
+
+
+def change_limits(conn: Connection, key_id: str, change: LimitsChange) -> KeyRow | None:
+    """Give a key other limits; None if there is no such key. What was used counts against the new ones."""
+    found = conn.execute(select(_keys_with_limits).where(keys_table.c.id == key_id)).first()
+    if found is None:
+        return None
+    given = {name: value for name, value in msgspec.structs.asdict(change).items() if value is not msgspec.UNSET}
+    row = _read_row(found)
+    limits = msgspec.structs.replace(row.limits or KeyLimits(), **given)
+    return msgspec.structs.replace(row, limits=_store_limits(conn, key_id, limits))
 
 
 def ensure_admin_key(conn: Connection, secrets: Secrets, now: float) -> None:
@@ -94,18 +157,8 @@ def revoke_key(conn: Connection, key_id: str, now: float) -> bool:
 
 def list_keys(conn: Connection) -> list[KeyRow]:
     """All keys, oldest first."""
-    rows = conn.execute(select(keys_table).order_by(keys_table.c.created_at, keys_table.c.id))
-    return [
-        KeyRow(
-            id=row.id,
-            name=row.app,
-            scope=row.scopes,
-            pairs=row.pairs,
-            created_at=row.created_at,
-            revoked_at=row.revoked_at,
-        )
-        for row in rows
-    ]
+    query = select(_keys_with_limits).order_by(keys_table.c.created_at, keys_table.c.id)
+    return [_read_row(row) for row in conn.execute(query)]
 
 
 def key_id_of(key: str) -> str:
@@ -125,10 +178,15 @@ class KeyRing:
     def refresh(self, database: Engine) -> None:
         """Read the table again; may run in any thread."""
         with database.connect() as conn:
-            rows = conn.execute(select(keys_table).where(keys_table.c.revoked_at.is_(None))).all()
-        self._keys = {
-            row.id: (row.digest, Identity(row.id, row.app, frozenset(row.scopes.split()), row.pairs)) for row in rows
-        }
+            rows = conn.execute(select(_keys_with_limits).where(keys_table.c.revoked_at.is_(None))).all()
+        known = self._keys
+        fresh = {}
+        for row in rows:
+            identity = Identity(row.id, row.app, frozenset(row.scopes.split()), row.pairs, _read_limits(row))
+            old = known.get(row.id)
+            # The same object while nothing changed: whoever keeps something per key compares by identity.
+            fresh[row.id] = (row.digest, old[1] if old is not None and old[1] == identity else identity)
+        self._keys = fresh
         self._recent = {}
 
     def recall(self, header: bytes | None) -> Identity | None:
@@ -172,3 +230,29 @@ def _store(
         )
     )
     return row
+
+
+def _store_limits(conn: Connection, key_id: str, limits: KeyLimits) -> KeyLimits | None:
+    """Replace a key's limits; None if none is left."""
+    conn.execute(delete(key_limits_table).where(key_limits_table.c.key_id == key_id))
+    if limits == KeyLimits():
+        return None
+    conn.execute(insert(key_limits_table).values(key_id=key_id, **msgspec.structs.asdict(limits)))
+    return limits
+
+
+def _read_limits(row: Row[Any]) -> KeyLimits | None:
+    limits = KeyLimits(**{name: getattr(row, name) for name in KeyLimits.__struct_fields__})
+    return None if limits == KeyLimits() else limits
+
+
+def _read_row(row: Row[Any]) -> KeyRow:
+    return KeyRow(
+        id=row.id,
+        name=row.app,
+        scope=row.scopes,
+        pairs=row.pairs,
+        created_at=row.created_at,
+        revoked_at=row.revoked_at,
+        limits=_read_limits(row),
+    )

@@ -85,6 +85,12 @@ class GatewaySection(BaseModel):
         gt=0,
         description="Largest difference of a probe's log-probabilities, in nats (about 0.2 on GPU, bf16).",
     )
+    price_per_million_prompt_tokens: float = Field(
+        default=0.0, ge=0, description="What a million prompt tokens cost; keys' budgets are in the same currency."
+    )
+    price_per_million_completion_tokens: float = Field(
+        default=0.0, ge=0, description="What a million completion tokens cost."
+    )
     drain_timeout_s: float = Field(
         default=30.0, ge=0, description="On SIGTERM, how long requests in flight may take to end."
     )

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prefloop import operator
+from prefloop import keys, operator
 
 app = typer.Typer(
     help="prefloop: a model-serving gateway that keeps learning from the people it serves.",
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-app.add_typer(operator.keys, name="keys")
+app.add_typer(keys.commands, name="keys")
 app.add_typer(operator.rollout, name="rollout")
 app.command("status")(operator.show_status)
 

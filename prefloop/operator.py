@@ -1,4 +1,4 @@
-"""The operator's side of the command line: keys, rollouts, status.
+"""The operator's side of the command line: rollouts and status. keys.py has the keys.
 
 A client of the gateway's HTTP API and nothing more.
 """
@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 console = Console()
-keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 rollout = typer.Typer(help="Start, watch, approve and abort rollouts.", no_args_is_help=True)
 
 GatewayOption = Annotated[str, typer.Option("--gateway", envvar="PREFLOOP_GATEWAY_URL", help="The gateway's address.")]
@@ -58,51 +57,6 @@ def call(gateway: str, key: str, state_dir: Path, method: str, path: str, body: 
             message = response.text[:300]
         raise fail(f"{response.status_code}: {message}")
     return response.json() if response.content else None
-
-
-@keys.command("create")
-def create_key(
-    name: Annotated[str, typer.Argument(help="What the key is for, such as the app's name.")],
-    scope: Annotated[str, typer.Option(help="app, chooser, operator or admin.")] = "app",
-    pairs: Annotated[bool, typer.Option(help="Let requests of this key ask for two answers.")] = True,
-    gateway: GatewayOption = DEFAULT_GATEWAY,
-    key: KeyOption = "",
-    state_dir: StateOption = DEFAULT_STATE,
-) -> None:
-    """Create a key and print it, once."""
-    created = call(gateway, key, state_dir, "POST", "/operator/v1/keys", {"name": name, "scope": scope, "pairs": pairs})
-    typer.echo(created["key"])
-
-
-@keys.command("list")
-def list_keys(
-    gateway: GatewayOption = DEFAULT_GATEWAY, key: KeyOption = "", state_dir: StateOption = DEFAULT_STATE
-) -> None:
-    """List the keys, never their secrets."""
-    table = Table("id", "name", "scope", "pairs", "created", "revoked")
-    for row in call(gateway, key, state_dir, "GET", "/operator/v1/keys")["data"]:
-        revoked = row.get("revoked_at")
-        table.add_row(
-            row["id"],
-            row["name"],
-            row["scope"],
-            "yes" if row["pairs"] else "no",
-            format_time(row["created_at"]),
-            format_time(revoked) if revoked else "",
-        )
-    console.print(table)
-
-
-@keys.command("revoke")
-def revoke_key(
-    key_id: Annotated[str, typer.Argument(help="The id that `prefloop keys list` shows.")],
-    gateway: GatewayOption = DEFAULT_GATEWAY,
-    key: KeyOption = "",
-    state_dir: StateOption = DEFAULT_STATE,
-) -> None:
-    """Revoke a key at once."""
-    call(gateway, key, state_dir, "DELETE", f"/operator/v1/keys/{key_id}")
-    typer.echo(f"revoked {key_id}")
 
 
 def format_time(epoch_s: float | None) -> str:

@@ -1,22 +1,26 @@
-"""Makes, lists and revokes API keys. Making and revoking need the scope admin: an operator must not promote itself."""
+"""Makes, lists, limits and revokes API keys. All but listing needs the scope admin: no operator promotes itself."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from typing import TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from gateway.allowance import KeyLimits
 from gateway.auth import require_scope
 from gateway.context import Context
 from gateway.errors import bad_request, not_found
-from gateway.keys import create_key, list_keys, revoke_key
+from gateway.keys import LimitsChange, change_limits, create_key, list_keys, revoke_key
 from gateway.requests import read_body
 
 _MAX_BODY_BYTES = 16_384
 _MAX_NAME = 200
+
+T = TypeVar("T")
 
 
 class KeyRequest(msgspec.Struct, frozen=True):
@@ -25,10 +29,17 @@ class KeyRequest(msgspec.Struct, frozen=True):
     name: str
     scope: str = "app"
     pairs: bool = False
+    limits: KeyLimits | None = None
+
+
+class KeyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of PATCH."""
+
+    limits: LimitsChange
 
 
 def build_keys_router(context: Context) -> APIRouter:
-    """GET, POST and DELETE /operator/v1/keys."""
+    """GET, POST, PATCH and DELETE /operator/v1/keys."""
     router = APIRouter()
 
     @router.get("/operator/v1/keys")
@@ -44,7 +55,9 @@ def build_keys_router(context: Context) -> APIRouter:
     @router.post("/operator/v1/keys")
     async def add_key(request: Request) -> Response:
         require_scope(request, "admin")
-        asked = _parse(await read_body(request, _MAX_BODY_BYTES))
+        asked = _parse(await read_body(request, _MAX_BODY_BYTES), KeyRequest)
+        if not asked.name.strip() or len(asked.name) > _MAX_NAME:
+            raise bad_request(f"`name` must have 1 to {_MAX_NAME} characters.", param="name")
         try:
             key, row = await context.writer.arun(
                 lambda conn: create_key(
@@ -54,12 +67,23 @@ def build_keys_router(context: Context) -> APIRouter:
                     scopes=frozenset(asked.scope.split()),
                     pairs=asked.pairs,
                     now=time.time(),
+                    limits=asked.limits,
                 )
             )
         except ValueError as error:
             raise bad_request(str(error), param="scope") from None
         await asyncio.to_thread(context.keys.refresh, context.database)
         return _json({**msgspec.to_builtins(row), "key": key}, status=201)
+
+    @router.patch("/operator/v1/keys/{key_id}")
+    async def change_key(key_id: str, request: Request) -> Response:
+        require_scope(request, "admin")
+        asked = _parse(await read_body(request, _MAX_BODY_BYTES), KeyChange)
+        row = await context.writer.arun(lambda conn: change_limits(conn, key_id, asked.limits))
+        if row is None:
+            raise not_found("There is no such key.", code="unknown_key")
+        await asyncio.to_thread(context.keys.refresh, context.database)
+        return _json(row)
 
     @router.delete("/operator/v1/keys/{key_id}")
     async def remove_key(key_id: str, request: Request) -> Response:
@@ -72,14 +96,11 @@ def build_keys_router(context: Context) -> APIRouter:
     return router
 
 
-def _parse(body: bytes) -> KeyRequest:
+def _parse(body: bytes, type_: type[T]) -> T:
     try:
-        asked = msgspec.json.decode(body, type=KeyRequest)
+        return msgspec.json.decode(body, type=type_)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise bad_request(f"Invalid key request: {error}.") from None
-    if not asked.name.strip() or len(asked.name) > _MAX_NAME:
-        raise bad_request(f"`name` must have 1 to {_MAX_NAME} characters.", param="name")
-    return asked
 
 
 def _json(body: object, status: int = 200) -> Response:
