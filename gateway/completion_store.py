@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import chain, islice
 from typing import Any
 
@@ -43,7 +44,7 @@ Row = tuple[float, str, str, str, str, str, str, str, bytes, bytes, bool]
 """One answer: the fields of StoredCompletion in their order."""
 
 MAX_DELETED = 500  # rows in one step
-_STATEMENT_ROWS = 64  # one call of the driver, and so one release of the interpreter's lock, for so many rows
+_STATEMENT_ROWS = 64
 _SQLITE = (
     "PRAGMA synchronous=NORMAL",
     "PRAGMA cache_size=-16384",  # KiB
@@ -75,17 +76,20 @@ class StoredCompletion:
 
 
 _NAMES = [field.name for field in fields(StoredCompletion)]
+_COLUMNS = ", ".join(f'"{name}"' for name in _NAMES)
 
 
 class CompletionStore:
-    """One database. `find` is for any thread, everything else for one. Raises what the database's driver raises."""
+    """One database: SQLite, or PostgreSQL by psycopg. `find` is for any thread, everything else for one.
+
+    Raises what the database's driver raises.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._is_sqlite = url.startswith("sqlite")
         self._engine: sa.Engine | None = None
         self._connection: Any = None  # the one that writes, as its driver made it
-        self._statements: dict[int, str] = {}
 
     @property
     def is_shared(self) -> bool:
@@ -125,11 +129,7 @@ class CompletionStore:
     def insert(self, rows: Iterable[Row]) -> int:
         """Store all rows in one transaction, or none; return how many. The rows are asked for a few at a time."""
         cursor = self._begin()
-        num_rows = 0
-        iterator = map(_adapt_for_sqlite, rows) if self._is_sqlite else iter(rows)
-        while chunk := list(islice(iterator, _STATEMENT_ROWS)):
-            cursor.execute(self._statement(len(chunk)), list(chain.from_iterable(chunk)))
-            num_rows += len(chunk)
+        num_rows = _insert_many(cursor, rows) if self._is_sqlite else _copy(cursor, rows)
         self._connection.commit()
         return num_rows
 
@@ -157,7 +157,7 @@ class CompletionStore:
             return 0
         cursor.execute(_SQLITE_SIZE if self._is_sqlite else _OTHER_SIZE)
         num_bytes = float(cursor.fetchone()[0] or 0)
-        self._connection.rollback()  # a driver that began a transaction to read ends it here
+        self._connection.rollback()  # ends what psycopg began in order to read
         num_rows = last - first + 1
         return max(0, round(num_rows * (1 - max_bytes / num_bytes))) if num_bytes > max_bytes else 0
 
@@ -177,22 +177,39 @@ class CompletionStore:
         return num_deleted
 
     def _begin(self) -> Any:
-        """A cursor in a transaction; drivers other than SQLite's begin theirs by themselves."""
+        """A cursor in a transaction; psycopg begins its own."""
         cursor = self._connection.cursor()
         if self._is_sqlite:
             cursor.execute("BEGIN IMMEDIATE")
         return cursor
 
-    def _statement(self, num_rows: int) -> str:
-        statement = self._statements.get(num_rows)
-        if statement is None:
-            names = ", ".join(f'"{name}"' for name in _NAMES)
-            row = "(" + ", ".join(["?" if self._is_sqlite else "%s"] * len(_NAMES)) + ")"
-            statement = f"INSERT INTO completions ({names}) VALUES {', '.join([row] * num_rows)}"
-            self._statements[num_rows] = statement
-        return statement
+
+@cache
+def _insert_statement(num_rows: int) -> str:
+    row = "(" + ", ".join("?" * len(_NAMES)) + ")"
+    return f"INSERT INTO completions ({_COLUMNS}) VALUES {', '.join([row] * num_rows)}"
 
 
-def _adapt_for_sqlite(row: Row) -> tuple[Any, ...]:
-    """Types that the driver takes as they are: for bytes and bool it looks for adapters, a microsecond each."""
-    return (*row[:8], bytearray(row[8]), bytearray(row[9]), int(row[10]))
+def _insert_many(cursor: Any, rows: Iterable[Row]) -> int:
+    """Many rows a statement: the driver releases and takes the interpreter's lock for every statement it runs.
+
+    Blobs go as bytearrays and flags as integers, which it takes as they are; for bytes and bool it looks for an
+    adapter, a microsecond each.
+    """
+    num_rows = 0
+    values = ((*row[:8], bytearray(row[8]), bytearray(row[9]), int(row[10])) for row in rows)
+    while chunk := list(islice(values, _STATEMENT_ROWS)):
+        cursor.execute(_insert_statement(len(chunk)), list(chain.from_iterable(chunk)))
+        num_rows += len(chunk)
+    return num_rows
+
+
+def _copy(cursor: Any, rows: Iterable[Row]) -> int:
+    """psycopg's COPY: a tenth of the processor time of its INSERTs."""
+    num_rows = 0
+    with cursor.copy(f"COPY completions ({_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types(["float8", *["text"] * 7, "bytea", "bytea", "bool"])
+        for row in rows:
+            copy.write_row(row)
+            num_rows += 1
+    return num_rows
