@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from feedback.database import insert_or_ignore, metadata
 from feedback.errors import ConflictingChoice, ExpiredComparison, UnknownComparison
-from feedback.events import PREFERRED, Choice, Comparison, Preferred, encode_event, new_event
+from feedback.events import PREFERRED, Choice, Comparison, Event, Preferred, encode_event, new_event
 from feedback.log.base import NewRecord
 
 comparisons = sa.Table(
@@ -193,6 +193,12 @@ def _insert_choice(connection: sa.Connection, choice: Choice, source: str) -> bo
     }
     if not insert_or_ignore(connection, choices, row):
         return False
+    add_to_outbox(connection, event)
+    return True
+
+
+def add_to_outbox(connection: sa.Connection, event: Event) -> None:
+    """Have the relay move an event to the log, once this transaction has committed."""
     headers, value = encode_event(event)
     connection.execute(
         sa.insert(outbox).values(
@@ -200,10 +206,9 @@ def _insert_choice(connection: sa.Connection, choice: Choice, source: str) -> bo
             key=event.key.encode(),
             headers=msgspec.msgpack.encode(headers),
             value=value,
-            created_at=choice.chosen_at,
+            created_at=event.time,
         )
     )
-    return True
 
 
 def pending_outbox(connection: sa.Connection, limit: int) -> list[OutboxRow]:

@@ -79,7 +79,8 @@ def write_transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
 def insert_or_ignore(connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> bool:
     """Insert one row unless a unique key holds it already; return whether it was inserted."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    result = connection.execute(dialect.insert(table).values(**values).on_conflict_do_nothing())
+    statement = dialect.insert(table).values(**values).on_conflict_do_nothing()
+    result = connection.execute(statement, execution_options={"preserve_rowcount": True})  # else unknown on PostgreSQL
     return result.rowcount == 1
 
 

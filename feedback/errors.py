@@ -72,6 +72,17 @@ class ConflictingChoice(ChoiceError):
         super().__init__(comparison_id, "Another choice was already made for this comparison.")
 
 
+class SignalError(FeedbackError):
+    """A signal that is not recorded."""
+
+
+class ConflictingSignal(SignalError):
+    """The idempotency key was used for another signal."""
+
+    def __init__(self) -> None:
+        super().__init__("This idempotency key was used for another signal.")
+
+
 class InboxError(FeedbackError):
     """The reader and its database disagree about the position."""
 

@@ -75,15 +75,47 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     chosen_at: float
 
 
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How the task ended that a completion was made for: a success, a score, or both; name says which task or metric."""
+
+    name: str | None = None
+    success: bool | None = None
+    score: float | None = None
+
+
 class Signal(msgspec.Struct, frozen=True, kw_only=True):
-    """What was said of one completion. messages and answer are given when the completion was not recorded."""
+    """What was said of one completion, or what the user did next. Self-contained, as far as it is known.
+
+    kind is "said" for what an app sent, in the fields from `thumb` on; other kinds have their value in `value`.
+    messages (prompt for text completions) and answer are what was asked and served: recorded by the gateway, or given
+    by the app if is_recorded is False, and then checkpoint, arm and policy are unknown. They are None where the event
+    would have been too large. index is the choice's among several; rating lies between 1 and scale; times are epoch
+    seconds.
+    """
 
     completion_id: str
     kind: str
-    value: Any
+    value: Any = None
     messages: list[dict[str, Any]] | None = None
     answer: str | None = None
     created_at: float
+    prompt: str | None = None
+    index: int = 0
+    is_recorded: bool = False
+    completed_at: float | None = None
+    policy: str = ""
+    app: str = ""
+    user: str = ""
+    conversation: str = ""
+    checkpoint: str = ""
+    digest: str = ""
+    arm: Arm | None = None
+    thumb: Literal["up", "down"] | None = None
+    rating: float | None = None
+    scale: int | None = None
+    edited_text: str | None = None
+    outcome: Outcome | None = None
+    comment: str | None = None
 
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
-"""The trainer's side of the log: preferences, the offsets they came from, and the dead letters.
+"""The trainer's side of the log: preferences and signals, the offsets they came from, and the dead letters.
 
-Promises: data and offset move in one transaction, so a crash repeats a batch and never loses or doubles a preference.
-Everything here can be rebuilt by reading the log again. Keeps skips too; what may be trained on is for the dataset.
+Promises: data and offset move in one transaction, so a crash repeats a batch and never loses or doubles a row.
+Everything here can be rebuilt by reading the log again. Keeps skips and signals too; what may be trained on is for the
+dataset.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 
 from feedback.database import insert_or_ignore
 from feedback.errors import EventError, PositionMismatch
-from feedback.events import Choice, Event, decode_event
+from feedback.events import Choice, Event, Signal, decode_event
 from feedback.log.base import Record
 
 Split = Literal["train", "heldout_user", "heldout_prompt"]
@@ -54,6 +55,24 @@ preferences = sa.Table(
     sa.Column("used_as_new", sa.Integer, nullable=False),
     sa.Column("used_as_replay", sa.Integer, nullable=False),
     sa.Column("choice_json", sa.LargeBinary, nullable=False),  # events.Choice
+    sqlite_autoincrement=True,
+)
+
+signals = sa.Table(
+    "signals",
+    metadata,
+    sa.Column("id", _row_id, primary_key=True, autoincrement=True),
+    sa.Column("event_id", sa.Text, nullable=False, unique=True),
+    sa.Column("completion_id", sa.Text, nullable=False, index=True),
+    sa.Column("policy", sa.Text, nullable=False),
+    sa.Column("app", sa.Text, nullable=False),
+    sa.Column("user", sa.Text, nullable=False, index=True),
+    sa.Column("checkpoint", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("prompt_key", sa.Text, nullable=False),  # "" if what was asked is not known as messages
+    sa.Column("split", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("signal_json", sa.LargeBinary, nullable=False),  # events.Signal
     sqlite_autoincrement=True,
 )
 
@@ -182,6 +201,18 @@ def count_preferences(connection: sa.Connection) -> int:
     return connection.execute(sa.select(sa.func.count()).select_from(preferences)).scalar_one()
 
 
+def load_signals(connection: sa.Connection, *, after_id: int = 0, limit: int | None = None) -> list[tuple[int, Signal]]:
+    """Stored signals with the ids of their rows, in the order of their arrival."""
+    query = sa.select(signals.c.id, signals.c.signal_json).where(signals.c.id > after_id)
+    rows = connection.execute(query.order_by(signals.c.id).limit(limit))
+    return [(row.id, msgspec.json.decode(row.signal_json, type=Signal)) for row in rows]
+
+
+def count_signals(connection: sa.Connection) -> int:
+    """Signals ever stored."""
+    return connection.execute(sa.select(sa.func.count()).select_from(signals)).scalar_one()
+
+
 def count_dead_letters(connection: sa.Connection) -> int:
     """Records that could not be read."""
     return connection.execute(sa.select(sa.func.count()).select_from(dead_letters)).scalar_one()
@@ -199,6 +230,8 @@ def _take(connection: sa.Connection, record: Record) -> bool:
     except EventError as error:
         _bury(connection, record, error)
         return False
+    if isinstance(event.data, Signal):
+        _store_signal(connection, event, event.data)
     return isinstance(event.data, Choice) and _store_preference(connection, event, event.data)
 
 
@@ -221,6 +254,24 @@ def _store_preference(connection: sa.Connection, event: Event, choice: Choice) -
         "choice_json": msgspec.json.encode(choice),
     }
     return insert_or_ignore(connection, preferences, row)
+
+
+def _store_signal(connection: sa.Connection, event: Event, signal: Signal) -> None:
+    prompt_key = "" if signal.messages is None else key_prompt(signal.messages)
+    row = {
+        "event_id": event.id,
+        "completion_id": signal.completion_id,
+        "policy": signal.policy,
+        "app": signal.app,
+        "user": signal.user,
+        "checkpoint": signal.checkpoint,
+        "kind": signal.kind,
+        "prompt_key": prompt_key,
+        "split": choose_split(signal.user, prompt_key),
+        "created_at": signal.created_at,
+        "signal_json": msgspec.json.encode(signal),
+    }
+    insert_or_ignore(connection, signals, row)
 
 
 def _bury(connection: sa.Connection, record: Record, error: EventError) -> None:

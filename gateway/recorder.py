@@ -1,7 +1,7 @@
 """Records what was shown: a comparison's row must be committed before its token leaves the house.
 
 Waits a short time for the commit; a row that comes too late is never asked about. When commits back up, pairs are not
-made at all. Single completions are not recorded yet.
+made at all. Single completions are recorded by completions.py.
 """
 
 from __future__ import annotations

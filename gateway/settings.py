@@ -55,6 +55,22 @@ class GatewaySection(BaseModel):
     allow_remote_media: bool = Field(
         default=False, description="Let apps name remote images and files, which the engine then fetches."
     )
+    record_completions: bool = Field(
+        default=True, description="Keep single answers with their requests, so that signals can be told of them."
+    )
+    record_share: float = Field(default=1.0, ge=0, le=1, description="Share of single answers that is kept.")
+    completions_buffer_rows: int = Field(
+        default=50_000,
+        gt=0,
+        description="Most answers that wait in memory to be written; what comes on top is dropped.",
+    )
+    completions_buffer_mb: float = Field(
+        default=64.0, gt=0, description="Most megabytes of answers and requests that wait in memory to be written."
+    )
+    completions_keep_hours: float = Field(default=72.0, gt=0, description="How long a recorded answer is kept.")
+    completions_max_mb: float = Field(
+        default=4096.0, gt=0, description="Size that recorded answers may take on disk; the oldest go first."
+    )
     connect_wait_s: float = Field(
         default=180.0,
         ge=0,
@@ -214,3 +230,9 @@ class GatewaySettings(SharedSettings):
     def gateway_database(self) -> str:
         """The SQLAlchemy URL of the gateway's database."""
         return self.gateway.database_url or f"sqlite:///{Path(self.state_dir) / 'gateway.db'}"
+
+    @property
+    def completions_database(self) -> str:
+        """The SQLAlchemy URL of the recorded answers: a file beside SQLite's gateway.db, else the same database."""
+        url = self.gateway_database
+        return f"sqlite:///{Path(self.state_dir) / 'completions.db'}" if url.startswith("sqlite") else url

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from feedback.events import Candidate, Choice, Comparison, encode_event, new_event
+from feedback.events import Candidate, Choice, Comparison, Outcome, Signal, encode_event, new_event
 from feedback.log.base import Record
 
 
@@ -55,8 +55,34 @@ def make_choice(comparison: Comparison | None = None, preferred: str = "first") 
     )
 
 
-def make_record(offset: int, choice: Choice, *, event_id: str | None = None, partition: int = 0) -> Record:
-    event = new_event(choice, source="test", now=choice.chosen_at, event_id=event_id or f"event-{offset}")
+def make_signal(completion_id: str = "chatcmpl-1", **changes: Any) -> Signal:
+    values: dict[str, Any] = {
+        "completion_id": completion_id,
+        "kind": "said",
+        "messages": [{"role": "user", "content": "What is the capital of Curaçao? 😀"}],
+        "answer": "Willemstad.",
+        "created_at": 1002.5,
+        "is_recorded": True,
+        "completed_at": 1000.0,
+        "policy": "default",
+        "app": "app-1",
+        "user": "user-1",
+        "conversation": "conv-1",
+        "checkpoint": "c-000000-aaaaaaaaaaaa",
+        "digest": "aa" * 32,
+        "arm": "stable",
+        "thumb": "up",
+        "rating": 4.0,
+        "scale": 5,
+        "edited_text": "Willemstad!",
+        "outcome": Outcome(name="quiz", success=True, score=0.5),
+        "comment": "Right.",
+    }
+    return Signal(**{**values, **changes})
+
+
+def make_record(offset: int, said: Choice | Signal, *, event_id: str | None = None, partition: int = 0) -> Record:
+    event = new_event(said, source="test", now=1002.5, event_id=event_id or f"event-{offset}")
     headers, body = encode_event(event)
     return Record(
         key=event.key.encode(),

@@ -5,9 +5,17 @@ import pytest
 
 from feedback.errors import FutureVersion, PoisonEvent
 from feedback.events import BODIES, Choice, Erasure, Event, Signal, decode_event, encode_event, json_schemas, new_event
-from tests.feedback.samples import make_choice, make_comparison
+from tests.feedback.samples import make_choice, make_comparison, make_signal
 
 GOLDEN_ERASURE = b'{"subject":"5ub","created_at":1.5}'
+GOLDEN_SHORT_SIGNAL = b'{"completion_id":"chatcmpl-1","kind":"continued","value":-1,"created_at":1.5}'
+GOLDEN_SIGNAL = (
+    b'{"completion_id":"chatcmpl-1","kind":"said","value":null,"messages":[{"role":"user","content":"Hi"}],'
+    b'"answer":"Willemstad.","created_at":1002.5,"prompt":null,"index":0,"is_recorded":true,"completed_at":1000.0,'
+    b'"policy":"default","app":"app-1","user":"user-1","conversation":"conv-1","checkpoint":"c-000000-aaaaaaaaaaaa",'
+    b'"digest":"aa","arm":"stable","thumb":"up","rating":4.0,"scale":5,"edited_text":"Willemstad!",'
+    b'"outcome":{"name":"quiz","success":true,"score":0.5},"comment":"Right."}'
+)
 
 
 @pytest.mark.parametrize(
@@ -15,7 +23,8 @@ GOLDEN_ERASURE = b'{"subject":"5ub","created_at":1.5}'
     [
         make_comparison(),
         make_choice(),
-        Signal(completion_id="chatcmpl-1", kind="thumb", value=-1, created_at=1.5),
+        Signal(completion_id="chatcmpl-1", kind="continued", value=-1, created_at=1.5),
+        make_signal(),
         Erasure(subject="5ub", created_at=1.5),
     ],
 )
@@ -50,6 +59,10 @@ def test_released_bytes_stay_readable() -> None:
     headers, _ = encoded()
     event = decode_event({**headers, "ce_type": b"prefloop.erasure.v1"}, GOLDEN_ERASURE)
     assert event.data == Erasure(subject="5ub", created_at=1.5)
+    event = decode_event({**headers, "ce_type": b"prefloop.signal.v1"}, GOLDEN_SHORT_SIGNAL)
+    assert event.data == Signal(completion_id="chatcmpl-1", kind="continued", value=-1, created_at=1.5)
+    event = decode_event({**headers, "ce_type": b"prefloop.signal.v1"}, GOLDEN_SIGNAL)
+    assert event.data == make_signal(messages=[{"role": "user", "content": "Hi"}], digest="aa")
 
 
 def test_fields_of_later_releases_are_ignored() -> None:

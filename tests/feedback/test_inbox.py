@@ -12,18 +12,21 @@ from feedback.inbox import (
     consume,
     count_dead_letters,
     count_preferences,
+    count_signals,
     dead_letters,
     gaps,
     key_prompt,
     load_offset,
     load_offsets,
     load_preferences,
+    load_signals,
     mark_used,
     metadata,
     record_gap,
+    signals,
 )
 from feedback.log.base import Record
-from tests.feedback.samples import make_choice, make_comparison, make_record
+from tests.feedback.samples import make_choice, make_comparison, make_record, make_signal
 
 
 def take(database: sa.Engine, *records: Record, read_from: int | None = None) -> int:
@@ -101,6 +104,35 @@ def test_unreadable_records_are_buried_and_passed(trainer_database: sa.Engine) -
         (1, "PoisonEvent", b"{"),
         (2, "FutureVersion", b"{}"),
     ]
+
+
+def test_signals_are_stored_once_beside_the_preferences(trainer_database: sa.Engine) -> None:
+    said = make_signal("chatcmpl-7")
+    bare = make_signal("chatcmpl-8", messages=None, answer=None, user="")
+    records = [make_record(0, make_choice()), make_record(1, said), make_record(2, bare)]
+    assert take(trainer_database, *records) == 1  # only preferences are counted as new
+    assert take(trainer_database, make_record(3, said, event_id="event-1")) == 0  # the relay's repeat
+    with trainer_database.connect() as connection:
+        assert load_offset(connection, "t", 0) == 4
+        assert (count_preferences(connection), count_signals(connection), count_dead_letters(connection)) == (1, 2, 0)
+        stored = load_signals(connection)
+        rows = connection.execute(sa.select(signals).order_by(signals.c.id)).all()
+        assert load_signals(connection, after_id=stored[0][0], limit=1) == stored[1:]
+    assert [signal for _, signal in stored] == [said, bare]
+    assert [(row.event_id, row.completion_id, row.checkpoint, row.kind) for row in rows] == [
+        ("event-1", "chatcmpl-7", "c-000000-aaaaaaaaaaaa", "said"),
+        ("event-2", "chatcmpl-8", "c-000000-aaaaaaaaaaaa", "said"),
+    ]
+    assert [row.prompt_key for row in rows] == [key_prompt(said.messages or []), ""]
+    assert rows[0].split == choose_split("user-1", rows[0].prompt_key)  # held out with the choices of the same prompt
+
+
+def test_signal_and_offset_move_together(trainer_database: sa.Engine) -> None:
+    with pytest.raises(KeyError), write_transaction(trainer_database) as connection:
+        consume(connection, [make_record(0, make_signal())])
+        raise KeyError
+    with trainer_database.connect() as connection:
+        assert (count_signals(connection), load_offset(connection, "t", 0)) == (0, 0)
 
 
 def test_partitions_have_offsets_of_their_own(trainer_database: sa.Engine) -> None:
