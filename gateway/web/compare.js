@@ -123,7 +123,7 @@ export class PrefloopCompare extends HTMLElement {
   close() {
     this.#parts.retry.hidden = true;
     if (this.state !== "asking") return;
-    this.#mark("first");
+    this.#mark(0, false);
     this.#showFailure("");
     this.#setState("done", this.#words.closed);
   }
@@ -141,10 +141,11 @@ export class PrefloopCompare extends HTMLElement {
       this.#emit("prefloop-error", { during: "choice", reason: "unsaved", ...problem });
       return false;
     }
-    this.#keepPlace();
-    this.#mark(preferred);
-    this.#setState("chosen", problem?.message ?? this.#words.thanks[preferred]);
     const index = preferred === "second" ? 1 : 0;
+    const isDecisive = preferred === "first" || preferred === "second";
+    this.#keepPlace();
+    this.#mark(isDecisive ? index : null, isDecisive);
+    this.#setState("chosen", problem?.message ?? this.#words.thanks[preferred]);
     this.#emit("prefloop-choice", { preferred, index, text: this.texts[index], recorded: !problem, seconds });
     return !problem;
   }
@@ -210,7 +211,7 @@ export class PrefloopCompare extends HTMLElement {
       delete text.parentElement.dataset.empty;
     }
     this.#comparison = null;
-    this.#mark(null);
+    this.#mark(null, false);
     this.#togglePair(false);
     this.#showFailure("");
   }
@@ -222,13 +223,12 @@ export class PrefloopCompare extends HTMLElement {
     for (const { heading } of this.#parts.cards) heading.hidden = !isPair;
   }
 
-  /** Show which one was picked; ties and the like pick none. */
-  #mark(preferred) {
-    const picked = ["first", "second"].indexOf(preferred);
+  /** Show which one stays (null: no one stands out), and whether it was picked. */
+  #mark(kept, isPicked) {
     this.#parts.cards.forEach(({ article, badge }, index) => {
-      article.classList.toggle("picked", index === picked);
-      article.classList.toggle("left", picked >= 0 && index !== picked);
-      badge.hidden = index !== picked;
+      article.classList.toggle("picked", isPicked && index === kept);
+      article.classList.toggle("left", kept !== null && index !== kept);
+      badge.hidden = !isPicked || index !== kept;
     });
   }
 

@@ -41,7 +41,7 @@ article.left { box-shadow: none; color: var(--_muted); }
 .status { margin: 10px 0 0; min-height: 1.5em; text-align: center; font-size: .875rem; color: inherit; }
 .status.quiet { position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 .choices { display: flex; flex-wrap: wrap; gap: 8px; justify-content: center; margin-top: 8px; }
-.choices button { flex: 1 1 8rem; max-width: 15rem; }
+.choices button { flex: 1 1 8rem; }
 button {
   min-width: 44px; min-height: 44px; padding: 6px 14px; border: 1px solid var(--_line); border-radius: 10px; cursor: pointer;
   font: inherit; font-size: .9375rem; background: var(--_surface); color: var(--_text);

@@ -135,7 +135,9 @@ def test_each_key_says_its_choice(
     assert name == "prefloop-choice" and detail.pop("seconds") >= 0
     text = ["Lima it is.", "The capital is Lima."][index]
     assert detail == {"preferred": preferred, "index": index, "text": text, "recorded": True}
-    expect(element.locator("article.picked")).to_have_count(int(preferred in ("first", "second")))
+    expect(element.get_by_text("Your pick").locator("visible=true")).to_have_count(
+        int(preferred in ("first", "second"))
+    )
 
 
 def test_at_320_pixels_nothing_scrolls_sideways_and_targets_are_large(
@@ -309,6 +311,18 @@ def test_stopping_keeps_what_was_written_of_the_first_answer(app: ScriptedApp, p
     expect(element).to_have_attribute("state", "done")
     expect(element.locator("article:visible .text")).to_have_text(["Lima"])
     assert seen(page)[0][1]["stopped"] is True
+
+
+def test_going_on_without_choosing_picks_nothing(app: ScriptedApp, page: Page, element: Locator) -> None:
+    choices = ChoiceRoute(page)
+    app.script = PAIR
+    page.goto(app.url)
+    expect(element).to_have_attribute("state", "asking")
+    element.evaluate("(e) => e.close()")
+    expect(element.get_by_role("status")).to_have_text("Went on without choosing: the first answer stays.")
+    expect(element.get_by_text("Your pick").locator("visible=true")).to_have_count(0)
+    assert element.get_by_role("button").count() == 0
+    assert choices.sent == []
 
 
 def test_markup_in_an_answer_is_text(app: ScriptedApp, page: Page, element: Locator) -> None:
