@@ -5,6 +5,7 @@ What is not installed (node and npm, LangChain) skips its tests with the reason;
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -18,6 +19,12 @@ sys.path.append(str(HERE.parent / "gateway"))  # where its conftest finds the en
 from tests.gateway.conftest import Running, run_gateway, wait_until  # noqa: E402, F401
 
 MIN_NODE = 20
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def lacks(reason: str) -> None:
