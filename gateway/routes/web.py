@@ -34,7 +34,7 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-_EMBEDDABLE = "compare.js"  # the one file that other sites load
+_EMBEDDABLE = "compare"  # what other sites load: <prefloop-compare>, whose files begin so
 _MAX_EXAMPLES = 100
 _MAX_SIGN_IN_BYTES = 4096
 
@@ -107,7 +107,7 @@ def build_web_router(context: Context) -> APIRouter:
         file = files.get(name)
         if file is None or name.endswith(".html"):
             raise not_found("There is no such file.")
-        return _send_file(file, request, is_embeddable=name == _EMBEDDABLE)
+        return _send_file(file, request, is_embeddable=name.startswith(_EMBEDDABLE))
 
     @router.get("/playground/examples")
     def list_examples() -> Response:

@@ -1,215 +1,299 @@
-// <prefloop-compare>: two candidates side by side, and the buttons to choose one. One file, no dependency, any page.
+// <prefloop-compare>: shows an answer as it is written; if it is two candidates, side by side, with buttons to choose one.
+// For any page: no dependency, no key in the browser, text never parsed as markup. Its manual is docs/apps.md.
 //
-// The page streams both answers from its own back end and feeds them in; the element posts the choice to the gateway with the
-// comparison token, which alone authorises it: no key ever enters the browser. Text goes in as text, never as markup.
-//
-//   const compare = document.createElement("prefloop-compare");
-//   compare.endpoint = "https://gateway.example";      // where choices go; the page's own origin by default
-//   compare.append(0, "text …"); compare.append(1, "text …");
-//   compare.ask({ id, token, expires_at });            // the stream's `comparison`: the buttons wake up
-//   compare.addEventListener("prefloop-choice", (event) => event.detail);   // { preferred, index, text, recorded }
+// Attributes: src (the app's own back end, streamed by GET as soon as it is set), gateway (where choices go; default: where this
+// file came from), state (read only: idle, writing, asking, sending, chosen, done, failed), pair (read only: two are shown).
+// Methods: load(input, init) with fetch's arguments, stop(), retry(), choose(preferred), close(). Properties: texts.
+// Events, all bubbling: prefloop-state {state}; prefloop-answer {id, text, texts, comparison, stopped};
+// prefloop-choice {preferred, index, text, recorded, seconds}; prefloop-error {during, message, reason, status, code, said}.
 
-const VERDICTS = [
-  { preferred: "first", label: "First is better", key: "1" },
-  { preferred: "second", label: "Second is better", key: "2" },
-  { preferred: "tie", label: "Tie", key: "3" },
-  { preferred: "both_bad", label: "Both bad", key: "4" },
-  { preferred: "skip", label: "Skip", key: "0" },
-];
+import { KEYS, buildParts } from "./compare_parts.js";
+import { AnswerError, readAnswer } from "./compare_stream.js";
+import { shareSheet } from "./compare_style.js";
+import { WORDS } from "./compare_words.js";
 
-const STYLE = `
-:host { display: block; --_accent: var(--accent, light-dark(#4f46e5, #8b85ff)); --_on-accent: var(--on-accent, light-dark(#fff, #12131a));
-  --_surface: var(--surface, light-dark(#fff, #171a21)); --_line: var(--line, light-dark(#dfe3ea, #2b313c));
-  --_muted: var(--muted, light-dark(#5b6472, #9aa4b4)); --_soft: var(--accent-soft, light-dark(#eceafd, #262547));
-  --_bad: var(--bad, light-dark(#b91c2e, #ff7a86)); font: inherit; }
-* { box-sizing: border-box; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 14px; align-items: stretch; }
-article { position: relative; display: flex; flex-direction: column; background: var(--_surface); border: 1.5px solid var(--_line);
-  border-radius: 14px; padding: 12px 16px 14px; transition: border-color .15s, opacity .15s; min-width: 0;
-  box-shadow: 0 1px 2px rgb(15 17 21 / 5%), 0 6px 24px rgb(15 17 21 / 6%); }
-h3 { margin: 0 0 6px; font-size: 12.5px; font-weight: 600; letter-spacing: .02em; color: var(--_muted); display: flex; gap: 8px; align-items: center; }
-h3 .badge { display: none; background: var(--_accent); color: var(--_on-accent); border-radius: 999px; padding: 0 9px; font-size: 11.5px; line-height: 18px; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; flex: 1; }
-.text.writing::after { content: ""; display: inline-block; width: 7px; height: 1em; margin-left: 2px; vertical-align: -2px; border-radius: 2px;
-  background: var(--_accent); animation: blink 1s steps(2) infinite; }
-@keyframes blink { 50% { opacity: 0; } }
-.verdicts { margin-top: 12px; display: flex; flex-wrap: wrap; gap: 8px; align-items: center; justify-content: center; }
-button { font: inherit; font-size: 14px; font-weight: 550; min-height: 36px; padding: 5px 14px; border-radius: 10px; cursor: pointer;
-  border: 1px solid var(--_line); background: var(--_surface); color: inherit; transition: background .12s, border-color .12s; }
-button.pick { border-color: var(--_accent); color: var(--_accent); }
-button:hover:not(:disabled), button.pick:hover:not(:disabled) { background: var(--_soft); border-color: var(--_accent); }
-button:disabled { opacity: .45; cursor: default; }
-button:focus-visible { outline: 2px solid var(--_accent); outline-offset: 2px; }
-kbd { font: 11px ui-monospace, "DejaVu Sans Mono", monospace; color: var(--_muted); border: 1px solid var(--_line); border-radius: 5px; padding: 0 5px; margin-left: 7px; }
-.status { width: 100%; text-align: center; font-size: 13px; color: var(--_muted); min-height: 1.5em; margin: 0; }
-.status.failed { color: var(--_bad); }
-:host([state="chosen"]) .verdicts > button { display: none; }
-article.picked { border-color: var(--_accent); background: color-mix(in srgb, var(--_soft) 55%, var(--_surface)); }
-article.picked .badge { display: inline; }
-article.left { opacity: .55; box-shadow: none; }
-@media (max-width: 640px) { .pair { grid-template-columns: 1fr; } kbd { display: none; } }
-@media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
-`;
-
-const SAID = {
-  first: "Thank you. You preferred the first answer.",
-  second: "Thank you. You preferred the second answer.",
-  tie: "Thank you. You called it a tie.",
-  both_bad: "Thank you. Neither was good.",
-  skip: "Skipped.",
-};
+const CHOICE_TIMEOUT_MS = 15_000;
 
 export class PrefloopCompare extends HTMLElement {
-  #texts = ["", ""];
-  #cards = [];
-  #buttons = [];
-  #status;
-  #comparison = null;
-  #startedAt = 0;
-  endpoint = "";
+  static observedAttributes = ["src"];
+  /** What the element says; pages in other languages replace it. */
+  static words = WORDS;
+
+  #words = PrefloopCompare.words;
+  #parts = buildParts(PrefloopCompare.words);
+  #request = null; // [input, init] of the last load
+  #running = null; // AbortController while an answer is read
+  #comparison = null; // {id, token}
+  #askedAt = 0;
 
   constructor() {
     super();
     const root = this.attachShadow({ mode: "open" });
-    const sheet = new CSSStyleSheet();
-    sheet.replaceSync(STYLE);
-    root.adoptedStyleSheets = [sheet];
-
-    const pair = make("div", { class: "pair" });
-    this.#cards = ["First answer", "Second answer"].map((name) => makeCard(name));
-    pair.append(...this.#cards.map((card) => card.article));
-    this.#status = make("p", { class: "status", role: "status" });
-    this.#buttons = VERDICTS.map((verdict) => this.#makeButton(verdict));
-    const verdicts = make("div", { class: "verdicts", role: "group", "aria-label": "Which answer is better?" });
-    verdicts.append(this.#status, ...this.#buttons);
-    root.append(pair, verdicts);
-    this.addEventListener("keydown", (event) => this.#onKey(event));
+    root.adoptedStyleSheets = [shareSheet()];
+    root.append(this.#parts.group);
+    for (const button of this.#parts.buttons) button.addEventListener("click", () => this.choose(button.value));
+    this.#parts.retry.addEventListener("click", () => this.retry());
+    this.#parts.group.addEventListener("keydown", (event) => this.#onKey(event));
   }
 
   connectedCallback() {
-    if (!this.hasAttribute("state")) this.#setState("writing", "Two answers are being written…");
-    this.endpoint ||= this.getAttribute("endpoint") ?? "";
-  }
-
-  /** The text of a candidate so far. */
-  textOf(index) {
-    return this.#texts[index];
-  }
-
-  /** Add streamed text to candidate 0 (first) or 1 (second). */
-  append(index, text) {
-    this.#texts[index] += text;
-    this.#cards[index].text.textContent = this.#texts[index];
-  }
-
-  /** Both answers are complete: let the person choose. comparison: {id, token, expires_at}. */
-  ask(comparison) {
-    this.#comparison = comparison;
-    this.#startedAt = performance.now();
-    this.#setState("asking", "Which answer is better?");
-  }
-
-  /** No question any more (the person went on without choosing): the first candidate stays. */
-  close(reason = "Went on without choosing: the first answer stays.") {
-    if (this.getAttribute("state") === "chosen") return;
-    this.#mark(0);
-    this.#setState("chosen", reason);
-  }
-
-  /** Record a verdict; the buttons call this. Resolves to true when the gateway has stored it. */
-  async choose(preferred) {
-    if (this.getAttribute("state") !== "asking") return false;
-    this.#setState("sending", "Saving your choice…");
-    const index = preferred === "second" ? 1 : 0;
-    const { id, token } = this.#comparison;
-    let failure;
-    try {
-      const response = await fetch(`${this.endpoint}/v1/comparisons/${encodeURIComponent(id)}/choice`, {
-        method: "POST",
-        headers: { "content-type": "application/json" },
-        credentials: "omit",
-        body: JSON.stringify({ preferred, token }),
-      });
-      if (!response.ok) failure = await describe(response);
-    } catch {
-      failure = { text: "Your choice could not be sent. Check the connection and try again.", retry: true };
+    for (const name of ["src", "gateway"]) {
+      if (!Object.hasOwn(this, name)) continue; // was set before this file had come
+      const value = this[name];
+      delete this[name];
+      this[name] = value;
     }
-    if (failure?.retry) {
-      this.#setState("asking", failure.text, true);
-      this.#buttons[0].focus();
-      return false;
-    }
-    this.#mark(preferred === "first" || preferred === "second" ? index : null);
-    this.#setState("chosen", failure?.text ?? SAID[preferred], Boolean(failure));
-    const seconds = (performance.now() - this.#startedAt) / 1000;
-    const detail = { preferred, index, text: this.#texts[index], recorded: !failure, seconds };
-    this.dispatchEvent(new CustomEvent("prefloop-choice", { detail, bubbles: true, composed: true }));
-    return !failure;
+    if (!this.hasAttribute("state")) this.setAttribute("state", "idle");
+    if (this.src && this.state === "idle") this.load(this.src);
   }
 
-  /** Choose by a key of the keyboard: 1, 2, 3 tie, 4 both bad, 0 skip. Returns whether the key means something. */
-  chooseByKey(key) {
-    const verdict = VERDICTS.find((each) => each.key === key);
-    if (verdict) this.choose(verdict.preferred);
-    return Boolean(verdict);
-  }
-
-  #mark(index) {
-    this.#cards.forEach((card, i) => {
-      card.article.classList.toggle("picked", i === index);
-      card.article.classList.toggle("left", index !== null && i !== index);
+  disconnectedCallback() {
+    queueMicrotask(() => {
+      if (this.isConnected || !this.#running) return; // it was only moved, or has nothing to stop
+      this.#running.abort();
+      this.#running = null;
+      this.setAttribute("state", "idle");
     });
   }
 
-  #setState(state, text, failed = false) {
-    this.setAttribute("state", state);
-    this.#status.textContent = text;
-    this.#status.classList.toggle("failed", failed);
-    for (const button of this.#buttons) button.disabled = state !== "asking";
-    for (const card of this.#cards) card.text.classList.toggle("writing", state === "writing");
+  attributeChangedCallback(_, before, src) {
+    if (this.isConnected && src && src !== before) this.load(src);
   }
 
-  #makeButton({ preferred, label, key }) {
-    const button = make("button", { type: "button", value: preferred, "aria-keyshortcuts": key });
-    if (preferred === "first" || preferred === "second") button.className = "pick";
-    const hint = make("kbd", { "aria-hidden": "true" });
-    hint.textContent = key;
-    button.append(label, hint);
-    button.addEventListener("click", () => this.choose(preferred));
-    return button;
+  get src() {
+    return this.getAttribute("src") ?? "";
+  }
+
+  set src(url) {
+    this.setAttribute("src", url);
+  }
+
+  get gateway() {
+    return this.getAttribute("gateway") ?? new URL("..", import.meta.url).href;
+  }
+
+  set gateway(url) {
+    this.setAttribute("gateway", url);
+  }
+
+  get state() {
+    return this.getAttribute("state") ?? "idle";
+  }
+
+  /** What is shown so far: one text, or two in their order. */
+  get texts() {
+    return this.#parts.cards.filter(({ article }) => !article.hidden).map(({ text }) => text.data);
+  }
+
+  /** Ask the app's back end, with fetch's arguments, and show what it streams. Resolves when that is over, well or badly. */
+  async load(input, init = {}) {
+    this.#running?.abort();
+    const running = new AbortController();
+    this.#running = running;
+    this.#request = [input, init];
+    this.#clear();
+    this.#setState("writing", this.#words.writing, true);
+    const signal = init.signal ? AbortSignal.any([running.signal, init.signal]) : running.signal;
+    try {
+      const response = await fetchAnswer(input, { ...init, signal });
+      const answer = await readAnswer(response, (index, text) => signal.aborted || this.#append(index, text));
+      if (this.#running === running) this.#finish(answer);
+    } catch (error) {
+      if (this.#running !== running) return; // it was stopped, or another answer took its place
+      if (signal.aborted) this.stop();
+      else this.#fail(error);
+    }
+  }
+
+  /** Stop writing. What there is of the first answer stays. */
+  stop() {
+    if (!this.#running) return;
+    this.#running.abort();
+    if (this.texts[0]) this.#finish({ id: null, comparison: null }, true);
+    else this.#fail(new AnswerError("stopped"));
+  }
+
+  /** Ask the same again. */
+  async retry() {
+    this.#keepPlace();
+    if (this.#request) await this.load(...this.#request);
+  }
+
+  /** The person went on: nothing to choose, nothing to try again. The first answer stays. */
+  close() {
+    this.#parts.retry.hidden = true;
+    if (this.state !== "asking") return;
+    this.#mark(0, false);
+    this.#showFailure("");
+    this.#setState("done", this.#words.closed);
+  }
+
+  /** Send a choice; the buttons call this. Resolves to whether the gateway has stored it. */
+  async choose(preferred) {
+    if (this.state !== "asking" || !Object.hasOwn(KEYS, preferred)) return false;
+    const seconds = (performance.now() - this.#askedAt) / 1000;
+    this.#showFailure("");
+    this.#setState("sending", this.#words.sending);
+    const problem = await this.#send(preferred);
+    if (problem?.canRetry) {
+      this.#setState("asking", this.#words.asking);
+      this.#showFailure(problem.message);
+      this.#emit("prefloop-error", { during: "choice", reason: "unsaved", ...problem });
+      return false;
+    }
+    const index = preferred === "second" ? 1 : 0;
+    const isDecisive = preferred === "first" || preferred === "second";
+    this.#keepPlace();
+    this.#mark(isDecisive ? index : null, isDecisive);
+    this.#setState("chosen", problem?.message ?? this.#words.thanks[preferred]);
+    this.#emit("prefloop-choice", { preferred, index, text: this.texts[index], recorded: !problem, seconds });
+    return !problem;
+  }
+
+  async #send(preferred) {
+    const { id, token } = this.#comparison;
+    const words = this.#words;
+    try {
+      const response = await fetch(`${this.gateway.replace(/\/+$/, "")}/v1/comparisons/${encodeURIComponent(id)}/choice`, {
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body: JSON.stringify({ preferred, token }),
+        credentials: "omit",
+        keepalive: true, // arrives even if the person leaves the page now
+        signal: AbortSignal.timeout(CHOICE_TIMEOUT_MS),
+      });
+      if (response.ok) return null;
+      const { status } = response;
+      const { code = null, message: said = null } = (await response.json().catch(() => null))?.error ?? {};
+      const canRetry = status >= 500 || status === 429;
+      return { message: canRetry ? words.unsaved : (words.refusals[status] ?? words.unaccepted), canRetry, status, code, said };
+    } catch {
+      return { message: words.unsent, canRetry: true, status: null, code: null, said: null };
+    }
+  }
+
+  #append(index, text) {
+    if (index === 1 && !this.hasAttribute("pair")) this.#showPair();
+    this.#parts.cards[index].text.appendData(text);
+  }
+
+  #showPair() {
+    this.#togglePair(true);
+    this.#say(this.#words.writingTwo);
+  }
+
+  #finish({ id, comparison }, stopped = false) {
+    this.#running = null;
+    const [first, second] = this.#parts.cards;
+    const isAsked = comparison !== null && Boolean(first.text.data || second.text.data);
+    this.#togglePair(isAsked);
+    this.#comparison = comparison;
+    this.#askedAt = performance.now();
+    for (const text of [first.text, second.text]) if (!text.data) text.parentElement.dataset.empty = this.#words.empty;
+    if (isAsked) this.#setState("asking", this.#words.asking);
+    else this.#setState("done", stopped ? this.#words.stopped : this.#words.complete, !stopped);
+    const texts = this.texts;
+    this.#emit("prefloop-answer", { id, text: texts[0], texts, comparison: isAsked ? comparison : null, stopped });
+  }
+
+  #fail(error) {
+    this.#running = null;
+    if (!(error instanceof AnswerError)) reportError(error); // a mistake of ours: shown as a broken answer, and not hidden
+    const { reason = "broken", status = null, code = null, said = null } = error;
+    const message = (reason === "refused" && said) || this.#words.failures[reason] || this.#words.failures.broken;
+    this.#setState("failed", "", true);
+    if (this.#emit("prefloop-error", { during: "answer", message, reason, status, code, said })) this.#showFailure(message, true);
+  }
+
+  #clear() {
+    for (const { text } of this.#parts.cards) {
+      text.data = "";
+      delete text.parentElement.dataset.empty;
+    }
+    this.#comparison = null;
+    this.#mark(null, false);
+    this.#togglePair(false);
+    this.#showFailure("");
+  }
+
+  #togglePair(isPair) {
+    this.toggleAttribute("pair", isPair);
+    this.#parts.group.setAttribute("aria-label", isPair ? this.#words.pair : this.#words.answer);
+    this.#parts.cards[1].article.hidden = !isPair;
+    for (const { heading } of this.#parts.cards) heading.hidden = !isPair;
+  }
+
+  /** Show which one stays (null: no one stands out), and whether it was picked. */
+  #mark(kept, isPicked) {
+    this.#parts.cards.forEach(({ article, badge }, index) => {
+      article.classList.toggle("picked", isPicked && index === kept);
+      article.classList.toggle("left", kept !== null && index !== kept);
+      badge.hidden = !isPicked || index !== kept;
+    });
+  }
+
+  #setState(state, text, isQuiet = false) {
+    const { answers, choices, buttons } = this.#parts;
+    this.setAttribute("state", state);
+    this.#say(text, isQuiet);
+    answers.setAttribute("aria-busy", String(state === "writing"));
+    answers.classList.toggle("writing", state === "writing");
+    choices.hidden = state !== "asking" && state !== "sending";
+    for (const button of buttons) button.setAttribute("aria-disabled", String(state !== "asking"));
+    this.#emit("prefloop-state", { state });
+  }
+
+  #say(text, isQuiet = false) {
+    this.#parts.status.textContent = text;
+    this.#parts.status.classList.toggle("quiet", isQuiet || !text);
+  }
+
+  #showFailure(message, canRetry = false) {
+    const { failure, alert, retry } = this.#parts;
+    failure.hidden = !message;
+    alert.textContent = message;
+    retry.hidden = !canRetry;
+  }
+
+  /** What is about to vanish may hold the focus: a keyboard's place must not be lost. */
+  #keepPlace() {
+    if (this.shadowRoot.activeElement) this.#parts.group.focus();
   }
 
   #onKey(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (this.chooseByKey(event.key)) event.preventDefault();
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+    if (this.state !== "asking") return;
+    const typed = /^(Digit|Numpad)[12]$/.test(event.code) ? event.code.at(-1) : event.key.toLowerCase();
+    const preferred = Object.keys(KEYS).find((each) => KEYS[each] === typed);
+    if (preferred && !event.repeat) this.choose(preferred);
+    else if (!this.#moveFocus(event.key)) return;
+    event.preventDefault();
+  }
+
+  #moveFocus(key) {
+    const { buttons } = this.#parts;
+    const at = buttons.indexOf(this.shadowRoot.activeElement);
+    if (at < 0) return false;
+    const right = getComputedStyle(this).direction === "rtl" ? -1 : 1;
+    const steps = { ArrowRight: right, ArrowLeft: -right, ArrowDown: 1, ArrowUp: -1, Home: -at, End: -1 - at };
+    if (!Object.hasOwn(steps, key)) return false;
+    buttons.at((at + steps[key]) % buttons.length).focus();
+    return true;
+  }
+
+  #emit(name, detail) {
+    return this.dispatchEvent(new CustomEvent(name, { detail, bubbles: true, composed: true, cancelable: name === "prefloop-error" }));
   }
 }
 
-function make(tag, attributes) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
-
-function makeCard(name) {
-  const article = make("article", { "aria-label": name });
-  const heading = make("h3", {});
-  const badge = make("span", { class: "badge" });
-  badge.textContent = "Your pick";
-  heading.append(name, badge);
-  const text = make("div", { class: "text" });
-  article.append(heading, text);
-  return { article, text };
-}
-
-/** Say kindly why a choice was not stored, and whether trying again can help. */
-async function describe(response) {
-  if (response.status === 410) return { text: "This question has expired, so your choice was not counted.", retry: false };
-  if (response.status === 409) return { text: "A different choice was already stored for these answers.", retry: false };
-  if (response.status === 404) return { text: "The gateway does not know this question any more.", retry: false };
-  if (response.status >= 500 || response.status === 429) return { text: "Your choice could not be saved yet. Please try again.", retry: true };
-  const body = await response.json().catch(() => null);
-  return { text: body?.error?.message ?? "Your choice was not accepted.", retry: false };
+async function fetchAnswer(input, init) {
+  const headers = new Headers(init.headers ?? input.headers);
+  if (!headers.has("accept")) headers.set("accept", "text/event-stream");
+  try {
+    return await fetch(input instanceof Request ? input.clone() : input, { cache: "no-store", ...init, headers });
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new AnswerError("unreachable");
+  }
 }
 
 if (!customElements.get("prefloop-compare")) customElements.define("prefloop-compare", PrefloopCompare);

@@ -1,7 +1,6 @@
-// The chat page: keeps the conversation, streams answers, and hands two-candidate answers to <prefloop-compare>.
+// The chat page: keeps the conversation; every answer is a <prefloop-compare>, as in any other app.
 
 import "./compare.js";
-import { ChatError, streamChat } from "./chat_stream.js";
 
 const NUM_EXAMPLES = 6;
 const page = Object.fromEntries(
@@ -9,9 +8,8 @@ const page = Object.fromEntries(
 );
 
 let history = []; // what the model sees next: {role, content}
-let conversation = crypto.randomUUID?.() ?? String(Math.random());
-let openComparison = null; // {element, answer}: asked and not yet chosen
-let running = null; // AbortController of the answer being written
+let conversation = makeId();
+let latest = null; // the element of the last answer
 
 page.composer.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -23,182 +21,72 @@ page.question.addEventListener("keydown", (event) => {
   ask(page.question.value);
 });
 page.question.addEventListener("input", fitQuestion);
-page.stop.addEventListener("click", () => running?.abort());
+page.stop.addEventListener("click", () => latest?.stop());
 page["new-chat"].addEventListener("click", startOver);
-// The comparison's keys (1, 2, 3, 4, 0) work wherever nothing is being typed.
-document.addEventListener("keydown", (event) => {
-  if (!openComparison || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target.closest?.("input, textarea, select, prefloop-compare")) return;
-  openComparison.element.chooseByKey(event.key);
-});
+followText();
 showExamples();
 
-async function ask(question) {
+function ask(question) {
   question = question.trim();
-  if (!question || running) return;
-  settleOpenComparison();
-  dropUnanswered();
+  if (!question || latest?.state === "writing") return;
+  latest?.close(); // going on without a choice: the first candidate is what the conversation continues from
+  if (history.at(-1)?.role === "user") history.pop(); // its answer failed
   page.welcome.hidden = true;
   page.question.value = "";
   fitQuestion();
-  addMessage("user", question);
-  history.push({ role: "user", content: question });
-  await answer();
-}
-
-async function answer() {
-  const started = conversation;
-  const view = new AnswerView();
-  setRunning(new AbortController());
-  const { signal } = running;
-  try {
-    const result = await streamChat({
-      url: "/playground/chat",
-      headers: {
-        "x-prefloop-compare": page.compare.value,
-        "x-prefloop-user": personId(),
-        "x-prefloop-conversation": conversation,
-      },
-      messages: history,
-      signal,
-      onText: (index, text) => view.append(index, text),
-    });
-    if (started === conversation) view.finish(result.comparison);
-  } catch (error) {
-    if (started !== conversation) return;
-    if (error.name === "AbortError") view.stop();
-    else view.fail(error instanceof ChatError ? error.message : "Something went wrong on this page.");
-    if (!(error instanceof ChatError) && error.name !== "AbortError") console.error(error);
-  } finally {
-    if (running?.signal === signal) setRunning(null);
-  }
-}
-
-/** One answer as it is written: a bubble, which becomes a comparison when a second candidate starts. */
-class AnswerView {
-  constructor() {
-    this.texts = ["", ""];
-    this.message = document.createElement("div");
-    this.message.className = "message assistant";
-    this.bubble = document.createElement("div");
-    this.bubble.className = "bubble writing";
-    this.message.append(this.bubble);
-    page.messages.append(this.message);
-    this.compare = null;
-    scrollDown(true);
-  }
-
-  append(index, text) {
-    if (index > 1) return;
-    this.texts[index] += text;
-    if (index === 1 && !this.compare) this.#showPair();
-    if (this.compare) this.compare.append(index, text);
-    else this.bubble.textContent = this.texts[0];
-    scrollDown();
-  }
-
-  finish(comparison) {
-    if (!comparison || !this.compare) return this.#keepFirst();
-    const answer = { role: "assistant", content: this.texts[0] };
-    history.push(answer);
-    openComparison = { element: this.compare, answer };
-    this.compare.addEventListener("prefloop-choice", (event) => {
-      answer.content = event.detail.text;
-      openComparison = null;
-      page.question.focus();
-    });
-    this.compare.ask(comparison);
-    scrollDown();
-  }
-
-  stop() {
-    if (this.texts[0]) this.#keepFirst("Stopped.");
-    else this.fail("Stopped before an answer came.");
-  }
-
-  fail(reason) {
-    this.bubble.remove();
-    this.compare?.remove();
-    const box = document.createElement("div");
-    box.className = "notice failure";
-    box.setAttribute("role", "alert");
-    const text = document.createElement("span");
-    text.textContent = reason;
-    const retry = document.createElement("button");
-    retry.type = "button";
-    retry.className = "button";
-    retry.textContent = "Try again";
-    retry.addEventListener("click", () => {
-      if (running) return;
-      this.message.remove();
-      answer();
-    });
-    box.append(text, retry);
-    this.message.append(box);
-    scrollDown();
-  }
-
-  #showPair() {
-    this.bubble.remove();
-    this.compare = document.createElement("prefloop-compare");
-    this.message.append(this.compare);
-    if (this.texts[0]) this.compare.append(0, this.texts[0]);
-  }
-
-  #keepFirst(note = "") {
-    this.compare?.remove();
-    this.compare = null;
-    this.bubble.textContent = this.texts[0] || "(The model said nothing.)";
-    this.bubble.classList.remove("writing");
-    this.message.prepend(this.bubble);
-    if (note) addMeta(this.message, note);
-    history.push({ role: "assistant", content: this.texts[0] });
-  }
-}
-
-/** Going on without a choice: the first candidate is what the conversation continues from. */
-function settleOpenComparison() {
-  openComparison?.element.close();
-  openComparison = null;
-}
-
-/** A question whose answer failed leaves the history when the person asks another one. */
-function dropUnanswered() {
-  if (history.at(-1)?.role === "user") history.pop();
-  for (const button of page.messages.querySelectorAll(".failure .button")) button.remove();
-}
-
-function addMessage(role, text) {
-  const message = document.createElement("div");
-  message.className = `message ${role}`;
   const bubble = document.createElement("div");
   bubble.className = "bubble";
-  bubble.textContent = text;
-  message.append(bubble);
+  bubble.textContent = question;
+  addMessage("user", bubble);
+  history.push({ role: "user", content: question });
+  showAnswer();
+}
+
+function showAnswer() {
+  const compare = document.createElement("prefloop-compare");
+  const answer = { role: "assistant", content: "" };
+  compare.addEventListener("prefloop-state", ({ detail }) => showRunning(detail.state === "writing"));
+  compare.addEventListener("prefloop-answer", ({ detail }) => {
+    answer.content = detail.text;
+    history.push(answer);
+  });
+  compare.addEventListener("prefloop-choice", ({ detail }) => {
+    answer.content = detail.text;
+    page.question.focus();
+  });
+  latest = compare;
+  addMessage("assistant", compare);
+  scrollDown();
+  compare.load("/playground/chat", {
+    method: "POST",
+    headers: {
+      "content-type": "application/json",
+      "x-prefloop-compare": page.compare.value,
+      "x-prefloop-user": personId(),
+      "x-prefloop-conversation": conversation,
+    },
+    body: JSON.stringify({ messages: history }),
+  });
+}
+
+function addMessage(role, content) {
+  const message = document.createElement("div");
+  message.className = `message ${role}`;
+  message.append(content);
   page.messages.append(message);
 }
 
-function addMeta(message, text) {
-  const meta = document.createElement("span");
-  meta.className = "meta";
-  meta.textContent = text;
-  message.append(meta);
-}
-
-function setRunning(controller) {
-  running = controller;
-  page.stop.hidden = !controller;
-  page.send.hidden = Boolean(controller);
-  page.messages.setAttribute("aria-busy", String(Boolean(controller)));
+function showRunning(isRunning) {
+  page.stop.hidden = !isRunning;
+  page.send.hidden = isRunning;
 }
 
 function startOver() {
-  conversation = crypto.randomUUID?.() ?? String(Math.random());
-  running?.abort();
-  setRunning(null);
-  openComparison = null;
+  conversation = makeId();
+  latest = null;
   history = [];
-  page.messages.replaceChildren();
+  page.messages.replaceChildren(); // an element that leaves the page stops its answer
+  showRunning(false);
   page.welcome.hidden = false;
   page.question.focus();
 }
@@ -224,7 +112,7 @@ function personId() {
   try {
     let id = localStorage.getItem("prefloop-person");
     if (!id) {
-      id = crypto.randomUUID?.() ?? String(Math.random());
+      id = makeId();
       localStorage.setItem("prefloop-person", id);
     }
     return `playground-${id}`;
@@ -233,12 +121,25 @@ function personId() {
   }
 }
 
+function makeId() {
+  return crypto.randomUUID?.() ?? String(Math.random()); // randomUUID is there on https and on this machine only
+}
+
 function fitQuestion() {
   page.question.rows = Math.min(7, Math.max(1, page.question.value.split("\n").length));
 }
 
-/** Follow the text, unless the reader scrolled up. */
-function scrollDown(force = false) {
-  const root = document.documentElement;
-  if (force || root.scrollHeight - root.scrollTop - root.clientHeight < 160) root.scrollTop = root.scrollHeight;
+/** Keep the end of the text in view as it grows, unless the reader scrolled up. */
+function followText() {
+  let height = 0;
+  new ResizeObserver(() => {
+    const root = document.documentElement;
+    const wasAtEnd = height - root.scrollTop - root.clientHeight < 40;
+    height = root.scrollHeight;
+    if (wasAtEnd) scrollDown();
+  }).observe(page.messages);
+}
+
+function scrollDown() {
+  document.documentElement.scrollTop = document.documentElement.scrollHeight;
 }

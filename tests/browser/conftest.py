@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,21 @@ def page(browser: Browser) -> Iterator[Page]:
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
     """A gateway that serves checkpoint 0."""
-    seed = tmp_path / "state" / "seed"
+    with run_gateway(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lasting_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """The same for a whole module: for tests that only read what it serves, or count from where they began."""
+    with run_gateway(tmp_path_factory.mktemp("gateway")) as running:
+        yield running
+
+
+@contextmanager
+def run_gateway(folder: Path) -> Iterator[RunningGateway]:
+    """A gateway process over a fake engine, until the block ends; its state and its log are in the folder."""
+    seed = folder / "state" / "seed"
     seed.mkdir(parents=True)
     (seed / "examples.json").write_text(json.dumps(EXAMPLES))
     engine_port, port = free_port(), free_port()
@@ -80,19 +95,19 @@ def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
         os.environ
         | SETTINGS
         | {
-            "PREFLOOP_STATE_DIR": str(tmp_path / "state"),
+            "PREFLOOP_STATE_DIR": str(folder / "state"),
             "PREFLOOP_GATEWAY__PORT": str(port),
             "PREFLOOP_GATEWAY__ENGINES": json.dumps([f"http://127.0.0.1:{engine_port}"]),
         }
     )
-    log = (tmp_path / "gateway.log").open("w")
+    log = (folder / "gateway.log").open("w")
     process = subprocess.Popen([sys.executable, "-m", "gateway.app"], env=environment, stdout=log, stderr=log)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: process.poll() is not None or is_answering(f"{url}/livez"), "the gateway answers")
-        assert process.poll() is None, (tmp_path / "gateway.log").read_text()
-        key = (tmp_path / "state" / "secrets" / "admin_key").read_text().strip()
-        running = RunningGateway(url, tmp_path / "state", key)
+        assert process.poll() is None, (folder / "gateway.log").read_text()
+        key = (folder / "state" / "secrets" / "admin_key").read_text().strip()
+        running = RunningGateway(url, folder / "state", key)
         running.publish(0, None)
         wait_until(lambda: is_answering(f"{url}/readyz"), "a checkpoint serves")
         yield running
@@ -102,4 +117,4 @@ def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
         engine.should_exit = True
         engine_thread.join(timeout=10)
         log.close()
-        print((tmp_path / "gateway.log").read_text()[-6000:])
+        print((folder / "gateway.log").read_text()[-6000:])

@@ -35,7 +35,7 @@ def test_a_picked_answer_is_stored_and_goes_into_the_history(
         ("assistant", second),
         ("user", "And then?"),
     ]
-    expect(page.locator(".message.assistant .bubble")).to_contain_text("And then?")
+    expect(page.locator("prefloop-compare").last.locator(".text").first).to_contain_text("And then?")
     page.screenshot(path=tmp_path / "chosen.png")
 
 
@@ -46,7 +46,7 @@ def test_the_keyboard_alone_is_enough_to_ask_and_choose(gateway: RunningGateway,
     compare = page.locator("prefloop-compare")
     expect(compare).to_have_attribute("state", "asking")
     compare.get_by_role("button", name="Skip").focus()
-    page.keyboard.press("3")
+    page.keyboard.press("t")
     expect(compare.get_by_role("status")).to_have_text("Thank you. You called it a tie.")
 
 

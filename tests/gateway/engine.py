@@ -96,8 +96,10 @@ class FakeEngine:
         text = "Same." if self.same_text else f"Answer of seed {body.get('seed')}."
         if body.get("stream"):
             return await self._stream(request, body, text, rank)
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
+        call = _call_tool(body)
+        message = {"role": "assistant", "content": text} if call is None else _calling(call)
+        end = "stop" if call is None else "tool_calls"
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": end, "stop_reason": None}
         answer = {
             **_head(body, "chat.completion"),
             "choices": [choice],
@@ -112,9 +114,11 @@ class FakeEngine:
         head = _head(body, "chat.completion.chunk")
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
         words = text.split() if self.num_words is None else ["word"] * self.num_words
-        deltas += [{"content": word + " "} for word in words]
+        call = _call_tool(body)
+        deltas += [{"content": word + " "} for word in words] if call is None else _split_call(call)
+        end = "stop" if call is None else "tool_calls"
         events = [{**head, "choices": [{"index": 0, "delta": d, "finish_reason": None}]} for d in deltas]
-        events.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        events.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": end}]})
         if (body.get("stream_options") or {}).get("include_usage"):
             usage = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
             events.append({**head, "choices": [], "usage": usage})
@@ -137,6 +141,27 @@ class FakeEngine:
         for start in range(0, len(data), size):
             await response.write(data[start : start + size])
             await asyncio.sleep(0)
+
+
+def _call_tool(body: dict[str, Any]) -> dict[str, Any] | None:
+    """The call that answers a question that comes with tools; a tool's result is answered in words."""
+    if not body.get("tools") or body["messages"][-1]["role"] == "tool":
+        return None
+    name = body["tools"][0]["function"]["name"]
+    function = {"name": name, "arguments": json.dumps({"seed": body.get("seed")})}
+    return {"id": f"call_of_{body['model']}", "type": "function", "function": function}
+
+
+def _calling(call: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def _split_call(call: dict[str, Any]) -> list[dict[str, Any]]:
+    """The deltas of a call: its name first, then its arguments in two pieces."""
+    arguments = call["function"]["arguments"]
+    head = {**call, "function": {"name": call["function"]["name"], "arguments": ""}}
+    pieces = [{"function": {"arguments": piece}} for piece in (arguments[:4], arguments[4:])]
+    return [{"tool_calls": [{"index": 0, **part}]} for part in (head, *pieces)]
 
 
 def _head(body: dict[str, Any], kind: str) -> dict[str, Any]:

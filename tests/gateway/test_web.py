@@ -1,5 +1,6 @@
 """The pages' routes, without a gateway around them."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,8 +74,13 @@ def test_an_unchanged_file_is_not_sent_again(client: TestClient) -> None:
 
 
 def test_only_the_compare_element_may_be_loaded_by_other_sites(client: TestClient) -> None:
-    assert client.get("/web/compare.js").headers["access-control-allow-origin"] == "*"
-    assert "access-control-allow-origin" not in client.get("/web/console.js").headers
+    source = client.get("/web/compare.js")
+    for name in ("compare.js", *re.findall(r'from "\./(\S+)"', source.text)):
+        headers = client.get(f"/web/{name}").headers
+        assert headers["access-control-allow-origin"] == "*", name
+        assert headers["cross-origin-resource-policy"] == "cross-origin", name
+    for name in ("console.js", "base.css", "playground.js"):
+        assert "access-control-allow-origin" not in client.get(f"/web/{name}").headers
 
 
 def test_an_operator_signs_in_reads_the_csrf_value_and_signs_out(client: TestClient) -> None:
