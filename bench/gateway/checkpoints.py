@@ -4,7 +4,6 @@ The mock's probe answers for every one of them (PROBE_TOKENS and their log-proba
 """
 
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ def serve_two_arms(admin: httpx.Client, folder: Path) -> None:
     for number, arm in enumerate(("stable", "canary")):
         path = make_checkpoint(folder, number)
         admin.post("/operator/v1/checkpoints", json={"path": str(path)}).raise_for_status()
-        _wait_for(lambda status, arm=arm: status[arm] is not None, admin, f"a {arm} checkpoint")
+        _wait_for(arm, admin)
 
 
 def make_key(admin: httpx.Client, name: str, **fields: Any) -> str:
@@ -57,10 +56,10 @@ def make_key(admin: httpx.Client, name: str, **fields: Any) -> str:
     return str(answer.json()["key"])
 
 
-def _wait_for(is_there: Callable[[Mapping[str, Any]], bool], admin: httpx.Client, what: str) -> None:
+def _wait_for(arm: str, admin: httpx.Client) -> None:
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
-        if is_there(admin.get("/operator/v1/status").raise_for_status().json()):
+        if admin.get("/operator/v1/status").raise_for_status().json()[arm] is not None:
             return
         time.sleep(0.1)
-    raise TimeoutError(f"the gateway did not serve {what} within {_TIMEOUT_S:.0f} s")
+    raise TimeoutError(f"the gateway has no {arm} after {_TIMEOUT_S:.0f} s")

@@ -125,11 +125,8 @@ def render_table(samples: Samples, rss_mb: Mapping[str, float]) -> str:
         cells = ["-" if value is None else f"{value:,.{digits}f}" for value, digits in values]
         rows.append([peer, *cells, f"{rss_mb[peer]:,.0f}" if peer in rss_mb else "-"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
-    return "\n".join(lines)
+    lines = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *line[1:]]) for row, line in zip(rows, lines, strict=True))
 
 
 def _median_ratio(counts: Sequence[Counts]) -> float | None:

@@ -6,10 +6,12 @@ a peer with one thread has a core to itself. Raises LoadFailed when a load canno
 
 import json
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -20,6 +22,7 @@ REQUEST_BYTES = 478
 NUM_EVENTS = 64  # of one stream
 PACED_STREAMS, PACE_MS = 64, 10  # 6,400 events a second, slow enough that each travels alone
 RATE = 2000
+_AFTERWARDS_S = 0.3
 
 
 class LoadFailed(Exception):
@@ -89,13 +92,13 @@ class Loads:
         argv = self._command(load, peer, seconds)
         cpu_s = peer.server.cpu_s()
         done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds + 60)
+        time.sleep(_AFTERWARDS_S)  # what a peer puts off until the load is over is part of its price
         cpu_s = peer.server.cpu_s() - cpu_s
         return read_sample(done.stdout, peer.name, load, round_number, cpu_s, done.stderr)
 
     def _command(self, load: Load, peer: Peer, seconds: float) -> list[str]:
         if load in (Load.SIXTEEN, Load.ONE):
-            connections = "16" if load is Load.SIXTEEN else "1"
-            argv = [*self._wrk, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
+            argv = [*self._wrk, "-t1", "-c16" if load is Load.SIXTEEN else "-c1", f"-d{max(1, round(seconds))}s"]
             argv += ["-s", str(SOURCES / "post.lua"), peer.server.url]
             return [*argv, "--", str(self._whole), *peer.headers]
         connections, rate, body = {
@@ -104,13 +107,17 @@ class Loads:
             Load.FIRST: (1, 0, self._short),
             Load.RATE: (16, RATE, self._whole),
         }[load]
-        argv = [self._client, str(peer.server.port), str(connections), str(seconds), str(rate), str(body)]
-        return [*argv, *peer.headers]
+        return [
+            self._client,
+            str(peer.server.port),
+            *(str(x) for x in (connections, seconds, rate, body)),
+            *peer.headers,
+        ]
 
 
 def build_request(*, stream: bool, max_tokens: int = NUM_EVENTS) -> bytes:
     """A chat request of 478 bytes, compact JSON; `max_tokens` is how many events the mock will send."""
-    body = {
+    body: dict[str, Any] = {
         "model": MODEL,
         "messages": [{"role": "system", "content": "You answer in one paragraph."}, {"role": "user", "content": ""}],
         "max_tokens": max_tokens,
@@ -119,7 +126,7 @@ def build_request(*, stream: bool, max_tokens: int = NUM_EVENTS) -> bytes:
     }
     missing = REQUEST_BYTES - len(json.dumps(body, separators=(",", ":")))
     question = "How does a river choose its way through a valley, and why does it bend where it bends? "
-    body["messages"][1]["content"] = (question * (1 + missing // len(question)))[:missing]  # type: ignore[index]
+    body["messages"][1]["content"] = (question * (1 + missing // len(question)))[:missing]
     return json.dumps(body, separators=(",", ":")).encode()
 
 

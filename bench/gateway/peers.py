@@ -75,7 +75,8 @@ class Field:
         model = {"model": f"openai/{MODEL}", "api_base": f"{self.mock.url}/v1", "api_key": "none"}
         config = self._run_folder / "litellm.yaml"  # JSON is YAML
         config.write_text(json.dumps({"model_list": [{"model_name": MODEL, "litellm_params": model}]}))
-        argv = [str(program), "--config", str(config), "--host", "127.0.0.1", "--num_workers", "1", "--telemetry", "False"]
+        argv = [str(program), "--config", str(config), "--host", "127.0.0.1", "--num_workers", "1"]
+        argv += ["--telemetry", "False"]
         env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
         return Peer(
             LITELLM_PEER,

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 STOP_TIMEOUT_S = 15.0
 _PR_SET_PDEATHSIG = 1
@@ -63,7 +63,7 @@ class Server:
 
     def rss_mb(self) -> float:
         """Resident memory of the process and its descendants, MB (shared pages counted for each)."""
-        return sum(process.memory_info().rss for process in self._tree()) / 1e6
+        return float(sum(process.memory_info().rss for process in self._tree())) / 1e6
 
     def stop(self) -> None:
         """End the process group, by force after 15 s."""
