@@ -127,8 +127,7 @@ def start_peers(arguments: argparse.Namespace, field: Field, reasons: dict[str, 
     for start in starts:
         peer = start()
         print(f"started {peer.name} on port {peer.server.port}", flush=True)
-        if peer.name != LITELLM_PEER:  # it renames models and is not measured with streams
-            check_answers(peer)
+        check_answers(peer, has_streams=peer.name != LITELLM_PEER)
         peers.append(peer)
     return peers
 

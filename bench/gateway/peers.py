@@ -7,6 +7,7 @@ limits, two arms, metrics, recording of completions.
 
 import json
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -70,18 +71,17 @@ class Field:
         return Peer(RAW, self._start(RAW, command, "/health", {"ENGINE_URL": self.mock.url}))
 
     def start_litellm(self) -> Peer:
-        """LiteLLM's proxy, one worker, nothing but one model; it may not fetch its price list."""
+        """LiteLLM's proxy, one worker, one key, one model; it may not fetch its price list."""
         program = install_python(LITELLM, self._folder) / "litellm"
         model = {"model": f"openai/{MODEL}", "api_base": f"{self.mock.url}/v1", "api_key": "none"}
         config = self._run_folder / "litellm.yaml"  # JSON is YAML
         config.write_text(json.dumps({"model_list": [{"model_name": MODEL, "litellm_params": model}]}))
         argv = [str(program), "--config", str(config), "--host", "127.0.0.1", "--num_workers", "1"]
         argv += ["--telemetry", "False"]
-        env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
-        return Peer(
-            LITELLM_PEER,
-            self._start(LITELLM_PEER, lambda port: [*argv, "--port", str(port)], "/health/liveliness", env),
-        )
+        key = f"sk-{secrets.token_hex(16)}"
+        env = {"LITELLM_MASTER_KEY": key, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+        server = self._start(LITELLM_PEER, lambda port: [*argv, "--port", str(port)], "/health/liveliness", env)
+        return Peer(LITELLM_PEER, server, (f"authorization: Bearer {key}",))
 
     def start_gateway(self, name: str, settings: dict[str, str] | None = None) -> Peer:
         """The gateway, every feature on; `settings` are further PREFLOOP_ variables."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent
 ROUTER = "vllm-router==0.1.17"
-LITELLM = "litellm[proxy]==1.108.11"
+LITELLM = "litellm[proxy]==1.106.2"
 _WRK_PACKAGES = ("wrk", "libluajit-5.1-2", "libluajit-5.1-common")
 
 
