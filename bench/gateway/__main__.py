@@ -22,6 +22,7 @@ from bench.gateway.figures import Counts, Samples, compute_figures, render_table
 from bench.gateway.loads import RATE, Load, LoadFailed, Loads, Sample, check_answers
 from bench.gateway.pair import PairFailed, measure_pair_over_single
 from bench.gateway.peers import AGAIN, GATEWAY, LITELLM_PEER, WORKERS, Field, Peer
+from bench.gateway.postgres import run_postgres
 from bench.gateway.servers import ServerFailed
 from bench.gateway.tools import MissingTool, compile_program, find_wrk
 from gateway.settings import GatewaySection
@@ -64,7 +65,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one load")
     parser.add_argument("--quick", action="store_true", help="one round of one second, without LiteLLM and pairs")
-    parser.add_argument("--database-url", default="", help="PostgreSQL for the gateway with two workers")
+    parser.add_argument(
+        "--database-url", default="", help="an empty PostgreSQL for two workers; without it one is started"
+    )
     parser.add_argument("--engine", default="", help="a real vLLM for pairs; without it one is started")
     parser.add_argument("--model", default="", help="the directory of the model that --engine serves")
     parser.add_argument("--no-pairs", action="store_true", help="leave out what needs a real vLLM")
@@ -85,7 +88,7 @@ def measure(
     samples: list[Sample] = []
     recorded: dict[Load, list[Counts]] = {}
     with ExitStack() as stack:
-        peers = start_peers(arguments, Field(folder, run_folder, stack), reasons)
+        peers = start_peers(arguments, folder, run_folder, stack, reasons)
         loads = Loads(wrk, loads_client, peers[0].server.url, run_folder)
         for peer in peers:
             loads.run(Load.SIXTEEN, peer, 1.0, 0)  # warm
@@ -105,24 +108,26 @@ def measure(
     return Samples(samples), recorded, rss_mb, reasons
 
 
-def start_peers(arguments: argparse.Namespace, field: Field, reasons: dict[str, str]) -> list[Peer]:
-    """All peers that can be had, the mock first."""
+def start_peers(
+    arguments: argparse.Namespace, folder: Path, run_folder: Path, stack: ExitStack, reasons: dict[str, str]
+) -> list[Peer]:
+    """All peers that can be had, the mock first; `stack` stops them. `reasons` takes why one cannot."""
+    field = Field(folder, run_folder, stack)
     starts = [field.start_mock, field.start_router, field.start_raw_proxy]
     if arguments.quick:
         reasons["ratio_litellm_16"] = "--quick"
     else:
         starts.append(field.start_litellm)
     starts += [lambda: field.start_gateway(GATEWAY), lambda: field.start_gateway(AGAIN)]
-    if not arguments.database_url:
-        reasons["workers_2_over_1"] = "needs --database-url postgresql+psycopg://…"
-    elif "workers" not in GatewaySection.model_fields:
+    if "workers" not in GatewaySection.model_fields:
         reasons["workers_2_over_1"] = "the gateway has no setting for several workers"
     else:
-        settings = {
-            "PREFLOOP_GATEWAY__WORKERS": "2",
-            "PREFLOOP_GATEWAY__DATABASE_URL": arguments.database_url,
-        }
-        starts.append(lambda: field.start_gateway(WORKERS, settings))
+        try:
+            database_url = arguments.database_url or stack.enter_context(run_postgres())
+            settings = {"PREFLOOP_GATEWAY__WORKERS": "2", "PREFLOOP_GATEWAY__DATABASE_URL": database_url}
+            starts.append(lambda: field.start_gateway(WORKERS, settings))
+        except MissingTool as error:
+            reasons["workers_2_over_1"] = str(error)
     peers = []
     for start in starts:
         peer = start()

@@ -25,7 +25,15 @@ DIRECT, ROUTER_PEER, RAW, LITELLM_PEER = "mock alone", "rust router", "raw proxy
 GATEWAY, AGAIN, WORKERS = "gateway", "gateway again", "gateway, 2 workers"
 _START_S = 90.0
 _CANARY_STEPS = '[{"weight": 0.25}]'
-_LIMITS = {"requests_per_minute": 100_000_000, "tokens_per_minute": 100_000_000_000}  # never reached, always counted
+_ENOUGH = 10**9  # never reached, always counted
+_LIMITS = {
+    "requests_per_minute": _ENOUGH,
+    "requests_per_day": 1000 * _ENOUGH,
+    "tokens_per_minute": 1000 * _ENOUGH,
+    "tokens_per_day": 1000 * _ENOUGH,
+    "budget_per_minute": _ENOUGH,
+    "budget_per_day": _ENOUGH,
+}
 
 
 @dataclass(frozen=True)
@@ -92,13 +100,16 @@ class Field:
             "PREFLOOP_POLICY": MODEL,
             "PREFLOOP_GATEWAY__ENGINES": json.dumps([self.mock.url]),
             "PREFLOOP_ROLLOUT__STEPS": _CANARY_STEPS,
+            "PREFLOOP_GATEWAY__RECORD_COMPLETIONS": "true",
+            "PREFLOOP_GATEWAY__PRICE_PER_MILLION_PROMPT_TOKENS": "1",
+            "PREFLOOP_GATEWAY__PRICE_PER_MILLION_COMPLETION_TOKENS": "1",
             **(settings or {}),
         }
         server = self._start(name, lambda port: [sys.executable, "-m", "gateway.app"], "/livez", env)
         key = (state / "secrets" / "admin_key").read_text().strip()
         with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=30) as admin:
             serve_two_arms(admin, state / "checkpoints")
-            return Peer(name, server, (f"authorization: Bearer {make_key(admin, 'bench', **_LIMITS)}",))
+            return Peer(name, server, (f"authorization: Bearer {make_key(admin, 'bench', limits=_LIMITS)}",))
 
     def _start(
         self, name: str, command: Callable[[int], list[str]], ready_path: str, env: dict[str, str] | None = None
