@@ -23,7 +23,7 @@ from bench.gateway.loads import RATE, Load, LoadFailed, Loads, Sample, check_ans
 from bench.gateway.pair import PairFailed, measure_pair_over_single
 from bench.gateway.peers import AGAIN, GATEWAY, LITELLM_PEER, WORKERS, Field, Peer
 from bench.gateway.postgres import run_postgres
-from bench.gateway.servers import ServerFailed
+from bench.gateway.servers import Bystanders, ServerFailed
 from bench.gateway.tools import MissingTool, compile_program, find_wrk
 from gateway.settings import GatewaySection
 
@@ -49,7 +49,7 @@ def main() -> int:
     pair_over_single = measure_pair(arguments, run_folder, reasons)
     figures = compute_figures(samples, recorded, rss_mb[GATEWAY], pair_over_single)
     failed = samples.num_failed()
-    print(f"\nmedians of {arguments.rounds} rounds of {arguments.seconds:g} s; nothing is pinned\n")
+    print(f"medians of {arguments.rounds} rounds of {arguments.seconds:g} s; nothing is pinned\n")
     print(render_table(samples, rss_mb))
     for name, reason in reasons.items():
         print(f"{name} was not measured: {reason}")
@@ -92,12 +92,14 @@ def measure(
         loads = Loads(wrk, loads_client, peers[0].server.url, run_folder)
         for peer in peers:
             loads.run(Load.SIXTEEN, peer, 1.0, 0)  # warm
+        bystanders = Bystanders([peer.server for peer in peers])
         for number in range(arguments.rounds):
             turn = number % len(peers)
             for peer in peers[turn:] + peers[:turn]:
                 done = run_loads(loads, peer, arguments.seconds, number, recorded)
                 samples += done
                 print(describe_progress(number, arguments.rounds, done), flush=True)
+        print(f"\nother processes used {bystanders.share():.0%} of the machine meanwhile", flush=True)
         rss_mb = {peer.name: peer.server.rss_mb() for peer in peers}
     if not any(count.ratio is not None for counts in recorded.values() for count in counts):
         reasons["recorded_ratio"] = f"the gateway has no counter {RECORDED}, or it did not move"

@@ -23,7 +23,7 @@ from bench.gateway.tools import LITELLM, ROUTER, install_python
 MODEL = "default"
 DIRECT, ROUTER_PEER, RAW, LITELLM_PEER = "mock alone", "rust router", "raw proxy", "litellm"
 GATEWAY, AGAIN, WORKERS = "gateway", "gateway again", "gateway, 2 workers"
-_START_S = 90.0
+_START_S = 180.0
 _CANARY_STEPS = '[{"weight": 0.25}]'
 _ENOUGH = 10**9  # never reached, always counted
 _LIMITS = {

@@ -6,6 +6,7 @@ Promises that `stop` leaves no process behind, and that a bench that is killed t
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -77,6 +78,26 @@ class Server:
     def _tree(self) -> list[psutil.Process]:
         process = psutil.Process(self._process.pid)
         return [process, *process.children(recursive=True)]
+
+
+class Bystanders:
+    """What processes that are not the bench's use of the machine, from construction on."""
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        self._servers = list(servers)
+        self._started = time.monotonic()
+        self._other_s = self._read_other_s()
+
+    def share(self) -> float:
+        """Their part of all cores' time since construction, 0 to 1."""
+        elapsed_s = (time.monotonic() - self._started) * (os.cpu_count() or 1)
+        return max(0.0, (self._read_other_s() - self._other_s) / elapsed_s)
+
+    def _read_other_s(self) -> float:
+        times = psutil.cpu_times()
+        loads = resource.getrusage(resource.RUSAGE_CHILDREN)  # the load generators that have ended
+        own_s = time.process_time() + loads.ru_utime + loads.ru_stime + sum(server.cpu_s() for server in self._servers)
+        return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice - times.steal) - own_s
 
 
 def find_free_port() -> int:
