@@ -6,10 +6,10 @@ EXTRA  ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format docs bench clean install
+.PHONY: help demo up test check format docs bench bench-gateway clean install
 
 help:  ## List the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 # uv installs in a quarter of pip's time; it does not read pip's find-links, so it is passed on.
 $(VENV)/.installed: pyproject.toml
@@ -43,6 +43,9 @@ docs: $(VENV)/.installed  ## Write docs/settings.md from the code
 
 bench: $(VENV)/.installed  ## Measurements, one JSON line each
 	@for bench in bench/*.py; do [ -e "$$bench" ] || continue; $(PYTHON) "$$bench" $(ARGS) || exit 1; done
+
+bench-gateway: $(VENV)/.installed  ## The gateway beside its peers (needs cc; ARGS="--quick" for a look)
+	@$(PYTHON) -m bench.gateway $(ARGS)
 
 clean:  ## Remove .venv and the state directory
 	rm -rf $(VENV) state build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
