@@ -31,6 +31,7 @@ from gateway.deployment import Deployment
 from gateway.endpoints import ENDPOINTS
 from gateway.errors import ApiError, GatewayError, error_body
 from gateway.keys import KeyRing, ensure_admin_key
+from gateway.logs import current_request_id, set_up_logging
 from gateway.metrics import Metrics
 from gateway.pairs import AskLedger
 from gateway.playground import PLAYGROUND_PATH, build_playground_handler
@@ -45,10 +46,11 @@ from gateway.routes.models import build_models_router
 from gateway.routes.operator import build_operator_router
 from gateway.routes.web import build_web_router
 from gateway.secrets import Secrets, check_listening, load_secrets
-from gateway.server import Handler, build_server, pick_request_id
+from gateway.server import Call, CallMaker, Handler, build_server, pick_request_id
 from gateway.settings import GatewaySettings
 from gateway.swap import Swap
 from gateway.upstream import Upstream
+from gateway.watched import check_tracing, open_watchers
 from gateway.wire import build_handlers
 
 logger = logging.getLogger("gateway")
@@ -63,6 +65,7 @@ class Gateway:
         self._settings = settings
         self.secrets = secrets
         self.handlers: dict[bytes, Handler] = {}  # of the paths that reach an engine, for the server's protocol
+        self.make_call: CallMaker = Call
         self.max_body_bytes = settings.gateway.max_body_bytes
         self.body_timeout_s = settings.gateway.body_timeout_s
         self._context: Context | None = None
@@ -83,11 +86,15 @@ class Gateway:
             return
         given = Headers(scope=scope).get("x-request-id")
         request_id = pick_request_id(None if given is None else given.encode("latin-1"))
+        current_request_id.set(request_id)
         await self._api(scope, receive, _with_request_id(send, request_id))
 
     @contextlib.asynccontextmanager
     async def _run(self, api: FastAPI) -> AsyncIterator[None]:
-        async with open_context(self._settings, self.secrets) as context:
+        async with (
+            open_context(self._settings, self.secrets) as context,
+            open_watchers(self._settings.gateway, context.metrics.registry) as self.make_call,
+        ):
             self._context = api.state.context = context
             for build in (
                 build_health_router,
@@ -103,7 +110,8 @@ class Gateway:
 
 
 def create_app(settings: GatewaySettings) -> Gateway:
-    """The gateway as an ASGI app; makes the secrets if there are none. Raises SecretsError."""
+    """The gateway as an ASGI app; makes the secrets if there are none. Raises SecretsError, MissingExtra."""
+    check_tracing(settings.gateway)
     return Gateway(settings, load_secrets(settings.state_dir))
 
 
@@ -226,8 +234,8 @@ def _with_request_id(send: Send, request_id: str) -> Send:
 
 def main() -> int:
     """Run the gateway until SIGTERM or SIGINT; requests in flight may end first."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = GatewaySettings()
+    set_up_logging(settings.gateway.log_format)
     section = settings.gateway
     try:
         check_listening(section.host, section.secrets_configured)

@@ -55,7 +55,7 @@ async def ask_engine(
         now = time.monotonic()
         deadline = deadline or exchange.started + context.settings.gateway.connect_wait_s
         if now + pause_s > deadline:
-            logger.error("gave up on %s: %s", checkpoint, problem)
+            logger.error("gave up on %s: %s", checkpoint, problem, extra=exchange.call.log_fields)
             raise unavailable("No engine can answer now.", retry_after_s=5)
         context.metrics.retries.inc()
         context.swap.nudge()
@@ -69,6 +69,10 @@ async def _ask_once(exchange: Exchange, checkpoint: str, body: bytes, headers: b
     deployment = context.deployment
     engine = deployment.pick_engine(checkpoint)
     deployment.begin(checkpoint, engine)
+    watch = exchange.call.watch
+    attempt = None if watch is None else watch.begin_attempt(exchange, engine.url, checkpoint)
+    if attempt is not None:
+        headers += attempt.headers
     answer: EngineAnswer | None = None
     try:
         answer = await context.upstream.post(engine.url, exchange.path, body, is_stream=is_stream, headers=headers)
@@ -79,8 +83,12 @@ async def _ask_once(exchange: Exchange, checkpoint: str, body: bytes, headers: b
     finally:
         if answer is None or answer.is_complete:
             deployment.end(checkpoint, engine)
+            if attempt is not None:
+                attempt.end(answer)
         else:
             answer.on_close = lambda: deployment.end(checkpoint, engine)
+            if attempt is not None:
+                attempt.follow(answer)
 
 
 def hide_refusal(answer: EngineAnswer, checkpoint: str, alias: str) -> tuple[int, bytes]:

@@ -98,13 +98,16 @@ async def offer_comparison(exchange: Exchange, ask: Ask, showing: Showing, engin
         count_unasked(exchange, "identical")
         return None
     comparison = build_comparison(exchange, ask, showing, engine, time.time())
-    if not await context.recorder.record(comparison, context.settings.gateway.comparison_commit_ms / 1000):
+    wait_s = context.settings.gateway.comparison_commit_ms / 1000
+    if not await context.recorder.record(comparison, wait_s, exchange.call.log_fields):
         count_unasked(exchange, "late")
         return None
     if comparison.user:
         context.asks.note_asked(comparison.user, comparison.created_at)
     context.deployment.counters.comparisons += 1
     context.metrics.comparisons.labels(comparison.asked).inc()
+    if exchange.call.watch is not None:
+        exchange.call.watch.comparison = comparison.id
     expires_at = int(comparison.expires_at)
     token = sign_token(
         ComparisonToken(

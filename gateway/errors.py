@@ -32,6 +32,10 @@ class SecretsError(GatewayError):
     """The secrets are missing, unreadable or not fit for how the gateway is asked to listen."""
 
 
+class MissingExtra(GatewayError):
+    """A setting asks for a package that is not installed; the message says which to install."""
+
+
 class EngineUnavailable(GatewayError):
     """No engine answered before the first byte, within the time that requests may wait."""
 

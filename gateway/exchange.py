@@ -86,6 +86,13 @@ def failure_events() -> bytes:
     return encode_event(error_body(502, "The engine stopped in the middle of its answer.", code="engine_lost")) + DONE
 
 
+def note_failure(exchange: Exchange) -> None:
+    """Count a stream that could not be answered to its end."""
+    exchange.context.deployment.counters.failed_requests += 1
+    if exchange.call.watch is not None:
+        exchange.call.watch.is_broken = True
+
+
 def note_outcome(exchange: Exchange, outcome: Outcome, *, is_paired: bool = False) -> None:
     """Count one finished answer, and let the rollout's guardrails see a known user's."""
     context = exchange.context

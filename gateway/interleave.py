@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.candidates import Draft, Showing, count_unasked, merge_usage, offer_comparison
 from gateway.errors import EngineInterrupted
-from gateway.exchange import CLIENT_GONE, Exchange, Outcome, failure_events, note_outcome, watch_bytes
+from gateway.exchange import CLIENT_GONE, Exchange, Outcome, failure_events, note_failure, note_outcome, watch_bytes
 from gateway.pairs import Ask
 from gateway.sse import DONE, EventSplitter, encode_event, event_data
 from gateway.upstream import EngineAnswer
@@ -56,7 +56,7 @@ async def weave(exchange: Exchange, ask: Ask, showing: Showing, strands: list[St
             if isinstance(item, _End):
                 _end_strand(strand, item)
                 if strand.draft.has_failed and strand.draft.index == 0:
-                    exchange.context.deployment.counters.failed_requests += 1
+                    note_failure(exchange)
                     yield failure_events()
                     return
                 continue

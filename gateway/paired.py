@@ -29,6 +29,8 @@ _rng = random.SystemRandom()
 
 async def answer_pair(exchange: Exchange, ask: Ask) -> None:
     """Answer twice. Raises ApiError if neither answer could be made."""
+    if exchange.call.watch is not None:
+        exchange.call.watch.is_paired = True
     showing = open_showing(
         choose_sides(exchange.view, exchange.who, exchange.route, _rng), exchange.context.secrets.pepper
     )

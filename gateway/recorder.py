@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from concurrent.futures import Future
 
 from feedback.choices import store_comparison
@@ -32,17 +33,20 @@ class Recorder:
         """Whether so many rows wait that no more comparisons should be made."""
         return self.num_pending >= _MAX_PENDING
 
-    async def record(self, comparison: Comparison, wait_s: float) -> bool:
-        """Store a comparison; True once it is committed, False if that fails or takes longer than `wait_s`."""
+    async def record(self, comparison: Comparison, wait_s: float, log_fields: Mapping[str, str]) -> bool:
+        """Store a comparison; True once it is committed, False if that fails or takes longer than `wait_s`.
+
+        `log_fields`: what log lines about it carry.
+        """
         loop = asyncio.get_running_loop()
         self.num_pending += 1
         try:
             future: Future[None] = self._writer.run(lambda conn: store_comparison(conn, comparison))
         except Exception:
             self.num_pending -= 1
-            logger.exception("comparison %s was not taken", comparison.id)
+            logger.exception("comparison %s was not taken", comparison.id, extra=log_fields)
             return False
-        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, comparison.id, done))
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, comparison.id, log_fields, done))
         waiting = asyncio.wrap_future(future)
         done, _ = await asyncio.wait([waiting], timeout=wait_s)
         if not done:
@@ -51,8 +55,8 @@ class Recorder:
             return False
         return waiting.exception() is None
 
-    def _finish(self, comparison_id: str, done: Future[None]) -> None:
+    def _finish(self, comparison_id: str, log_fields: Mapping[str, str], done: Future[None]) -> None:
         self.num_pending -= 1
         error = done.exception()
         if error is not None:
-            logger.error("comparison %s was not stored: %s", comparison_id, error)
+            logger.error("comparison %s was not stored: %s", comparison_id, error, extra=log_fields)

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+    from gateway.watched import Watch
+
 logger = logging.getLogger("gateway.server")
 
 Handler = Callable[["Call"], Coroutine[Any, Any, None]]
+CallMaker = Callable[["ServingProtocol", Handler, list[tuple[bytes, bytes]]], "Call"]
 JSON = b"application/json"
 EVENTS = b"text/event-stream"
 
@@ -40,6 +43,7 @@ class Serving(Protocol):
     """What the protocol needs of the app: the handlers by path, and the limits of a request."""
 
     handlers: Mapping[bytes, Handler]
+    make_call: CallMaker
     max_body_bytes: int
     body_timeout_s: float
 
@@ -68,6 +72,7 @@ class Call:
     """
 
     message_event = _NoEvent()
+    watch: Watch | None = None  # what is noted for traces and the access log, if anybody wants it
 
     def __init__(self, protocol: ServingProtocol, handler: Handler, headers: list[tuple[bytes, bytes]]) -> None:
         self.headers = dict(headers)
@@ -117,6 +122,14 @@ class Call:
             given = self.headers.get(b"x-request-id")
             self._request_id = self.own_id if given is None else pick_request_id(given)
         return self._request_id
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What a log line about the request carries, as its `extra`."""
+        fields = {"request_id": self.request_id}
+        if self.watch is not None and self.watch.trace is not None:
+            fields["trace_id"] = self.watch.trace.trace_id
+        return fields
 
     # The answer
 
@@ -215,7 +228,7 @@ class Call:
             if not self.disconnected:
                 raise
         except Exception:
-            logger.exception("a request failed")
+            logger.exception("a request failed", extra=self.log_fields)
             if self.has_started:
                 self._protocol.transport.abort()
             else:
@@ -255,7 +268,7 @@ class ServingProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             return
         before = self.cycle
-        call = Call(self, handler, self.headers)
+        call = self.serving.make_call(self, handler, self.headers)
         call.is_http_11 = self.parser.get_http_version() != "1.0"
         call.keep_alive = call.is_http_11 and self.parser.should_keep_alive()
         self.cycle = self._newest = call  # type: ignore[assignment]
@@ -309,7 +322,7 @@ class ServingProtocol(HttpToolsProtocol):
             self._current.on_resume()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if type(cycle) is Call:
+        if isinstance(cycle, Call):
             self._begin(cycle)
         else:
             self._current = None
@@ -338,6 +351,7 @@ def build_server(app: Any, *, host: str, port: int, drain_timeout_s: float, is_q
             port=port,
             loop="uvloop",
             http=ServingProtocol,
+            log_config=None,  # its lines look like ours
             log_level="warning" if is_quiet else "info",
             access_log=False,
             proxy_headers=False,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from feedback.settings import SharedSettings
 from gateway.engines import BreakerLimits
+from gateway.logs import LogFormat
 
 _HOUR_S = 3600.0
 _DAY_S = 86400.0
@@ -109,6 +110,17 @@ class GatewaySection(BaseModel):
     )
     drain_timeout_s: float = Field(
         default=30.0, ge=0, description="On SIGTERM, how long requests in flight may take to end."
+    )
+    log_format: LogFormat = Field(
+        default="text", description="Log lines on stderr: `text`, or `json` for one object a line."
+    )
+    access_log: bool = Field(
+        default=False,
+        description="Log each finished request to an engine: who, how long, how it ended; never its text.",
+    )
+    otlp_endpoint: str = Field(
+        default="",
+        description="Base URL of an OTLP/HTTP collector for traces (needs `prefloop[otel]`). Empty: no traces.",
     )
 
     @property

@@ -57,6 +57,11 @@ class EngineAnswer:
             self._pieces = [b"".join(self._pieces)]
         return self._pieces[0] if self._pieces else b""
 
+    @property
+    def error(self) -> Exception | None:
+        """What broke it, if anything did."""
+        return self._error
+
     async def forward(self, sink: Callable[[bytes], None]) -> None:
         """Give every read to `sink`, as it comes, until the answer is complete. Raises EngineInterrupted."""
         first = self._take()

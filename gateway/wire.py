@@ -21,6 +21,7 @@ from gateway.exchange import (
     Exchange,
     Outcome,
     failure_events,
+    note_failure,
     note_outcome,
     served_checkpoints,
     watch_bytes,
@@ -65,6 +66,8 @@ async def answer(
     counters = context.deployment.counters
     counters.requests += 1
     counters.num_in_flight += 1
+    if call.watch is not None:
+        call.watch.identity = identity
     try:
         exchange = open_exchange(context, identity, endpoint, call, header, body)
         ask = choose_ask(exchange, header) if endpoint.may_pair else None
@@ -184,6 +187,6 @@ async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcom
     finally:
         answer.close()
         if outcome.code >= 500:
-            exchange.context.deployment.counters.failed_requests += 1
+            note_failure(exchange)
         note_outcome(exchange, outcome)
     call.end()

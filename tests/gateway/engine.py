@@ -25,6 +25,7 @@ class FakeEngine:
     adapters: set[str] = field(default_factory=set)
     requests: list[dict[str, Any]] = field(default_factory=list)
     raw: list[bytes] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)  # names in lower case
     probe_logprobs: list[float] = field(default_factory=lambda: list(PROBE_LOGPROBS))
     same_text: bool = False
     delay_s: float = 0.0
@@ -73,6 +74,7 @@ class FakeEngine:
         rank = len(self.requests)
         self.requests.append(body)
         self.raw.append(raw)
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
         try:
             await asyncio.sleep(self.delay_s)
             return await self._answer(request, body, rank)
