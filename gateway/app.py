@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Collection
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -26,11 +27,15 @@ from starlette.types import Message, Receive, Scope, Send
 from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.log import open_log
 from feedback.relay import Relay
+from gateway.completion_store import CompletionStore
+from gateway.completions import Completions
 from gateway.context import Context
 from gateway.deployment import Deployment
 from gateway.endpoints import ENDPOINTS
 from gateway.errors import ApiError, GatewayError, error_body
+from gateway.fleet import Fleet
 from gateway.keys import KeyRing, ensure_admin_key
+from gateway.limits import Limits
 from gateway.logs import current_request_id, set_up_logging
 from gateway.metrics import Metrics
 from gateway.pairs import AskLedger
@@ -44,10 +49,12 @@ from gateway.routes.health import build_health_router
 from gateway.routes.keys import build_keys_router
 from gateway.routes.models import build_models_router
 from gateway.routes.operator import build_operator_router
+from gateway.routes.signals import build_signals_router
 from gateway.routes.web import build_web_router
 from gateway.secrets import Secrets, check_listening, load_secrets
 from gateway.server import Call, CallMaker, Handler, build_server, pick_request_id
 from gateway.settings import GatewaySettings
+from gateway.state_metrics import StateCollector
 from gateway.swap import Swap
 from gateway.upstream import Upstream
 from gateway.watched import check_tracing, open_watchers
@@ -100,6 +107,7 @@ class Gateway:
                 build_health_router,
                 build_models_router,
                 build_choices_router,
+                build_signals_router,
                 build_keys_router,
                 build_operator_router,
                 build_web_router,
@@ -132,13 +140,29 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         relay = Relay(database, writer, log, settings.topic)
         relay.start()
         stack.push_async_callback(asyncio.to_thread, relay.close)
-        deployment = Deployment(settings.gateway.engines, Observations())
+        is_sqlite = database.dialect.name == "sqlite"
+        limits_writer = writer if is_sqlite else Writer(database)
+        if not is_sqlite:
+            stack.push_async_callback(asyncio.to_thread, limits_writer.close)
+        limits = Limits(limits_writer, settings.gateway)
+        stack.push_async_callback(limits.close)
+        deployment = Deployment(settings.gateway.engines, Observations(), settings.gateway.breaker_limits)
         upstream = Upstream(settings.gateway)
         stack.callback(upstream.close)
+        if not deployment.is_single:
+            for state in deployment.engines.values():
+                state.on_hang = partial(upstream.drop_waiting, state.url)
         metrics = Metrics()
+        completions = Completions(CompletionStore(settings.completions_database), settings, metrics.registry)
+        completions.start()
+        stack.push_async_callback(asyncio.to_thread, completions.close)
         metrics.watch_in_flight(lambda: deployment.counters.num_in_flight)
         swap = Swap(deployment, settings.gateway.engines, upstream, settings.gateway)
-        controller = Controller(writer, swap, deployment, settings)
+        fleet = Fleet(writer, deployment, swap, settings)
+        await fleet.join(is_alone=is_sqlite)
+        stack.push_async_callback(fleet.leave)
+        controller = Controller(writer, swap, deployment, fleet, settings)
+        metrics.registry.register(StateCollector(deployment, fleet))
         context = Context(
             settings=settings,
             writer=writer,
@@ -153,8 +177,11 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             asks=AskLedger(),
             upstream=upstream,
             relay=relay,
+            completions=completions,
+            limits=limits,
         )
-        for work in (upstream.run(), swap.run(), controller.run(), _keep_keys_fresh(context)):
+        loops = (upstream.run(), swap.run(), fleet.run(), controller.run(), limits.run(), _keep_keys_fresh(context))
+        for work in loops:
             stack.push_async_callback(_stop, asyncio.create_task(work))
         yield context
 

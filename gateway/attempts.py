@@ -59,7 +59,11 @@ async def ask_engine(
             raise unavailable("No engine can answer now.", retry_after_s=5)
         context.metrics.retries.inc()
         context.swap.nudge()
-        await asyncio.sleep(pause_s)
+        context.deployment.hold(checkpoint)  # it may not be unloaded in the pause
+        try:
+            await asyncio.sleep(pause_s)
+        finally:
+            context.deployment.release(checkpoint)
         pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
 
 
@@ -67,7 +71,7 @@ async def _ask_once(exchange: Exchange, checkpoint: str, body: bytes, headers: b
     """One request to one engine; both count as in flight until the answer is complete or closed."""
     context = exchange.context
     deployment = context.deployment
-    engine = deployment.pick_engine(checkpoint)
+    engine = deployment.pick_engine(checkpoint, "" if deployment.is_single else exchange.who.conversation)
     deployment.begin(checkpoint, engine)
     watch = exchange.call.watch
     attempt = None if watch is None else watch.begin_attempt(exchange, engine.url, checkpoint)
@@ -76,9 +80,18 @@ async def _ask_once(exchange: Exchange, checkpoint: str, body: bytes, headers: b
     answer: EngineAnswer | None = None
     try:
         answer = await context.upstream.post(engine.url, exchange.path, body, is_stream=is_stream, headers=headers)
+        if answer.status >= 500:
+            engine.note_failure(time.monotonic())
+        elif answer.status == 404 and _find_problem(answer):
+            engine.note_missing(checkpoint)
+        else:
+            engine.note_success(time.monotonic())
         return answer
     except (EngineUnavailable, EngineInterrupted):
-        engine.up = False
+        engine.note_failure(time.monotonic(), is_lost=True)
+        raise
+    except TimeoutError:
+        engine.note_failure(time.monotonic())
         raise
     finally:
         if answer is None or answer.is_complete:

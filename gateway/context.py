@@ -10,8 +10,10 @@ if TYPE_CHECKING:
 
     from feedback.database import Writer
     from feedback.relay import Relay
+    from gateway.completions import Completions
     from gateway.deployment import Deployment
     from gateway.keys import KeyRing
+    from gateway.limits import Limits
     from gateway.metrics import Metrics
     from gateway.pairs import AskLedger
     from gateway.recorder import Recorder
@@ -39,3 +41,5 @@ class Context:
     asks: AskLedger
     upstream: Upstream
     relay: Relay
+    completions: Completions
+    limits: Limits

@@ -13,9 +13,10 @@ from gateway.errors import bad_request
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One path. `may_pair`: its answers can be shown two at a time."""
+    """One path. `may_pair`: its answers can be shown two at a time; `is_recorded`: they are texts, told of by signals."""
 
     path: bytes
+    is_recorded: bool = False
     may_pair: bool = False
     is_stateless: bool = False
 
@@ -29,14 +30,14 @@ class Endpoint:
             raise bad_request("Responses are not kept: ask in the foreground.", param="background")
 
 
-CHAT = Endpoint(b"/v1/chat/completions", may_pair=True)
+CHAT = Endpoint(b"/v1/chat/completions", is_recorded=True, may_pair=True)
 ENDPOINTS = {
     endpoint.path: endpoint
     for endpoint in (
         CHAT,
-        Endpoint(b"/v1/completions"),
+        Endpoint(b"/v1/completions", is_recorded=True),
         Endpoint(b"/v1/embeddings"),
-        Endpoint(b"/v1/responses", is_stateless=True),
+        Endpoint(b"/v1/responses", is_recorded=True, is_stateless=True),
         Endpoint(b"/tokenize"),
         Endpoint(b"/detokenize"),
     )

@@ -32,6 +32,7 @@ class Exchange(msgspec.Struct):
     view: ServingView
     route: Route
     started: float
+    is_recorded: bool = False  # its single answers are kept
 
     @property
     def engine_body(self) -> bytes:

@@ -7,6 +7,7 @@ carries it. If index 1 fails it falls silent; if index 0 fails the stream ends i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import msgspec
 
 from gateway.candidates import Draft, Showing, count_unasked, merge_usage, offer_comparison
+from gateway.engines import EngineState
 from gateway.errors import EngineInterrupted
 from gateway.exchange import CLIENT_GONE, Exchange, Outcome, failure_events, note_failure, note_outcome, watch_bytes
+from gateway.metering import settle_tokens
 from gateway.pairs import Ask
 from gateway.sse import DONE, EventSplitter, encode_event, event_data
 from gateway.upstream import EngineAnswer
@@ -45,7 +48,8 @@ _Queue = asyncio.Queue[tuple[Strand, "dict[str, Any] | _End"]]
 async def weave(exchange: Exchange, ask: Ask, showing: Showing, strands: list[Strand]) -> AsyncGenerator[bytes, None]:
     """The events for the client."""
     queue: _Queue = asyncio.Queue(_MAX_QUEUED)
-    readers = [asyncio.create_task(_read_strand(strand, queue)) for strand in strands]
+    engines = exchange.context.deployment.engines
+    readers = [asyncio.create_task(_read_strand(strand, engines[strand.answer.engine], queue)) for strand in strands]
     drafts = [strand.draft for strand in strands]
     for strand in strands:
         strand.outcome.code = CLIENT_GONE  # until it has ended
@@ -72,6 +76,8 @@ async def weave(exchange: Exchange, ask: Ask, showing: Showing, strands: list[St
         for reader in readers:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
+        usage = merge_usage(drafts)
+        settle_tokens(exchange, usage["prompt_tokens"], usage["completion_tokens"])
         for strand in strands:
             strand.answer.close()
             strand.outcome.num_tokens = strand.draft.completion_tokens
@@ -108,12 +114,13 @@ def _is_last(draft: Draft, drafts: list[Draft]) -> bool:
     return all(other is draft or other.finish_reason or other.has_failed for other in drafts)
 
 
-async def _read_strand(strand: Strand, queue: _Queue) -> None:
+async def _read_strand(strand: Strand, engine: EngineState, queue: _Queue) -> None:
     """Put every chunk of one stream into the queue, and its end."""
     splitter = EventSplitter()
     has_failed = False
     try:
         async for data in strand.answer.chunks():
+            engine.note_progress(time.monotonic())
             for event in splitter.feed(data):
                 watch_bytes(strand.outcome, event)
                 payload = event_data(event)

@@ -21,6 +21,7 @@ from gateway.candidates import Draft, Showing, count_unasked, merge_usage, offer
 from gateway.errors import ApiError
 from gateway.exchange import Exchange, Outcome, note_outcome, watch_bytes
 from gateway.interleave import Strand, weave
+from gateway.metering import settle_tokens
 from gateway.pairs import Ask, choose_sides
 from gateway.upstream import EngineAnswer
 
@@ -31,10 +32,16 @@ async def answer_pair(exchange: Exchange, ask: Ask) -> None:
     """Answer twice. Raises ApiError if neither answer could be made."""
     if exchange.call.watch is not None:
         exchange.call.watch.is_paired = True
-    showing = open_showing(
-        choose_sides(exchange.view, exchange.who, exchange.route, _rng), exchange.context.secrets.pepper
-    )
-    await (_answer_streamed if exchange.request.is_stream else _answer_whole)(exchange, ask, showing)
+    sides = choose_sides(exchange.view, exchange.who, exchange.route, _rng)
+    deployment = exchange.context.deployment
+    for side in sides:  # their requests begin in tasks of their own, a moment later
+        deployment.hold(side.checkpoint)
+    try:
+        showing = open_showing(sides, exchange.context.secrets.pepper)
+        await (_answer_streamed if exchange.request.is_stream else _answer_whole)(exchange, ask, showing)
+    finally:
+        for side in sides:
+            deployment.release(side.checkpoint)
 
 
 async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> None:
@@ -62,7 +69,8 @@ async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> None:
     body["id"], body["created"] = showing.completion_id, showing.created
     body["model"] = exchange.route.alias
     body["choices"] = [{**completion["choices"][0], "index": i} for i, (_, completion) in enumerate(drawn)]
-    body["usage"] = merge_usage(drafts)
+    body["usage"] = usage = merge_usage(drafts)
+    settle_tokens(exchange, usage["prompt_tokens"], usage["completion_tokens"])
     body.pop("system_fingerprint", None)
     exchange.call.send(200, msgspec.json.encode(body))
 

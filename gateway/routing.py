@@ -47,6 +47,11 @@ class Who:
         return self._conversation
 
     @property
+    def named_conversation(self) -> str:
+        """The conversation if the app named it, else empty: nothing is decoded for it."""
+        return self.conversation if self._given else ""
+
+    @property
     def unit(self) -> str:
         """What is assigned to an arm: the user, else the conversation."""
         return self.user or self.conversation

@@ -84,6 +84,7 @@ class Call:
         self.waiting_for_100_continue = False
         self.is_current = False
         self.has_started = False
+        self.extra = b""  # header lines of every answer to this request
         self.on_pause: Callable[[], None] | None = None  # the client reads slowly
         self.on_resume: Callable[[], None] | None = None
         self._protocol = protocol
@@ -142,6 +143,8 @@ class Call:
     def refuse(self, error: ApiError) -> None:
         """An error in OpenAI's shape."""
         extra = b"".join(b"%b: %b\r\n" % (k.encode(), v.encode("latin-1")) for k, v in error.headers.items())
+        if error.status == 429:
+            self.extra = b""  # the error says it itself
         self.send(error.status, error.body(), JSON, extra)
 
     def start(self, content_type: bytes = EVENTS, extra: bytes = b"") -> None:
@@ -175,7 +178,8 @@ class Call:
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         lines.append(
-            b"content-type: %b\r\nx-request-id: %b\r\n%b" % (content_type, self.request_id.encode("latin-1"), extra)
+            b"content-type: %b\r\nx-request-id: %b\r\n%b%b"
+            % (content_type, self.request_id.encode("latin-1"), self.extra, extra)
         )
         return b"".join(lines)
 

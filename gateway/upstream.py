@@ -208,6 +208,13 @@ class _Connection(asyncio.Protocol):
             self._fail(TimeoutError(f"{self.pool.url} did not answer in time"))
         self.drop()
 
+    def give_up(self) -> None:
+        """The engine hangs: the request fails as if the engine had gone, unless its answer has begun."""
+        if self._answer is not None and not self.has_bytes:
+            self.is_reused = False  # not to be sent to it again
+            self._fail(EngineUnavailable(f"{self.pool.url} hangs"))
+            self.drop()
+
     def pause(self) -> None:
         if not self._is_paused and self._transport is not None:
             self._is_paused = True
@@ -379,6 +386,11 @@ class _Pool:
         while self._idle and self._idle[0].idle_since < now - _IDLE_LIMIT_S:
             self._idle.popleft().drop()
 
+    def drop_waiting(self) -> None:
+        """Fail every request that has not had its first byte, so that it can be asked elsewhere."""
+        for connection in list(self.open):
+            connection.give_up()
+
     def _let_next_in(self) -> None:
         while self._waiting:
             turn = self._waiting.popleft()
@@ -417,6 +429,11 @@ class Upstream:
         """
         wait_s = self._settings.first_byte_timeout_s if is_stream else self._settings.answer_timeout_s
         return await self._send(engine, b"POST", path, body, headers, is_stream, wait_s, self._settings.idle_timeout_s)
+
+    def drop_waiting(self, engine: str) -> None:
+        """Fail the engine's requests that have not had their first byte."""
+        if engine in self._pools:
+            self._pools[engine].drop_waiting()
 
     async def call(
         self, engine: str, path: str, payload: dict[str, Any] | None, *, timeout_s: float

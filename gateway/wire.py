@@ -27,6 +27,7 @@ from gateway.exchange import (
     watch_bytes,
 )
 from gateway.keys import Identity
+from gateway.metering import StreamMeter, admit_request, settle_answer
 from gateway.paired import answer_pair
 from gateway.pairs import Ask, decide_ask, may_pair, read_compare
 from gateway.routing import Header, choose_route, identify_user
@@ -69,6 +70,8 @@ async def answer(
     if call.watch is not None:
         call.watch.identity = identity
     try:
+        if identity.limits is not None:
+            await admit_request(context, identity, call)
         exchange = open_exchange(context, identity, endpoint, call, header, body)
         ask = choose_ask(exchange, header) if endpoint.may_pair else None
         await (answer_single(exchange) if ask is None else answer_pair(exchange, ask))
@@ -96,7 +99,10 @@ def open_exchange(
     alias = context.settings.policy
     known = _NOBODY if request.model == alias else served_checkpoints(context)
     route = choose_route(request.model, alias, who, identity, view, known)
-    return Exchange(context, identity, call, endpoint.path, body, request, span, who, view, route, time.monotonic())
+    is_recorded = endpoint.is_recorded and context.completions.is_recording
+    return Exchange(
+        context, identity, call, endpoint.path, body, request, span, who, view, route, time.monotonic(), is_recorded
+    )
 
 
 def choose_ask(exchange: Exchange, header: Header) -> Ask | None:
@@ -122,10 +128,14 @@ def choose_ask(exchange: Exchange, header: Header) -> Ask | None:
 async def answer_single(exchange: Exchange) -> None:
     """One answer, passed through. Raises ApiError, CheckpointGone."""
     is_stream = exchange.request.is_stream
+    is_metered = is_stream and exchange.identity.limits is not None
     for _ in range(_MAX_REROUTES):
         outcome = Outcome(exchange.route.arm)
+        body = exchange.engine_body
+        if is_metered:
+            body = StreamMeter.ask_for_usage(exchange, body)
         try:
-            answer = await ask_engine(exchange, exchange.route.checkpoint, exchange.engine_body, is_stream=is_stream)
+            answer = await ask_engine(exchange, exchange.route.checkpoint, body, is_stream=is_stream)
         except CheckpointGone:
             exchange.reroute()
             continue
@@ -150,6 +160,8 @@ def _pass_whole(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> N
     if answer.status != 200:
         exchange.call.send(*hide_refusal(answer, route.checkpoint, route.alias))
         return
+    settle_answer(exchange, body)
+    note_completion(exchange, body, is_stream=False)
     body = restore_model(body, route.checkpoint, route.alias)
     exchange.call.send(200, body, answer.content_type, exchange.own_headers)
 
@@ -157,16 +169,24 @@ def _pass_whole(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> N
 async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> None:
     """Each read of the engine's stream is one write to the client: no task runs in between."""
     call, checkpoint, alias = exchange.call, exchange.route.checkpoint, exchange.route.alias
+    engine = exchange.context.deployment.engines[answer.engine]
     tail = EventTail()
+    meter = None if exchange.identity.limits is None else StreamMeter(exchange)
+    pieces: list[bytes] | None = [] if exchange.is_recorded else None
     outcome.first_byte_s = time.monotonic() - exchange.started
     outcome.code = CLIENT_GONE  # until the stream has ended
     code = 200
 
     def pass_on(data: bytes) -> None:
         nonlocal code
+        engine.note_progress(time.monotonic())
         events = tail.feed(data)
         if not events:
             return
+        if meter is not None and not (events := meter.filter(events)):
+            return
+        if pieces is not None:
+            pieces.append(events)
         watch_bytes(outcome, events)
         if b'data: {"error"' in events:
             code = 500
@@ -189,4 +209,31 @@ async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcom
         if outcome.code >= 500:
             note_failure(exchange)
         note_outcome(exchange, outcome)
+        if meter is not None:
+            meter.settle(outcome.num_tokens)
+        if pieces is not None:
+            note_completion(exchange, b"".join(pieces), is_stream=True)
     call.end()
+
+
+def note_completion(exchange: Exchange, answer: bytes, *, is_stream: bool) -> None:
+    """Have an answer recorded, so that signals can be told of it; also what a client saw that left early."""
+    if not exchange.is_recorded:
+        return
+    context = exchange.context
+    who, route = exchange.who, exchange.route
+    context.completions.note(
+        (
+            time.time(),
+            None,
+            exchange.identity.app,
+            who.user,
+            who.named_conversation,
+            context.settings.policy,
+            route.checkpoint,
+            route.arm,
+            exchange.body,
+            answer,
+            is_stream,
+        )
+    )

@@ -23,7 +23,7 @@ _MAX_NAME = 200
 T = TypeVar("T")
 
 
-class KeyRequest(msgspec.Struct, frozen=True):
+class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST; `scope` is one or several, separated by spaces."""
 
     name: str
