@@ -32,6 +32,7 @@ from gateway.errors import ApiError, bad_request, not_found, unavailable
 from gateway.keys import Identity
 from gateway.metrics import ARMS
 from gateway.requests import read_body
+from gateway.routing import find_opening
 from gateway.tables import get_checkpoint
 
 logger = logging.getLogger("gateway.signals")
@@ -217,9 +218,12 @@ def _add_recorded(context: Context, signal: Signal, row: StoredCompletion) -> Si
     )
     _check_size(context, signal)
     try:
-        whole = replace(
-            signal, messages=read_messages(row), prompt=read_prompt(row), answer=read_text(row, signal.index)
-        )
+        messages = read_messages(row)
+        if messages is not None and not row.conversation:  # the hot path makes this hash only when it needs it
+            opening = find_opening(messages)
+            conversation = context.secrets.keyed_hash("conversation", row.app, row.user, *opening)
+            signal = replace(signal, conversation=conversation)
+        whole = replace(signal, messages=messages, prompt=read_prompt(row), answer=read_text(row, signal.index))
         _check_size(context, whole)
     except NoSuchChoice as error:
         raise bad_request(f"{str(error).capitalize()}.", param="index") from None

@@ -28,6 +28,7 @@ from gateway.errors import ApiError
 from gateway.keys import KeyRing, create_key
 from gateway.metrics import Metrics
 from gateway.routes.signals import build_signals_router, parse_signal
+from gateway.routing import Who
 from gateway.secrets import Secrets, load_secrets
 from gateway.settings import GatewaySettings
 from gateway.tables import checkpoints
@@ -86,10 +87,16 @@ class House:
         return key
 
     def serve(
-        self, response: bytes = WHOLE, *, request: bytes = REQUEST, app: str = "app-1", is_stream: bool = False
+        self,
+        response: bytes = WHOLE,
+        *,
+        request: bytes = REQUEST,
+        app: str = "app-1",
+        conversation: str = "conv-1",
+        is_stream: bool = False,
     ) -> None:
         """Have an answer recorded, as the hot path does."""
-        who = (app, "user-1", "conv-1", "default", "c-000001-aaaaaaaaaaaa", "canary")
+        who = (app, "user-1", conversation, "default", "c-000001-aaaaaaaaaaaa", "canary")
         self.parts.completions.note((SERVED_AT, None, *who, request, response, is_stream))
 
     async def signal(
@@ -192,6 +199,14 @@ async def test_a_streamed_answer_is_put_together(house: House) -> None:
     house.serve(STREAM + b"data: [DONE]\n\n", is_stream=True)
     assert (await house.signal({"thumb": "down"})).status_code == 200
     assert house.events()[0].answer == "Well."
+
+
+async def test_a_conversation_that_nobody_named_is_known_by_its_opening(house: House) -> None:
+    house.serve(conversation="")
+    assert (await house.signal({"thumb": "up"})).status_code == 200
+    who = Who(house.parts.secrets, "app-1", "", "", lambda: MESSAGES)
+    who._user = "user-1"
+    assert house.events()[0].conversation == who.conversation
 
 
 async def test_each_thing_that_can_be_said_arrives(house: House) -> None:
