@@ -8,7 +8,7 @@ export const KEYS = { first: "1", second: "2", tie: "t", both_bad: "b", skip: "s
 export function buildParts(words) {
   const cards = words.answers.map((name) => {
     const badge = make("span", { class: "badge", part: "badge", hidden: "" }, words.picked);
-    const heading = make("h3", { part: "heading", hidden: "" }, name, badge);
+    const heading = make("h2", { part: "heading", hidden: "" }, name, badge);
     const text = document.createTextNode("");
     // A live region around the element must not read every word as it comes.
     const body = make("div", { class: "text", part: "text", dir: "auto", "aria-live": "off" }, text);

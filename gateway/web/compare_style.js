@@ -23,7 +23,7 @@ article {
   min-width: 0; padding: 12px 16px 14px; border: 1.5px solid var(--_line); border-radius: var(--_radius);
   background: var(--_surface); color: var(--_text); box-shadow: 0 1px 2px rgb(15 17 21 / 5%), 0 6px 24px rgb(15 17 21 / 6%);
 }
-h3 {
+h2 {
   display: flex; flex-wrap: wrap; gap: 8px; align-items: center; margin: 0 0 6px;
   font-size: .8125rem; font-weight: 600; letter-spacing: .02em; color: var(--_muted);
 }

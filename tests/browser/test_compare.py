@@ -164,10 +164,10 @@ def test_everything_has_a_role_and_a_name(app: ScriptedApp, page: Page, element:
           - heading "An app" [level=1]
           - group "Two answers":
             - article:
-              - heading "First answer" [level=3]
+              - heading "First answer" [level=2]
               - text: Lima it is.
             - article:
-              - heading "Second answer" [level=3]
+              - heading "Second answer" [level=2]
               - text: The capital is Lima.
             - status: Both answers are complete. Which one is better?
             - group "Which answer is better?":

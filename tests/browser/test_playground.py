@@ -24,7 +24,7 @@ def test_a_picked_answer_is_stored_and_goes_into_the_history(
     page.screenshot(path=tmp_path / "asked.png")
     compare.get_by_role("button", name="Second is better").click()
     expect(compare).to_have_attribute("state", "chosen")
-    expect(compare.locator("article.picked h3")).to_contain_text("Second answer")
+    expect(compare.locator("article.picked h2")).to_contain_text("Second answer")
     assert gateway.call("/operator/v1/status")["counters"]["choices"] == 1
 
     page.select_option("#compare", "never")
@@ -69,3 +69,12 @@ def test_a_broken_answer_is_said_kindly_and_can_be_tried_again(gateway: RunningG
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("prefloop-compare")).to_have_attribute("state", "asking")
     expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_on_a_phone_nothing_scrolls_sideways(gateway: RunningGateway, page: Page) -> None:
+    page.set_viewport_size({"width": 320, "height": 640})
+    page.goto(gateway.url)
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    page.locator(".chip").first.click()
+    expect(page.locator("prefloop-compare")).to_have_attribute("state", "asking")
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
