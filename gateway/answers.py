@@ -17,6 +17,9 @@ from gateway.sse import EventSplitter, event_data
 Object = dict[str, Any]
 
 
+_MAX_DEPTH = 200  # far below where a reader with less stack than ours would give up
+
+
 class NoSuchChoice(ValueError):
     """The answer has no choice of that index."""
 
@@ -38,15 +41,25 @@ def read_text(row: StoredCompletion, index: int = 0) -> str:
 def read_messages(row: StoredCompletion) -> list[Object] | None:
     """What was asked, as messages; None where it was a bare prompt. Raises ValueError if it cannot be read."""
     request = _decode(row.request)
-    if isinstance(messages := request.get("messages"), list):
-        return [message for message in messages if isinstance(message, dict)]
-    asked = request.get("input")  # of /v1/responses
+    asked = request.get("messages", request.get("input"))  # the latter of /v1/responses
     if isinstance(asked, str):
         asked = [{"role": "user", "content": asked}]
     if not isinstance(asked, list):
         return None
     first = [{"role": "system", "content": request["instructions"]}] if request.get("instructions") else []
-    return first + [item for item in asked if isinstance(item, dict)]
+    messages = first + [item for item in asked if isinstance(item, dict)]
+    check_depth(messages)
+    return messages
+
+
+def check_depth(value: Any, max_depth: int = _MAX_DEPTH) -> None:
+    """Raises ValueError if lists and objects are nested so deeply that not every reader could read them."""
+    if not isinstance(value, list | dict):
+        return
+    if max_depth == 0:
+        raise ValueError("nested too deeply")
+    for inner in value.values() if isinstance(value, dict) else value:
+        check_depth(inner, max_depth - 1)
 
 
 def read_prompt(row: StoredCompletion) -> str | None:

@@ -24,7 +24,7 @@ from starlette.responses import Response
 from feedback.errors import ConflictingSignal, DatabaseError
 from feedback.events import Outcome, Signal
 from feedback.signals import StoredSignal, find_signal, fingerprint_signal, record_signal
-from gateway.answers import NoSuchChoice, read_messages, read_prompt, read_text
+from gateway.answers import NoSuchChoice, check_depth, read_messages, read_prompt, read_text
 from gateway.auth import authenticate
 from gateway.completion_store import StoredCompletion
 from gateway.context import Context
@@ -143,6 +143,10 @@ def parse_signal(body: bytes) -> SignalRequest:
         raise bad_request("`index` must not be negative.", param="index")
     if (request.messages is None) != (request.answer is None) or request.messages == []:
         raise bad_request("`messages` and `answer` go together, and neither is empty.", param="messages")
+    try:
+        check_depth(request.messages)
+    except ValueError as error:
+        raise bad_request(f"`messages` is {error}.", param="messages") from None
     return request
 
 

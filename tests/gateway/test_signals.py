@@ -268,6 +268,7 @@ async def test_each_thing_that_can_be_said_arrives(house: House) -> None:
         ({"thumb": "up", "answer": "x"}, "messages"),
         ({"thumb": "up", "messages": [], "answer": "x"}, "messages"),
         ({"thumb": "up", "messages": ["hi"], "answer": "x"}, "messages[0]"),
+        (b'{"thumb": "up", "answer": "x", "messages": [{"content": ' + b"[" * 300 + b"]" * 300 + b"}]}", "messages"),
     ],
 )
 def test_bad_signals_are_refused_with_the_field_at_fault(body: Any, param: str | None) -> None:
@@ -372,6 +373,12 @@ async def test_a_completion_that_cannot_be_read_keeps_its_signal(house: House) -
     assert (await house.signal({"thumb": "up"})).status_code == 200
     [signal] = house.events()
     assert (signal.is_recorded, signal.checkpoint, signal.answer) == (True, "c-000001-aaaaaaaaaaaa", None)
+
+
+async def test_a_question_that_a_reader_might_not_read_is_left_out(house: House) -> None:
+    house.serve(request=b'{"messages": [{"content": ' + b"[" * 900 + b"]" * 900 + b"}]}")
+    assert (await house.signal({"thumb": "up"})).status_code == 200
+    assert (house.events()[0].messages, house.events()[0].thumb) == (None, "up")
 
 
 async def test_what_is_too_large_for_an_event_is_left_out_or_refused(tmp_path: Path) -> None:
