@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from bench.gateway.figures import Counts, Samples, compute_figures, render_table
+from bench.gateway.figures import Counts, Samples, compute_figures, read_metric, render_table
 from bench.gateway.loads import RATE, Load, LoadFailed, Loads, Sample, check_answers
 from bench.gateway.pair import PairFailed, measure_pair_over_single
 from bench.gateway.peers import AGAIN, GATEWAY, LITELLM_PEER, WORKERS, Field, Peer
@@ -31,6 +31,7 @@ LOADS = (Load.SIXTEEN, Load.ONE, Load.STREAMS, Load.PACED, Load.FIRST)
 SHARES = {Load.FIRST: 0.5}  # of a load's seconds
 RECORDED = "prefloop_completions_recorded_total"
 DROPPED = "prefloop_completions_dropped_total"
+PENDING = "prefloop_completions_pending"
 _SETTLE_S = 10.0
 
 
@@ -43,6 +44,8 @@ def main() -> int:
     run_folder.mkdir(parents=True)
     try:
         samples, recorded, rss_mb, reasons = measure(arguments, folder, run_folder)
+    except KeyboardInterrupt:
+        return 130
     except (MissingTool, ServerFailed, LoadFailed, httpx.HTTPError, TimeoutError) as error:
         print(f"bench-gateway: {error}", file=sys.stderr)
         return 1
@@ -147,33 +150,24 @@ def run_loads(
         return [loads.run(load, peer, seconds, number) for load in (Load.SIXTEEN, Load.ONE)]
     samples = []
     for load in (*LOADS, Load.RATE) if peer.name == GATEWAY else LOADS:
-        before = read_counts(peer) if peer.name == GATEWAY and load in (Load.SIXTEEN, Load.RATE) else None
+        is_counted = peer.name == GATEWAY and load in (Load.SIXTEEN, Load.RATE)
+        before = settle_counts(peer) if is_counted else Counts(0, 0)
         samples.append(loads.run(load, peer, seconds * SHARES.get(load, 1.0), number))
-        if before is not None:
-            recorded.setdefault(load, []).append(wait_for_counts(peer, before, samples[-1].answers))
+        if is_counted:
+            recorded.setdefault(load, []).append(settle_counts(peer) - before)
     return samples
 
 
-def read_counts(peer: Peer) -> Counts:
-    """The gateway's own counters of recorded completions, 0 where it has none."""
-    text = httpx.get(f"{peer.server.url}/metrics", timeout=30).raise_for_status().text
-    lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
-    recorded, dropped = (
-        sum(float(value) for name, value in lines if name.partition("{")[0] == counter)
-        for counter in (RECORDED, DROPPED)
-    )
-    return Counts(recorded, dropped)
-
-
-def wait_for_counts(peer: Peer, before: Counts, num_answers: int) -> Counts:
-    """What was counted since `before`, once every answer is accounted for or ten seconds are over."""
+def settle_counts(peer: Peer) -> Counts:
+    """The gateway's counters once they stand still and nothing waits to be recorded, or after ten seconds."""
     deadline = time.monotonic() + _SETTLE_S
+    seen = None
     while True:
-        now = read_counts(peer)
-        since = Counts(now.recorded - before.recorded, now.dropped - before.dropped)
-        is_counting = since.recorded + since.dropped > 0
-        if not is_counting or since.recorded + since.dropped >= num_answers or time.monotonic() > deadline:
-            return since
+        text = httpx.get(f"{peer.server.url}/metrics", timeout=30).raise_for_status().text
+        counts = Counts(read_metric(text, RECORDED), read_metric(text, DROPPED))
+        if (counts == seen and not read_metric(text, PENDING)) or time.monotonic() > deadline:
+            return counts
+        seen = counts
         time.sleep(0.2)
 
 

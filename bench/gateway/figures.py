@@ -27,6 +27,15 @@ class Counts:
         total = self.recorded + self.dropped
         return self.recorded / total if total else None
 
+    def __sub__(self, before: "Counts") -> "Counts":
+        return Counts(self.recorded - before.recorded, self.dropped - before.dropped)
+
+
+def read_metric(text: str, name: str) -> float:
+    """The sum of a metric's values over its labels, from what Prometheus reads; 0 if it is not there."""
+    lines = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(name))
+    return sum(float(value) for labelled, value in lines if labelled.partition("{")[0] == name)
+
 
 class Samples:
     """All samples of a run, looked up by peer and load."""

@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { ANSWER_BYTES = 591, NAME_BYTES = 128, INPUT_BYTES = 65536, OUTPUT_BYTES = 1 << 20, MAX_ADAPTERS = 64 };
+enum { ANSWER_BYTES = 591, ID_BYTES = 32, NAME_BYTES = 128, INPUT_BYTES = 65536, OUTPUT_BYTES = 1 << 20, MAX_ADAPTERS = 64 };
 
 typedef struct Connection {
     int fd;
@@ -29,7 +29,7 @@ typedef struct Connection {
     int num_left, num_events; /* of the stream that is being sent */
     bool with_usage;
     int64_t due_us;
-    char model[NAME_BYTES];
+    char model[NAME_BYTES], id[ID_BYTES + 1]; /* of the answer that is being sent */
     struct Connection *next; /* in the queue of streams */
     char *out;
     char in[INPUT_BYTES + 1];
@@ -112,9 +112,16 @@ static void read_name(const char *body, size_t size, const char *key, char *name
     name[n] = 0;
 }
 
+/* No two answers have the same id: who records them must store each. */
+static void number_answer(Connection *c) {
+    static uint64_t num_answers;
+    uint64_t rest = ++num_answers;
+    for (int i = ID_BYTES; i--; rest >>= 4) c->id[i] = "0123456789abcdef"[rest & 15];
+}
+
 static bool answer_chat(Connection *c) {
-    static const char before[] = "{\"id\":\"chatcmpl-0123456789abcdef0123456789abcdef\",\"object\":\"chat.completion\","
-                                 "\"created\":1763740800,\"model\":\"";
+    static const char start[] = "{\"id\":\"chatcmpl-";
+    static const char before[] = "\",\"object\":\"chat.completion\",\"created\":1763740800,\"model\":\"";
     static const char between[] = "\",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"";
     static const char after[] = "\",\"refusal\":null,\"tool_calls\":[]},\"logprobs\":null,\"finish_reason\":\"stop\","
                                 "\"stop_reason\":null}],\"usage\":{\"prompt_tokens\":72,\"total_tokens\":136,"
@@ -123,8 +130,10 @@ static bool answer_chat(Connection *c) {
     static const char text[] = "The river bends twice before it meets the old bridge, and there the water slows. ";
     char body[ANSWER_BYTES], *at = body;
     size_t num_model = strlen(c->model);
-    size_t fixed = sizeof before + sizeof between + sizeof after - 3 + num_model;
+    size_t fixed = sizeof start + ID_BYTES + sizeof before + sizeof between + sizeof after - 4 + num_model;
     size_t num_text = fixed < ANSWER_BYTES ? ANSWER_BYTES - fixed : 0; /* the same size whatever the name */
+    at = mempcpy(at, start, sizeof start - 1);
+    at = mempcpy(at, c->id, ID_BYTES);
     at = mempcpy(at, before, sizeof before - 1);
     at = mempcpy(at, c->model, num_model);
     at = mempcpy(at, between, sizeof between - 1);
@@ -139,8 +148,8 @@ static bool answer_chat(Connection *c) {
 static bool put_event(Connection *c, const char *choices, const char *tail) {
     char event[768], chunk[800];
     int n = snprintf(event, sizeof event,
-                     "data: {\"id\":\"chatcmpl-0123456789abcdef0123456789abcdef\",\"object\":\"chat.completion.chunk\","
-                     "\"created\":1763740800,\"model\":\"%s\",\"choices\":%s%s}\n\n", c->model, choices, tail);
+                     "data: {\"id\":\"chatcmpl-%s\",\"object\":\"chat.completion.chunk\","
+                     "\"created\":1763740800,\"model\":\"%s\",\"choices\":%s%s}\n\n", c->id, c->model, choices, tail);
     int size = snprintf(chunk, sizeof chunk, "%x\r\n%s\r\n", n, event);
     return put(c, chunk, size);
 }
@@ -213,6 +222,7 @@ static bool has_path(const char *head, const char *path) {
 static bool handle(Connection *c, const char *head, const char *body, size_t size) {
     if (has_path(head, "/v1/chat/completions ")) {
         read_name(body, size, "\"model\":", c->model);
+        number_answer(c);
         static const char stream[] = "\"stream\":true";
         return memmem(body, size, stream, sizeof stream - 1) ? start_stream(c, body, size) : answer_chat(c);
     }

@@ -8,6 +8,7 @@ limits, two arms, metrics, recording of completions.
 import json
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -105,6 +106,7 @@ class Field:
             "PREFLOOP_GATEWAY__PRICE_PER_MILLION_COMPLETION_TOKENS": "1",
             **(settings or {}),
         }
+        self._stack.callback(shutil.rmtree, state, ignore_errors=True)  # recorded completions are large
         server = self._start(name, lambda port: [sys.executable, "-m", "gateway.app"], "/livez", env)
         key = (state / "secrets" / "admin_key").read_text().strip()
         with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=30) as admin:

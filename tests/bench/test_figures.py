@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.gateway.figures import Counts, Samples, compute_figures, render_table
+from bench.gateway.figures import Counts, Samples, compute_figures, read_metric, render_table
 from bench.gateway.loads import Load, Sample
 from bench.gateway.peers import AGAIN, DIRECT, GATEWAY, RAW, ROUTER_PEER
 
@@ -99,3 +99,16 @@ def test_the_table_marks_loads_that_a_peer_did_not_get() -> None:
 @pytest.mark.parametrize(("recorded", "dropped", "ratio"), [(3, 1, 0.75), (0, 4, 0.0), (0, 0, None)])
 def test_recorded_ratio_is_of_all_that_was_counted(recorded: float, dropped: float, ratio: float | None) -> None:
     assert Counts(recorded, dropped).ratio == ratio
+
+
+def test_a_metric_is_summed_over_its_labels_and_no_other_with_the_same_beginning() -> None:
+    text = (
+        "# HELP lost_total Lost ones.\n# TYPE lost_total counter\n"
+        'lost_total{reason="full"} 2.0\nlost_total{reason="too long"} 3.0\nlost_total_created 1.7e+09\n'
+    )
+    assert read_metric(text, "lost_total") == 5.0
+    assert read_metric(text, "missing_total") == 0.0
+
+
+def test_counts_of_a_load_are_what_was_added_in_it() -> None:
+    assert Counts(10, 4) - Counts(7, 4) == Counts(3, 0)

@@ -51,6 +51,13 @@ def test_an_answer_has_591_bytes_and_the_model_that_was_asked_for(mock: Server, 
     assert answer.json()["model"] == name
 
 
+def test_no_two_answers_have_the_same_id(mock: Server) -> None:
+    ids = [ask(mock, CHAT, build_request(stream=False)).json()["id"] for _ in range(3)]
+    stream = ask(mock, CHAT, build_request(stream=True, max_tokens=3)).text
+    ids += {json.loads(event.removeprefix("data: "))["id"] for event in stream.split("\n\n")[:-2]}
+    assert len(ids) == len(set(ids)) == 4
+
+
 def test_a_stream_has_as_many_events_as_tokens_were_allowed(mock: Server) -> None:
     events = ask(mock, CHAT, build_request(stream=True, max_tokens=5)).text.split("\n\n")
     assert [events[-2], events[-1]] == ["data: [DONE]", ""]
