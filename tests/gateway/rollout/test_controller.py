@@ -347,6 +347,19 @@ async def test_a_leader_that_was_asleep_while_another_took_over_changes_nothing(
     assert (await world.row()).phase == machine.PROGRESSING
 
 
+async def test_a_leader_that_was_asleep_opens_no_rollout(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    await world.publish(0)
+    await world.tick()
+    sleeper = world.controller
+    world.restart()
+    await world.tick()
+    new = await world.publish(1)
+    with pytest.raises(tables.StaleController):
+        await sleeper.tick(world.time)
+    assert await world.writer.arun(tables.list_rollouts) == [] and await world.status(new) == "waiting"
+
+
 @pytest.mark.parametrize("kill_after", range(1, 9))
 async def test_a_gateway_killed_after_any_transition_goes_on(
     make_world: Callable[..., World], kill_after: int, monkeypatch: pytest.MonkeyPatch
