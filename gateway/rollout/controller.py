@@ -383,14 +383,19 @@ class Controller:
         return row
 
     async def start_aa(self) -> CheckpointRow:
-        """Put stable's own weights on trial under a new id. Raises RefusedAction if nothing is stable yet."""
+        """Put stable's own weights on trial under a new id.
 
-        def read(conn: Connection) -> tuple[CheckpointRow | None, int]:
-            rows = tables.list_checkpoints(conn)
-            return tables.get_stable(conn, self._policy), max((row.number for row in rows), default=0) + 1
+        Raises RefusedAction if nothing is stable yet, or another checkpoint waits for its trial already.
+        """
 
-        stable, number = await self._do(read)
+        def read(conn: Connection) -> tuple[CheckpointRow | None, list[CheckpointRow]]:
+            return tables.get_stable(conn, self._policy), tables.list_checkpoints(conn)
+
+        stable, rows = await self._do(read)
         if stable is None:
             raise RefusedAction("Nothing is stable yet.")
+        if waiting := [row.id for row in rows if row.status == "waiting"]:
+            raise RefusedAction(f"Checkpoint {waiting[0]} waits for its trial already.")
+        number = max(row.number for row in rows) + 1
         path = await asyncio.to_thread(copy_checkpoint, stable, number)
         return (await self.register(str(path)))[0]

@@ -330,7 +330,10 @@ async def test_stable_against_itself_gets_a_directory_and_a_rollout_of_its_own(
     row = await world.row()
     assert row.aa and row.checkpoint == copy.id and row.stable == first and copy.id.startswith("a-000001-")
     assert Path(copy.path).name == copy.id and copy.parsed.metrics["aa"] == 1.0
-    assert (await world.controller.start_aa()).id != copy.id
+    waiting = await world.controller.start_aa()
+    assert waiting.id != copy.id
+    with pytest.raises(RefusedAction, match=waiting.id):
+        await world.controller.start_aa()
 
 
 async def test_a_leader_that_was_asleep_while_another_took_over_changes_nothing(
