@@ -6,7 +6,7 @@ EXTRA  ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format docs bench clean install
+.PHONY: help demo up test check format docs bench bench-swap clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ docs: $(VENV)/.installed  ## Write docs/settings.md from the code
 
 bench: $(VENV)/.installed  ## Measurements, one JSON line each
 	@for bench in bench/*.py; do [ -e "$$bench" ] || continue; $(PYTHON) "$$bench" $(ARGS) || exit 1; done
+
+bench-swap: $(VENV)/.installed  ## Hot swaps in a row on real vLLM under load (ARGS="--swaps N")
+	@$(PYTHON) -m bench.swap $(ARGS)
 
 clean:  ## Remove .venv and the state directory
 	rm -rf $(VENV) state build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
