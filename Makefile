@@ -6,7 +6,7 @@ EXTRA  ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format docs bench bench-gateway clean install
+.PHONY: help demo up test check format docs bench bench-gateway bench-swap clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ bench: $(VENV)/.installed  ## Measurements, one JSON line each
 
 bench-gateway: $(VENV)/.installed  ## The gateway beside its peers (needs cc; ARGS="--quick" for a look)
 	@$(PYTHON) -m bench.gateway $(ARGS)
+
+bench-swap: $(VENV)/.installed  ## Hot swaps in a row on real vLLM under load (ARGS="--swaps N")
+	@$(PYTHON) -m bench.swap $(ARGS)
 
 clean:  ## Remove .venv and the state directory
 	rm -rf $(VENV) state build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,31 +11,22 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection
 
 from feedback.database import Writer
-from feedback.manifest import verify
 from gateway import tables
 from gateway.deployment import Deployment
-from gateway.fleet import list_reports
 from gateway.rollout import machine
 from gateway.rollout.duels import read_duels
 from gateway.rollout.evidence import Duel, Evidence
 from gateway.rollout.follower import Follower
 from gateway.rollout.guardrails import Guardrails
-from gateway.rollout.machine import RefusedAction, Transition
+from gateway.rollout.machine import Transition
 from gateway.rollout.observations import Observation
-from gateway.rollout.plan import (
-    copy_checkpoint,
-    find_deletable,
-    new_rollout,
-    new_statuses,
-    read_settings,
-    weigh,
-)
+from gateway.rollout.plan import new_rollout, new_statuses, read_settings, weigh
+from gateway.rollout.registry import Registry
 from gateway.rollout.summary import build_view, describe_decision, digest_code
 from gateway.rollout.view import RolloutView
 from gateway.settings import GatewaySettings, RolloutSection
@@ -71,6 +62,7 @@ class Controller:
         self._code = digest_code()
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
+        self.registry = Registry(writer, settings, self._wake.set, clock)
         self._draining_since: dict[str, float] = {}
         self._shown: dict[str, RolloutView] = {}
         self._missing_since: float | None = None
@@ -325,77 +317,3 @@ class Controller:
             await self._follow(None)
         self._wake.set()
         return moved
-
-    async def register(self, path: str) -> tuple[CheckpointRow, bool]:
-        """Register the checkpoint in a directory; returns (row, whether it is new)."""
-        manifest = await asyncio.to_thread(verify, Path(path))
-        where = str(await asyncio.to_thread(Path(path).resolve))  # engines run elsewhere
-        found = await self._do(lambda conn: tables.register_checkpoint(conn, manifest, where, self._clock()))
-        self._wake.set()
-        return found
-
-    async def list_checkpoints(self) -> list[tuple[CheckpointRow, bool]]:
-        """Every registered checkpoint in order of arrival, and whether its files may be deleted."""
-
-        def read(conn: Connection) -> list[tuple[CheckpointRow, bool]]:
-            deletable = self._list_deletable(conn)
-            return [(row, row.id in deletable) for row in tables.list_checkpoints(conn)]
-
-        return await self._do(read)
-
-    async def delete(self, checkpoint: str) -> CheckpointRow:
-        """Give up a checkpoint's files: it cannot serve again. Harmless to repeat. Raises LookupError, RefusedAction."""
-
-        def write(conn: Connection) -> CheckpointRow:
-            row = tables.get_checkpoint(conn, checkpoint)
-            if row is None:
-                raise LookupError(checkpoint)
-            if row.status != "deleted" and row.id not in self._list_deletable(conn):
-                raise RefusedAction(f"Checkpoint {checkpoint} is {row.status} and may be needed.")
-            tables.set_status(conn, checkpoint, "deleted")
-            return replace(row, status="deleted")
-
-        return await self._do(write)
-
-    def _list_deletable(self, conn: Connection) -> frozenset[str]:
-        held = (name for report in list_reports(conn) for name in (*report.wanted, *report.in_flight))
-        stable = tables.get_stable(conn, self._policy)
-        return find_deletable(
-            tables.list_checkpoints(conn), stable, frozenset(held), self._settings.rollout.keep_checkpoints
-        )
-
-    async def start_rollout(self, checkpoint: str) -> CheckpointRow:
-        """Queue a known checkpoint for trial. Raises LookupError or RefusedAction."""
-
-        def write(conn: Connection) -> CheckpointRow:
-            row = tables.get_checkpoint(conn, checkpoint)
-            if row is None:
-                raise LookupError(checkpoint)
-            if row.status in ("stable", "canary", "baking", "waiting"):
-                raise RefusedAction(f"Checkpoint {checkpoint} is {row.status} already.")
-            if row.status == "deleted":
-                raise RefusedAction(f"The files of checkpoint {checkpoint} were deleted.")
-            tables.queue_checkpoint(conn, checkpoint, self._clock())
-            return row
-
-        row = await self._do(write)
-        self._wake.set()
-        return row
-
-    async def start_aa(self) -> CheckpointRow:
-        """Put stable's own weights on trial under a new id.
-
-        Raises RefusedAction if nothing is stable yet, or another checkpoint waits for its trial already.
-        """
-
-        def read(conn: Connection) -> tuple[CheckpointRow | None, list[CheckpointRow]]:
-            return tables.get_stable(conn, self._policy), tables.list_checkpoints(conn)
-
-        stable, rows = await self._do(read)
-        if stable is None:
-            raise RefusedAction("Nothing is stable yet.")
-        if waiting := [row.id for row in rows if row.status == "waiting"]:
-            raise RefusedAction(f"Checkpoint {waiting[0]} waits for its trial already.")
-        number = max(row.number for row in rows) + 1
-        path = await asyncio.to_thread(copy_checkpoint, stable, number)
-        return (await self.register(str(path)))[0]

@@ -70,7 +70,7 @@ def _add_checkpoint_routes(router: APIRouter, context: Context) -> None:
     async def register(request: Request, body: NewCheckpoint, response: Response) -> dict[str, Any]:
         require_scope(request, "operator", "admin")
         try:
-            row, is_new = await context.controller.register(body.path)
+            row, is_new = await context.controller.registry.register(body.path)
         except (OSError, ValueError, FeedbackError) as error:
             raise bad_request(f"No valid checkpoint at this path: {error}", param="path") from error
         response.status_code = 201 if is_new else 200
@@ -79,14 +79,14 @@ def _add_checkpoint_routes(router: APIRouter, context: Context) -> None:
     @router.get("/checkpoints")
     async def checkpoints(request: Request) -> dict[str, Any]:
         require_scope(request, "operator", "admin")
-        rows = await context.controller.list_checkpoints()
+        rows = await context.controller.registry.list_checkpoints()
         return {"data": [{**_show_checkpoint(row), "may_delete": may_delete} for row, may_delete in rows]}
 
     @router.delete("/checkpoints/{checkpoint}")
     async def delete(request: Request, checkpoint: str) -> dict[str, Any]:
         """Give up a checkpoint for good; whoever owns its directory may remove it then."""
         require_scope(request, "operator", "admin")
-        return _show_checkpoint(await _refuse_politely(context.controller.delete(checkpoint)))
+        return _show_checkpoint(await _refuse_politely(context.controller.registry.delete(checkpoint)))
 
     @router.get("/status")
     async def status(request: Request) -> dict[str, Any]:
@@ -115,8 +115,10 @@ def _add_rollout_routes(router: APIRouter, context: Context) -> None:
         if body.aa == (body.checkpoint is not None):
             raise bad_request("Give either aa: true or a checkpoint.")
         if body.aa:
-            return _show_checkpoint(await _refuse_politely(context.controller.start_aa()))
-        return _show_checkpoint(await _refuse_politely(context.controller.start_rollout(body.checkpoint or "")))
+            return _show_checkpoint(await _refuse_politely(context.controller.registry.start_aa()))
+        return _show_checkpoint(
+            await _refuse_politely(context.controller.registry.start_rollout(body.checkpoint or ""))
+        )
 
     @router.post("/rollouts:rollback", status_code=201)
     async def rollback(request: Request) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def _add_rollout_routes(router: APIRouter, context: Context) -> None:
         stable = await context.writer.arun(lambda conn: tables.get_stable(conn, context.settings.policy))
         if stable is None or stable.parent is None:
             raise ApiError(409, "Stable has no parent to go back to.", code="conflict")
-        return _show_checkpoint(await _refuse_politely(context.controller.start_rollout(stable.parent)))
+        return _show_checkpoint(await _refuse_politely(context.controller.registry.start_rollout(stable.parent)))
 
 
 def _add_action_routes(router: APIRouter, context: Context) -> None:

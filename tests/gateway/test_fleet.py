@@ -92,7 +92,7 @@ class Town:
             await side.look()
 
     async def publish(self, number: int) -> str:
-        row, _ = await self.second.controller.register(str(make_checkpoint(self.root / "checkpoints", number)))
+        row, _ = await self.second.controller.registry.register(str(make_checkpoint(self.root / "checkpoints", number)))
         return row.id
 
     async def row(self) -> RolloutRow:

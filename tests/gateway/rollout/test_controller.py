@@ -96,7 +96,7 @@ class World:
             probe=Probe(prompt_token_ids=[1, 2], logprobs=[-1.0], base_logprobs=[-2.0]),
         )  # fmt: skip
         write_manifest(folder, manifest)
-        row, _ = await self.controller.register(str(folder))
+        row, _ = await self.controller.registry.register(str(folder))
         return row.id
 
     async def row(self) -> RolloutRow:
@@ -325,15 +325,15 @@ async def test_stable_against_itself_gets_a_directory_and_a_rollout_of_its_own(
     world = make_world()
     first = await world.publish(0)
     await world.tick()
-    copy = await world.controller.start_aa()
+    copy = await world.controller.registry.start_aa()
     await world.tick()
     row = await world.row()
     assert row.aa and row.checkpoint == copy.id and row.stable == first and copy.id.startswith("a-000001-")
     assert Path(copy.path).name == copy.id and copy.parsed.metrics["aa"] == 1.0
-    waiting = await world.controller.start_aa()
+    waiting = await world.controller.registry.start_aa()
     assert waiting.id != copy.id
     with pytest.raises(RefusedAction, match=waiting.id):
-        await world.controller.start_aa()
+        await world.controller.registry.start_aa()
 
 
 async def test_a_leader_that_was_asleep_while_another_took_over_changes_nothing(

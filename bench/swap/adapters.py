@@ -1,0 +1,117 @@
+"""Trains one adapter per sentence on the seed policy, in seconds each: `python -m bench.swap.adapters SEED_DIR OUT_DIR`.
+
+An adapter is done when every question gets exactly its sentence by a wide margin. What is there already is left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bench.swap.sentences import QUESTIONS, SENTENCES
+from feedback.manifest import Probe
+from trainer.models import PolicyStack
+
+MARKER = "adapters.json"
+BATCH_SIZE = 16
+MAX_STEPS = 600
+LOOK_EVERY = 20
+LR = 5e-3
+MIN_MARGIN = 4.0  # nats between the sentence's token and the next likeliest, at every position
+MAX_PROBE_TOKENS = 24
+
+
+def digest_inputs(seed_dir: Path) -> str:
+    """sha256 over the base's weights, the sentences and the questions."""
+    digest = hashlib.sha256((seed_dir / "model.safetensors").read_bytes())
+    digest.update(json.dumps([SENTENCES, QUESTIONS, MIN_MARGIN]).encode())
+    return digest.hexdigest()
+
+
+def encode_rows(stack: PolicyStack, sentence: str) -> list[tuple[list[int], int]]:
+    return [stack.encode([{"role": "user", "content": question}], sentence) for question in QUESTIONS]
+
+
+def compute_logits(stack: PolicyStack, rows: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
+    """(logits, targets) of the answers' tokens alone: (tokens, vocabulary) and (tokens,)."""
+    batch = stack.collate(rows)
+    hidden = stack.causal_lm.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
+    keep = batch.answer_mask[:, 1:]
+    return stack.causal_lm.lm_head(hidden[keep]).float(), batch.ids[:, 1:][keep]
+
+
+def measure_margin(stack: PolicyStack, rows: list[tuple[list[int], int]]) -> float:
+    """The smallest lead of a right token over the next likeliest, in nats; below 0 if one is not the likeliest."""
+    with stack.inferring("policy"):
+        logits, targets = compute_logits(stack, rows)
+    right = logits.gather(1, targets[:, None]).squeeze(1)
+    others = logits.scatter(1, targets[:, None], float("-inf")).amax(1)
+    return float((right - others).min())
+
+
+def train_adapter(stack: PolicyStack, sentence: str) -> float:
+    """Trains adapter "policy" from nothing until it says the sentence; returns its margin. Raises RuntimeError."""
+    rows = encode_rows(stack, sentence)
+    stack.reset_adapter("policy", like=None)
+    generator = torch.Generator().manual_seed(0)
+    optimizer: torch.optim.Optimizer | None = None
+    for step in range(MAX_STEPS):
+        with stack.training("policy") as parameters:
+            optimizer = optimizer or torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
+            chosen = torch.randperm(len(rows), generator=generator)[:BATCH_SIZE]
+            logits, targets = compute_logits(stack, [rows[i] for i in chosen])
+            optimizer.zero_grad(set_to_none=True)
+            functional.cross_entropy(logits, targets).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+        if step % LOOK_EVERY == LOOK_EVERY - 1 and (margin := measure_margin(stack, rows)) >= MIN_MARGIN:
+            return margin
+    raise RuntimeError(f"no adapter learnt to say {sentence!r} in {MAX_STEPS} steps")
+
+
+def make_probe(stack: PolicyStack, sentence: str) -> Probe:
+    """The beginning of the sentence after a question, under adapter "policy" and under the base."""
+    ids, _ = stack.encode([{"role": "user", "content": QUESTIONS[0]}], sentence)
+    ids = ids[:MAX_PROBE_TOKENS]
+    return Probe(
+        prompt_token_ids=ids,
+        logprobs=stack.prompt_logprobs(ids, "policy"),
+        base_logprobs=stack.prompt_logprobs(ids, None),
+    )
+
+
+def build_adapters(seed_dir: Path, out: Path) -> None:
+    """Builds `out/N/` with adapter N and `probe.json`; the marker comes last."""
+    digest = digest_inputs(seed_dir)
+    marker = out / MARKER
+    if marker.exists() and json.loads(marker.read_text())["inputs"] == digest:
+        print(f"adapters: already in {out}")
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    stack = PolicyStack.load(seed_dir, seed=0, device="cpu")
+    for number, sentence in enumerate(SENTENCES):
+        started = time.monotonic()
+        margin = train_adapter(stack, sentence)
+        stack.save_adapter("policy", out / str(number))
+        probe = make_probe(stack, sentence)
+        fields = {
+            "prompt_token_ids": probe.prompt_token_ids,
+            "logprobs": probe.logprobs,
+            "base_logprobs": probe.base_logprobs,
+        }
+        (out / str(number) / "probe.json").write_text(json.dumps(fields))
+        print(f"adapter {number}: {time.monotonic() - started:.0f} s, margin {margin:.1f} nats", flush=True)
+    marker.write_text(json.dumps({"inputs": digest}))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    build_adapters(Path(sys.argv[1]), Path(sys.argv[2]))
