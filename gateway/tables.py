@@ -295,7 +295,7 @@ def advance(conn: Connection, policy: str, generation: int, fence: int | None, s
         values["stable"] = stable
     where = [serving.c.policy == policy, serving.c.generation == generation]
     if fence is not None:
-        pass
+        where.append(serving.c.fence == fence)
     if conn.execute(update(serving).where(*where).values(**values)).rowcount != 1:
         raise StaleController(f"generation {generation}, fence {fence}")
     return generation + 1
