@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from sqlalchemy import Column, Connection, Float, Integer, String, Table, Text, delete, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from feedback.database import Writer, insert_or_ignore, metadata
+from feedback.errors import FeedbackError
 from gateway import tables
 
 if TYPE_CHECKING:
@@ -195,7 +197,7 @@ class Fleet:
                 logger.exception("the gateway could not report")
 
     async def leave(self) -> None:
-        """Say that this gateway is gone, and let another one lead at once."""
+        """Say that this gateway is gone, and let another one lead at once; without a database its lease runs out."""
 
         def write(conn: Connection) -> None:
             conn.execute(delete(gateways).where(gateways.c.id == self.id))
@@ -203,4 +205,7 @@ class Fleet:
             conn.execute(update(leases).where(*mine).values(holder="", expires_at=0.0))
 
         self._leads_until = 0.0
-        await self._writer.arun(write)
+        try:
+            await self._writer.arun(write)
+        except (FeedbackError, SQLAlchemyError) as error:
+            logger.warning("left without a word: %s", error)

@@ -173,7 +173,7 @@ async def test_lines_about_a_request_carry_the_id_that_the_client_got(tmp_path: 
         choice = {"preferred": "first", "token": paired["comparison"]["token"]}
         lost = await post(gateway, choice, f"/v1/comparisons/{paired['comparison']['id']}/choice")
         unrecorded = await post(gateway, **{"x-prefloop-compare": "always", "x-prefloop-user": "bob"})
-        gateway.context.deployment.engines.clear()
+        gateway.context.deployment.view = None  # type: ignore[assignment]
         failed = await post(gateway)
     assert [answer.status for answer in (gave_up, lost, unrecorded, failed)] == [503, 503, 200, 500]
     expected = {
@@ -201,7 +201,7 @@ async def test_secrets_and_people_are_never_logged(tmp_path: Path, lines: Lines)
         await post(gateway, question)
         gateway.engine.num_500 = 1
         await post(gateway, question)
-        gateway.context.deployment.engines.clear()
+        gateway.context.deployment.view = None  # type: ignore[assignment]
         await post(gateway, question, **person)
         admin, secrets = gateway.app.secrets.admin_key, gateway.app.secrets
         await post(gateway, {"key": admin}, "/console/session")
