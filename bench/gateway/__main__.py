@@ -1,10 +1,8 @@
 """Measures the gateway beside its peers in one run: every round gives every peer every load, in rotating order.
 
-Nothing is pinned to a core. The mock and the load take one thread each, a Python peer one, the Rust router as many as
-there are cores: on two cores all of them compete, as they would on any machine of that size. Pinning the peer to one
-core would take from the Rust router the third of a core that it uses beyond one; pinning the load and the mock
-together would make them the bottleneck that they are not. Idle peers keep running and use next to nothing. Prints the
-table of medians, then one JSON object; figures that were not measured are null, with the reasons above.
+Pins nothing: on two cores the mock, the load and the peer compete, as on any machine of that size. The Rust router
+works on more than one core and would lose by being held to one; mock and load on one core would be the bottleneck.
+Prints medians, then one JSON object; a figure that was not measured is null, with its reason above. Does not judge.
 """
 
 import argparse
