@@ -5,6 +5,7 @@ A script is a list of events (dicts), pauses ("wait": until the test says go on)
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class ScriptedApp:
     url: str = ""
     script: list[Any] = field(default_factory=list)
     status: int = 200
+    newline: str = "\n"
+    piece_bytes: int | None = None  # events are written in pieces of this size
     attributes: str = 'src="/answer"'
     go_on: threading.Event = field(default_factory=threading.Event)
     num_asked: int = 0
@@ -117,7 +120,11 @@ def _play(app: ScriptedApp, write: Callable[[bytes], None]) -> None:
                     write(b": still there\n\n")
                 app.go_on.clear()
             else:
-                write(b"data: " + json.dumps(step).encode() + b"\n\n")
+                event = f"data: {json.dumps(step, ensure_ascii=False)}{2 * app.newline}".encode()
+                size = app.piece_bytes or len(event)
+                for start in range(0, len(event), size):
+                    write(event[start : start + size])
+                    time.sleep(0.001 if app.piece_bytes else 0)
         write(b"data: [DONE]\n\n")
         write(b"")
     except OSError:

@@ -216,6 +216,15 @@ def test_a_single_answer_is_shown_as_one(app: ScriptedApp, page: Page, element: 
     assert element.get_by_role("button").count() == 0
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_events_split_across_reads_arrive_whole(app: ScriptedApp, page: Page, element: Locator, newline: str) -> None:
+    app.newline, app.piece_bytes = newline, 1
+    app.script = [say(0, "Größe: 🦙"), say(0, "", "stop")]
+    page.goto(app.url)
+    expect(element).to_have_attribute("state", "done")
+    expect(element.locator(".text").first).to_have_text("Größe: 🦙")
+
+
 def test_without_a_comparison_the_second_answer_goes_away(app: ScriptedApp, page: Page, element: Locator) -> None:
     app.script = [*PAIR[:3], say(0, "", "stop")]
     page.goto(app.url)
@@ -228,8 +237,10 @@ def test_without_a_comparison_the_second_answer_goes_away(app: ScriptedApp, page
 def test_an_error_in_mid_stream_is_said_and_can_be_tried_again(
     app: ScriptedApp, page: Page, element: Locator, end: Any
 ) -> None:
-    app.script = [*PAIR[:2], end]
+    app.script = [*PAIR[:2], WAIT, end]
     page.goto(app.url)
+    expect(element.locator(".text").nth(1)).to_have_text("The capital")
+    app.go_on.set()
     expect(element.get_by_role("alert")).to_have_text("The answer broke off in the middle.")
     expect(element).to_have_attribute("state", "failed")
     expect(element.locator(".text").first).to_have_text("Lima")  # what came stays readable
@@ -350,17 +361,19 @@ def test_the_look_follows_the_page(app: ScriptedApp, page: Page, element: Locato
     app.script = SINGLE
     page.goto(app.url)
     expect(element).to_have_attribute("state", "done")
-    shown = "(article) => { const s = getComputedStyle(article); return [s.backgroundColor, s.color, s.paddingTop]; }"
     article = element.locator("article").first
-    assert article.evaluate(shown)[:2] == ["rgb(255, 255, 255)", "rgb(23, 26, 33)"]
+    expect(article).to_have_css("background-color", "rgb(255, 255, 255)")
+    expect(article).to_have_css("color", "rgb(23, 26, 33)")
     page.evaluate("document.documentElement.style.colorScheme = 'dark'")
-    assert article.evaluate(shown)[:2] == ["rgb(23, 26, 33)", "rgb(232, 234, 240)"]
+    expect(article).to_have_css("background-color", "rgb(23, 26, 33)")
+    expect(article).to_have_css("color", "rgb(232, 234, 240)")
     page.evaluate("""() => {
         const sheet = new CSSStyleSheet();
         sheet.replaceSync("prefloop-compare { --prefloop-surface: #123456 } prefloop-compare::part(answer) { padding: 40px }");
         document.adoptedStyleSheets = [sheet];
     }""")
-    assert article.evaluate(shown) == ["rgb(18, 52, 86)", "rgb(232, 234, 240)", "40px"]
+    expect(article).to_have_css("background-color", "rgb(18, 52, 86)")
+    expect(article).to_have_css("padding-top", "40px")
 
 
 def test_the_words_can_be_translated(app: ScriptedApp, page: Page, element: Locator) -> None:
