@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from playwright.sync_api import Page, Route
+
 CUT, WAIT = "cut", "wait"
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -49,6 +51,36 @@ def say(index: int, text: str, end: str | None = None, **fields: Any) -> dict[st
     """One chunk as OpenAI writes it."""
     choice = {"index": index, "delta": {"content": text}, "finish_reason": end}
     return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "default", "choices": [choice], **fields}
+
+
+QUESTION = {"id": "cmp_1", "token": "token-1", "expires_at": 4_000_000_000}
+SINGLE = [say(0, "Lima "), say(0, "it is."), say(0, "", "stop")]
+PAIR = [
+    say(0, "Lima "),
+    say(1, "The capital "),
+    say(0, "it is."),
+    say(1, "is Lima."),
+    say(0, "", "stop"),
+    say(1, "", "stop", comparison=QUESTION),
+]
+
+
+class ChoiceRoute:
+    """Stands in for the gateway's choice route: answers with the statuses given, then with 200."""
+
+    def __init__(self, page: Page, *statuses: int) -> None:
+        self.statuses = list(statuses)
+        self.sent: list[dict[str, Any]] = []
+        page.route("**/v1/comparisons/*/choice", self._answer)
+
+    def _answer(self, route: Route) -> None:
+        self.sent.append({"url": route.request.url, **route.request.post_data_json})
+        status = self.statuses.pop(0) if self.statuses else 200
+        route.fulfill(status=status, json={}, headers={"access-control-allow-origin": "*"})
+
+
+def seen(page: Page) -> list[Any]:
+    return list(page.evaluate("window.seen"))
 
 
 @contextmanager
