@@ -51,13 +51,14 @@ function takeChunk(chunk, answer, onText) {
 
 /** Yield the data of each server-sent event. An event that the end of the stream cuts short counts as well. */
 export async function* readEvents(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
   let rest = "";
   let data = [];
   try {
     for (;;) {
-      const { value = "", done } = await reader.read();
-      const lines = (rest + value).split(/\r\n|\n|\r(?!$)/);
+      const { value, done } = await reader.read();
+      const lines = (rest + decoder.decode(value, { stream: !done })).split(/\r\n|\n|\r(?!$)/);
       rest = done ? "" : lines.pop();
       for (const line of lines) {
         if (line.startsWith("data:")) data.push(line.slice(line[5] === " " ? 6 : 5));

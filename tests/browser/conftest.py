@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import uvicorn
 from adapter_engine import build_engine
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from running_gateway import EXAMPLES, RunningGateway, free_port, is_answering, wait_until
+from scripted_app import ScriptedApp, run_app
 
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -28,6 +29,11 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+RECORD_EVENTS = """
+window.seen = [];
+for (const name of ["prefloop-answer", "prefloop-choice", "prefloop-error"])
+  document.addEventListener(name, (event) => window.seen.push([name, event.detail]));
+"""
 SETTINGS = {
     "PREFLOOP_PRESET": "demo",
     "PREFLOOP_ROLLOUT__STEPS": '[{"weight": 0.5}]',
@@ -118,3 +124,15 @@ def run_gateway(folder: Path) -> Iterator[RunningGateway]:
         engine_thread.join(timeout=10)
         log.close()
         print((folder / "gateway.log").read_text()[-6000:])
+
+
+@pytest.fixture
+def app(lasting_gateway: RunningGateway) -> Iterator[ScriptedApp]:
+    with run_app(lasting_gateway.url) as running:
+        yield running
+
+
+@pytest.fixture
+def element(page: Page) -> Locator:
+    page.add_init_script(RECORD_EVENTS)
+    return page.locator("prefloop-compare")

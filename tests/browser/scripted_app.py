@@ -5,11 +5,14 @@ A script is a list of events (dicts), pauses ("wait": until the test says go on)
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from playwright.sync_api import Page, Route
 
 CUT, WAIT = "cut", "wait"
 PAGE = """<!doctype html>
@@ -30,6 +33,8 @@ class ScriptedApp:
     url: str = ""
     script: list[Any] = field(default_factory=list)
     status: int = 200
+    newline: str = "\n"
+    piece_bytes: int | None = None  # events are written in pieces of this size
     attributes: str = 'src="/answer"'
     go_on: threading.Event = field(default_factory=threading.Event)
     num_asked: int = 0
@@ -46,6 +51,36 @@ def say(index: int, text: str, end: str | None = None, **fields: Any) -> dict[st
     """One chunk as OpenAI writes it."""
     choice = {"index": index, "delta": {"content": text}, "finish_reason": end}
     return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "default", "choices": [choice], **fields}
+
+
+QUESTION = {"id": "cmp_1", "token": "token-1", "expires_at": 4_000_000_000}
+SINGLE = [say(0, "Lima "), say(0, "it is."), say(0, "", "stop")]
+PAIR = [
+    say(0, "Lima "),
+    say(1, "The capital "),
+    say(0, "it is."),
+    say(1, "is Lima."),
+    say(0, "", "stop"),
+    say(1, "", "stop", comparison=QUESTION),
+]
+
+
+class ChoiceRoute:
+    """Stands in for the gateway's choice route: answers with the statuses given, then with 200."""
+
+    def __init__(self, page: Page, *statuses: int) -> None:
+        self.statuses = list(statuses)
+        self.sent: list[dict[str, Any]] = []
+        page.route("**/v1/comparisons/*/choice", self._answer)
+
+    def _answer(self, route: Route) -> None:
+        self.sent.append({"url": route.request.url, **route.request.post_data_json})
+        status = self.statuses.pop(0) if self.statuses else 200
+        route.fulfill(status=status, json={}, headers={"access-control-allow-origin": "*"})
+
+
+def seen(page: Page) -> list[Any]:
+    return list(page.evaluate("window.seen"))
 
 
 @contextmanager
@@ -117,7 +152,11 @@ def _play(app: ScriptedApp, write: Callable[[bytes], None]) -> None:
                     write(b": still there\n\n")
                 app.go_on.clear()
             else:
-                write(b"data: " + json.dumps(step).encode() + b"\n\n")
+                event = f"data: {json.dumps(step, ensure_ascii=False)}{2 * app.newline}".encode()
+                size = app.piece_bytes or len(event)
+                for start in range(0, len(event), size):
+                    write(event[start : start + size])
+                    time.sleep(0.001 if app.piece_bytes else 0)
         write(b"data: [DONE]\n\n")
         write(b"")
     except OSError:

@@ -12,9 +12,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "gateway"))  # where its conftest finds the engine
+
+from engine import FakeEngine  # noqa: E402
 
 from tests.gateway.conftest import Running, run_gateway, wait_until  # noqa: E402, F401
 
@@ -34,11 +37,19 @@ def lacks(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture
-async def gateway(tmp_path: Path) -> AsyncIterator[Running]:
-    """A gateway that would always answer twice if it were asked to."""
-    async with run_gateway(tmp_path, ask_rate=1.0) as running:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lasting_gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """A gateway for a whole module, that would always answer twice if it were asked to."""
+    async with run_gateway(tmp_path_factory.mktemp("gateway"), ask_rate=1.0, max_asks_per_user_day=3) as running:
         yield running
+
+
+@pytest.fixture
+def gateway(lasting_gateway: Running) -> Running:
+    """The same, its engine as new."""
+    engine = lasting_gateway.engine
+    vars(engine).update(vars(FakeEngine(adapters=engine.adapters)))
+    return lasting_gateway
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,16 @@
 """docs/apps.md: its Python runs as it stands, and what it links to is there."""
 
 import asyncio
+import json
 import re
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.clients.conftest import HERE, Running
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 DOCS = HERE.parent.parent / "docs"
 TEXT = (DOCS / "apps.md").read_text()
@@ -24,7 +29,14 @@ async def test_the_python_of_the_manual_runs_and_stores_a_choice(gateway: Runnin
         assert (await answer.json())["counters"]["choices"] == 1
 
 
-def test_what_the_manual_names_is_there() -> None:
+async def test_the_example_and_the_tests_use_the_same_client() -> None:
+    example, tests = (
+        json.loads((folder / "package.json").read_text()) for folder in (DOCS / "examples" / "node", HERE)
+    )
+    assert example["dependencies"] == tests["dependencies"]
+
+
+async def test_what_the_manual_names_is_there() -> None:
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
         assert (DOCS / link).exists(), link
     source = "".join(path.read_text() for path in sorted((DOCS.parent / "gateway" / "web").glob("compare*.js")))

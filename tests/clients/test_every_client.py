@@ -12,9 +12,10 @@ from tests.clients.conftest import Running, lacks, run_gateway, wait_until
 ASKED: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "content": "How are you?"}]}
 PARAMETERS = {"type": "object", "properties": {"seed": {"type": "integer"}}}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
-PAIR = {"X-Prefloop-Compare": "auto", "X-Prefloop-User": "ann"}
+PAIR = {"X-Prefloop-Compare": "auto"}
 NOWHERE = "http://127.0.0.1:9"
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 both_ways = pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
 
 

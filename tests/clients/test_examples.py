@@ -13,11 +13,14 @@ from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from aiohttp import web
 
 from tests.clients.conftest import HERE, Running, free_port, wait_until
 
 EXAMPLES = HERE.parent.parent / "docs" / "examples"
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 TALK = {"conversation": "talk-1", "messages": [{"role": "user", "content": "How are you?"}]}
 
 
@@ -44,47 +47,70 @@ def text_of(events: list[Any], index: int = 0) -> str:
 
 
 @asynccontextmanager
-async def run_example(name: str, folder: Path, gateway_url: str, key: str) -> AsyncIterator[App]:
-    """Start the app and wait until its page comes; `folder` has the packages of Node."""
-    port = free_port()
-    command = [sys.executable, str(EXAMPLES / "python" / "app.py")]
-    if name == "node":
-        shutil.copytree(EXAMPLES / "web", folder.parent / "web")
-        shutil.copytree(EXAMPLES / "node", folder, dirs_exist_ok=True)
-        command = ["node", str(folder / "app.js")]
+async def run_example(name: str, folder: Path, gateway_url: str, key: str) -> AsyncIterator[str]:
+    """Start the app and wait until its page comes; its address."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    command = (
+        ["node", str(folder / "app.js")] if name == "node" else [sys.executable, str(EXAMPLES / "python" / "app.py")]
+    )
     environment = os.environ | {"PREFLOOP_URL": gateway_url, "PREFLOOP_KEY": key, "PORT": str(port)}
     process = await asyncio.create_subprocess_exec(*command, env=environment)
     try:
-        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as http:
-            app = App(f"http://127.0.0.1:{port}", http)
-            async with asyncio.timeout(30):
-                while not await _is_up(app):
-                    assert process.returncode is None
-                    await asyncio.sleep(0.1)
-            yield app
+        async with aiohttp.ClientSession() as http, asyncio.timeout(60):
+            while not await _is_up(http, url):
+                assert process.returncode is None
+                await asyncio.sleep(0.1)
+        yield url
     finally:
         if process.returncode is None:
             process.terminate()
         await process.wait()
 
 
-async def _is_up(app: App) -> bool:
+async def _is_up(http: aiohttp.ClientSession, url: str) -> bool:
     try:
-        async with app.http.get(app.url) as answer:
+        async with http.get(url) as answer:
             return answer.status == 200
     except aiohttp.ClientConnectionError:
         return False
 
 
-@pytest.fixture(params=["python", "node"])
-def example(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
-    folder = request.getfixturevalue("node_folder") if request.param == "node" else tmp_path
-    return request.param, folder
+@asynccontextmanager
+async def open_browser(url: str) -> AsyncIterator[App]:
+    """Somebody new opens the page."""
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as http:
+        async with http.get(url) as answer:
+            assert answer.status == 200
+        yield App(url, http)
 
 
-@pytest.fixture
-async def app(example: tuple[str, Path], gateway: Running) -> AsyncIterator[App]:
-    async with run_example(*example, gateway.url, gateway.key) as running:
+@pytest.fixture(scope="module", params=["python", "node"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(name: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the app is laid out if it cannot run where it lies."""
+    folder = tmp_path_factory.mktemp("example") / "app"
+    folder.mkdir()
+    if name == "node":
+        shutil.copytree(EXAMPLES / "web", folder.parent / "web")
+        shutil.copytree(EXAMPLES / "node", folder, dirs_exist_ok=True)
+        (folder / "node_modules").symlink_to(request.getfixturevalue("node_modules"))
+    return folder
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lasting_url(name: str, folder: Path, lasting_gateway: Running) -> AsyncIterator[str]:
+    async with run_example(name, folder, lasting_gateway.url, lasting_gateway.key) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def app(lasting_url: str, gateway: Running) -> AsyncIterator[App]:
+    """The app, in a browser of its own."""
+    async with open_browser(lasting_url) as running:
         yield running
 
 
@@ -132,11 +158,9 @@ async def test_a_refusal_keeps_its_status_and_words(app: App, gateway: Running) 
     assert "cannot do that" in events[0]["error"]["message"]
 
 
-async def test_a_key_that_was_revoked_is_the_apps_trouble_not_the_persons(app: App, gateway: Running) -> None:
-    url = f"{gateway.url}/operator/v1/keys/{gateway.key.split('_')[1]}"
-    async with gateway.http.delete(url, headers=gateway.admin) as answer:
-        assert answer.status == 200
-    assert (await app.ask())[0] == 502
+async def test_a_wrong_key_is_the_apps_trouble_not_the_persons(name: str, folder: Path, gateway: Running) -> None:
+    async with run_example(name, folder, gateway.url, "pl_wrong_key") as url, open_browser(url) as app:
+        assert (await app.ask())[0] == 502
 
 
 async def test_an_answer_that_breaks_ends_in_an_error_event(app: App, gateway: Running) -> None:
@@ -154,14 +178,8 @@ async def test_a_person_who_leaves_stops_the_engine(app: App, gateway: Running) 
     await wait_until(lambda: gateway.engine.num_aborted == len(gateway.engine.requests) == 2)
 
 
-async def test_a_gateway_that_is_away_is_said_so(example: tuple[str, Path]) -> None:
-    async with run_example(*example, "http://127.0.0.1:9", "pl_x_y") as app:
-        status, events = await app.ask()
-    assert (status, events[0]["error"]["message"]) == (503, "The model cannot be reached.")
-
-
-async def test_a_thumb_reaches_the_gateway(example: tuple[str, Path]) -> None:
-    """The gateway's own answer to signals is tested with them: here it is enough that the app sends what it takes."""
+async def test_thumbs_reach_the_gateway_and_its_absence_is_said(name: str, folder: Path) -> None:
+    """What the gateway makes of signals is tested with them: here it is enough that the app sends what it takes."""
     taken: list[tuple[str, Any, str, str]] = []
 
     async def take(request: web.Request) -> web.Response:
@@ -174,19 +192,17 @@ async def test_a_thumb_reaches_the_gateway(example: tuple[str, Path]) -> None:
     runner = web.AppRunner(server)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port := free_port()).start()
-    try:
-        async with run_example(*example, f"http://127.0.0.1:{port}", "pl_x_y") as app:
-            for thumb, status in ({"completion": "chatcmpl-1", "thumb": "up"}, 204), ({"completion": "a/../b"}, 4):
-                async with app.http.post(f"{app.url}/thumb", json=thumb) as answer:
-                    assert str(answer.status).startswith(str(status))
-    finally:
+    async with run_example(name, folder, f"http://127.0.0.1:{port}", "pl_x_y") as url, open_browser(url) as app:
+        for given, statuses in (
+            ({"completion": "chatcmpl-1", "thumb": "up"}, {204}),
+            ({"completion": "a/../b", "thumb": "up"}, {400, 422}),
+            ({"completion": "chatcmpl-1", "thumb": "sideways"}, {400, 422}),
+        ):
+            async with app.http.post(f"{app.url}/thumb", json=given) as answer:
+                assert answer.status in statuses
         await runner.cleanup()
-    assert [(path, body, key) for path, body, key, _ in taken] == [
-        ("/v1/completions/chatcmpl-1/signal", {"thumb": "up"}, "Bearer pl_x_y")
-    ]
-    assert len(taken[0][3]) >= 16
-
-
-def test_the_example_and_the_tests_use_the_same_client() -> None:
-    example, tests = (json.loads((folder / "package.json").read_text()) for folder in (EXAMPLES / "node", HERE))
-    assert example["dependencies"] == tests["dependencies"]
+        status, events = await app.ask()
+    assert (status, events[0]["error"]["message"]) == (503, "The model cannot be reached.")
+    [(path, body, key, idempotency_key)] = taken
+    assert (path, body, key) == ("/v1/completions/chatcmpl-1/signal", {"thumb": "up"}, "Bearer pl_x_y")
+    assert len(idempotency_key) >= 16

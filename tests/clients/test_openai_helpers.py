@@ -11,6 +11,8 @@ from tests.clients.adapters import OpenAINode
 from tests.clients.conftest import Running
 from tests.clients.test_every_client import ASKED, PAIR, WEATHER
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 @pytest.fixture
 def node(gateway: Running, node_folder: Path) -> OpenAINode:
