@@ -89,7 +89,7 @@ def run_collector() -> Iterator[Collector]:
 def _read_span(span: Span, resource: dict[str, Any]) -> SeenSpan:
     return SeenSpan(
         name=span.name,
-        kind=KINDS[span.kind],
+        kind=KINDS.get(span.kind, "internal"),
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
         parent_id=span.parent_span_id.hex(),
