@@ -19,12 +19,15 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from feedback.database import Writer, create_tables, metadata, open_database
+from feedback.errors import DatabaseError
 from feedback.log import open_log
 from feedback.relay import Relay
 from gateway.completion_store import CompletionStore
@@ -32,12 +35,13 @@ from gateway.completions import Completions
 from gateway.context import Context
 from gateway.deployment import Deployment
 from gateway.endpoints import ENDPOINTS
-from gateway.errors import ApiError, GatewayError, error_body
+from gateway.errors import ApiError, GatewayError, error_body, unavailable
 from gateway.fleet import Fleet
 from gateway.keys import KeyRing, ensure_admin_key
 from gateway.limits import Limits
 from gateway.logs import current_request_id, set_up_logging
 from gateway.metrics import Metrics
+from gateway.openapi import build_document_router
 from gateway.pairs import AskLedger
 from gateway.playground import PLAYGROUND_PATH, build_playground_handler
 from gateway.recorder import Recorder
@@ -113,6 +117,7 @@ class Gateway:
                 build_web_router,
             ):
                 api.include_router(build(context))
+            api.include_router(build_document_router(api.routes))
             self.handlers |= build_handlers(context) | {PLAYGROUND_PATH: build_playground_handler(context)}
             yield
 
@@ -234,6 +239,10 @@ def build_api(lifespan: Any, engine_paths: Collection[bytes]) -> FastAPI:
     async def forget(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody is there to read it
 
+    async def refuse_for_now(request: Request, error: Exception) -> Response:
+        logger.error("%s %s: the database failed: %s", request.method, request.url.path, error)
+        return _refuse(unavailable("The database cannot be used now."))
+
     async def fail(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return Response(error_body(500, "Internal error."), 500, media_type="application/json")
@@ -242,6 +251,9 @@ def build_api(lifespan: Any, engine_paths: Collection[bytes]) -> FastAPI:
     api.add_exception_handler(HTTPException, refuse_route)
     api.add_exception_handler(RequestValidationError, refuse_input)
     api.add_exception_handler(ClientGone, forget)
+    api.add_exception_handler(ClientDisconnect, forget)
+    api.add_exception_handler(DatabaseError, refuse_for_now)
+    api.add_exception_handler(SQLAlchemyError, refuse_for_now)
     api.add_exception_handler(Exception, fail)
     return api
 

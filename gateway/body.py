@@ -70,6 +70,11 @@ def parse_request(body: bytes, *, allow_remote_media: bool = False) -> tuple[Eng
     """The request and the span of its `model` value. Raises ApiError 400."""
     try:
         request = _decoder.decode(body)
+        if request.priority is not msgspec.UNSET:
+            raise bad_request("`priority` is not for apps to set.", param="priority")
+        if not allow_remote_media and _MAY_HAVE_MEDIA.search(body):
+            _refuse_remote_media(body)
+        return request, find_model(body)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         missing = re.search(r"required field `(\w+)`", message)
@@ -77,15 +82,10 @@ def parse_request(body: bytes, *, allow_remote_media: bool = False) -> tuple[Eng
         raise bad_request(f"Invalid request: {message}.", param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
-    if request.priority is not msgspec.UNSET:
-        raise bad_request("`priority` is not for apps to set.", param="priority")
-    if not allow_remote_media and _MAY_HAVE_MEDIA.search(body):
-        _refuse_remote_media(body)
-    return request, find_model(body)
 
 
 def find_model(body: bytes) -> tuple[int, int]:
-    """The span of the top-level `model` value, quotes included. Raises ApiError 400 unless there is exactly one.
+    """The span of the top-level `model` value, quotes included. Raises ApiError 400 unless there is exactly one, DecodeError.
 
     `body` is a valid JSON object. Where no `\\u` occurs, a key cannot be spelt with escapes, and one match of the key
     in an object that has it is the one.

@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from gateway.errors import ApiError, error_body
+from gateway.errors import ApiError, bad_request, error_body
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -35,6 +36,8 @@ JSON = b"application/json"
 EVENTS = b"text/event-stream"
 
 _MAX_PIPELINED = 32
+_MAX_HEAD_BYTES = 65_536  # counted by reads, so up to one read more
+_LINGER_S = 2.0
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _REQUEST_ID_SUFFIX = secrets.token_hex(4)
 
@@ -56,6 +59,16 @@ def make_request_id() -> str:
 def pick_request_id(given: bytes | None) -> str:
     """The client's own id if it is harmless, else a new one."""
     return given.decode() if given and _REQUEST_ID.fullmatch(given) else make_request_id()
+
+
+class _NoTrailers(list[tuple[bytes, bytes]]):
+    """Where the parser puts headers once a request has begun: what comes after a body is nobody's."""
+
+    def append(self, header: tuple[bytes, bytes]) -> None:
+        """Forget it."""
+
+
+_NO_TRAILERS = _NoTrailers()
 
 
 class _NoEvent:
@@ -83,7 +96,7 @@ class Call:
         self.more_body = True
         self.waiting_for_100_continue = False
         self.is_current = False
-        self.has_started = False
+        self.response_started = False
         self.extra = b""  # header lines of every answer to this request
         self.on_pause: Callable[[], None] | None = None  # the client reads slowly
         self.on_resume: Callable[[], None] | None = None
@@ -171,11 +184,11 @@ class Call:
             await self._protocol.flow.drain()
 
     def _build_head(self, status: int, content_type: bytes, extra: bytes) -> bytes:
-        self.has_started = True
+        self.response_started = True
         lines = [STATUS_LINE[status]]
         for name, value in self._protocol.server_state.default_headers:
             lines += (name, b": ", value, b"\r\n")
-        if not self.keep_alive:
+        if not self.keep_alive or self.more_body:
             lines.append(b"connection: close\r\n")
         lines.append(
             b"content-type: %b\r\nx-request-id: %b\r\n%b%b"
@@ -189,7 +202,9 @@ class Call:
 
     def _finish(self) -> None:
         self.response_complete = True
-        if not self.keep_alive or self.more_body:  # what is left of a body would be read as the next request
+        if self.more_body:  # what is left of a body would be read as the next request
+            self._protocol.close_soon()
+        elif not self.keep_alive:
             self._protocol.transport.close()
         self._protocol.on_response_complete()
 
@@ -233,7 +248,7 @@ class Call:
                 raise
         except Exception:
             logger.exception("a request failed", extra=self.log_fields)
-            if self.has_started:
+            if self.response_started:
                 self._protocol.transport.abort()
             else:
                 self.send(500, error_body(500, "Internal error."))
@@ -250,19 +265,34 @@ class ServingProtocol(HttpToolsProtocol):
         self.serving: Serving = config.app  # type: ignore[assignment]
         self._newest: Call | None = None  # the request that is being read, if it is ours
         self._current: Call | None = None  # the one whose turn it is
-        self._body_timer: asyncio.TimerHandle | None = None
+        self._is_in_head = self._is_in_request = False  # what the parser waits for more of
+        self._num_head_bytes = 0
+        self._is_deaf = False  # what still comes is not read as HTTP
+        self._request_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # Nor may a connection be silent before its first request for longer than in one.
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.serving.body_timeout_s, self.timeout_keep_alive_handler
+        )
 
     # The scope of ASGI is made only for what goes there.
 
     def on_message_begin(self) -> None:
+        self._is_in_head = self._is_in_request = True
+        if self._request_timer is not None:
+            self._stop_request_timer()
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # the parser stops here: _go_on_in_http
         handler = self.serving.handlers.get(self.url)
-        if handler is None and b"?" in self.url:
-            handler = self.serving.handlers.get(self.url.partition(b"?")[0])
+        if handler is None and (b"?" in self.url or not self.url.startswith(b"/")):
+            handler = self.serving.handlers.get(httptools.parse_url(self.url).path)
         if handler is None or self.parser.get_method() != b"POST":
             url, headers, expects = self.url, self.headers, self.expect_100_continue
             super().on_message_begin()
@@ -270,9 +300,13 @@ class ServingProtocol(HttpToolsProtocol):
             self.headers.extend(headers)
             self._newest = None
             super().on_headers_complete()
+            self.headers = _NO_TRAILERS
+            self._is_in_head = False
             return
         before = self.cycle
         call = self.serving.make_call(self, handler, self.headers)
+        self.headers = _NO_TRAILERS
+        self._is_in_head = False
         call.is_http_11 = self.parser.get_http_version() != "1.0"
         call.keep_alive = call.is_http_11 and self.parser.should_keep_alive()
         self.cycle = self._newest = call  # type: ignore[assignment]
@@ -291,6 +325,9 @@ class ServingProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        self._is_in_request = False
         if self._newest is not None:
             self._newest.more_body = False
             self._newest.begin()
@@ -298,18 +335,30 @@ class ServingProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        call = self._newest
-        is_incomplete = call is not None and call.more_body and not call.response_complete
-        if is_incomplete and self._body_timer is None:
-            self._body_timer = self.loop.call_later(self.serving.body_timeout_s, self._expire_body)
-        elif not is_incomplete and self._body_timer is not None:
-            self._body_timer.cancel()
-            self._body_timer = None
+        if self._is_deaf:
+            return
+        was_in_head = self._is_in_head
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._stop_reading(bad_request("This is not HTTP."))
+        except httptools.HttpParserUpgrade as error:
+            self._go_on_in_http(data[error.args[0] :])
+        if self._is_in_request:
+            if was_in_head and self._is_in_head:
+                self._num_head_bytes += len(data)
+                if self._num_head_bytes > _MAX_HEAD_BYTES:
+                    self._stop_reading(ApiError(431, f"The head is larger than {_MAX_HEAD_BYTES} bytes."))
+            if self._request_timer is None and not self._is_deaf:
+                self._num_head_bytes = 0
+                self._request_timer = self.loop.call_later(self.serving.body_timeout_s, self._expire_request)
+        elif self._request_timer is not None:
+            self._stop_request_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._body_timer is not None:
-            self._body_timer.cancel()
+        self._stop_request_timer()
+        self._unset_keepalive_if_required()
         self.pipeline.clear()  # what waits there has not begun
         if self._current is not None:
             self._current.lose()
@@ -339,11 +388,62 @@ class ServingProtocol(HttpToolsProtocol):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         call.begin()
 
-    def _expire_body(self) -> None:
-        self._body_timer = None
-        call = self._newest
-        if call is not None and call is self._current and call.more_body and not call.response_complete:
-            call.refuse(ApiError(408, "The body did not come in time.", code="request_timeout"))
+    # Requests that are not read to their end
+
+    def _expire_request(self) -> None:
+        self._request_timer = None
+        self._stop_reading(ApiError(408, "The request did not come in time.", code="request_timeout"))
+
+    def _stop_reading(self, error: ApiError) -> None:
+        """Refuse what was being read if it is its turn, let the answers before it go out, close the connection."""
+        self._is_deaf = True
+        self._stop_request_timer()
+        cycle = self.cycle  # of the request that is being read, or of the one before if this is still in its head
+        if not self._is_in_request or self._is_in_head:
+            if cycle is not None and not cycle.response_complete:
+                cycle.keep_alive = False
+                return
+        elif self.pipeline or cycle.response_started or cycle.response_complete:
+            self.transport.close()
+            return
+        else:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._refuse(error)
+        self.close_soon()
+
+    def _refuse(self, error: ApiError) -> None:
+        body = error.body()
+        head = (
+            b"%bcontent-type: application/json\r\nx-request-id: %b\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        )
+        self.transport.write(head % (STATUS_LINE[error.status], make_request_id().encode(), len(body)) + body)
+
+    def _stop_request_timer(self) -> None:
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
+
+    def close_soon(self) -> None:
+        """Close when the client has, or in a moment: closed while it sends, it might never read the answer."""
+        self._is_deaf = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
+
+    def _go_on_in_http(self, rest: bytes) -> None:
+        """Read a request that offers to speak something else (h2c, websocket) as if it did not.
+
+        The parser takes the body for that other language, so a new one starts again without the offer.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self._stop_reading(bad_request("This is no proxy."))
+            return
+        lines = [b"%b %b HTTP/%b\r\n" % (method, self.url, version)]
+        lines += [b"%b: %b\r\n" % header for header in self.headers if header[0] not in (b"upgrade", b"connection")]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"".join([*lines, b"\r\n", rest]))
 
 
 def build_server(app: Any, *, host: str, port: int, drain_timeout_s: float, is_quiet: bool = True) -> uvicorn.Server:
@@ -356,6 +456,7 @@ def build_server(app: Any, *, host: str, port: int, drain_timeout_s: float, is_q
             loop="uvloop",
             http=ServingProtocol,
             log_config=None,  # its lines look like ours
+            ws="none",
             log_level="warning" if is_quiet else "info",
             access_log=False,
             proxy_headers=False,

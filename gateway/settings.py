@@ -52,7 +52,9 @@ class GatewaySection(BaseModel):
         default=900_000, gt=0, description="A request whose event could pass this is never paired."
     )
     max_body_bytes: int = Field(default=8_000_000, gt=0, description="Largest request body taken.")
-    body_timeout_s: float = Field(default=30.0, gt=0, description="Longest wait for a request's whole body.")
+    body_timeout_s: float = Field(
+        default=30.0, gt=0, description="Longest wait for a whole request, from its first byte."
+    )
     allow_remote_media: bool = Field(
         default=False, description="Let apps name remote images and files, which the engine then fetches."
     )

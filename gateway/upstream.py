@@ -357,16 +357,21 @@ class _Pool:
     async def connect(self) -> _Connection:
         context = ssl.create_default_context() if self._is_tls else None
         self._num_opening += 1
+        is_there = False
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 _, connection = await self._loop.create_connection(
                     lambda: _Connection(self), self._host, self._port, ssl=context
                 )
+            is_there = connection.is_usable
         except (OSError, TimeoutError) as error:
-            self._let_next_in()
             raise EngineUnavailable(f"{self.url}: {error or 'no connection in time'}") from error
         finally:
             self._num_opening -= 1
+            if not is_there:
+                self._let_next_in()
+        if not is_there:
+            raise EngineUnavailable(f"{self.url}: the connection was closed at once")
         self.open.add(connection)
         return connection
 

@@ -1,7 +1,7 @@
 """The operators' HTTP: checkpoints, status, rollouts and what may be done with them.
 
-Every route needs the scope operator (or admin). Approvals carry the generation and decision digest that were seen and
-get 409 when either has moved on.
+Every route needs the scope operator (or admin): guarded.py sees to it. Approvals carry the generation and decision
+digest that were seen and get 409 when either has moved on.
 """
 
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from feedback.choices import count_outbox
-from feedback.errors import FeedbackError
+from feedback.errors import ManifestError
 from gateway import tables
 from gateway.auth import require_scope
 from gateway.context import Context
@@ -19,6 +19,7 @@ from gateway.errors import ApiError, bad_request, not_found
 from gateway.rollout import machine
 from gateway.rollout.guardrails import Guardrails
 from gateway.rollout.view import to_plain
+from gateway.routes.guarded import OperatorRoute
 from gateway.tables import CheckpointRow, RolloutRow
 
 _T = TypeVar("_T")
@@ -58,7 +59,7 @@ class Reason(BaseModel):
 
 def build_operator_router(context: Context) -> APIRouter:
     """All routes under /operator/v1 but those of keys."""
-    router = APIRouter(prefix="/operator/v1")
+    router = APIRouter(prefix="/operator/v1", route_class=OperatorRoute)
     _add_checkpoint_routes(router, context)
     _add_rollout_routes(router, context)
     _add_action_routes(router, context)
@@ -67,51 +68,44 @@ def build_operator_router(context: Context) -> APIRouter:
 
 def _add_checkpoint_routes(router: APIRouter, context: Context) -> None:
     @router.post("/checkpoints")
-    async def register(request: Request, body: NewCheckpoint, response: Response) -> dict[str, Any]:
-        require_scope(request, "operator", "admin")
+    async def register(body: NewCheckpoint, response: Response) -> dict[str, Any]:
         try:
             row, is_new = await context.controller.registry.register(body.path)
-        except (OSError, ValueError, FeedbackError) as error:
+        except (OSError, ValueError, ManifestError) as error:
             raise bad_request(f"No valid checkpoint at this path: {error}", param="path") from error
         response.status_code = 201 if is_new else 200
         return {"id": row.id, "digest": row.digest, "number": row.number, "status": row.status}
 
     @router.get("/checkpoints")
-    async def checkpoints(request: Request) -> dict[str, Any]:
-        require_scope(request, "operator", "admin")
+    async def checkpoints() -> dict[str, Any]:
         rows = await context.controller.registry.list_checkpoints()
         return {"data": [{**_show_checkpoint(row), "may_delete": may_delete} for row, may_delete in rows]}
 
     @router.delete("/checkpoints/{checkpoint}")
-    async def delete(request: Request, checkpoint: str) -> dict[str, Any]:
+    async def delete(checkpoint: str) -> dict[str, Any]:
         """Give up a checkpoint for good; whoever owns its directory may remove it then."""
-        require_scope(request, "operator", "admin")
         return _show_checkpoint(await _refuse_politely(context.controller.registry.delete(checkpoint)))
 
     @router.get("/status")
-    async def status(request: Request) -> dict[str, Any]:
-        require_scope(request, "operator", "admin")
+    async def status() -> dict[str, Any]:
         return await build_status(context)
 
 
 def _add_rollout_routes(router: APIRouter, context: Context) -> None:
     @router.get("/rollouts")
-    async def rollouts(request: Request, limit: int = 20) -> dict[str, Any]:
-        require_scope(request, "operator", "admin")
+    async def rollouts(limit: int = 20) -> dict[str, Any]:
         rows = await context.writer.arun(lambda conn: tables.list_rollouts(conn, max(1, min(limit, 100))))
         return {"data": [to_plain(await context.controller.show(row)) for row in rows]}
 
     @router.get("/rollouts/{rollout}")
-    async def rollout_by_id(request: Request, rollout: str) -> dict[str, Any]:
-        require_scope(request, "operator", "admin")
+    async def rollout_by_id(rollout: str) -> dict[str, Any]:
         row = await context.writer.arun(lambda conn: tables.get_rollout(conn, rollout))
         if row is None:
             raise not_found(f"No rollout {rollout}.")
         return to_plain(await context.controller.show(row))
 
     @router.post("/rollouts", status_code=201)
-    async def start(request: Request, body: NewRollout) -> dict[str, Any]:
-        require_scope(request, "operator", "admin")
+    async def start(body: NewRollout) -> dict[str, Any]:
         if body.aa == (body.checkpoint is not None):
             raise bad_request("Give either aa: true or a checkpoint.")
         if body.aa:
@@ -123,7 +117,7 @@ def _add_rollout_routes(router: APIRouter, context: Context) -> None:
     @router.post("/rollouts:rollback", status_code=201)
     async def rollback(request: Request) -> dict[str, Any]:
         """While baking: back to the old checkpoint at once. Otherwise: put stable's parent on trial."""
-        actor = "key:" + require_scope(request, "operator", "admin").key_id
+        actor = "key:" + require_scope(request, "operator").key_id
         now = context.controller.now()
         row = await context.writer.arun(lambda conn: tables.active_rollout(conn, context.settings.policy))
         if row is not None and row.phase == machine.BAKING:
@@ -137,7 +131,7 @@ def _add_rollout_routes(router: APIRouter, context: Context) -> None:
 def _add_action_routes(router: APIRouter, context: Context) -> None:
     @router.post("/rollouts/{rollout}:approve")
     async def approve(request: Request, rollout: str, body: Approval) -> dict[str, Any]:
-        actor = "key:" + require_scope(request, "operator", "admin").key_id
+        actor = "key:" + require_scope(request, "operator").key_id
         now = context.controller.now()
         return await _act(
             context, rollout, lambda row, g: machine.approve(row, g, body.generation, body.decision_digest, actor, now)
@@ -208,7 +202,7 @@ async def build_status(context: Context) -> dict[str, Any]:
 
 
 def _who_and_why(request: Request, body: Reason | None, context: Context) -> tuple[str, str, float]:
-    actor = "key:" + require_scope(request, "operator", "admin").key_id
+    actor = "key:" + require_scope(request, "operator").key_id
     return actor, (body or Reason(reason="Operator")).reason, context.controller.now()
 
 

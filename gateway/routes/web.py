@@ -149,7 +149,7 @@ def build_web_router(context: Context) -> APIRouter:
 def _check_operator(raw: bytes, context: Context) -> Identity:
     try:
         given = msgspec.json.decode(raw, type=SignIn)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise bad_request("Send the key as JSON.") from None
     identity = context.keys.check(given.key)
     if identity is None:

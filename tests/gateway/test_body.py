@@ -106,3 +106,17 @@ def test_remote_media_is_refused_unless_allowed(part: str) -> None:
 
 def test_a_tool_that_has_an_image_url_is_no_media() -> None:
     parse_request(b'{"model":"m","messages":[],"tools":[{"image_url":{"url":"http://x"}}]}')
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"a","x\xff":{"model":1}}',  # looked at only where the key occurs more than once
+        b'{"model":"a","image_url":"x\xff"}',
+        b'{"model":"a","image_url":1e999}',
+    ],
+)
+def test_what_cannot_be_read_to_its_end_is_refused(body: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse_request(body)
+    assert caught.value.status == 400

@@ -122,9 +122,13 @@ async def test_a_client_that_expects_100_continue_is_told_to_go_on(gateway: Runn
 
 async def test_a_body_that_is_too_large_is_refused_before_it_has_come(tmp_path: Path) -> None:
     async with run_gateway(tmp_path, max_body_bytes=1000) as gateway, connect(gateway) as wire:
-        wire.writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n".encode() + b" " * 1001)
-        status, _, body = await wire.read_answer()
+        wire.writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n".encode())
+        for _ in range(1000):
+            wire.writer.write(b" " * 10_000)
+            await asyncio.sleep(0)
+        status, headers, body = await wire.read_answer()
         assert (status, json.loads(body)["error"]["code"]) == (413, "request_too_large")
+        assert headers["connection"] == "close"
         assert await wire.is_closed()
 
 
@@ -175,7 +179,88 @@ async def test_header_values_cannot_break_out_of_their_line(gateway: Running) ->
 async def test_what_is_not_http_gets_400(gateway: Running) -> None:
     async with connect(gateway) as wire:
         wire.writer.write(b"hello there\r\n\r\n")
+        status, headers, body = await wire.read_answer()
+        assert (status, json.loads(body)["error"]["type"]) == (400, "invalid_request_error")
+        assert headers["x-request-id"].startswith("req_")
+        assert await wire.is_closed()
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_what_is_not_http_leaves_the_answer_before_it_whole(gateway: Running, is_stream: bool) -> None:
+    gateway.engine.delay_s = 0.1
+    async with connect(gateway) as wire:
+        wire.writer.write(chat(gateway, stream=is_stream) + b"hello there\r\n\r\n")
+        status, _, body = await wire.read_answer()
+        assert status == 200 and body.endswith(b"data: [DONE]\n\n" if is_stream else b"}")
+        assert await wire.is_closed()
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/comparisons/cmp_1/choice"])
+async def test_a_body_with_broken_chunks_gets_400(gateway: Running, path: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    async with connect(gateway) as wire:
+        wire.writer.write(head + b"5\r\nhello\r\nnot a size\r\n")
         assert (await wire.read_answer())[0] == 400
+        assert await wire.is_closed()
+
+
+async def test_broken_chunks_behind_a_request_close_the_connection(gateway: Running) -> None:
+    gateway.engine.delay_s = 30.0
+    async with connect(gateway) as wire:
+        wire.writer.write(chat(gateway) + f"POST {PATH} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n".encode())
+        assert await wire.is_closed()
+    await wait_until(lambda: gateway.context.deployment.counters.num_in_flight == 0)
+
+
+async def test_a_head_that_has_no_end_is_refused(gateway: Running) -> None:
+    async with connect(gateway) as wire:
+        wire.writer.write(f"POST {PATH} HTTP/1.1\r\n".encode())
+        for i in range(1000):
+            wire.writer.write(b"x-%d: %b\r\n" % (i, b"y" * 1000))
+            await asyncio.sleep(0)
+        status, _, body = await wire.read_answer()
+        assert (status, json.loads(body)["error"]["type"]) == (431, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    "start", ["POST /v1/chat/completions HT", "POST /v1/comparisons/c/choice HTTP/1.1\r\nContent-Length: 9\r\n\r\n1"]
+)
+async def test_a_request_that_never_ends_times_out(tmp_path: Path, start: str) -> None:
+    async with run_gateway(tmp_path, body_timeout_s=0.2) as gateway, connect(gateway) as wire:
+        wire.writer.write(start.encode())
+        status, _, body = await wire.read_answer()
+        assert (status, json.loads(body)["error"]["code"]) == (408, "request_timeout")
+        assert await wire.is_closed()
+
+
+async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path) -> None:
+    async with run_gateway(tmp_path, body_timeout_s=0.2) as gateway, connect(gateway) as wire:
+        assert await wire.is_closed()
+
+
+async def test_what_follows_a_body_is_no_header(gateway: Running) -> None:
+    body = b'{"name": "mine", "scope": "admin"}'
+    head = b"POST /operator/v1/keys HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    trailer = f"Authorization: Bearer {gateway.app.secrets.admin_key}\r\n\r\n".encode()
+    async with connect(gateway) as wire:
+        wire.writer.write(head + b"%x\r\n%b\r\n0\r\n" % (len(body), body) + trailer)
+        assert (await wire.read_answer())[0] == 401
+
+
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+async def test_offers_to_speak_something_else_are_answered_in_http(gateway: Running, protocol: str) -> None:
+    async with connect(gateway) as wire:
+        for _ in range(2):
+            wire.writer.write(chat(gateway, "Connection: Upgrade", f"Upgrade: {protocol}"))
+            assert (await wire.read_answer())[0] == 200
+        wire.writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        assert (await wire.read_answer())[0] == 200
+
+
+async def test_an_address_may_be_given_whole(gateway: Running) -> None:
+    async with connect(gateway) as wire:
+        wire.writer.write(chat(gateway, path=f"http://x{PATH}?a=b"))
+        assert (await wire.read_answer())[0] == 200
 
 
 async def test_a_slow_reader_holds_the_engine_back(gateway: Running) -> None:

@@ -230,3 +230,15 @@ async def test_own_calls_have_a_time_limit() -> None:
         assert await upstream.call(url, "/v1/models", None, timeout_s=5.0) == (200, b"1234567")
         with pytest.raises(EngineUnavailable):
             await upstream.call(url, "/hang", None, timeout_s=0.1)
+
+
+async def test_who_gives_up_connecting_lets_the_next_in() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(WHOLE + b"1234567")
+
+    async with serve(talk, max_upstream_connections=1) as (upstream, url, _):
+        first, second = (asyncio.create_task(upstream.post(url, b"/", b"", is_stream=False)) for _ in range(2))
+        await asyncio.sleep(0)  # the first is connecting, the second waits for its turn
+        first.cancel()
+        assert (await asyncio.wait_for(second, 5)).body == b"1234567"

@@ -96,7 +96,13 @@ def test_an_operator_signs_in_reads_the_csrf_value_and_signs_out(client: TestCli
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b'{"key": "pl_no_no"}', 401), (b'{"key": "pl_app1_x"}', 403), (b"key=pl_op1_x", 400), (b"x" * 5000, 413)],
+    [
+        (b'{"key": "pl_no_no"}', 401),
+        (b'{"key": "pl_app1_x"}', 403),
+        (b"key=pl_op1_x", 400),
+        (b'{"key": "\xff"}', 400),
+        (b"x" * 5000, 413),
+    ],
 )
 def test_other_keys_and_malformed_sign_ins_are_refused(client: TestClient, body: bytes, status: int) -> None:
     answer = client.post("/console/session", content=body)
