@@ -38,6 +38,10 @@ _HEADERS: dict[str, Schema] = {
         "description": "Whether two answers may come: by the rates and caps, in any case, or never.",
         "schema": {"type": "string", "enum": ["auto", "always", "never"], "default": "never"},
     },
+    "idempotency-key": {
+        "description": "Makes repeats harmless: the same request under the same key gets the stored answer.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    },
     "x-request-id": {
         "description": "The client's own id of the request; ids that do not match the pattern are replaced.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},

@@ -24,7 +24,7 @@ REFUSALS = {
     409: "Something else has happened or was said before.",
     410: "The comparison has expired.",
     413: "The body is too large.",
-    422: "The engine cannot do what the request asks for.",
+    422: "The engine cannot do what is asked for, or an idempotency key was used for something else.",
     429: "A limit of the key is used up.",
     431: "The head of the request is too large.",
     503: "Nobody can answer or store it now: ask again.",
@@ -93,10 +93,21 @@ OPERATIONS = {
         "ChoiceRequest",
         needs_key=False,
     ),
+    "POST /v1/completions/{completion_id}/signal": Operation(
+        APPS,
+        "Say what became of an answer: thumb, rating, edited text, outcome, comment",
+        {200: "Signal"},
+        _OF_ANY | _OF_KEYS | {404, 413, 422, 503},
+        "SignalRequest",
+        headers=("x-prefloop-user", "idempotency-key"),
+    ),
     "GET /operator/v1/status": _operator("Show what serves and how it goes", {200: "Status"}),
     "GET /operator/v1/checkpoints": _operator("List the checkpoints", {200: "Checkpoints"}),
     "POST /operator/v1/checkpoints": _operator(
         "Register a checkpoint; 200 if it was known", {200: "RegisteredCheckpoint", 201: "RegisteredCheckpoint"}
+    ),
+    "DELETE /operator/v1/checkpoints/{checkpoint}": _operator(
+        "Give up a checkpoint that nothing needs, so that its files may go", {200: "Checkpoint"}, 404, 409
     ),
     "GET /operator/v1/rollouts": _operator("List the rollouts", {200: "Rollouts"}),
     "POST /operator/v1/rollouts": _operator(
@@ -108,6 +119,7 @@ OPERATIONS = {
     ),
     "GET /operator/v1/keys": _operator("List the keys", {200: "Keys"}),
     "POST /operator/v1/keys": _operator("Make a key", {201: "NewKey"}, body="KeyRequest"),
+    "PATCH /operator/v1/keys/{key_id}": _operator("Change a key's limits", {200: "KeyRow"}, 404, body="KeyChange"),
     "DELETE /operator/v1/keys/{key_id}": _operator("Revoke a key", {200: "RevokedKey"}, 404),
     "GET /livez": _machine("Say that the process lives", {200: "Health"}),
     "GET /readyz": _machine("Say whether requests can be answered", {200: "Health", 503: "Health"}),
@@ -117,6 +129,7 @@ OPERATIONS = {
     f"POST /operator/v1/rollouts/{{rollout}}:{action}": _operator(summary, {200: "RolloutView"}, 404, 405, 409)
     for action, summary in {
         "approve": "Promote the canary, as what was seen of it says",
+        "promote": "Promote the canary past a gate, with a written reason: admins only",
         "abort": "End the rollout",
         "pause": "Hold the rollout",
         "resume": "Let the rollout go on",

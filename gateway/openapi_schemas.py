@@ -13,7 +13,8 @@ import msgspec
 from gateway.keys import KeyRow
 from gateway.rollout.view import RolloutView
 from gateway.routes.choices import ChoiceRequest
-from gateway.routes.keys import KeyRequest
+from gateway.routes.keys import KeyChange, KeyRequest
+from gateway.routes.signals import SignalRequest
 
 Schema = dict[str, Any]
 
@@ -31,7 +32,7 @@ def ref(name: str) -> Schema:
 
 def build_schemas() -> dict[str, Schema]:
     """All schemas by name, but those of FastAPI's own bodies."""
-    structs = (ChoiceRequest, KeyRequest, KeyRow, RolloutView)
+    structs = (ChoiceRequest, KeyChange, KeyRequest, KeyRow, RolloutView, SignalRequest)
     _, made = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     return _ENGINE | _OURS | made
 
@@ -142,6 +143,13 @@ _CHECKPOINT = _object(
 )
 
 _OURS: dict[str, Schema] = {
+    "Signal": _object(
+        "A signal that is stored.",
+        id=STRING,
+        object={"const": "completion.signal"},
+        completion_id=STRING,
+        created=INTEGER,
+    ),
     "Error": _object(
         "Every refusal: OpenAI's shape.",
         error=_object(
