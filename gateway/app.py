@@ -30,6 +30,7 @@ from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.errors import DatabaseError
 from feedback.log import open_log
 from feedback.relay import Relay
+from gateway.call import Call, CallMaker, Handler, pick_request_id
 from gateway.completion_store import CompletionStore
 from gateway.completions import Completions
 from gateway.context import Context
@@ -56,7 +57,7 @@ from gateway.routes.operator import build_operator_router
 from gateway.routes.signals import build_signals_router
 from gateway.routes.web import build_web_router
 from gateway.secrets import Secrets, check_listening, load_secrets
-from gateway.server import Call, CallMaker, Handler, build_server, pick_request_id
+from gateway.server import build_server
 from gateway.settings import GatewaySettings
 from gateway.state_metrics import StateCollector
 from gateway.swap import Swap

@@ -15,13 +15,13 @@ from typing import Any
 import msgspec
 
 from gateway.candidates import Draft, Showing, count_unasked, merge_usage, offer_comparison
+from gateway.connection import EngineAnswer
 from gateway.engines import EngineState
 from gateway.errors import EngineInterrupted
 from gateway.exchange import CLIENT_GONE, Exchange, Outcome, failure_events, note_failure, note_outcome, watch_bytes
 from gateway.metering import settle_tokens
 from gateway.pairs import Ask
 from gateway.sse import DONE, EventSplitter, encode_event, event_data
-from gateway.upstream import EngineAnswer
 
 _MAX_QUEUED = 64  # events read ahead of a slow client
 

@@ -14,10 +14,10 @@ from gateway.body import add_fields
 from gateway.sse import EventSplitter
 
 if TYPE_CHECKING:
+    from gateway.call import Call
     from gateway.context import Context
     from gateway.exchange import Exchange
     from gateway.keys import Identity
-    from gateway.server import Call
 
 _PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d+)')
 _COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')

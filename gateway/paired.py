@@ -18,12 +18,12 @@ import msgspec
 from gateway.attempts import ask_engine, hide_refusal
 from gateway.body import add_fields
 from gateway.candidates import Draft, Showing, count_unasked, merge_usage, offer_comparison, open_showing
+from gateway.connection import EngineAnswer
 from gateway.errors import ApiError
 from gateway.exchange import Exchange, Outcome, note_outcome, watch_bytes
 from gateway.interleave import Strand, weave
 from gateway.metering import settle_tokens
 from gateway.pairs import Ask, choose_sides
-from gateway.upstream import EngineAnswer
 
 _rng = random.SystemRandom()
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
     from prometheus_client import CollectorRegistry
 
+    from gateway.connection import EngineAnswer
     from gateway.exchange import Exchange
-    from gateway.upstream import EngineAnswer
     from gateway.watched import Watch
 
 _OPERATIONS = {  # of the semantic conventions for generative AI

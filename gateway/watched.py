@@ -16,9 +16,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gateway.access import AccessLine, AccessLog
+from gateway.call import Call, CallMaker, Handler
 from gateway.errors import MissingExtra
 from gateway.exchange import CLIENT_GONE
-from gateway.server import Call, CallMaker, Handler, ServingProtocol
+from gateway.server import ServingProtocol
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

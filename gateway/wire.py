@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from gateway.attempts import ask_engine, hide_refusal
 from gateway.auth import authenticate_header
 from gateway.body import parse_request, restore_model
+from gateway.call import Call, Handler
+from gateway.connection import EngineAnswer
 from gateway.context import Context
 from gateway.endpoints import CHAT, ENDPOINTS, Endpoint
 from gateway.errors import ApiError, CheckpointGone, EngineInterrupted, unavailable
@@ -31,9 +33,7 @@ from gateway.metering import StreamMeter, admit_request, settle_answer
 from gateway.paired import answer_pair
 from gateway.pairs import Ask, decide_ask, may_pair, read_compare
 from gateway.routing import Header, choose_route, identify_user
-from gateway.server import Call, Handler
 from gateway.sse import EventTail
-from gateway.upstream import EngineAnswer
 
 _MAX_REROUTES = 3
 _NOBODY: frozenset[str] = frozenset()

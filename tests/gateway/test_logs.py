@@ -177,7 +177,7 @@ async def test_lines_about_a_request_carry_the_id_that_the_client_got(tmp_path: 
         failed = await post(gateway)
     assert [answer.status for answer in (gave_up, lost, unrecorded, failed)] == [503, 503, 200, 500]
     expected = {
-        "gateway.attempts": gave_up, "gateway.choices": lost, "gateway.recorder": unrecorded, "gateway.server": failed,
+        "gateway.attempts": gave_up, "gateway.choices": lost, "gateway.recorder": unrecorded, "gateway.call": failed,
     }  # fmt: skip
     for logger, answer in expected.items():
         assert [line["request_id"] for line in lines.of(logger)] == [answer.headers["x-request-id"]], logger
@@ -206,7 +206,7 @@ async def test_secrets_and_people_are_never_logged(tmp_path: Path, lines: Lines)
         admin, secrets = gateway.app.secrets.admin_key, gateway.app.secrets
         await post(gateway, {"key": admin}, "/console/session")
         key = gateway.key
-    assert len(lines.of("gateway.access")) == 8 and lines.of("gateway.server")
+    assert len(lines.of("gateway.access")) == 8 and lines.of("gateway.call")
     hidden = [key, admin, token, *wrong, key.split("_", 2)[2], admin.split("_", 2)[2], token.rsplit(".", 1)[1]]
     hidden += [secrets.pepper.hex(), secrets.token_key.hex(), "ada-lovelace", "whispered", "Answer of seed"]
     assert [word for word in hidden if word in lines.text] == []
@@ -245,7 +245,7 @@ def test_a_process_in_json_writes_nothing_else_to_stderr(tmp_path: Path) -> None
         status = process.wait(30)
     assert (status, answer.status_code) == (0, 401)
     seen = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert {"gateway", "gateway.access", "uvicorn.error"} <= {line["logger"] for line in seen}
+    assert {"gateway", "gateway.access"} <= {line["logger"] for line in seen}
     assert [line["request_id"] for line in seen if "request_id" in line] == [answer.headers["x-request-id"]]
 
 

@@ -28,7 +28,8 @@ OFF = """
 import asyncio, sys
 from pathlib import Path
 from gateway.app import create_app
-from gateway.server import Call, build_server
+from gateway.call import Call
+from gateway.server import build_server
 from gateway.settings import GatewaySettings
 
 async def main():
