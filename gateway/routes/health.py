@@ -40,7 +40,8 @@ def find_unready_reason(context: Context) -> str | None:
     stable = context.deployment.view.stable
     if stable is None:
         return "no stable checkpoint"
-    if not any(state.up and stable in state.proven for state in context.deployment.engines.values()):
+    states = context.deployment.engines.values()
+    if not any(state.up and not state.is_hung and stable in state.proven for state in states):
         return "no engine holds the stable checkpoint"
     return None
 
