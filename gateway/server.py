@@ -345,12 +345,15 @@ class ServingProtocol(HttpToolsProtocol):
             self._stop_reading(bad_request("This is not HTTP."))
         except httptools.HttpParserUpgrade as error:
             self._go_on_in_http(data[error.args[0] :])
+        if self._is_deaf:
+            return
         if self._is_in_request:
             if was_in_head and self._is_in_head:
                 self._num_head_bytes += len(data)
                 if self._num_head_bytes > _MAX_HEAD_BYTES:
                     self._stop_reading(ApiError(431, f"The head is larger than {_MAX_HEAD_BYTES} bytes."))
-            if self._request_timer is None and not self._is_deaf:
+                    return
+            if self._request_timer is None:
                 self._num_head_bytes = 0
                 self._request_timer = self.loop.call_later(self.serving.body_timeout_s, self._expire_request)
         elif self._request_timer is not None:
@@ -427,6 +430,7 @@ class ServingProtocol(HttpToolsProtocol):
     def close_soon(self) -> None:
         """Close when the client has, or in a moment: closed while it sends, it might never read the answer."""
         self._is_deaf = True
+        self._stop_request_timer()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(_LINGER_S, self.transport.close)
