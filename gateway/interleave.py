@@ -75,13 +75,13 @@ async def weave(exchange: Exchange, ask: Ask, showing: Showing, strands: list[St
     finally:
         for reader in readers:
             reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
         usage = merge_usage(drafts)
         settle_tokens(exchange, usage["prompt_tokens"], usage["completion_tokens"])
-        for strand in strands:
+        for strand in strands:  # before anything is awaited: the client may leave just now
             strand.answer.close()
             strand.outcome.num_tokens = strand.draft.completion_tokens
             note_outcome(exchange, strand.outcome, is_paired=exchange.view.rollout is not None)
+        await asyncio.gather(*readers, return_exceptions=True)
 
 
 async def _finish(

@@ -1,0 +1,66 @@
+"""What two woven streams leave behind when they end badly."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from typing import cast
+
+from conftest import QUESTION, Running, wait_until
+
+from gateway.candidates import Draft, open_showing
+from gateway.endpoints import CHAT
+from gateway.exchange import Outcome
+from gateway.interleave import Strand, weave
+from gateway.pairs import Ask, Side
+from gateway.playground import PLAYGROUND
+from gateway.server import Call
+from gateway.upstream import EngineAnswer
+from gateway.wire import open_exchange
+
+
+class Answer:
+    """An engine's stream that says one thing, and takes its time to end."""
+
+    engine = "http://engine"
+
+    def __init__(self, event: bytes) -> None:
+        self.is_closed = False
+        self._event = event
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        yield self._event
+        try:
+            await asyncio.sleep(30)
+        finally:
+            await asyncio.sleep(0.2)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+async def test_a_client_that_leaves_while_the_streams_end_leaves_none_open(gateway: Running) -> None:
+    body = json.dumps(QUESTION).encode()
+    exchange = open_exchange(gateway.context, PLAYGROUND, CHAT, cast(Call, None), lambda _: None, body)
+    sides = Side("stable", exchange.route.checkpoint, 1), Side("stable", exchange.route.checkpoint, 2)
+    showing = open_showing(sides, b"key")
+    answers = Answer(b'data: {"error": {}}\n\n'), Answer(b": still here\n\n")
+    strands = [
+        Strand(Draft(side, index), cast(EngineAnswer, answer), Outcome("stable"))
+        for index, (side, answer) in enumerate(zip(sides, answers, strict=True))
+    ]
+    seen: list[bytes] = []
+
+    async def listen() -> None:
+        async with aclosing(weave(exchange, Ask("policy", 1.0), showing, strands)) as events:
+            async for event in events:
+                seen.append(event)
+
+    listening = asyncio.create_task(listen())
+    await wait_until(lambda: seen)
+    await asyncio.sleep(0.05)  # the second stream is ending
+    listening.cancel()
+    with suppress(asyncio.CancelledError):
+        await listening
+    assert [answer.is_closed for answer in answers] == [True, True]
+    assert b"engine_lost" in seen[0]
