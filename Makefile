@@ -6,7 +6,7 @@ EXTRA  ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format docs bench bench-gateway bench-swap clean install
+.PHONY: help demo up test check format docs bench bench-gateway bench-swap bench-leak clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ bench-gateway: $(VENV)/.installed  ## The gateway beside its peers (needs cc; AR
 
 bench-swap: $(VENV)/.installed  ## Hot swaps in a row on real vLLM under load (ARGS="--swaps N")
 	@$(PYTHON) -m bench.swap $(ARGS)
+
+bench-leak: $(VENV)/.installed  ## What the gateway keeps of 100,000 requests, good and bad (needs cc)
+	@$(PYTHON) -m bench.leak $(ARGS)
 
 clean:  ## Remove .venv and the state directory
 	rm -rf $(VENV) state build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -180,7 +180,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             keys=keys,
             metrics=metrics,
             recorder=Recorder(writer),
-            asks=AskLedger(),
+            asks=AskLedger(settings.gateway.max_asks_per_user_day),
             upstream=upstream,
             relay=relay,
             completions=completions,

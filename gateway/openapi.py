@@ -48,15 +48,15 @@ _HEADERS: dict[str, Schema] = {
     },
 }
 _RETRY_AFTER = {"retry-after": {"description": "Seconds.", "required": True, "schema": {"type": "string"}}}
+_RATE_LIMITS: dict[str, Schema] = {
+    f"x-ratelimit-{kind}-{what}": {"description": "For keys with limits.", "schema": {"type": "string"}}
+    for kind in ("limit", "remaining", "reset")
+    for what in ("requests", "tokens")
+}
 _ANSWER_HEADERS: dict[int, dict[str, Schema]] = {
     401: {"www-authenticate": {"required": True, "schema": {"const": "Bearer"}}},
     405: {"allow": {"required": True, "schema": {"type": "string"}}},
-    429: _RETRY_AFTER
-    | {
-        f"x-ratelimit-{kind}-{what}": {"schema": {"type": "string"}}
-        for kind in ("limit", "remaining", "reset")
-        for what in ("requests", "tokens")
-    },
+    429: _RETRY_AFTER | _RATE_LIMITS,
     503: _RETRY_AFTER,
 }
 
@@ -128,8 +128,8 @@ def _describe_answer(operation: Operation, status: int) -> dict[str, Any]:
     content: dict[str, Any] = {"text/plain" if operation.is_text else "application/json": {"schema": ref(name)}}
     if operation.may_stream:
         content["text/event-stream"] = {"schema": ref("Event")}
-    headers = _with_request_id(_ANSWER_HEADERS.get(status, {}))
-    return {"description": f"{operation.summary}.", "headers": headers, "content": content}
+    headers = _ANSWER_HEADERS.get(status, {}) | (_RATE_LIMITS if 429 in operation.refusals else {})
+    return {"description": f"{operation.summary}.", "headers": _with_request_id(headers), "content": content}
 
 
 def _describe_refusal(status: int) -> dict[str, Any]:

@@ -44,15 +44,19 @@ class Side:
 
 
 class AskLedger:
-    """When each user was asked, and until when not to ask; bounded, forgets the user not seen for longest."""
+    """When each user was asked, and until when not to ask; bounded, forgets the user not seen for longest.
 
-    def __init__(self, max_users: int = 100_000) -> None:
+    `max_asks`: how many times of one user are kept; nobody asks for more than whether there were so many.
+    """
+
+    def __init__(self, max_asks: int, max_users: int = 100_000) -> None:
+        self._max_asks = max_asks
         self._max_users = max_users
         self._asked: OrderedDict[str, deque[float]] = OrderedDict()
         self._quiet_until: dict[str, float] = {}
 
     def num_asked(self, user: str, now: float) -> int:
-        """How often the user was asked in the last 24 hours."""
+        """How often the user was asked in the last 24 hours, up to `max_asks`."""
         times = self._asked.get(user)
         if times is None:
             return 0
@@ -67,7 +71,7 @@ class AskLedger:
 
     def note_asked(self, user: str, now: float) -> None:
         """The user was shown a comparison."""
-        self._asked.setdefault(user, deque()).append(now)
+        self._asked.setdefault(user, deque(maxlen=self._max_asks)).append(now)
         self._asked.move_to_end(user)
         while len(self._asked) > self._max_users:
             forgotten, _ = self._asked.popitem(last=False)

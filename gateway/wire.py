@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from gateway.attempts import ask_engine, hide_refusal
 from gateway.auth import authenticate_header
 from gateway.body import parse_request, restore_model
-from gateway.call import Call, Handler
+from gateway.call import EVENTS, Call, Handler
 from gateway.connection import EngineAnswer
 from gateway.context import Context
 from gateway.endpoints import CHAT, ENDPOINTS, Endpoint
@@ -143,7 +143,8 @@ async def answer_single(exchange: Exchange) -> None:
             outcome.code = error.status
             note_outcome(exchange, outcome)
             raise
-        if answer.is_complete:
+        is_events = answer.status == 200 and answer.content_type.startswith(EVENTS)  # also if all came in one read
+        if answer.is_complete and not is_events:
             _pass_whole(exchange, answer, outcome)
         else:
             await _pass_stream(exchange, answer, outcome)

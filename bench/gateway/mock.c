@@ -1,8 +1,8 @@
 /* An engine that costs nothing: one thread, epoll, canned answers under the model that was asked for.
  *
  * Speaks enough of vLLM for a gateway to adopt checkpoints (models, adapters, the probe) and to be measured: chat
- * completions of 591 bytes, or a stream of max_tokens events, each in a write of its own as vLLM sends them. POST
- * /pace/MS sets the pause between a stream's events; without one, every stream sends an event in every turn.
+ * completions of 591 bytes, or a stream of max_tokens events, each in a write of its own as vLLM sends them; a seed
+ * is said in the answer, so that two seeds say two things. POST /pace/MS sets the pause between a stream's events; without one, every stream sends an event in every turn.
  * Trusts its client: the body must be compact JSON with a Content-Length. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { ANSWER_BYTES = 591, ID_BYTES = 32, NAME_BYTES = 128, INPUT_BYTES = 65536, OUTPUT_BYTES = 1 << 20, MAX_ADAPTERS = 64 };
+enum { ANSWER_BYTES = 591, ID_BYTES = 32, NAME_BYTES = 128, SEED_BYTES = 20, INPUT_BYTES = 65536, OUTPUT_BYTES = 1 << 20, MAX_ADAPTERS = 64 };
 
 typedef struct Connection {
     int fd;
@@ -29,7 +29,7 @@ typedef struct Connection {
     int num_left, num_events; /* of the stream that is being sent */
     bool with_usage;
     int64_t due_us;
-    char model[NAME_BYTES], id[ID_BYTES + 1]; /* of the answer that is being sent */
+    char model[NAME_BYTES], id[ID_BYTES + 1], seed[SEED_BYTES]; /* of the answer that is being sent */
     struct Connection *next; /* in the queue of streams */
     char *out;
     char in[INPUT_BYTES + 1];
@@ -119,6 +119,15 @@ static void number_answer(Connection *c) {
     for (int i = ID_BYTES; i--; rest >>= 4) c->id[i] = "0123456789abcdef"[rest & 15];
 }
 
+/* The digits of a seed; empty without one. */
+static void read_seed(Connection *c, const char *body, size_t size) {
+    static const char key[] = "\"seed\":";
+    const char *found = memmem(body, size, key, sizeof key - 1), *digit = found ? found + sizeof key - 1 : "";
+    size_t n = 0; /* the body ends in 0 */
+    while (n < SEED_BYTES - 1 && digit[n] >= '0' && digit[n] <= '9') c->seed[n] = digit[n], n++;
+    c->seed[n] = 0;
+}
+
 static bool answer_chat(Connection *c) {
     static const char start[] = "{\"id\":\"chatcmpl-";
     static const char before[] = "\",\"object\":\"chat.completion\",\"created\":1763740800,\"model\":\"";
@@ -129,14 +138,15 @@ static bool answer_chat(Connection *c) {
                                 "\"prompt_logprobs\":null}";
     static const char text[] = "The river bends twice before it meets the old bridge, and there the water slows. ";
     char body[ANSWER_BYTES], *at = body;
-    size_t num_model = strlen(c->model);
-    size_t fixed = sizeof start + ID_BYTES + sizeof before + sizeof between + sizeof after - 4 + num_model;
+    size_t num_model = strlen(c->model), num_seed = strlen(c->seed);
+    size_t fixed = sizeof start + ID_BYTES + sizeof before + sizeof between + sizeof after - 4 + num_model + num_seed;
     size_t num_text = fixed < ANSWER_BYTES ? ANSWER_BYTES - fixed : 0; /* the same size whatever the name */
     at = mempcpy(at, start, sizeof start - 1);
     at = mempcpy(at, c->id, ID_BYTES);
     at = mempcpy(at, before, sizeof before - 1);
     at = mempcpy(at, c->model, num_model);
     at = mempcpy(at, between, sizeof between - 1);
+    at = mempcpy(at, c->seed, num_seed);
     for (size_t i = 0; i < num_text; i += sizeof text - 1) {
         size_t n = num_text - i < sizeof text - 1 ? num_text - i : sizeof text - 1;
         at = mempcpy(at, text, n);
@@ -157,8 +167,9 @@ static bool put_event(Connection *c, const char *choices, const char *tail) {
 /* One event of the stream, and what ends it after the last. */
 static bool send_event(Connection *c) {
     bool is_first = c->num_left == c->num_events, is_last = --c->num_left == 0;
-    const char *delta = is_first ? "{\"role\":\"assistant\",\"content\":\"\"}" : is_last ? "{}" : "{\"content\":\" river\"}";
-    char choices[256];
+    char first[64], choices[256];
+    const char *delta = is_first ? first : is_last ? "{}" : "{\"content\":\" river\"}";
+    snprintf(first, sizeof first, "{\"role\":\"assistant\",\"content\":\"%s\"}", c->seed);
     snprintf(choices, sizeof choices, "[{\"index\":0,\"delta\":%s,\"logprobs\":null,\"finish_reason\":%s}]", delta,
              is_last ? "\"stop\"" : "null");
     if (!put_event(c, choices, "")) return false;
@@ -222,6 +233,7 @@ static bool has_path(const char *head, const char *path) {
 static bool handle(Connection *c, const char *head, const char *body, size_t size) {
     if (has_path(head, "/v1/chat/completions ")) {
         read_name(body, size, "\"model\":", c->model);
+        read_seed(c, body, size);
         number_answer(c);
         static const char stream[] = "\"stream\":true";
         return memmem(body, size, stream, sizeof stream - 1) ? start_stream(c, body, size) : answer_chat(c);

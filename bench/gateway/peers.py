@@ -27,7 +27,7 @@ GATEWAY, AGAIN, WORKERS = "gateway", "gateway again", "gateway, 2 workers"
 _START_S = 180.0
 _CANARY_STEPS = '[{"weight": 0.25}]'
 _ENOUGH = 10**9  # never reached, always counted
-_LIMITS = {
+LIMITS = {
     "requests_per_minute": _ENOUGH,
     "requests_per_day": 1000 * _ENOUGH,
     "tokens_per_minute": 1000 * _ENOUGH,
@@ -111,7 +111,7 @@ class Field:
         key = (state / "secrets" / "admin_key").read_text().strip()
         with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=30) as admin:
             serve_two_arms(admin, state / "checkpoints")
-            return Peer(name, server, (f"authorization: Bearer {make_key(admin, 'bench', limits=_LIMITS)}",))
+            return Peer(name, server, (f"authorization: Bearer {make_key(admin, 'bench', limits=LIMITS)}",))
 
     def _start(
         self, name: str, command: Callable[[int], list[str]], ready_path: str, env: dict[str, str] | None = None

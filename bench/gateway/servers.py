@@ -66,6 +66,11 @@ class Server:
         """Resident memory of the process and its descendants, MB (shared pages counted for each)."""
         return float(sum(process.memory_info().rss for process in self._tree())) / 1e6
 
+    def connections(self) -> list[tuple[int, int]]:
+        """Local and remote port of every TCP connection that the process and its descendants hold."""
+        held = [each for process in self._tree() for each in process.net_connections("tcp") if each.raddr]
+        return [(each.laddr.port, each.raddr.port) for each in held]
+
     def stop(self) -> None:
         """End the process group, by force after 15 s."""
         self._process.terminate()

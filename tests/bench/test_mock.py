@@ -58,6 +58,17 @@ def test_no_two_answers_have_the_same_id(mock: Server) -> None:
     assert len(ids) == len(set(ids)) == 4
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_seed_is_said_in_the_answer(mock: Server, stream: bool) -> None:
+    body = build_request(stream=stream)
+    asked = [body, body[:-1] + b',"seed":1}', body[:-1] + b',"seed":1234567890}']
+    answers = [ask(mock, CHAT, each).text for each in asked]
+    assert [f'"content":"{seed}' in answer for seed, answer in zip(("", 1, 1234567890), answers, strict=True)] == [
+        True
+    ] * 3
+    assert stream or {len(answer) for answer in answers} == {591}
+
+
 def test_a_stream_has_as_many_events_as_tokens_were_allowed(mock: Server) -> None:
     events = ask(mock, CHAT, build_request(stream=True, max_tokens=5)).text.split("\n\n")
     assert [events[-2], events[-1]] == ["data: [DONE]", ""]

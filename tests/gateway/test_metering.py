@@ -1,11 +1,14 @@
 """Keys with limits through the public HTTP: headers, refusals, and tokens that are counted however the answer comes."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from conftest import QUESTION, Running
+from aiohttp import web
+from conftest import QUESTION, Running, run_gateway, start_engine
+from engine import FakeEngine
 
 from gateway.metering import read_usage
 
@@ -70,3 +73,35 @@ def test_usage_is_what_the_answer_says_last() -> None:
     text = b'{"choices":[{"message":{"content":"\\"prompt_tokens\\": 7"}}],"usage":{"prompt_tokens":5,"completion_tokens":4}}'
     assert read_usage(text) == (5, 4)
     assert read_usage(b"{}") == (0, 0)
+
+
+class OneReadEngine(FakeEngine):
+    """Its streams come in one piece, as a short answer of a near engine does."""
+
+    async def _stream(self, request: web.Request, body: dict[str, Any], text: str, rank: int) -> web.StreamResponse:
+        head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
+        choice = {"index": 0, "delta": {"content": text}, "finish_reason": "stop"}
+        events = [{**head, "choices": [choice]}]
+        if (body.get("stream_options") or {}).get("include_usage"):
+            events.append({**head, "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 4}})
+        if text == "Same.":
+            events.append({"error": {"message": f"{body['model']} broke"}})
+        data = b"".join(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n" for event in events)
+        return web.Response(body=data + b"data: [DONE]\n\n", content_type="text/event-stream")
+
+
+async def test_a_stream_that_comes_in_one_read_is_a_stream_all_the_same(tmp_path: Path) -> None:
+    engine = OneReadEngine()
+    runner, port = await start_engine(engine)
+    async with run_gateway(tmp_path, engines=[f"http://127.0.0.1:{port}"]) as gateway:
+        key = await make_limited_key(gateway, tokens_per_day=1000)
+        _, headers, body = await ask(gateway, key, stream=True)
+        assert headers["content-type"].startswith("text/event-stream")
+        assert '"content":"Answer of seed None."' in body and '"usage":{' not in body
+        assert body.endswith("data: [DONE]\n\n")
+        engine.same_text = True
+        _, after, body = await ask(gateway, key, stream=True)
+        assert int(after["x-ratelimit-remaining-tokens"]) == 1000 - 9
+        assert '"message":"default broke"' in body
+        assert gateway.context.deployment.counters.failed_requests == 1
+    await runner.cleanup()

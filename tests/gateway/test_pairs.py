@@ -38,7 +38,7 @@ def request(**fields: object) -> EngineRequest:
 
 def test_auto_asks_at_the_rate_and_logs_the_propensity() -> None:
     settings = GatewaySection(ask_rate=0.10, random_share=0.02, max_asks_per_user_day=10**9)
-    rng, ledger = Random(1), AskLedger()
+    rng, ledger = Random(1), AskLedger(1000)
     asks = [decide_ask("auto", ANN, settings, ledger, now=0.0, rng=rng) for _ in range(20_000)]
     num_random = sum(ask == Ask("random", 0.02) for ask in asks)
     num_policy = sum(ask == Ask("policy", 0.98 * 0.10) for ask in asks)
@@ -49,7 +49,7 @@ def test_auto_asks_at_the_rate_and_logs_the_propensity() -> None:
 
 def test_the_cap_and_the_cool_down_hold_for_a_day_and_random_asking_ignores_them() -> None:
     settings = GatewaySection(ask_rate=1.0, random_share=0.0, max_asks_per_user_day=2)
-    ledger, rng = AskLedger(), Random(1)
+    ledger, rng = AskLedger(2), Random(1)
     ledger.note_asked("ann", 0.0)
     ledger.note_asked("ann", 10.0)
     assert decide_ask("auto", ANN, settings, ledger, now=86_399.0, rng=rng) is None
@@ -63,10 +63,18 @@ def test_the_cap_and_the_cool_down_hold_for_a_day_and_random_asking_ignores_them
 
 
 def test_the_ledger_forgets_the_oldest_users() -> None:
-    ledger = AskLedger(max_users=2)
+    ledger = AskLedger(1, max_users=2)
     for user in ("a", "b", "c"):
         ledger.note_asked(user, 0.0)
     assert [ledger.num_asked(user, 1.0) for user in ("a", "b", "c")] == [0, 1, 1]
+
+
+def test_the_ledger_keeps_no_more_times_than_the_cap() -> None:
+    ledger = AskLedger(3)
+    for second in range(100):
+        ledger.note_asked("ann", float(second))
+    assert ledger.num_asked("ann", 99.0) == 3
+    assert ledger.num_asked("ann", 86_400.0 + 97.5) == 2  # those kept are the last
 
 
 @pytest.mark.parametrize(
