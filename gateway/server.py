@@ -406,6 +406,10 @@ class ServingProtocol(HttpToolsProtocol):
         elif self.pipeline or cycle.response_started or cycle.response_complete:
             self.transport.close()
             return
+        elif isinstance(cycle, Call):
+            cycle.refuse(error)
+            cycle.lose()
+            return
         else:
             cycle.disconnected = True
             cycle.message_event.set()
