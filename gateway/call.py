@@ -132,11 +132,6 @@ class Call:
             self.extra = b""  # the error says it itself
         self.send(error.status, error.body(), JSON, extra)
 
-    def refuse_unread(self, error: ApiError) -> None:
-        """The same while its body has not come, unless it is being refused already; closes the connection."""
-        if self._task is None:
-            self.refuse(error)
-
     def start(self, content_type: bytes = EVENTS, extra: bytes = b"") -> None:
         """Begin a stream; its head goes out with its first bytes."""
         if not self.is_http_11:

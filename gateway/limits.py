@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 
 from feedback.database import Writer
@@ -101,15 +101,18 @@ class Limits:
 
     # -- the rare path
 
-    async def admit(self, identity: Identity, now: float) -> None:
-        """Wait for a lease. Raises ApiError: 429 when a limit is used up, 503 when the database cannot be asked."""
+    async def admit(self, identity: Identity, now: float, log_fields: Mapping[str, str] | None = None) -> None:
+        """Wait for a lease. Raises ApiError: 429 when a limit is used up, 503 when the database cannot be asked.
+
+        `log_fields`: what a log line about the request carries.
+        """
         try:
             async with asyncio.timeout(self._patience_s):
                 while (is_admitted := self.try_admit(identity, now)) is None:
                     await self._wait_for_lease(self._accounts[identity.key_id])
         except TimeoutError:
             self.num_failures += 1
-            logger.error("key %s waited %.1f s for a lease", identity.key_id, self._patience_s)
+            logger.error("key %s waited %.1f s for a lease", identity.key_id, self._patience_s, extra=log_fields)
             raise _unknown() from None
         if not is_admitted:
             raise self.refusal(identity, now)

@@ -30,7 +30,7 @@ async def admit_request(context: Context, identity: Identity, call: Call) -> Non
     limits, now = context.limits, time.time()
     is_admitted = limits.try_admit(identity, now)
     if is_admitted is None:
-        await limits.admit(identity, now)
+        await limits.admit(identity, now, call.log_fields)
     elif not is_admitted:
         raise limits.refusal(identity, now)
     call.extra = limits.header_lines(identity, now)
@@ -76,6 +76,8 @@ class StreamMeter:
         for event in EventSplitter().feed(events):
             if _NO_CHOICES in event and b'"usage":{' in event:
                 self._usage = read_usage(event)
+                if self._exchange.call.watch is not None:
+                    self._exchange.call.watch.usage = event
                 if not self._is_shown:
                     continue
             shown.append(event)

@@ -201,8 +201,9 @@ class ServingProtocol(HttpToolsProtocol):
         elif self.pipeline or cycle.response_started or cycle.response_complete:
             self.transport.close()
             return
-        elif self._newest is not None:
-            self._newest.refuse_unread(error)
+        elif isinstance(cycle, Call):
+            cycle.refuse(error)
+            cycle.lose()
             return
         else:
             cycle.disconnected = True

@@ -370,12 +370,15 @@ async def test_what_could_not_be_handed_back_is_not_tried_again_but_a_debt_is(wo
     assert list(world.used().values()) == [10] and list(world.used("tokens").values()) == [1000]
 
 
-async def test_a_database_that_never_answers_costs_a_request_its_patience(world: World) -> None:
+async def test_a_database_that_never_answers_costs_a_request_its_patience(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     limits, writer = start_failing_worker(world, patience_s=0.05)
     writer.is_silent = True
     with pytest.raises(ApiError) as caught:
-        await limits.admit(make_identity(requests_per_minute=10), world.now)
+        await limits.admit(make_identity(requests_per_minute=10), world.now, {"request_id": "req_1"})
     assert caught.value.status == 503 and limits.num_failures == 1
+    assert [record.__dict__["request_id"] for record in caplog.records if record.name == "gateway.limits"] == ["req_1"]
 
 
 async def test_a_request_that_gives_up_waiting_does_not_spend(world: World) -> None:

@@ -150,10 +150,13 @@ async def test_lines_say_how_an_answer_ended(tmp_path: Path, lines: Lines) -> No
         task.cancel()
         await wait_until(lambda: len(lines.of("gateway.access")) == 2)
         reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rsplit(":", 1)[1]))
-        writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n1".encode())
-        assert b"408" in await reader.readline()
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nX-Request-Id: slow-1\r\nContent-Length: 9\r\n\r\n1"
+        writer.write(head.encode())
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 408 ") and b"x-request-id: slow-1\r\n" in answer
         writer.close()
         await wait_until(lambda: len(lines.of("gateway.access")) == 3)
+    assert lines.of("gateway.access")[2]["request_id"] == "slow-1"
     seen = [(line["status"], line["ended"]) for line in lines.of("gateway.access")]
     assert seen == [(200, "broken"), (499, "client_gone"), (408, "complete")]
 

@@ -138,6 +138,17 @@ async def test_a_stream_tells_its_first_token_and_its_tokens(tmp_path: Path, col
     assert subset(server, "gen_ai.usage") == {"gen_ai.usage.input_tokens": 5, "gen_ai.usage.output_tokens": 4}
 
 
+async def test_tokens_that_only_the_limits_see_are_told_as_well(tmp_path: Path, collector: Collector) -> None:
+    async with run_traced(tmp_path, collector) as gateway:
+        body = {"name": "limited", "scope": "app", "limits": {"tokens_per_minute": 1000}}
+        async with gateway.http.post(f"{gateway.url}/operator/v1/keys", json=body, headers=gateway.admin) as answer:
+            gateway.key = (await answer.json())["key"]
+        stream = await gateway.client().chat.completions.create(**QUESTION, stream=True)
+        assert [chunk.usage async for chunk in stream][-1] is None
+        (server,), _ = await wait_for_spans(collector, 1, 1)
+    assert subset(server, "gen_ai.usage") == {"gen_ai.usage.input_tokens": 5, "gen_ai.usage.output_tokens": 4}
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_a_pair_is_one_server_span_with_two_client_spans(
     tmp_path: Path, collector: Collector, is_stream: bool
