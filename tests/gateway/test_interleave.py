@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
+from types import SimpleNamespace
 from typing import cast
 
 from conftest import QUESTION, Running, wait_until
@@ -22,9 +23,8 @@ from gateway.wire import open_exchange
 class Answer:
     """An engine's stream that says one thing, and takes its time to end."""
 
-    engine = "http://engine"
-
-    def __init__(self, event: bytes) -> None:
+    def __init__(self, engine: str, event: bytes) -> None:
+        self.engine = engine
         self.is_closed = False
         self._event = event
 
@@ -41,10 +41,13 @@ class Answer:
 
 async def test_a_client_that_leaves_while_the_streams_end_leaves_none_open(gateway: Running) -> None:
     body = json.dumps(QUESTION).encode()
-    exchange = open_exchange(gateway.context, PLAYGROUND, CHAT, cast(Call, None), lambda _: None, body)
+    exchange = open_exchange(
+        gateway.context, PLAYGROUND, CHAT, cast(Call, SimpleNamespace(watch=None)), lambda _: None, body
+    )
     sides = Side("stable", exchange.route.checkpoint, 1), Side("stable", exchange.route.checkpoint, 2)
     showing = open_showing(sides, b"key")
-    answers = Answer(b'data: {"error": {}}\n\n'), Answer(b": still here\n\n")
+    engine = next(iter(gateway.context.deployment.engines))
+    answers = Answer(engine, b'data: {"error": {}}\n\n'), Answer(engine, b": still here\n\n")
     strands = [
         Strand(Draft(side, index), cast(EngineAnswer, answer), Outcome("stable"))
         for index, (side, answer) in enumerate(zip(sides, answers, strict=True))
