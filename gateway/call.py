@@ -74,8 +74,7 @@ class Call:
         self.on_resume: Callable[[], None] | None = None
         self._protocol = protocol
         self._handler = handler
-        self._pieces: list[bytes] = []
-        self._num_bytes = 0
+        self._body: bytes | bytearray = b""
         self._is_too_large = False
         self._task: asyncio.Task[None] | None = None
         self._head = b""  # of a stream, until its first bytes go out with it
@@ -87,7 +86,7 @@ class Call:
     @property
     def body(self) -> bytes:
         """The whole body."""
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        return bytes(self._body)
 
     def header(self, name: bytes) -> str | None:
         """A header by its lower-case name."""
@@ -143,6 +142,8 @@ class Call:
         """More of the stream. `data` is not empty."""
         head, self._head = self._head, b""
         self._write(b"%b%x\r\n%b\r\n" % (head, len(data), data) if self.is_http_11 else head + data)
+        if head and self.on_pause is not None and self._protocol.flow.write_paused:
+            self.on_pause()  # nobody says so if the answer before this one is what the client does not read
 
     def end(self) -> None:
         """The stream is complete."""
@@ -183,12 +184,17 @@ class Call:
     # What the protocol tells it
 
     def feed(self, data: bytes) -> None:
-        self._num_bytes += len(data)
-        if self._num_bytes <= self._protocol.serving.max_body_bytes:
-            self._pieces.append(data)
-        elif not self._is_too_large:
+        if self._is_too_large:
+            return
+        if not self._body:
+            self._body = data  # most bodies come in one piece
+        elif isinstance(self._body, bytearray):
+            self._body += data
+        else:
+            self._body = bytearray(self._body) + data  # a list of a million tiny chunks would take forty times as much
+        if len(self._body) > self._protocol.serving.max_body_bytes:
             self._is_too_large = True
-            self._pieces.clear()
+            self._body = b""
             self.begin()
 
     def begin(self) -> None:

@@ -130,7 +130,7 @@ async def _read_strand(strand: Strand, engine: EngineState, queue: _Queue) -> No
                 if "error" in chunk:
                     raise EngineInterrupted(str(chunk["error"]))
                 await queue.put((strand, chunk))
-    except (EngineInterrupted, ValueError):
+    except (EngineInterrupted, ValueError, RecursionError):
         has_failed = True
     await queue.put((strand, _End(has_failed)))
 

@@ -2,20 +2,20 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
-from types import SimpleNamespace
 from typing import cast
 
 from conftest import QUESTION, Running, wait_until
 
+from gateway.call import Call
 from gateway.candidates import Draft, open_showing
 from gateway.endpoints import CHAT
 from gateway.exchange import Outcome
 from gateway.interleave import Strand, weave
 from gateway.pairs import Ask, Side
 from gateway.playground import PLAYGROUND
-from gateway.server import Call
+from gateway.server import ServingProtocol
 from gateway.upstream import EngineAnswer
 from gateway.wire import open_exchange
 
@@ -39,23 +39,29 @@ class Answer:
         self.is_closed = True
 
 
-async def test_a_client_that_leaves_while_the_streams_end_leaves_none_open(gateway: Running) -> None:
+async def answer_nothing(call: Call) -> None:
+    raise AssertionError("it is not asked")
+
+
+def weave_answers(gateway: Running, answers: tuple[Answer, Answer]) -> AsyncGenerator[bytes, None]:
     body = json.dumps(QUESTION).encode()
-    exchange = open_exchange(
-        gateway.context, PLAYGROUND, CHAT, cast(Call, SimpleNamespace(watch=None)), lambda _: None, body
-    )
+    call = Call(cast(ServingProtocol, None), answer_nothing, [])
+    exchange = open_exchange(gateway.context, PLAYGROUND, CHAT, call, lambda _: None, body)
     sides = Side("stable", exchange.route.checkpoint, 1), Side("stable", exchange.route.checkpoint, 2)
-    showing = open_showing(sides, b"key")
-    engine = next(iter(gateway.context.deployment.engines))
-    answers = Answer(engine, b'data: {"error": {}}\n\n'), Answer(engine, b": still here\n\n")
     strands = [
         Strand(Draft(side, index), cast(EngineAnswer, answer), Outcome("stable"))
         for index, (side, answer) in enumerate(zip(sides, answers, strict=True))
     ]
+    return weave(exchange, Ask("policy", 1.0), open_showing(sides, b"key"), strands)
+
+
+async def test_a_client_that_leaves_while_the_streams_end_leaves_none_open(gateway: Running) -> None:
+    url = gateway.context.settings.gateway.engines[0]
+    answers = Answer(url, b'data: {"error": {}}\n\n'), Answer(url, b": still here\n\n")
     seen: list[bytes] = []
 
     async def listen() -> None:
-        async with aclosing(weave(exchange, Ask("policy", 1.0), showing, strands)) as events:
+        async with aclosing(weave_answers(gateway, answers)) as events:
             async for event in events:
                 seen.append(event)
 
@@ -67,3 +73,10 @@ async def test_a_client_that_leaves_while_the_streams_end_leaves_none_open(gatew
         await listening
     assert [answer.is_closed for answer in answers] == [True, True]
     assert b"engine_lost" in seen[0]
+
+
+async def test_an_event_that_cannot_be_read_ends_its_stream(gateway: Running) -> None:
+    url = gateway.context.settings.gateway.engines[0]
+    answers = Answer(url, b'data: {"a": ' + b"[" * 5000 + b"]" * 5000 + b"}\n\n"), Answer(url, b": still here\n\n")
+    async with asyncio.timeout(5), aclosing(weave_answers(gateway, answers)) as events:
+        assert [b"engine_lost" in event async for event in events] == [True]
