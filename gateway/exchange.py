@@ -70,8 +70,8 @@ class Outcome(msgspec.Struct):
 
 
 def served_checkpoints(context: Context) -> frozenset[str]:
-    """The checkpoints that have proven themselves in some engine."""
-    return frozenset().union(*(state.proven for state in context.deployment.engines.values()))
+    """The checkpoints that engines hold, or will hold again when they are back."""
+    return context.swap.wanted.union(*(state.proven for state in context.deployment.engines.values()))
 
 
 def watch_bytes(outcome: Outcome, data: bytes) -> None:

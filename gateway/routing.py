@@ -101,6 +101,9 @@ def choose_route(
         if view.canary is not None and choose_arm(view.salt, who.unit, view.weight) == "canary":
             return Route("canary", view.canary, alias)
         return Route("stable", view.stable, alias)
-    if identity.may("operator") and model in known:
-        return Route("canary" if model == view.canary else "stable", model, model, is_pinned=True)
+    if identity.may("operator"):
+        if model in known:
+            return Route("canary" if model == view.canary else "stable", model, model, is_pinned=True)
+        if view.stable is None:  # nobody knows yet what there will be
+            raise unavailable("No checkpoint is being served yet.", retry_after_s=5)
     raise not_found(f"The model `{model}` does not exist.", code="model_not_found", param="model")

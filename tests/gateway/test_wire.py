@@ -72,13 +72,17 @@ async def test_every_answer_has_a_request_id(gateway: Running) -> None:
 
 async def test_an_engine_that_restarts_costs_no_request(gateway: Running) -> None:
     await gateway.engine_runner.cleanup()
+    pinned = {"model": gateway.context.deployment.view.stable}
     asked = [asyncio.create_task(gateway.ask()) for _ in range(3)]
+    asked.append(asyncio.create_task(gateway.ask(gateway.admin, **pinned)))
     await asyncio.sleep(0.3)
+    gateway.context.deployment.engines[f"http://127.0.0.1:{gateway.engine_port}"].proven = frozenset()
+    asked.append(asyncio.create_task(gateway.ask(gateway.admin, **pinned)))
     assert not any(task.done() for task in asked)
     gateway.engine.adapters.clear()  # it forgot
     gateway.engine_runner, _ = await start_engine(gateway.engine, gateway.engine_port)
     answers = await asyncio.gather(*asked)
-    assert [answer["model"] for answer in answers] == ["default"] * 3
+    assert [answer["model"] for answer in answers] == ["default"] * 3 + [pinned["model"]] * 2
     assert gateway.context.deployment.counters.failed_requests == 0
 
 
@@ -133,6 +137,11 @@ async def test_without_a_checkpoint_it_is_not_ready_and_refuses_for_now(tmp_path
             f"{gateway.url}/v1/chat/completions", json=QUESTION, headers=gateway.auth
         ) as answer:
             assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+        for headers, status in ((gateway.auth, 404), (gateway.admin, 503)):
+            async with gateway.http.post(
+                f"{gateway.url}/v1/chat/completions", json={**QUESTION, "model": "c-000007-x"}, headers=headers
+            ) as answer:
+                assert answer.status == status
 
 
 async def test_an_engine_that_stays_away_gets_503_in_time(tmp_path: Path) -> None:
