@@ -80,6 +80,7 @@ class Gateway:
         self.make_call: CallMaker = Call
         self.max_body_bytes = settings.gateway.max_body_bytes
         self.body_timeout_s = settings.gateway.body_timeout_s
+        self.idle_timeout_s = settings.gateway.idle_timeout_s
         self._context: Context | None = None
         self._api = build_api(self._run, {*ENDPOINTS, PLAYGROUND_PATH})
 

@@ -34,6 +34,7 @@ class Serving(Protocol):
     make_call: CallMaker
     max_body_bytes: int
     body_timeout_s: float
+    idle_timeout_s: float
 
 
 class _NoTrailers(list[tuple[bytes, bytes]]):
@@ -61,6 +62,7 @@ class ServingProtocol(HttpToolsProtocol):
         self._num_head_bytes = 0
         self._is_deaf = False  # what still comes is not read as HTTP
         self._request_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None  # how long the client may take nothing of an answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -153,6 +155,7 @@ class ServingProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_request_timer()
+        self._stop_stall_timer()
         self._unset_keepalive_if_required()
         self.pipeline.clear()  # what waits there has not begun
         if self._current is not None:
@@ -161,11 +164,13 @@ class ServingProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._stall_timer = self.loop.call_later(self.serving.idle_timeout_s, self.transport.abort)
         if self._current is not None and self._current.on_pause is not None:
             self._current.on_pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._stop_stall_timer()
         if self._current is not None and self._current.on_resume is not None:
             self._current.on_resume()
 
@@ -222,6 +227,11 @@ class ServingProtocol(HttpToolsProtocol):
         if self._request_timer is not None:
             self._request_timer.cancel()
             self._request_timer = None
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def close_soon(self) -> None:
         """Close when the client has, or in a moment: closed while it sends, it might never read the answer."""

@@ -83,7 +83,11 @@ class GatewaySection(BaseModel):
         default=120.0, gt=0, description="Longest wait for the first byte of an answer."
     )
     answer_timeout_s: float = Field(default=600.0, gt=0, description="Longest wait for an answer that is not streamed.")
-    idle_timeout_s: float = Field(default=60.0, gt=0, description="Longest silence inside an answer that has begun.")
+    idle_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Longest silence inside an answer that has begun; also how long a client may take nothing of one.",
+    )
     max_upstream_connections: int = Field(default=1024, gt=0, description="Connections to one engine.")
     reconcile_s: float = Field(default=2.0, gt=0, description="Pause between looks at which adapters an engine holds.")
     hang_s: float = Field(

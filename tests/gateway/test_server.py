@@ -276,3 +276,14 @@ async def test_a_slow_reader_holds_the_engine_back(gateway: Running) -> None:
         assert written < 40_000_000
         wire.writer.transport.abort()
     await wait_until(lambda: gateway.context.deployment.counters.num_in_flight == 0)
+
+
+async def test_a_client_that_reads_nothing_is_left(tmp_path: Path) -> None:
+    async with run_gateway(tmp_path, idle_timeout_s=0.3) as gateway, connect(gateway) as wire:
+        gateway.engine.num_words = 400_000
+        wire.writer.write(chat(gateway, stream=True))
+        stable = gateway.context.deployment.view.stable or ""
+        await wait_until(lambda: gateway.context.deployment.in_flight(stable) == 1)
+        await wait_until(lambda: gateway.context.deployment.in_flight(stable) == 0, timeout_s=30)
+        assert gateway.context.deployment.counters.num_in_flight == 0
+        assert gateway.context.deployment.counters.failed_requests == 0
