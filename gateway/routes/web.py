@@ -18,9 +18,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from gateway import web_session
-from gateway.errors import ApiError, bad_request, forbidden, not_found, unauthorized
+from gateway.errors import bad_request, forbidden, not_found, unauthorized
 from gateway.keys import Identity
 from gateway.playground import refuse_other_sites
+from gateway.requests import read_body
 
 if TYPE_CHECKING:
     from gateway.context import Context
@@ -123,7 +124,7 @@ def build_web_router(context: Context) -> APIRouter:
     @router.post("/console/session")
     async def sign_in(request: Request) -> Response:
         _refuse_other_sites(request)
-        identity = _check_operator(await _read_body(request, _MAX_SIGN_IN_BYTES), context)
+        identity = _check_operator(await read_body(request, _MAX_SIGN_IN_BYTES), context)
         cookie, session = web_session.sign_session(identity.key_id, context.secrets, now=time.time())
         response = _session_response(session)
         response.set_cookie(
@@ -175,15 +176,6 @@ def _session_response(session: web_session.WebSession | None) -> JSONResponse:
 
 def _refuse_other_sites(request: Request) -> None:
     refuse_other_sites(lambda name: request.headers.get(name.decode()))
-
-
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > max_bytes:
-            raise ApiError(413, "The request is too large.")
-    return bytes(body)
 
 
 def _send_file(file: WebFile, request: Request, *, is_embeddable: bool = False) -> Response:
