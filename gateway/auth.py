@@ -67,6 +67,7 @@ def _identify_session(request: Request, context: Context) -> Identity:
 
 
 def _demand(identity: Identity, scopes: tuple[str, ...]) -> Identity:
-    if not any(identity.may(scope) for scope in scopes):
-        raise forbidden(f"This key lacks the scope {' or '.join(scopes)}.")
-    return identity
+    for scope in scopes:
+        if identity.may(scope):
+            return identity
+    raise forbidden(f"This key lacks the scope {' or '.join(scopes)}.")

@@ -51,18 +51,20 @@ class EngineRequest(msgspec.Struct, frozen=True):
     def read_messages(self) -> list[dict[str, Any]]:
         """The messages; empty where the engine will refuse them."""
         try:
-            return msgspec.json.decode(self.messages, type=list[dict[str, Any]])
+            return _messages_decoder.decode(self.messages)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return []
 
 
 _TRUE = (True, 1, "true", "True", "1", "on", "yes")
 _decoder = msgspec.json.Decoder(EngineRequest)
-_MODEL_KEY = re.compile(rb'(?<!\\)"model"[ \t\r\n]*:')
+_messages_decoder = msgspec.json.Decoder(list[dict[str, Any]])
+_KEY = b'"model"'
+_VALUE = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")', re.DOTALL)
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
 _MEDIA = frozenset({"image_url", "audio_url", "video_url", "input_audio", "file", "file_url", "file_data"})
-_MAY_HAVE_MEDIA = re.compile(rb'_url"|"input_audio"|"file|\\u')
+_MEDIA_MARKS = (b'_url"', b'"input_audio"', b'"file', b"\\u")
 _REMOTE = frozenset({"http", "https", "ftp", "file"})
 
 
@@ -72,8 +74,11 @@ def parse_request(body: bytes, *, allow_remote_media: bool = False) -> tuple[Eng
         request = _decoder.decode(body)
         if request.priority is not msgspec.UNSET:
             raise bad_request("`priority` is not for apps to set.", param="priority")
-        if not allow_remote_media and _MAY_HAVE_MEDIA.search(body):
-            _refuse_remote_media(body)
+        if not allow_remote_media:
+            for mark in _MEDIA_MARKS:
+                if mark in body:
+                    _refuse_remote_media(body)
+                    break
         return request, find_model(body)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
@@ -87,14 +92,14 @@ def parse_request(body: bytes, *, allow_remote_media: bool = False) -> tuple[Eng
 def find_model(body: bytes) -> tuple[int, int]:
     """The span of the top-level `model` value, quotes included. Raises ApiError 400 unless there is exactly one, DecodeError.
 
-    `body` is a valid JSON object. Where no `\\u` occurs, a key cannot be spelt with escapes, and one match of the key
-    in an object that has it is the one.
+    `body` is a valid JSON object that has the key. Where no `\\u` occurs, a key cannot be spelt with escapes, and what
+    is there once is the key.
     """
-    found = [match.end() for match in _MODEL_KEY.finditer(body)]
-    if len(found) == 1 and b"\\u" not in body:
-        value = _STRING.search(body, found[0])
-        assert value is not None
-        return value.span()
+    found = body.find(_KEY)
+    if found >= 0 and body.find(_KEY, found + 7) < 0 and b"\\u" not in body:
+        value = _VALUE.match(body, found + 7)
+        if value is not None:
+            return value.span(1)
     return _scan_for_model(body)
 
 

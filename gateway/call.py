@@ -1,7 +1,7 @@
 """One request on a path that reaches an engine, and the way to answer it.
 
-Its body is read whole, its handler runs as one task, and its answer is written straight to the transport: one write for
-a whole answer, one for each piece of a stream. A client that leaves cancels the handler.
+Its body is read whole, its handler runs in the read that completes it, and its answer is written straight to the
+transport: one write for a whole answer, one for each piece of a stream. A client that leaves cancels the handler.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from gateway.eager import Eager
 from gateway.errors import ApiError, error_body
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class Call:
         self._handler = handler
         self._body: bytes | bytearray = b""
         self._is_too_large = False
-        self._task: asyncio.Task[None] | None = None
+        self._running: Eager | None = None
+        self._has_begun = False
         self._head = b""  # of a stream, until its first bytes go out with it
         self._own_id: str | None = None
         self._request_id: str | None = None
@@ -158,16 +160,15 @@ class Call:
 
     def _build_head(self, status: int, content_type: bytes, extra: bytes) -> bytes:
         self.response_started = True
-        lines = [STATUS_LINE[status]]
-        for name, value in self._protocol.server_state.default_headers:
-            lines += (name, b": ", value, b"\r\n")
-        if not self.keep_alive or self.more_body:
-            lines.append(b"connection: close\r\n")
-        lines.append(
-            b"content-type: %b\r\nx-request-id: %b\r\n%b%b"
-            % (content_type, self.request_id.encode("latin-1"), self.extra, extra)
+        return b"%b%b%bcontent-type: %b\r\nx-request-id: %b\r\n%b%b" % (
+            STATUS_LINE[status],
+            self._protocol.default_lines,
+            b"" if self.keep_alive and not self.more_body else b"connection: close\r\n",
+            content_type,
+            self.request_id.encode("latin-1"),
+            self.extra,
+            extra,
         )
-        return b"".join(lines)
 
     def _write(self, data: bytes) -> None:
         if not self.disconnected:
@@ -199,18 +200,17 @@ class Call:
 
     def begin(self) -> None:
         """Run the handler, if it is this call's turn and its body is there."""
-        if not self.is_current or self._task is not None or self.response_complete:
+        if not self.is_current or self._has_begun or self.response_complete:
             return
         if self._is_too_large or not self.more_body:
-            self._task = self._protocol.loop.create_task(self._run())
-            self._protocol.tasks.add(self._task)
-            self._task.add_done_callback(self._protocol.tasks.discard)
+            self._has_begun = True
+            self._running = Eager(self._run(), self._protocol.loop, self._protocol.note_task)
 
     def lose(self) -> None:
         """The client has gone."""
         self.disconnected = True
-        if self._task is not None:
-            self._task.cancel()
+        if self._running is not None:
+            self._running.cancel()
 
     async def _run(self) -> None:
         try:

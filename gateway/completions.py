@@ -1,7 +1,8 @@
 """Records single answers with their requests, so that signals can be told of them: a bounded buffer and its thread.
 
 Best effort: what finds the buffer full, or cannot be written, is dropped and counted; serving never waits, and never
-sees a failure. Says nothing of comparisons, whose rows are durable before they are shown (recorder.py).
+sees a failure. The thread rests so that it takes a small share of the core that serves: at full load some are dropped.
+Says nothing of comparisons, whose rows are durable before they are shown (recorder.py).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _TRIM_EVERY_S = 1.0
 _TRIM_FOR_S = 0.5
 _MEASURE_EVERY_S = 60.0  # of a shared database, which must add its rows up
 _BATCH_ROWS = 512
+_SHARE_OF_CORE = 0.08  # that writing may take: a thread that has the interpreter keeps it from the one that serves
 _FLUSH_TIMEOUT_S = 2.0
 _CLOSE_TIMEOUT_S = 10.0
 _MAX_ID = 256  # bytes
@@ -142,6 +144,7 @@ class Completions:
         """Write what waits now; what comes meanwhile is for the next turn."""
         num_left = len(self._noted)
         while num_left:
+            began = time.thread_time()
             self._num_writing = min(num_left, _BATCH_ROWS)
             batch = [self._noted.popleft() for _ in range(self._num_writing)]
             num_left -= len(batch)
@@ -153,6 +156,7 @@ class Completions:
                 self.num_nameless += len(batch) - num_stored
             self._bytes_limit += sum(len(record[8]) + len(record[9]) for record in batch)
             self._num_writing = 0
+            self._wake.wait((time.thread_time() - began) * (1 / _SHARE_OF_CORE - 1))
 
     def _open(self) -> None:
         try:

@@ -1,7 +1,8 @@
 """One keep-alive connection to an engine, and the answer that comes over it.
 
-The parser's callbacks run in the read itself: no task, no timer. Whoever holds an answer either waits for all of it,
-has every read forwarded, or iterates; a reader that is slow holds the engine back.
+The parser's callbacks run in the read itself, and so does what waited for the answer: no task, no timer. Whoever
+holds an answer either waits for all of it, has every read forwarded, or iterates; a reader that is slow holds the
+engine back.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from gateway.eager import Waitable
 from gateway.errors import EngineInterrupted, EngineUnavailable
 
 if TYPE_CHECKING:
@@ -21,15 +23,16 @@ _MAX_BUFFERED = 262_144  # bytes read ahead of whoever takes them
 _NEVER = float("inf")
 
 
-class EngineAnswer:
+class EngineAnswer(Waitable):
     """An answer on its way. `body` is there once it is complete; a stream is forwarded or iterated, then closed."""
 
     __slots__ = (
-        "_connection", "_error", "_first_wins", "_num_buffered", "_pieces", "_sink", "_waiter",
-        "content_type", "engine", "is_complete", "on_close", "status",
+        "_connection", "_first_wins", "_num_buffered", "_pieces", "_sink",
+        "content_type", "engine", "error", "is_complete", "on_close", "status",
     )  # fmt: skip
 
     def __init__(self, engine: str, connection: Connection, *, is_stream: bool) -> None:
+        super().__init__(connection.pool.loop)
         self.engine = engine
         self.status = 0
         self.content_type = b"application/json"
@@ -40,8 +43,7 @@ class EngineAnswer:
         self._pieces: list[bytes] = []
         self._num_buffered = 0
         self._sink: Callable[[bytes], None] | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._error: Exception | None = None
+        self.error: Exception | None = None  # what broke it
 
     @property
     def body(self) -> bytes:
@@ -49,11 +51,6 @@ class EngineAnswer:
         if len(self._pieces) > 1:
             self._pieces = [b"".join(self._pieces)]
         return self._pieces[0] if self._pieces else b""
-
-    @property
-    def error(self) -> Exception | None:
-        """What broke it, if anything did."""
-        return self._error
 
     async def forward(self, sink: Callable[[bytes], None]) -> None:
         """Give every read to `sink`, as it comes, until the answer is complete. Raises EngineInterrupted."""
@@ -68,10 +65,10 @@ class EngineAnswer:
         while True:
             if data := self._take():
                 yield data
-            elif self.is_complete or self._error is not None:
+            elif self.is_complete or self.error is not None:
                 break
             else:
-                await self._wait()
+                await self.wait()
         self._raise_error()
 
     def pause(self) -> None:
@@ -95,50 +92,41 @@ class EngineAnswer:
 
     # What its connection tells it
 
-    def note_data(self, data: bytes) -> None:
+    def note_data(self, data: bytes, *, is_last: bool) -> None:
+        """`is_last`: `note_complete` follows at once."""
         if self._sink is not None:
             self._sink(data)
             return
         self._pieces.append(data)
         self._num_buffered += len(data)
-        if self._first_wins and self.status == 200:
-            self._wake()
+        if self._first_wins and self.status == 200 and not is_last:
             if self._num_buffered > _MAX_BUFFERED:
                 self.pause()
+            self.wake()
 
     def note_complete(self) -> None:
         self.is_complete = True
         self._connection = None
-        self._wake()
+        self.wake()
 
     def note_failure(self, error: Exception) -> None:
-        self._error = error
+        self.error = error
         self._connection = None
-        self._wake()
+        self.wake()
 
     # Waiting
 
-    async def wait_for_start(self) -> None:
-        """Until the first bytes of a stream that begins well, else until all has come. Raises what went wrong."""
-        while not self.is_complete and self._error is None:
-            if self._first_wins and self.status == 200 and self._pieces:
-                return
-            await self._wait()
-        self._raise_error()
+    @property
+    def has_started(self) -> bool:
+        """Whether the first bytes of a stream that begins well have come, else whether all has, or it broke."""
+        if self.is_complete or self.error is not None:
+            return True
+        return self._first_wins and self.status == 200 and bool(self._pieces)
 
     async def _wait_until_done(self) -> None:
-        while not self.is_complete and self._error is None:
-            await self._wait()
+        while not self.is_complete and self.error is None:
+            await self.wait()
         self._raise_error()
-
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
-
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
 
     def _take(self) -> bytes:
         data = self.body
@@ -149,8 +137,8 @@ class EngineAnswer:
         return data
 
     def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
 
 class Connection(asyncio.Protocol):
@@ -240,10 +228,11 @@ class Connection(asyncio.Protocol):
             return
         if self._batch:
             batch, self._batch = self._batch, []
-            answer.note_data(batch[0] if len(batch) == 1 else b"".join(batch))
+            answer.note_data(batch[0] if len(batch) == 1 else b"".join(batch), is_last=self._ends)
         if self._ends:
             self._ends = False
-            self._complete()
+            if self._answer is answer:  # it was not let go of meanwhile
+                self._complete()
 
     def eof_received(self) -> bool:
         return False

@@ -17,6 +17,7 @@ from operator import attrgetter
 from feedback.database import Writer
 from gateway.account import Account
 from gateway.allowance import NANO, Ask, Grant, KeyLimits, Meter
+from gateway.eager import enter_task
 from gateway.errors import ApiError, unavailable
 from gateway.keys import Identity
 from gateway.settings import GatewaySection
@@ -83,17 +84,24 @@ class Limits:
         limits = identity.limits
         if limits is None:
             return b""
-        return self._find_account(identity.key_id, limits, now).render_headers(now)
+        account = self._accounts.get(identity.key_id)
+        if account is None or not account.since <= now < account.until:
+            account = self._find_account(identity.key_id, limits, now)
+        return account.render_headers(now)
 
     def settle(self, identity: Identity, prompt_tokens: int, completion_tokens: int) -> None:
         """Count what an answer cost, in the windows of the moment it ended."""
         limits = identity.limits
         if limits is None:
             return
-        account = self._find_account(identity.key_id, limits, self._clock())
+        now = self._clock()
+        account = self._accounts.get(identity.key_id)
+        if account is None or not account.since <= now < account.until:
+            account = self._find_account(identity.key_id, limits, now)
         account.is_awake = True
+        num_tokens = prompt_tokens + completion_tokens
         for meter in account.tokens:
-            meter.lease -= prompt_tokens + completion_tokens
+            meter.lease -= num_tokens
         if account.budgets:
             cost = round(prompt_tokens * self._prompt_nano + completion_tokens * self._completion_nano)
             for meter in account.budgets:
@@ -106,6 +114,7 @@ class Limits:
 
         `log_fields`: what a log line about the request carries.
         """
+        await enter_task()
         try:
             async with asyncio.timeout(self._patience_s):
                 while (is_admitted := self.try_admit(identity, now)) is None:

@@ -1,4 +1,4 @@
-"""Holds a request to its key's limits: admitted before it is answered, settled with the tokens that it took.
+"""Settles an answer with its key's limits: the tokens that it took, as its usage says.
 
 A key without limits passes by one look at an attribute. Tokens of a stream are read from its usage event, which the
 engine is asked for; a client that did not ask for it does not see it.
@@ -7,17 +7,13 @@ engine is asked for; a client that did not ask for it does not see it.
 from __future__ import annotations
 
 import re
-import time
 from typing import TYPE_CHECKING
 
 from gateway.body import add_fields
 from gateway.sse import EventSplitter
 
 if TYPE_CHECKING:
-    from gateway.call import Call
-    from gateway.context import Context
     from gateway.exchange import Exchange
-    from gateway.keys import Identity
 
 _PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d+)')
 _COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
@@ -25,21 +21,14 @@ _NO_CHOICES = b'"choices":[]'
 _BYTES_PER_TOKEN = 4  # of a prompt whose tokens nobody counted, because its client left
 
 
-async def admit_request(context: Context, identity: Identity, call: Call) -> None:
-    """Count a request against its key's limits, and tell the client where it stands. Raises ApiError 429 or 503."""
-    limits, now = context.limits, time.time()
-    is_admitted = limits.try_admit(identity, now)
-    if is_admitted is None:
-        await limits.admit(identity, now, call.log_fields)
-    elif not is_admitted:
-        raise limits.refusal(identity, now)
-    call.extra = limits.header_lines(identity, now)
-
-
 def read_usage(answer: bytes) -> tuple[int, int]:
     """(prompt, completion) tokens as the answer's usage says; the last mention counts, for text comes before it."""
-    prompt, completion = _PROMPT.findall(answer), _COMPLETION.findall(answer)
-    return int(prompt[-1]) if prompt else 0, int(completion[-1]) if completion else 0
+    return _read_last(answer, b'"prompt_tokens"', _PROMPT), _read_last(answer, b'"completion_tokens"', _COMPLETION)
+
+
+def _read_last(answer: bytes, key: bytes, pattern: re.Pattern[bytes]) -> int:
+    found = pattern.match(answer, answer.rfind(key))
+    return int(found[1]) if found else 0
 
 
 def settle_answer(exchange: Exchange, answer: bytes) -> None:

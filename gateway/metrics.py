@@ -4,10 +4,12 @@ Names and labels are in base units, never a user or a checkpoint. Other parts re
 `registry`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 ARMS = ("stable", "canary")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -25,13 +27,13 @@ class ArmMetrics:
     refusals: Counter
 
 
-class Metrics:
+class Metrics(Collector):
     """The registry and the serving path's metrics."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self._requests = Counter("prefloop_requests", "Answers by arm and status.", ["arm", "code"], registry=registry)
-        self._codes: dict[tuple[str, int], Counter] = {}
+        self._num_answers: dict[tuple[str, int], int] = {}  # by arm and code; a Counter's lock would cost every request
+        registry.register(self)
         first = Histogram(
             "prefloop_time_to_first_token_seconds", "Streamed answers: wait for the first byte.", ["arm"],
             buckets=_SECONDS, registry=registry,
@@ -63,10 +65,15 @@ class Metrics:
 
     def count_request(self, arm: str, code: int) -> None:
         """One answer of an arm ("none" if it was refused before an arm was chosen)."""
-        child = self._codes.get((arm, code))
-        if child is None:
-            child = self._codes[arm, code] = self._requests.labels(arm, str(code))
-        child.inc()
+        key = (arm, code)
+        self._num_answers[key] = self._num_answers.get(key, 0) + 1
+
+    def collect(self) -> Iterator[Metric]:
+        """What is counted in plain integers. For the registry."""
+        answers = CounterMetricFamily("prefloop_requests", "Answers by arm and status.", labels=["arm", "code"])
+        for (arm, code), num in self._num_answers.copy().items():
+            answers.add_metric([arm, str(code)], num)
+        yield answers
 
     def count_not_paired(self, reason: str) -> None:
         """Two answers were due, one was given."""

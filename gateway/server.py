@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import httptools
 import uvicorn
@@ -50,6 +50,8 @@ _NO_TRAILERS = _NoTrailers()
 class ServingProtocol(HttpToolsProtocol):
     """One client connection. `config.app` is the gateway, which is `Serving`."""
 
+    _default_lines: ClassVar[tuple[list[tuple[bytes, bytes]], bytes]] = ([], b"")
+
     def __init__(
         self, config: Config, server_state: ServerState, app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
@@ -60,6 +62,9 @@ class ServingProtocol(HttpToolsProtocol):
         self._current: Call | None = None  # the one whose turn it is
         self._is_in_head = self._is_in_request = False  # what the parser waits for more of
         self._num_head_bytes = 0
+        self._is_silent = True  # nothing is being asked
+        self._silent_since = 0.0  # on the loop's clock
+        self._silence_limit_s = 0.0
         self._is_deaf = False  # what still comes is not read as HTTP
         self._request_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None  # how long the client may take nothing of an answer
@@ -67,9 +72,7 @@ class ServingProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         # Nor may a connection be silent before its first request for longer than in one.
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.serving.body_timeout_s, self.timeout_keep_alive_handler
-        )
+        self._watch_silence(self.serving.body_timeout_s)
 
     # The scope of ASGI is made only for what goes there.
 
@@ -132,7 +135,7 @@ class ServingProtocol(HttpToolsProtocol):
         if self._is_deaf:
             return
         was_in_head = self._is_in_head
-        self._unset_keepalive_if_required()
+        self._is_silent = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -156,7 +159,6 @@ class ServingProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_request_timer()
         self._stop_stall_timer()
-        self._unset_keepalive_if_required()
         self.pipeline.clear()  # what waits there has not begun
         if self._current is not None:
             self._current.lose()
@@ -174,6 +176,31 @@ class ServingProtocol(HttpToolsProtocol):
         if self._current is not None and self._current.on_resume is not None:
             self._current.on_resume()
 
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._is_silent = True
+        self._silent_since = self.loop.time()
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+
+    def _watch_silence(self, limit_s: float) -> None:
+        """One timer for the life of the connection, in place of one after every answer."""
+        self._is_silent, self._silent_since, self._silence_limit_s = True, self.loop.time(), limit_s
+        self.timeout_keep_alive_task = self.loop.call_later(limit_s, self._end_silence)
+
+    def _end_silence(self) -> None:
+        limit_s = self.timeout_keep_alive
+        left_s = self._silent_since + self._silence_limit_s - self.loop.time() if self._is_silent else limit_s
+        self._silence_limit_s = limit_s
+        if left_s <= 0:
+            self.timeout_keep_alive_handler()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(left_s, self._end_silence)
+
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if isinstance(cycle, Call):
             self._begin(cycle)
@@ -181,7 +208,24 @@ class ServingProtocol(HttpToolsProtocol):
             self._current = None
             super()._start_asgi_task(cycle, app)
 
+    @property
+    def default_lines(self) -> bytes:
+        """The header lines of every answer: uvicorn makes them anew every second, for the date."""
+        headers = self.server_state.default_headers
+        known = self._default_lines
+        if known[0] is not headers:
+            known = headers, b"".join([b"%b: %b\r\n" % header for header in headers])
+            ServingProtocol._default_lines = known
+        return known[1]
+
+    def note_task(self, task: asyncio.Task[None]) -> None:
+        """A call has become a task: a server that shuts down waits for it."""
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
     def _begin(self, call: Call) -> None:
+        if self._is_deaf or self.transport.is_closing():
+            return  # the answer before it was the last
         self._current = call
         call.is_current = True
         if call.waiting_for_100_continue and call.more_body:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Coroutine
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from gateway.connection import Connection, EngineAnswer
+from gateway.eager import enter_task
 from gateway.errors import EngineInterrupted, EngineUnavailable
 from gateway.settings import GatewaySection
 
@@ -34,7 +36,7 @@ class Pool:
         self.url = url
         self.now = loop.time
         self.open: set[Connection] = set()
-        self._loop = loop
+        self.loop = loop
         self._host, self._is_tls = parts.hostname, parts.scheme == "https"
         self._port = parts.port or (443 if self._is_tls else 80)
         self._prefix = parts.path.rstrip("/").encode()
@@ -63,7 +65,7 @@ class Pool:
                 return connection
             if len(self.open) + self._num_opening < self._limit:
                 return await self.connect()
-            turn: asyncio.Future[None] = self._loop.create_future()
+            turn: asyncio.Future[None] = self.loop.create_future()
             self._waiting.append(turn)
             try:
                 await turn
@@ -77,8 +79,9 @@ class Pool:
         self._num_opening += 1
         is_there = False
         try:
+            await enter_task()
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                _, connection = await self._loop.create_connection(
+                _, connection = await self.loop.create_connection(
                     lambda: Connection(self), self._host, self._port, ssl=context
                 )
             is_there = connection.is_usable
@@ -143,15 +146,19 @@ class Upstream:
             for connection in list(pool.open):
                 connection.drop()
 
-    async def post(
+    def post(
         self, engine: str, path: bytes, body: bytes, *, is_stream: bool, headers: bytes = b""
-    ) -> EngineAnswer:
+    ) -> Coroutine[Any, Any, EngineAnswer]:
         """Send a request; its answer once complete or, of a stream that begins well, once its first bytes are there.
 
         `headers`: whole lines. Raises EngineUnavailable, EngineInterrupted, TimeoutError.
         """
-        wait_s = self._settings.first_byte_timeout_s if is_stream else self._settings.answer_timeout_s
-        return await self._send(engine, b"POST", path, body, headers, is_stream, wait_s, self._settings.idle_timeout_s)
+        settings = self._settings
+        if is_stream:
+            first_timeout_s, idle_timeout_s = settings.first_byte_timeout_s, settings.idle_timeout_s
+        else:
+            first_timeout_s = idle_timeout_s = settings.answer_timeout_s
+        return self._send(engine, b"POST", path, body, headers, is_stream, first_timeout_s, idle_timeout_s)
 
     def drop_waiting(self, engine: str) -> None:
         """Fail the engine's requests that have not had their first byte."""
@@ -186,8 +193,11 @@ class Upstream:
         while True:
             answer = EngineAnswer(engine, connection, is_stream=is_stream)
             try:
-                connection.send(answer, data, first_timeout_s, first_timeout_s if not is_stream else idle_timeout_s)
-                await answer.wait_for_start()
+                connection.send(answer, data, first_timeout_s, idle_timeout_s)
+                while not answer.has_started:
+                    await answer.wait()
+                if answer.error is not None:
+                    raise answer.error
                 return answer
             except EngineUnavailable:
                 if not connection.is_reused:

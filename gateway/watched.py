@@ -86,25 +86,18 @@ class WatchedCall(Call):
         super().__init__(protocol, handler, headers)
         self.watch = Watch(protocol.url.partition(b"?")[0].decode("latin-1"))
         self._watchers = watchers
-        self._is_followed = self._has_ended = False
+        self._is_running = self._has_ended = False
 
     def start(self, *args: Any, **kwargs: Any) -> None:
         self.watch.is_stream = True
         super().start(*args, **kwargs)
 
-    def begin(self) -> None:
-        super().begin()
-        if self._task is not None and not self._is_followed:
-            self._is_followed = True
-            self._begin_trace()
-            self._task.add_done_callback(self._end)  # it also runs when a task ends before its first step
-
     def lose(self) -> None:
-        super().lose()
         if not self.response_complete:
             self.watch.is_gone = True
-            if self._task is None:
-                self._end()
+        super().lose()
+        if not self._is_running:
+            self._end()
 
     def _build_head(self, status: int, content_type: bytes, extra: bytes) -> bytes:
         self.watch.status = status
@@ -123,7 +116,15 @@ class WatchedCall(Call):
     def _finish(self) -> None:
         self.watch.ended = time.monotonic_ns()
         super()._finish()
-        if self._task is None:
+        if not self._is_running:
+            self._end()
+
+    async def _run(self) -> None:
+        self._is_running = True
+        self._begin_trace()
+        try:
+            await super()._run()
+        finally:
             self._end()
 
     def _begin_trace(self) -> None:
@@ -132,7 +133,7 @@ class WatchedCall(Call):
             watch.trace = self._watchers.tracing.begin(watch.path, self.headers, watch.started_at)
             watch.wants_usage = watch.trace.is_recording
 
-    def _end(self, _: asyncio.Task[None] | None = None) -> None:
+    def _end(self) -> None:
         if self._has_ended:
             return
         self._has_ended = True

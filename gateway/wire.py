@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 from gateway.attempts import ask_engine, hide_refusal
 from gateway.auth import authenticate_header
@@ -29,7 +30,7 @@ from gateway.exchange import (
     watch_bytes,
 )
 from gateway.keys import Identity
-from gateway.metering import StreamMeter, admit_request, settle_answer
+from gateway.metering import StreamMeter, settle_answer
 from gateway.paired import answer_pair
 from gateway.pairs import Ask, decide_ask, may_pair, read_compare
 from gateway.routing import Header, choose_route, identify_user
@@ -44,9 +45,9 @@ def build_handlers(context: Context) -> dict[bytes, Handler]:
     """The handlers of every path that reaches an engine under an app's key."""
 
     def bind(endpoint: Endpoint) -> Handler:
-        async def handle(call: Call) -> None:
+        def handle(call: Call) -> Coroutine[Any, Any, None]:
             identity = authenticate_header(call.headers.get(b"authorization"), context.keys, "app")
-            await answer(context, identity, endpoint, call, call.header, call.body)
+            return answer(context, identity, endpoint, call, call.header, call.body)
 
         return handle
 
@@ -71,7 +72,13 @@ async def answer(
         call.watch.identity = identity
     try:
         if identity.limits is not None:
-            await admit_request(context, identity, call)
+            now = time.time()
+            is_admitted = context.limits.try_admit(identity, now)
+            if is_admitted is None:
+                await context.limits.admit(identity, now, call.log_fields)
+            elif not is_admitted:
+                raise context.limits.refusal(identity, now)
+            call.extra = context.limits.header_lines(identity, now)
         exchange = open_exchange(context, identity, endpoint, call, header, body)
         ask = choose_ask(exchange, header) if endpoint.may_pair else None
         await (answer_single(exchange) if ask is None else answer_pair(exchange, ask))

@@ -15,7 +15,7 @@ def test_a_stream_behind_an_answer_that_nobody_reads_waits_from_its_first_bytes(
     written: list[bytes] = []
     protocol = SimpleNamespace(
         flow=SimpleNamespace(write_paused=True),
-        server_state=SimpleNamespace(default_headers=[]),
+        default_lines=b"",
         transport=SimpleNamespace(write=written.append),
     )
     call = Call(cast(ServingProtocol, protocol), handle, [])
