@@ -6,7 +6,7 @@ EXTRA  ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up kafka test check format docs bench bench-gateway bench-swap bench-leak clean install
+.PHONY: help demo up test check format docs kafka postgres bench bench-gateway bench-swap bench-leak clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ format: $(VENV)/.installed  ## Format and sort imports
 docs: $(VENV)/.installed  ## Write docs/settings.md and docs/openapi.json from the code
 	@$(PYTHON) docs/render_settings.py
 	@$(PYTHON) docs/render_openapi.py
+
+postgres: $(VENV)/.installed  ## A PostgreSQL on loopback until Ctrl-C, and the settings that use it
+	@$(PYTHON) -m prefloop.postgres $(ARGS)
 
 bench: $(VENV)/.installed  ## Measurements, one JSON line each
 	@for bench in bench/*.py; do [ -e "$$bench" ] || continue; $(PYTHON) "$$bench" $(ARGS) || exit 1; done

@@ -168,7 +168,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         await fleet.join(is_alone=is_sqlite)
         stack.push_async_callback(fleet.leave)
         controller = Controller(writer, swap, deployment, fleet, settings)
-        metrics.registry.register(StateCollector(deployment, fleet))
+        metrics.registry.register(StateCollector(deployment, fleet, lambda: relay.state))
         context = Context(
             settings=settings,
             writer=writer,
