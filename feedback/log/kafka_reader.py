@@ -8,12 +8,14 @@ from functools import partial
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import LogTruncationError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from feedback.errors import LogUnavailable, OffsetOutOfRange
 from feedback.log.base import Record
 from feedback.log.kafka_clients import CLOSE_TIMEOUT_S, FAILURES, KafkaClients, call_within, close_later, describe
 
 FETCH_BYTES = 4 << 20
+LOST_PLACE = (OffsetOutOfRangeError, NoOffsetForPartitionError, LogTruncationError)
 
 
 class KafkaReader:
@@ -35,7 +37,8 @@ class KafkaReader:
                 found = self._read(offset, max_records, timeout_s, ask_bounds)
             except FAILURES as error:
                 self._drop()  # a consumer can die out of its poll; the next read makes another
-                self._check(offset, ask_bounds())
+                if isinstance(error, LOST_PLACE):
+                    self._check(offset, ask_bounds())
                 raise LogUnavailable(f"Kafka does not give records: {describe(error)}") from error
             except LogUnavailable:
                 self._drop()

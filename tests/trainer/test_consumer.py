@@ -267,8 +267,8 @@ def test_consumers_of_a_group_share_the_partitions_and_lose_and_double_nothing(u
     def append() -> None:
         nonlocal num_appended
         while not stop.is_set():
-            source.append(topic, [make_record(next(numbers)) for _ in range(20)])
-            num_appended += 20
+            source.append(topic, [make_record(next(numbers)) for _ in range(6)])
+            num_appended += 6
             time.sleep(0.05)  # no faster than small batches are stored
 
     appending = threading.Thread(target=append)
