@@ -6,7 +6,7 @@ EXTRA  ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format docs bench bench-gateway bench-swap bench-leak clean install
+.PHONY: help demo up test check format docs kafka postgres bench bench-gateway bench-swap bench-leak clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ demo: $(VENV)/.installed  ## Serve, ask, learn, canary and promote, with simulat
 up: $(VENV)/.installed  ## The same without simulated people (ARGS="--model DIR")
 	@$(PYTHON) -m prefloop.cli up $(ARGS)
 
+kafka: $(VENV)/.installed  ## A real Kafka broker in the foreground (needs Java 17 and Maven; ARGS="--port N")
+	@$(PYTHON) -m prefloop.kafka $(ARGS)
+
 test: $(VENV)/.installed  ## All tests: real vLLM, a real browser where there is one
 	@$(PYTHON) -m pytest $(ARGS)
 
@@ -41,6 +44,9 @@ format: $(VENV)/.installed  ## Format and sort imports
 docs: $(VENV)/.installed  ## Write docs/settings.md and docs/openapi.json from the code
 	@$(PYTHON) docs/render_settings.py
 	@$(PYTHON) docs/render_openapi.py
+
+postgres: $(VENV)/.installed  ## A PostgreSQL on loopback until Ctrl-C, and the settings that use it
+	@$(PYTHON) -m prefloop.postgres $(ARGS)
 
 bench: $(VENV)/.installed  ## Measurements, one JSON line each
 	@for bench in bench/*.py; do [ -e "$$bench" ] || continue; $(PYTHON) "$$bench" $(ARGS) || exit 1; done

@@ -21,8 +21,8 @@ import sqlalchemy as sa
 
 from feedback import inbox
 from feedback.database import Writer, create_tables, open_database
-from feedback.log import open_log
 from feedback.manifest import Probe
+from feedback.relay import Relay
 from trainer import preferences
 from trainer.checkpoints import digest_base, list_published
 from trainer.consumer import Consumer
@@ -65,7 +65,7 @@ def main() -> int:
     create_tables(database, inbox.metadata)
     writer = Writer(database)
     consumer = Consumer(
-        lambda: open_log(settings.log),
+        settings.open_log,
         settings.topic,
         database,
         writer,
@@ -74,6 +74,11 @@ def main() -> int:
         build_report(settings, database, board, metrics),
     )
     consumer.start()
+    letters_log = settings.open_log()
+    letters = Relay(
+        database, writer, letters_log, settings.dead_letter_topic, outbox=inbox.dead_letter_outbox, poll_s=1.0
+    )
+    letters.start()
     try:
         if wait_for_base(settings, board, stopping):
             learner = build_learner(settings, database, writer, board, metrics, curves, stopping)
@@ -82,6 +87,8 @@ def main() -> int:
     finally:
         consumer.stop()
         consumer.join()
+        letters.close()
+        letters_log.close()
         curves.close()
         writer.close()
         server.shutdown()
