@@ -19,7 +19,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 from conftest import Running, run_gateway, wait_until
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -295,6 +295,8 @@ def test_every_choice_has_one_effect_whatever_happens_on_its_way(house: House) -
             max_examples=60,
             stateful_step_count=30,
             deadline=None,
+            phases=[Phase.generate],  # shrinking a walk over HTTP takes minutes
+            database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
