@@ -291,7 +291,7 @@ def test_every_choice_has_one_effect_whatever_happens_on_its_way(house: House) -
     run_state_machine_as_test(
         make_machine(house),
         settings=settings(
-            max_examples=120,
+            max_examples=80,
             stateful_step_count=30,
             deadline=None,
             phases=[Phase.generate],  # shrinking a walk over HTTP takes minutes
