@@ -106,3 +106,11 @@ class PositionMismatch(InboxError):
 
 class ManifestError(FeedbackError):
     """A checkpoint directory that must not be served: missing, altered, or holding files that may run code."""
+
+
+class ReplayError(FeedbackError):
+    """A replay that would leave a hole in the store, or that the store does not take."""
+
+
+class ExchangeError(FeedbackError):
+    """A file of feedback that cannot be read or written as asked; the message says where."""

@@ -94,6 +94,16 @@ dead_letters = sa.Table(
 dead_letter_outbox = declare_outbox("dead_letter_outbox", metadata)
 """Dead letters on their way to the topic of dead letters, where others than this trainer can see them."""
 
+discarded_letters = sa.Table(  # marks: the letters stay where they are
+    "discarded_letters",
+    metadata,
+    sa.Column("topic", sa.Text, primary_key=True),
+    sa.Column("partition", sa.Integer, primary_key=True),
+    sa.Column("record_offset", sa.BigInteger, primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("discarded_at", sa.Double, nullable=False),
+)
+
 gaps = sa.Table(
     "gaps",
     metadata,
@@ -186,6 +196,14 @@ def record_gap(connection: sa.Connection, topic: str, partition: int, begin: int
     insert_or_ignore(connection, gaps, {**place, "to_offset": begin, "found_at": time.time()})
     _store_offset(connection, topic, partition, begin)
     return begin - next_offset
+
+
+def restore(connection: sa.Connection, record: Record) -> bool:
+    """Store what a record says unless it is there, and leave the offsets alone; return whether a preference is new.
+
+    For records that the offset has passed already. What cannot be read becomes a dead letter.
+    """
+    return _take(connection, record)
 
 
 def load_preferences(

@@ -12,6 +12,7 @@ import msgspec
 from feedback.events import Asked, Candidate, Comparison
 from gateway.exchange import Exchange
 from gateway.pairs import Ask, Side, is_swapped
+from gateway.shown import name_pair
 from gateway.tokens import ComparisonToken, sign_token, text_digest
 
 _TAGS = ("domain", "language", "task")
@@ -56,10 +57,10 @@ class Showing:
 
 
 def open_showing(sides: tuple[Side, Side], order_key: bytes) -> Showing:
-    """Give a comparison its id, and the order that follows from it."""
-    comparison_id = f"cmp_{uuid.uuid4().hex}"
+    """Give a comparison its ids, and the order that follows from them."""
+    comparison_id, completion_id = name_pair(uuid.uuid4().hex)
     first, second = sides[::-1] if is_swapped(comparison_id, order_key) else sides
-    return Showing(comparison_id, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), (Draft(first, 0), Draft(second, 1)))
+    return Showing(comparison_id, completion_id, int(time.time()), (Draft(first, 0), Draft(second, 1)))
 
 
 def build_comparison(exchange: Exchange, ask: Ask, showing: Showing, engine: str, now: float) -> Comparison:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prefloop import keys, operator
+from prefloop import feedback, keys, operator
 
 app = typer.Typer(
     help="prefloop: a model-serving gateway that keeps learning from the people it serves.",
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(keys.commands, name="keys")
 app.add_typer(operator.rollout, name="rollout")
+app.add_typer(feedback.commands, name="feedback")
 app.command("status")(operator.show_status)
 
 StateOption = Annotated[

@@ -78,3 +78,16 @@ def test_serving_processes_load_nothing_heavy(package: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == []
+
+
+def test_offline_commands_load_neither_gateway_nor_trainer() -> None:
+    """Runs `prefloop feedback stats` in a fresh interpreter and looks at what came along."""
+    code = (
+        "import sys\n"
+        "from prefloop.cli import app\n"
+        "app(['feedback', 'stats', '--state-dir', 'no/such/folder'], standalone_mode=False)\n"
+        f"print('loaded', *sorted({HEAVY | {'gateway', 'trainer', 'pyarrow'}!r} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "loaded"

@@ -33,6 +33,7 @@ from gateway.keys import Identity
 from gateway.metrics import ARMS
 from gateway.requests import read_body
 from gateway.routing import find_opening
+from gateway.shown import NotShown, Shown, find_shown, may_be_pair
 from gateway.tables import get_checkpoint
 
 logger = logging.getLogger("gateway.signals")
@@ -177,8 +178,10 @@ async def describe_signal(
 ) -> Signal:
     """The signal with what it was said of. Raises ApiError 400, 404 or 413, and what reading the databases raises."""
     is_possible = _ID.fullmatch(completion_id) is not None
-    row = await context.completions.find(identity.app, completion_id) if is_possible else None
-    if row is None and (request.messages is None or not is_possible):
+    shown = await _find_shown(context, identity.app, completion_id, request.index)
+    is_single = is_possible and shown is None
+    row = await context.completions.find(identity.app, completion_id) if is_single else None
+    if row is None and shown is None and (request.messages is None or not is_possible):
         raise not_found(
             "No completion with this id was recorded for this key's app; send `messages` and `answer` along.",
             code="unknown_completion",
@@ -196,6 +199,8 @@ async def describe_signal(
         outcome=None if request.outcome is None else Outcome(**asdict(request.outcome)),
         comment=request.comment,
     )
+    if shown is not None:
+        return _add_shown(context, signal, shown)
     if row is not None:
         return await asyncio.to_thread(_add_recorded, context, signal, row)
     named = headers.get("x-prefloop-user", "")
@@ -203,6 +208,40 @@ async def describe_signal(
     signal = replace(signal, messages=request.messages, answer=request.answer, user=user)
     _check_size(context, signal)
     return signal
+
+
+async def _find_shown(context: Context, app: str, completion_id: str, index: int) -> Shown | None:
+    """The answer of a pair that has this id. Raises ApiError 400 for an index that it does not have."""
+    if not may_be_pair(completion_id):
+        return None
+
+    def find() -> Shown | None:
+        with context.database.connect() as conn:
+            return find_shown(conn, app, completion_id, index)
+
+    try:
+        return await asyncio.to_thread(find)
+    except NotShown as error:
+        raise bad_request(f"{str(error).capitalize()}.", param="index") from None
+
+
+def _add_shown(context: Context, signal: Signal, shown: Shown) -> Signal:
+    """The signal with what its comparison says of the answer, the words only if they fit into an event."""
+    comparison, candidate = shown.comparison, shown.candidate
+    signal = replace(
+        signal,
+        is_recorded=True,
+        completed_at=comparison.created_at,
+        policy=comparison.policy,
+        user=comparison.user,
+        conversation=comparison.conversation,
+        checkpoint=candidate.checkpoint,
+        digest=candidate.digest,
+        arm=candidate.arm,
+    )
+    _check_size(context, signal)
+    whole = replace(signal, messages=comparison.messages, answer=candidate.text)
+    return whole if _fits(context, whole) else signal
 
 
 def _add_recorded(context: Context, signal: Signal, row: StoredCompletion) -> Signal:
@@ -228,20 +267,21 @@ def _add_recorded(context: Context, signal: Signal, row: StoredCompletion) -> Si
             conversation = context.secrets.keyed_hash("conversation", row.app, row.user, *opening)
             signal = replace(signal, conversation=conversation)
         whole = replace(signal, messages=messages, prompt=read_prompt(row), answer=read_text(row, signal.index))
-        _check_size(context, whole)
     except NoSuchChoice as error:
         raise bad_request(f"{str(error).capitalize()}.", param="index") from None
     except ValueError as error:
         logger.warning("a signal goes without its completion: %s", error)
         return signal
-    except ApiError:
-        return signal
-    return whole
+    return whole if _fits(context, whole) else signal
+
+
+def _fits(context: Context, signal: Signal) -> bool:
+    return len(msgspec.json.encode(signal)) <= context.settings.gateway.max_event_bytes
 
 
 def _check_size(context: Context, signal: Signal) -> None:
-    max_bytes = context.settings.gateway.max_event_bytes
-    if len(msgspec.json.encode(signal)) > max_bytes:
+    if not _fits(context, signal):
+        max_bytes = context.settings.gateway.max_event_bytes
         raise ApiError(413, f"The signal takes more than {max_bytes} bytes.", code="request_too_large")
 
 
