@@ -50,6 +50,7 @@ from gateway.requests import ClientGone
 from gateway.rollout.controller import Controller
 from gateway.rollout.observations import Observations
 from gateway.routes.choices import build_choices_router
+from gateway.routes.engines import build_engines_router
 from gateway.routes.health import build_health_router
 from gateway.routes.keys import build_keys_router
 from gateway.routes.models import build_models_router
@@ -116,6 +117,7 @@ class Gateway:
                 build_signals_router,
                 build_keys_router,
                 build_operator_router,
+                build_engines_router,
                 build_web_router,
             ):
                 api.include_router(build(context))
@@ -164,7 +166,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         completions.start()
         stack.push_async_callback(asyncio.to_thread, completions.close)
         metrics.watch_in_flight(lambda: deployment.counters.num_in_flight)
-        swap = Swap(deployment, settings.gateway.engines, upstream, settings.gateway)
+        swap = Swap(deployment, upstream, settings.gateway)
         fleet = Fleet(writer, deployment, swap, settings)
         await fleet.join(is_alone=is_sqlite)
         stack.push_async_callback(fleet.leave)

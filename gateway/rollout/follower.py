@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from feedback.database import Writer
 from gateway import tables
 from gateway.deployment import Deployment, ServingView
+from gateway.engine_register import RegisteredEngine, list_engines
 from gateway.errors import SwapError
 from gateway.rollout.plan import wanted_view
 from gateway.settings import GatewaySettings
@@ -57,8 +58,9 @@ class Follower:
 
     async def follow(self) -> Applied:
         """Load what the tables say serves and apply it."""
-        serving, row = await self._do(self._read)
+        serving, row, engines = await self._do(self._read)
         self._read_at = self._clock()
+        self._swap.use_registered({engine.url: engine.checkpoint for engine in engines})
         view = wanted_view(serving, row)
         on_trial = (row.checkpoint, row.stable) if row is not None else ()
         self._named = frozenset(name for name in (view.stable, view.canary, *on_trial) if name is not None)
@@ -71,8 +73,9 @@ class Follower:
         self._deployment.apply(view)
         return Applied(is_serving=True)
 
-    def _read(self, conn: Connection) -> tuple[ServingRow, RolloutRow | None]:
-        return tables.get_serving(conn, self._policy), tables.active_rollout(conn, self._policy)
+    def _read(self, conn: Connection) -> tuple[ServingRow, RolloutRow | None, list[RegisteredEngine]]:
+        row = tables.active_rollout(conn, self._policy)
+        return tables.get_serving(conn, self._policy), row, list_engines(conn)
 
     async def _begin_observing(self, view: ServingView) -> None:
         observed = self._deployment.observations

@@ -54,7 +54,7 @@ class Side:
         rollout = {"steps": [{"weight": 0.5}], "baking_s": 10.0, "baking_weight": 0.05, "drain_timeout_s": 30.0}
         settings = GatewaySettings(preset="default", state_dir=root, rollout=rollout)  # type: ignore[arg-type]
         self.deployment = Deployment([engine.url], Observations(clock=clock))
-        self.swap = Swap(self.deployment, [engine.url], Caller(session), settings.gateway)  # type: ignore[arg-type]
+        self.swap = Swap(self.deployment, Caller(session), settings.gateway)  # type: ignore[arg-type]
         self.fleet = Fleet(self.writer, self.deployment, self.swap, settings, clock)
         self.controller = Controller(self.writer, self.swap, self.deployment, self.fleet, settings, clock)
         self.clock = clock
