@@ -48,9 +48,11 @@ from gateway.playground import PLAYGROUND_PATH, build_playground_handler
 from gateway.recorder import Recorder
 from gateway.requests import ClientGone
 from gateway.rollout.controller import Controller
+from gateway.rollout.metrics import RolloutCollector
 from gateway.rollout.observations import Observations
 from gateway.routes.choices import build_choices_router
 from gateway.routes.engines import build_engines_router
+from gateway.routes.feedback import build_feedback_router
 from gateway.routes.health import build_health_router
 from gateway.routes.keys import build_keys_router
 from gateway.routes.models import build_models_router
@@ -118,6 +120,7 @@ class Gateway:
                 build_keys_router,
                 build_operator_router,
                 build_engines_router,
+                build_feedback_router,
                 build_web_router,
             ):
                 api.include_router(build(context))
@@ -172,6 +175,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         stack.push_async_callback(fleet.leave)
         controller = Controller(writer, swap, deployment, fleet, settings)
         metrics.registry.register(StateCollector(deployment, fleet))
+        metrics.registry.register(RolloutCollector(deployment, controller))
         context = Context(
             settings=settings,
             writer=writer,

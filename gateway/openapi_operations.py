@@ -127,6 +127,9 @@ OPERATIONS = {
         409,
     ),
     "DELETE /operator/v1/engines": _operator("Withdraw an engine; harmless to repeat", {200: "WithdrawnEngine"}),
+    "GET /operator/v1/feedback/bias": _operator(
+        "Show whether people choose by place, or by which answer was there first", {200: "Bias"}
+    ),
     "GET /operator/v1/keys": _operator("List the keys", {200: "Keys"}),
     "POST /operator/v1/keys": _operator("Make a key", {201: "NewKey"}, body="KeyRequest"),
     "PATCH /operator/v1/keys/{key_id}": _operator("Change a key's limits", {200: "KeyRow"}, 404, body="KeyChange"),

@@ -204,6 +204,14 @@ _OURS: dict[str, Schema] = {
         data=_array(ref("Engine")),
     ),
     "RegisteredEngine": _object("What was taken.", url=STRING, checkpoint=STRING, registered_at=NUMBER),
+    "Interval": _object("An estimate and its 95% interval.", num=INTEGER, estimate=NUMBER, low=NUMBER, high=NUMBER),
+    "Bias": _object(
+        "Each user counts once. `finish_effect`: how much likelier the answer shown first is chosen when it was complete first.",
+        is_biased=BOOLEAN,
+        shown_first=ref("Interval"),
+        finished_first=ref("Interval"),
+        finish_effect=ref("Interval"),
+    ),
     "WithdrawnEngine": _object(
         "Nothing more goes there. `in_flight`: this gateway's requests that have not ended.",
         url=STRING,

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection
@@ -43,6 +43,15 @@ _LOAD_PATIENCE_S = 120.0
 _MOST_MOVES = 4
 
 
+@dataclass(frozen=True)
+class Watched:
+    """The rollout that is on as this gateway last saw it; only the leader weighs it, and while it is on trial or baking."""
+
+    row: RolloutRow
+    evidence: Evidence | None = None
+    guardrails: Guardrails | None = None
+
+
 class Controller:
     """This gateway's part in rollouts. `tick` and the operators' actions exclude each other."""
 
@@ -68,6 +77,7 @@ class Controller:
         self._draining_since: dict[str, float] = {}
         self._shown: dict[str, RolloutView] = {}
         self._missing_since: float | None = None
+        self.watched: Watched | None = None
 
     @property
     def last_swap_s(self) -> float | None:
@@ -140,11 +150,22 @@ class Controller:
     async def _follow(self, fence: int | None) -> bool:
         """Apply what the tables say. False while nothing can be served."""
         applied = await self._follower.follow()
+        self._note(applied.rollout)
         if applied.missing is None:
             self._missing_since = None
         elif fence is not None:
             await self._give_up(applied.missing, fence)
         return applied.is_serving
+
+    def _note(self, row: RolloutRow | None) -> None:
+        """Keep what was weighed while the row is the same rollout's and this gateway leads."""
+        old = self.watched
+        if row is None:
+            self.watched = None
+        elif old is not None and old.row.id == row.id and self.fleet.fence is not None:
+            self.watched = replace(old, row=row)
+        else:
+            self.watched = Watched(row)
 
     async def _give_up(self, row: RolloutRow, fence: int) -> None:
         """A canary that cannot be loaded again ends its rollout."""
@@ -228,6 +249,7 @@ class Controller:
             transition = machine.finish_abort(row, now)
         else:
             evidence, guardrails, last = await self.assess(row, now)
+            self.watched = Watched(row, evidence, guardrails)
             transition = machine.decide(row, evidence, guardrails, now, settings)
             if transition is not None and transition.decides:
                 digest, data = describe_decision(row, transition.reason, evidence, guardrails, last, self._code)
