@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection
@@ -25,6 +25,7 @@ from gateway.rollout.evidence import Duel, Evidence
 from gateway.rollout.follower import Follower
 from gateway.rollout.guardrails import Guardrails
 from gateway.rollout.machine import Transition
+from gateway.rollout.metrics import Watched, keep_watching
 from gateway.rollout.observations import Observation
 from gateway.rollout.plan import new_rollout, new_statuses, read_settings, weigh
 from gateway.rollout.registry import Registry
@@ -41,15 +42,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _LOAD_PATIENCE_S = 120.0
 _MOST_MOVES = 4
-
-
-@dataclass(frozen=True)
-class Watched:
-    """The rollout that is on as this gateway last saw it; only the leader weighs it, and while it is on trial or baking."""
-
-    row: RolloutRow
-    evidence: Evidence | None = None
-    guardrails: Guardrails | None = None
 
 
 class Controller:
@@ -150,22 +142,12 @@ class Controller:
     async def _follow(self, fence: int | None) -> bool:
         """Apply what the tables say. False while nothing can be served."""
         applied = await self._follower.follow()
-        self._note(applied.rollout)
+        self.watched = keep_watching(self.watched, applied.rollout, leads=self.fleet.fence is not None)
         if applied.missing is None:
             self._missing_since = None
         elif fence is not None:
             await self._give_up(applied.missing, fence)
         return applied.is_serving
-
-    def _note(self, row: RolloutRow | None) -> None:
-        """Keep what was weighed while the row is the same rollout's and this gateway leads."""
-        old = self.watched
-        if row is None:
-            self.watched = None
-        elif old is not None and old.row.id == row.id and self.fleet.fence is not None:
-            self.watched = replace(old, row=row)
-        else:
-            self.watched = Watched(row)
 
     async def _give_up(self, row: RolloutRow, fence: int) -> None:
         """A canary that cannot be loaded again ends its rollout."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import GaugeMetricFamily
@@ -19,9 +20,10 @@ from gateway.rollout.guardrails import FAIL, NOT_ENOUGH, PASS
 
 if TYPE_CHECKING:
     from gateway.deployment import Deployment
-    from gateway.rollout.controller import Controller, Watched
+    from gateway.rollout.controller import Controller
     from gateway.rollout.evidence import Evidence
     from gateway.rollout.guardrails import Guardrails
+    from gateway.tables import RolloutRow
 
 PHASES = (
     machine.PENDING, machine.PROGRESSING, machine.PAUSED, machine.WAITING, machine.PROMOTING, machine.BAKING,
@@ -34,6 +36,22 @@ _NUMBERS = {
     "canary_weight": "Share of users served by the canary; while baking, by the old checkpoint.",
     "duel_share": "Share of users who may duel, whatever the weight.",
 }
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The rollout that is on as this gateway last saw it; only the leader weighs it, and while it is on trial or baking."""
+
+    row: RolloutRow
+    evidence: Evidence | None = None
+    guardrails: Guardrails | None = None
+
+
+def keep_watching(old: Watched | None, row: RolloutRow | None, *, leads: bool) -> Watched | None:
+    """What is known of the rollout that is on: what was weighed is kept while it is the same one and this gateway leads."""
+    if row is None or old is None or old.row.id != row.id or not leads:
+        return None if row is None else Watched(row)
+    return replace(old, row=row)
 
 
 class RolloutCollector(Collector):

@@ -8,7 +8,9 @@ from prefloop.services import Layout, engine_service, full_engine_service
 
 
 def read_options(argv: list[str]) -> dict[str, str]:
-    return {name: value for name, value in itertools.pairwise(argv) if name.startswith("--")}
+    """By name; what a flag without a value is followed by is left out."""
+    pairs = itertools.pairwise([*argv, "--"])
+    return {name: "" if value.startswith("--") else value for name, value in pairs if name.startswith("--")}
 
 
 def test_a_whole_model_is_served_alone_under_its_checkpoints_id(tmp_path: Path) -> None:
