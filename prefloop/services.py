@@ -69,7 +69,13 @@ def full_engine_service(layout: Layout, wanted: Wanted, port: int) -> Service:
     argv = _serve_model(layout, wanted.path, wanted.checkpoint, port)
     name = f"engine {wanted.checkpoint}"
     log = log_path(layout, f"engine-{wanted.checkpoint}")
-    return Service(name, [*argv, *layout.engine_args], log, _engine_environment(wanted.path))
+    # By default every engine binds its threads to the same cores: on two cores, one that served left one that started
+    # without any time for minutes.
+    env = _engine_environment(wanted.path) | {
+        "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2))),
+    }
+    return Service(name, [*argv, *layout.engine_args], log, env)
 
 
 def _serve_model(layout: Layout, model: str, name: str, port: int) -> list[str]:

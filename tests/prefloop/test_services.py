@@ -21,6 +21,7 @@ def test_a_whole_model_is_served_alone_under_its_checkpoints_id(tmp_path: Path) 
     assert (options["--model"], options["--served-model-name"]) == (wanted.path, wanted.checkpoint)
     assert (options["--host"], options["--port"], options["--max-model-len"]) == ("127.0.0.1", "4321", "64")
     assert "--enable-lora" not in whole.argv and "--seed" in whole.argv
+    assert whole.env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert whole.env["HF_HUB_OFFLINE"] == "1" and wanted.checkpoint in whole.name
 
 
