@@ -30,6 +30,7 @@ comparisons = sa.Table(
     sa.Column("asked", sa.Text, nullable=False),
     sa.Column("rollout", sa.Text),
     sa.Column("canary_first", sa.Boolean),  # of a duel: the canary's answer was shown first
+    sa.Column("finished_first", sa.Text),  # "first" or "second", where it was measured
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("expires_at", sa.Double, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),  # events.Comparison as JSON
@@ -90,6 +91,7 @@ def store_comparison(connection: sa.Connection, comparison: Comparison) -> None:
             "asked": comparison.asked,
             "rollout": comparison.rollout,
             "canary_first": comparison.first.arm == "canary" if is_duel else None,
+            "finished_first": comparison.finished_first,
             "created_at": comparison.created_at,
             "expires_at": comparison.expires_at,
             "body": msgspec.json.encode(comparison),

@@ -18,12 +18,16 @@ from feedback.errors import FutureVersion, PoisonEvent
 
 Arm = Literal["stable", "canary"]
 Asked = Literal["explore", "duel", "random", "gold"]
+Position = Literal["first", "second"]
 Preferred = Literal["first", "second", "tie", "both_bad", "skip"]
 PREFERRED: tuple[Preferred, ...] = ("first", "second", "tie", "both_bad", "skip")
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the two answers of a comparison, with how it was sampled."""
+    """One of the two answers of a comparison, with how it was sampled.
+
+    seconds_to_finish: from the request's arrival to the answer's last token, None where nobody measured it.
+    """
 
     completion_id: str
     text: str
@@ -36,13 +40,15 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     temperature: float | None = None
     max_tokens: int | None = None
+    seconds_to_finish: float | None = None
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt with two answers, `first` and `second` as they were shown.
 
     user is a keyed hash, "" if unknown; propensity is the probability with which it was asked; weight is the canary's
-    share of traffic at the time; created_at and expires_at are epoch seconds.
+    share of traffic at the time; created_at and expires_at are epoch seconds. finished_first: the answer that was
+    complete before the other, None if nobody measured it or neither was.
     """
 
     id: str
@@ -61,6 +67,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     expires_at: float
     tags: dict[str, str] = {}
+    finished_first: Position | None = None
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

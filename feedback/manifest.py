@@ -17,6 +17,7 @@ import msgspec
 from feedback.errors import ManifestError
 
 MANIFEST = "manifest.json"
+KINDS = ("lora", "full", "aa")
 REFUSED_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".so")  # pickles and code
 
 
@@ -35,7 +36,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint is and where it comes from.
 
     files: sha256 by relative path; digest: of all files; watermark: next offset of the log, by partition. kind: "lora",
-    or "aa" for the stable adapter under a second name.
+    "full" for a whole model, or "aa" for the stable checkpoint under a second name. rank: 0 where there is no adapter.
     """
 
     id: str
@@ -57,6 +58,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def base_logprobs(self) -> list[float]:
         """The probe's log-probabilities with the adapter off."""
         return self.probe.base_logprobs
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it holds a whole model, which needs an engine of its own, and not an adapter."""
+        return self.kind == "full" or (self.kind == "aa" and self.rank == 0)
 
 
 def checkpoint_id(number: int, digest: str) -> str:
@@ -134,4 +140,17 @@ def verify(directory: Path) -> Manifest:
         raise ManifestError("the digest does not follow from the files")
     if manifest.kind != "aa" and manifest.id != checkpoint_id(manifest.number, manifest.digest):
         raise ManifestError(f"the id {manifest.id} does not follow from number and digest")
+    if manifest.kind not in KINDS:
+        raise ManifestError(f"this release does not know checkpoints of kind {manifest.kind!r}")
+    if manifest.is_full:
+        _require_model(manifest)
     return manifest
+
+
+def _require_model(manifest: Manifest) -> None:
+    if manifest.rank != 0:
+        raise ManifestError("whole weights have no rank")
+    if "config.json" not in manifest.files:
+        raise ManifestError("config.json is missing, which whole weights need")
+    if not any(name.endswith(".safetensors") for name in manifest.files):
+        raise ManifestError("no weights are there")

@@ -48,8 +48,11 @@ from gateway.playground import PLAYGROUND_PATH, build_playground_handler
 from gateway.recorder import Recorder
 from gateway.requests import ClientGone
 from gateway.rollout.controller import Controller
+from gateway.rollout.metrics import RolloutCollector
 from gateway.rollout.observations import Observations
 from gateway.routes.choices import build_choices_router
+from gateway.routes.engines import build_engines_router
+from gateway.routes.feedback import build_feedback_router
 from gateway.routes.health import build_health_router
 from gateway.routes.keys import build_keys_router
 from gateway.routes.models import build_models_router
@@ -121,6 +124,8 @@ class Gateway:
                 build_signals_router,
                 build_keys_router,
                 build_operator_router,
+                build_engines_router,
+                build_feedback_router,
                 build_web_router,
             ):
                 api.include_router(build(context))
@@ -171,7 +176,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets, place: Place
         completions.start()
         stack.push_async_callback(asyncio.to_thread, completions.close)
         metrics.watch_in_flight(lambda: deployment.counters.num_in_flight)
-        swap = Swap(deployment, settings.gateway.engines, upstream, settings.gateway)
+        swap = Swap(deployment, upstream, settings.gateway)
         fleet = Fleet(writer, deployment, swap, settings)
         await fleet.join(is_alone=is_sqlite)
         stack.push_async_callback(fleet.leave)
@@ -179,6 +184,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets, place: Place
         metrics.registry.register(StateCollector(deployment, fleet, lambda: relay.state))
         siblings = Siblings(place, metrics, partial(asyncio.to_thread, keys.refresh, database))
         await stack.enter_async_context(siblings.listen())
+        metrics.registry.register(RolloutCollector(deployment, controller))
         context = Context(
             settings=settings,
             writer=writer,

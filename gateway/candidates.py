@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from feedback.events import Asked, Candidate, Comparison
+from feedback.events import Asked, Candidate, Comparison, Position
 from gateway.exchange import Exchange
-from gateway.pairs import Ask, Side, is_swapped
+from gateway.pairs import Ask, Side, is_last_asked_first, is_swapped
 from gateway.shown import name_pair
 from gateway.tokens import ComparisonToken, sign_token, text_digest
 
@@ -31,6 +31,7 @@ class Draft:
     completion_tokens: int = 0
     is_ended: bool = False
     has_failed: bool = False
+    seconds_to_finish: float | None = None
 
     @property
     def content(self) -> str:
@@ -48,19 +49,22 @@ class Draft:
 
 @dataclass(frozen=True)
 class Showing:
-    """One comparison to be: the ids the client will see, and the drafts in display order."""
+    """One comparison to be: the ids the client will see, and the drafts in display order, and as engines are asked."""
 
     comparison_id: str
     completion_id: str
     created: int
     drafts: tuple[Draft, Draft]
+    asked: tuple[Draft, Draft]
 
 
 def open_showing(sides: tuple[Side, Side], order_key: bytes) -> Showing:
     """Give a comparison its ids, and the order that follows from them."""
     comparison_id, completion_id = name_pair(uuid.uuid4().hex)
     first, second = sides[::-1] if is_swapped(comparison_id, order_key) else sides
-    return Showing(comparison_id, completion_id, int(time.time()), (Draft(first, 0), Draft(second, 1)))
+    drafts = (Draft(first, 0), Draft(second, 1))
+    asked = (drafts[1], drafts[0]) if is_last_asked_first(comparison_id, order_key) else drafts
+    return Showing(comparison_id, completion_id, int(time.time()), drafts, asked)
 
 
 def build_comparison(exchange: Exchange, ask: Ask, showing: Showing, engine: str, now: float) -> Comparison:
@@ -85,7 +89,15 @@ def build_comparison(exchange: Exchange, ask: Ask, showing: Showing, engine: str
         created_at=now,
         expires_at=now + exchange.context.settings.gateway.comparison_ttl_s,
         tags=_read_tags(exchange.request.metadata),
+        finished_first=find_first_to_finish(first.seconds_to_finish, second.seconds_to_finish),
     )
+
+
+def find_first_to_finish(first_s: float | None, second_s: float | None) -> Position | None:
+    """Which of two answers was complete before the other; None if that is not known, or neither was."""
+    if first_s is None or second_s is None or first_s == second_s:
+        return None
+    return "first" if first_s < second_s else "second"
 
 
 async def offer_comparison(exchange: Exchange, ask: Ask, showing: Showing, engine: str) -> dict[str, Any] | None:
@@ -150,6 +162,7 @@ def _candidate(exchange: Exchange, showing: Showing, draft: Draft) -> Candidate:
         seed=draft.side.seed,
         temperature=exchange.request.temperature,
         max_tokens=exchange.request.token_limit,
+        seconds_to_finish=draft.seconds_to_finish,
     )
 
 

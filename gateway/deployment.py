@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.engines import Breaker, BreakerLimits, EngineState, choose_engine
+from gateway.errors import EngineUnavailable
 
 if TYPE_CHECKING:
     from gateway.rollout.observations import Observations
@@ -56,9 +57,12 @@ class Deployment:
         self.view = ServingView(generation=0, stable=None)
         self.counters = Counters()
         self.observations = observations
-        self.engines = {url: EngineState(url, Breaker(limits)) for url in engines}
+        self._limits = limits
+        self.engines = {
+            url: EngineState(url, Breaker(limits)) for url in engines
+        }  # with what is withdrawn and not idle
         self.first_answer_at: dict[str, float] = {}  # checkpoint -> when its first answer came, since start
-        self.is_single = len(self.engines) == 1  # there is nothing to choose
+        self.is_single = len(self.engines) == 1  # there is nothing to choose, and never was
         self._states = tuple(self.engines.values())
         self._in_flight: dict[str, int] = {}
 
@@ -119,14 +123,43 @@ class Deployment:
     def pick_engine(self, checkpoint: str, conversation: str = "") -> EngineState:
         """The engine to ask: one that is usable and has proven the checkpoint, as `choose_engine` says.
 
-        Where no usable engine holds it, the likeliest to answer all the same: whoever asks tries again for a while.
+        Where no usable engine holds it, the likeliest to answer of those that may hold it: whoever asks tries again for a
+        while. Raises EngineUnavailable if there is none.
         """
         if self.is_single:
             return self._states[0]
         usable = [s for s in self._states if s.up and s.breaker.phase == "closed" and checkpoint in s.proven]
         if usable:
             return choose_engine(usable, conversation)
-        return min(self._states, key=lambda state: (not state.up, not state.is_usable, state.num_in_flight))
+        able = [s for s in self._states if s.checkpoint == checkpoint] or [s for s in self._states if not s.checkpoint]
+        if not able:
+            raise EngineUnavailable(f"no engine holds {checkpoint}")
+        return min(able, key=lambda state: (not state.up, not state.is_usable, state.num_in_flight))
+
+    @property
+    def states(self) -> tuple[EngineState, ...]:
+        """The engines that may be asked."""
+        return self._states
+
+    def add_engine(self, url: str, checkpoint: str) -> EngineState:
+        """One more engine, which holds a whole model. The requests of one that was withdrawn from there end as they are."""
+        state = EngineState(url, Breaker(self._limits), checkpoint)
+        self.engines = {**self.engines, url: state}
+        self._states = (*self._states, state)
+        self.is_single = False
+        return state
+
+    def withdraw_engine(self, state: EngineState) -> None:
+        """Ask the engine no more; it is known until its last request has ended."""
+        state.withdraw()
+        self._states = tuple(other for other in self._states if other is not state)
+
+    def forget_withdrawn(self) -> list[str]:
+        """Drop the engines that were withdrawn and have nothing left in flight; their URLs."""
+        gone = [url for url, state in self.engines.items() if state.is_withdrawn and not state.num_in_flight]
+        if gone:
+            self.engines = {url: state for url, state in self.engines.items() if url not in gone}
+        return gone
 
     def note_answer(self, checkpoint: str) -> None:
         """Keep when a checkpoint answered for the first time."""

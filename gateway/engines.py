@@ -7,6 +7,7 @@ to an engine: the hot path and the swap say what they saw.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 import zlib
@@ -86,12 +87,15 @@ class Breaker:
 class EngineState:
     """One engine. `adapters`: the names it answers to; `proven`: those whose probe has passed since it started.
 
-    started_at, num_tokens: what its metrics say, None where they say nothing. on_hang is called when the engine is taken
-    out for a hang, so that requests without a first byte can be asked elsewhere.
+    checkpoint: the whole model it holds, None if it holds adapters of one base. started_at, num_tokens: what its metrics
+    say, None where they say nothing. on_hang is called when the engine is taken out for a hang, so that requests without
+    a first byte can be asked elsewhere. is_withdrawn: never to be asked again.
     """
 
     url: str
     breaker: Breaker = field(default_factory=Breaker)
+    checkpoint: str | None = None
+    is_withdrawn: bool = False
     up: bool = False
     is_hung: bool = False
     adapters: frozenset[str] = frozenset()
@@ -102,6 +106,8 @@ class EngineState:
     num_tokens: float | None = None
     on_hang: Callable[[], None] = lambda: None
     affinity: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load or unload at a time
+    nudge: asyncio.Event = field(default_factory=asyncio.Event)  # look at it now
 
     def __post_init__(self) -> None:
         self.affinity = int.from_bytes(hashlib.blake2b(self.url.encode(), digest_size=8).digest()) | 1
@@ -115,6 +121,14 @@ class EngineState:
     def is_usable(self) -> bool:
         """Whether requests may be sent to it while there are others."""
         return self.up and self.breaker.phase == "closed"
+
+    def may_hold(self, checkpoint: str, *, is_full: bool) -> bool:
+        """Whether it is an engine for this checkpoint: of whole weights, for its own; else for any adapter."""
+        return self.checkpoint == checkpoint if is_full else self.checkpoint is None
+
+    def withdraw(self) -> None:
+        """Send it nothing more; what is in flight ends."""
+        self.is_withdrawn, self.proven = True, frozenset()
 
     # -- what the hot path saw
 

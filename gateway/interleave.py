@@ -49,7 +49,10 @@ async def weave(exchange: Exchange, ask: Ask, showing: Showing, strands: list[St
     """The events for the client."""
     queue: _Queue = asyncio.Queue(_MAX_QUEUED)
     engines = exchange.context.deployment.engines
-    readers = [asyncio.create_task(_read_strand(strand, engines[strand.answer.engine], queue)) for strand in strands]
+    readers = [
+        asyncio.create_task(_read_strand(strand, engines[strand.answer.engine], queue, exchange.started))
+        for strand in strands
+    ]
     drafts = [strand.draft for strand in strands]
     for strand in strands:
         strand.outcome.code = CLIENT_GONE  # until it has ended
@@ -114,8 +117,8 @@ def _is_last(draft: Draft, drafts: list[Draft]) -> bool:
     return all(other is draft or other.finish_reason or other.has_failed for other in drafts)
 
 
-async def _read_strand(strand: Strand, engine: EngineState, queue: _Queue) -> None:
-    """Put every chunk of one stream into the queue, and its end."""
+async def _read_strand(strand: Strand, engine: EngineState, queue: _Queue, started: float) -> None:
+    """Put every chunk of one stream into the queue, and its end; notes when that was, whatever the client has read."""
     splitter = EventSplitter()
     has_failed = False
     try:
@@ -130,6 +133,7 @@ async def _read_strand(strand: Strand, engine: EngineState, queue: _Queue) -> No
                 if "error" in chunk:
                     raise EngineInterrupted(str(chunk["error"]))
                 await queue.put((strand, chunk))
+        strand.draft.seconds_to_finish = time.monotonic() - started
     except (EngineInterrupted, ValueError, RecursionError):
         has_failed = True
     await queue.put((strand, _End(has_failed)))

@@ -117,6 +117,19 @@ OPERATIONS = {
     "POST /operator/v1/rollouts:rollback": _operator(
         "Go back: while baking at once, otherwise by a trial of stable's parent", {201: "RolledBack"}, 404, 409
     ),
+    "GET /operator/v1/engines": _operator(
+        "List the whole models that want an engine, and the engines", {200: "Engines"}
+    ),
+    "POST /operator/v1/engines": _operator(
+        "Register an engine that serves a whole model; 200 if it was known",
+        {200: "RegisteredEngine", 201: "RegisteredEngine"},
+        404,
+        409,
+    ),
+    "DELETE /operator/v1/engines": _operator("Withdraw an engine; harmless to repeat", {200: "WithdrawnEngine"}),
+    "GET /operator/v1/feedback/bias": _operator(
+        "Show whether people choose by place, or by which answer was there first", {200: "Bias"}
+    ),
     "GET /operator/v1/keys": _operator("List the keys", {200: "Keys"}),
     "POST /operator/v1/keys": _operator("Make a key", {201: "NewKey"}, body="KeyRequest"),
     "PATCH /operator/v1/keys/{key_id}": _operator("Change a key's limits", {200: "KeyRow"}, 404, body="KeyChange"),

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -26,6 +27,7 @@ from gateway.metering import settle_tokens
 from gateway.pairs import Ask, choose_sides
 
 _rng = random.SystemRandom()
+T = TypeVar("T")
 
 
 async def answer_pair(exchange: Exchange, ask: Ask) -> None:
@@ -45,7 +47,7 @@ async def answer_pair(exchange: Exchange, ask: Ask) -> None:
 
 
 async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> None:
-    answers = await asyncio.gather(*(_fetch(exchange, draft) for draft in showing.drafts), return_exceptions=True)
+    answers = await asyncio.gather(*_ask_both(showing, partial(_fetch, exchange)), return_exceptions=True)
     drawn: list[tuple[Draft, dict[str, Any]]] = []
     for draft, answer in zip(showing.drafts, answers, strict=True):
         completion = _read_completion(answer, draft)
@@ -75,10 +77,18 @@ async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> None:
     exchange.call.send(200, msgspec.json.encode(body))
 
 
+def _ask_both(showing: Showing, ask: Callable[[Draft], Coroutine[Any, Any, T]]) -> list[asyncio.Task[T]]:
+    """Begin both requests, in the showing's order of asking; the tasks are in display order."""
+    begun = {draft.index: asyncio.create_task(ask(draft)) for draft in showing.asked}
+    return [begun[draft.index] for draft in showing.drafts]
+
+
 async def _fetch(exchange: Exchange, draft: Draft) -> EngineAnswer:
     side = draft.side
     body = add_fields(exchange.body_for(side.checkpoint), {"seed": side.seed})
-    return await ask_engine(exchange, side.checkpoint, body, is_stream=False, suffix=f"-{draft.index}")
+    answer = await ask_engine(exchange, side.checkpoint, body, is_stream=False, suffix=f"-{draft.index}")
+    draft.seconds_to_finish = time.monotonic() - exchange.started
+    return answer
 
 
 def _read_completion(answer: EngineAnswer | BaseException, draft: Draft) -> dict[str, Any] | None:
@@ -125,7 +135,7 @@ def _refuse(exchange: Exchange, showing: Showing, answers: Sequence[EngineAnswer
 
 
 async def _answer_streamed(exchange: Exchange, ask: Ask, showing: Showing) -> None:
-    tasks = [asyncio.ensure_future(_open(exchange, draft)) for draft in showing.drafts]
+    tasks = _ask_both(showing, partial(_open, exchange))
     try:
         opened = await asyncio.gather(*tasks, return_exceptions=True)
     except asyncio.CancelledError:

@@ -152,4 +152,16 @@ def is_duelist(view: ServingView, who: Who) -> bool:
 
 def is_swapped(comparison_id: str, key: bytes) -> bool:
     """Whether the second side is shown first: a keyed coin of the comparison's id."""
-    return bool(hmac.new(key, f"order:{comparison_id}".encode(), hashlib.sha256).digest()[0] & 1)
+    return _toss(b"order", comparison_id, key)
+
+
+def is_last_asked_first(comparison_id: str, key: bytes) -> bool:
+    """Whether the engine is asked for the answer shown second before the other; another coin.
+
+    Who is asked first is often complete first: neither a place on the page nor an arm may have that for its own.
+    """
+    return _toss(b"asked", comparison_id, key)
+
+
+def _toss(coin: bytes, comparison_id: str, key: bytes) -> bool:
+    return bool(hmac.new(key, b"%b:%b" % (coin, comparison_id.encode()), hashlib.sha256).digest()[0] & 1)

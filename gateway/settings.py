@@ -32,7 +32,9 @@ class GatewaySection(BaseModel):
         description="Says that pepper, token key and admin key were set on purpose: allows a public address.",
     )
     engines: list[str] = Field(
-        default=["http://127.0.0.1:8801"], min_length=1, description="Base URLs of the vLLM engines."
+        default=["http://127.0.0.1:8801"],
+        description="Base URLs of the vLLM engines that take adapters. Those of whole models are registered by whoever runs "
+        "them; empty if there are no others.",
     )
     database_url: str = Field(default="", description="SQLAlchemy URL; empty means `<state_dir>/gateway.db`.")
     ask_rate: float = Field(default=0.10, ge=0, le=1, description="Share of opted-in requests answered twice.")
@@ -196,6 +198,11 @@ class RolloutSection(BaseModel):
         default=0.05, ge=0, lt=1, description="Share of users the old checkpoint keeps meanwhile."
     )
     drain_timeout_s: float = Field(default=60.0, ge=0, description="Longest wait for a checkpoint's last requests.")
+    engine_start_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="Longest wait for an engine that is started for a whole model, before its rollout is given up.",
+    )
     auto_approve: bool = Field(default=False, description="Promote without an operator once every gate passes.")
     approve_countdown_s: float = Field(default=0.0, ge=0, description="Visible countdown before an automatic approval.")
     tick_s: float = Field(default=0.5, gt=0, description="Pause between looks of the rollout controller.")

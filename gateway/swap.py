@@ -1,5 +1,8 @@
 """Loads checkpoints into the engines under their own names, and proves that each really answers before it is used.
 
+Adapters are loaded into the engines of the settings. A whole model is there as soon as an engine that was started with it
+is registered (engine_register.py): it is proven in the same way, and that engine answers for nothing else.
+
 Level-triggered: remembers which checkpoints are wanted, looks at every engine each few seconds (and at once after a
 request failed there), and loads again what a restarted engine forgot. An engine that hangs or fails is out until it has
 proven itself again. Never reuses a name or a path. What is wanted, and when it may go, the rollout controller says.
@@ -11,7 +14,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -47,16 +51,13 @@ class _Models(msgspec.Struct):
 class Swap:
     """Keeps the wanted checkpoints loaded and proven in every engine, and decides which engines are fit for use."""
 
-    def __init__(
-        self, deployment: Deployment, engines: Iterable[str], upstream: Upstream, settings: GatewaySection
-    ) -> None:
-        self._states = [deployment.engines[engine] for engine in engines]
+    def __init__(self, deployment: Deployment, upstream: Upstream, settings: GatewaySection) -> None:
+        self._deployment = deployment
         self._upstream = upstream
         self._settings = settings
         self._wanted: dict[str, CheckpointRow] = {}
         self._digests: dict[str, str] = {}
-        self._locks = {state.url: asyncio.Lock() for state in self._states}
-        self._nudges = {state.url: asyncio.Event() for state in self._states}
+        self._have_changed = asyncio.Event()
         self.last_swap_s: float | None = None
 
     # -- what is wanted
@@ -80,8 +81,27 @@ class Swap:
 
     def nudge(self) -> None:
         """Look at the engines now."""
-        for event in self._nudges.values():
-            event.set()
+        for state in self._states:
+            state.nudge.set()
+
+    @property
+    def _states(self) -> tuple[EngineState, ...]:
+        return self._deployment.states
+
+    def use_registered(self, engines: Mapping[str, str]) -> None:
+        """These engines (url -> the whole model each holds) may be used beside those of the settings, and no others."""
+        known = {state.url: state for state in self._states if state.checkpoint is not None}
+        for url, state in known.items():
+            if engines.get(url) != state.checkpoint:
+                self._deployment.withdraw_engine(state)
+                self._have_changed.set()
+        for url, checkpoint in engines.items():
+            if url not in known or known[url].is_withdrawn:
+                state = self._deployment.add_engine(url, checkpoint)
+                state.on_hang = partial(self._upstream.drop_waiting, url)
+                self._have_changed.set()
+        for url in self._deployment.forget_withdrawn():
+            self._upstream.forget(url)
 
     async def load(self, checkpoint: CheckpointRow) -> float:
         """Load and prove the checkpoint in every engine that is in use; the seconds it took. Raises SwapError.
@@ -89,7 +109,10 @@ class Swap:
         The others get it before they are used again. `SwapError.is_transient`: no engine answered, try again later.
         """
         started = time.monotonic()
-        states = [state for state in self._states if state.is_usable] or self._states
+        able = [state for state in self._states if state.may_hold(checkpoint.id, is_full=checkpoint.is_full)]
+        if not able:
+            raise SwapError(f"no engine for {checkpoint.id} is registered", is_transient=True)
+        states = [state for state in able if state.is_usable] or able
         results = await asyncio.gather(*(self._load_one(state, checkpoint) for state in states), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, EngineUnavailable):
@@ -102,27 +125,34 @@ class Swap:
         self.last_swap_s = time.monotonic() - started
         return self.last_swap_s
 
-    async def unload(self, checkpoint: str) -> None:
+    async def unload(self, checkpoint: CheckpointRow) -> None:
         """Take the checkpoint out of every engine. The caller knows that nobody asks for it any more."""
-        self.forget(checkpoint)
-        await asyncio.gather(*(self._unload_one(state, checkpoint) for state in self._states))
+        self.forget(checkpoint.id)
+        able = [state for state in self._states if state.may_hold(checkpoint.id, is_full=checkpoint.is_full)]
+        await asyncio.gather(*(self._unload_one(state, checkpoint.id) for state in able))
 
     # -- the loops
 
     async def run(self) -> None:
         """Keep every engine reconciled, each in a loop of its own: one that hangs does not hold up the others."""
+        kept: dict[EngineState, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
-            for state in self._states:
-                group.create_task(self._keep(state))
+            while True:
+                self._have_changed.clear()
+                for state in kept.keys() - set(self._states):
+                    kept.pop(state).cancel()
+                for state in self._states:
+                    if state not in kept:
+                        kept[state] = group.create_task(self._keep(state))
+                await self._have_changed.wait()
 
     async def reconcile(self) -> None:
         """Look at every engine once, and do what it needs."""
         await asyncio.gather(*(self._reconcile_one(state) for state in self._states))
 
     async def _keep(self, state: EngineState) -> None:
-        nudge = self._nudges[state.url]
         while True:
-            nudge.clear()
+            state.nudge.clear()
             try:
                 await self._reconcile_one(state)
             except Exception:
@@ -130,7 +160,7 @@ class Swap:
             await asyncio.sleep(_NUDGE_PAUSE_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.reconcile_s):
-                    await nudge.wait()
+                    await state.nudge.wait()
 
     async def _reconcile_one(self, state: EngineState) -> None:
         try:
@@ -154,7 +184,7 @@ class Swap:
         """Load and prove what is wanted and not proven; False if the engine failed to answer, or refused everything."""
         num_refused = 0
         for row in list(self._wanted.values()):
-            if row.id in state.proven or not self.wants(row.id):
+            if row.id in state.proven or not self.wants(row.id) or not state.may_hold(row.id, is_full=row.is_full):
                 continue
             try:
                 await self._load_one(state, row, timeout_s)
@@ -193,11 +223,14 @@ class Swap:
         return body if status == 200 else b""
 
     async def _load_one(self, state: EngineState, row: CheckpointRow, timeout_s: float = _CALL_TIMEOUT_S) -> None:
-        async with self._locks[state.url]:
+        async with state.lock:
             await self._look_at(state)
             if row.id in state.proven:
                 return
             if row.id not in state.adapters:
+                if state.checkpoint is not None:
+                    held = ", ".join(sorted(state.adapters)) or "nothing"
+                    raise EngineUnavailable(f"{state.url} should hold {row.id} and holds {held}")
                 payload = {"lora_name": row.id, "lora_path": row.path}
                 status, body = await self._upstream.call(
                     state.url, "/v1/load_lora_adapter", payload, timeout_s=timeout_s
@@ -206,7 +239,8 @@ class Swap:
                     raise SwapError(f"{state.url} refused {row.id} ({status}): {_message(body)}")
             state.adapters |= {row.id}
             await self._prove(state, row, timeout_s)
-            state.proven |= {row.id}
+            if not state.is_withdrawn:
+                state.proven |= {row.id}
 
     async def _prove(self, state: EngineState, row: CheckpointRow, timeout_s: float) -> None:
         manifest = row.parsed
@@ -223,10 +257,12 @@ class Swap:
             raise SwapError(f"{state.url}: {row.id} {reason}")
 
     async def _unload_one(self, state: EngineState, checkpoint: str) -> None:
-        async with self._locks[state.url]:
+        async with state.lock:
             if self.wants(checkpoint):  # again
                 return
             state.proven -= {checkpoint}
+            if state.checkpoint is not None:  # whoever runs the engine ends it
+                return
             state.adapters -= {checkpoint}
             try:
                 await self._upstream.call(

@@ -147,6 +147,11 @@ class CheckpointRow:
         """The manifest as written by the trainer."""
         return msgspec.json.decode(self.manifest.encode(), type=Manifest)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it is a whole model, for an engine of its own."""
+        return self.kind != "lora" and self.parsed.is_full
+
 
 @dataclass(frozen=True)
 class ServingRow:

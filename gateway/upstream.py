@@ -137,7 +137,7 @@ class Upstream:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_SWEEP_S)
-            for pool in self._pools.values():
+            for pool in list(self._pools.values()):
                 pool.sweep(loop.time())
 
     def close(self) -> None:
@@ -164,6 +164,12 @@ class Upstream:
         """Fail the engine's requests that have not had their first byte."""
         if engine in self._pools:
             self._pools[engine].drop_waiting()
+
+    def forget(self, engine: str) -> None:
+        """The engine is gone for good: keep nothing of it. No request to it may be in flight."""
+        if (pool := self._pools.pop(engine, None)) is not None:
+            for connection in list(pool.open):
+                connection.drop()
 
     async def call(
         self, engine: str, path: str, payload: dict[str, Any] | None, *, timeout_s: float

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from prefloop.services import Layout, engine_service, gateway_service, trainer_service
+from prefloop.services import Layout, engine_host, engine_service, gateway_service, trainer_service
 from prefloop.supervisor import Supervisor
 
 READY_TIMEOUT_S = 600.0
@@ -61,6 +61,8 @@ def start_services(
         supervisor.start(engine_service(layout))
     supervisor.start(gateway_service(layout, gateway))
     supervisor.start(trainer_service(layout, trainer))
+    if not layout.engine_url:  # else whoever runs that engine runs the others too
+        supervisor.attend(engine_host(layout, supervisor).run())
 
 
 async def wait_until_ready(layout: Layout, supervisor: Supervisor, console: Console, stop: asyncio.Event) -> float:

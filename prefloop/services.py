@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefloop.supervisor import Service
+from prefloop.engine_host import EngineHost, Wanted
+from prefloop.operator import read_admin_key
+from prefloop.supervisor import Service, Supervisor
 
 
 @dataclass(frozen=True)
@@ -55,25 +57,57 @@ def log_path(layout: Layout, name: str) -> Path:
 
 
 def engine_service(layout: Layout) -> Service:
-    """vLLM with runtime LoRA. A GPU build ignores the CPU variables."""
-    argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    argv += ["--model", layout.model_path, "--served-model-name", "base"]
-    argv += ["--host", "127.0.0.1", "--port", str(layout.port + 1)]
+    """vLLM with runtime LoRA."""
+    argv = _serve_model(layout, layout.model_path, "base", layout.port + 1)
     argv += ["--enable-lora", "--max-lora-rank", "16", "--max-loras", "4", "--max-cpu-loras", "8"]
+    env = _engine_environment(layout.model_path) | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    return Service("engine", [*argv, *layout.engine_args], log_path(layout, "engine"), env)
+
+
+def full_engine_service(layout: Layout, wanted: Wanted, port: int) -> Service:
+    """vLLM with a checkpoint's whole weights, under the checkpoint's id."""
+    argv = _serve_model(layout, wanted.path, wanted.checkpoint, port)
+    name = f"engine {wanted.checkpoint}"
+    log = log_path(layout, f"engine-{wanted.checkpoint}")
+    # By default every engine binds its threads to the same cores: on two cores, one that served left one that started
+    # without any time for minutes.
+    env = _engine_environment(wanted.path) | {
+        "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2))),
+    }
+    return Service(name, [*argv, *layout.engine_args], log, env)
+
+
+def _serve_model(layout: Layout, model: str, name: str, port: int) -> list[str]:
+    argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    argv += ["--model", model, "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
     argv += ["--enforce-eager", "--scheduling-policy", "priority", "--logprobs-mode", "processed_logprobs"]
     argv += ["--dtype", "float32", "--max-num-seqs", "64", "--disable-uvicorn-access-log"]
     if layout.max_model_len:
         argv += ["--max-model-len", str(layout.max_model_len)]
-    argv += list(layout.engine_args)
+    return argv
+
+
+def _engine_environment(model: str) -> dict[str, str]:
+    """A GPU build ignores the CPU variables."""
     env = {
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
     }
-    if Path(layout.model_path).is_dir():
+    if Path(model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"
-    return Service("engine", argv, log_path(layout, "engine"), env)
+    return env
+
+
+def engine_host(layout: Layout, supervisor: Supervisor) -> EngineHost:
+    """What starts and ends engines for whole models."""
+    return EngineHost(
+        layout.gateway_url,
+        lambda: read_admin_key(layout.state_dir),
+        supervisor,
+        lambda wanted, port: full_engine_service(layout, wanted, port),
+    )
 
 
 def gateway_service(layout: Layout, extra: dict[str, str] | None = None) -> Service:

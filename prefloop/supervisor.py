@@ -12,10 +12,10 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 15.0
@@ -89,6 +89,7 @@ class Supervisor:
         self.events: deque[tuple[float, str]] = deque(maxlen=50)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping: dict[str, asyncio.Event] = {}
+        self._attendants: list[asyncio.Task[None]] = []
 
     def start(self, service: Service) -> None:
         service.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,8 +144,22 @@ class Supervisor:
         finally:
             state.pid = None
 
+    def attend(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what starts and ends services by itself, until `stop`."""
+        self._attendants.append(asyncio.create_task(work))
+
+    async def end(self, name: str) -> None:
+        """End one service for good, and forget it. 20 s, then by force."""
+        self._stopping[name].set()
+        await asyncio.gather(self._tasks[name], return_exceptions=True)
+        for known in (self._tasks, self._stopping, self.states):
+            known.pop(name, None)
+
     async def stop(self) -> None:
         """End the services, the last started first: a client before what it calls. 20 s each, then by force."""
-        for name in reversed(self._tasks):
+        for task in self._attendants:
+            task.cancel()
+        await asyncio.gather(*self._attendants, return_exceptions=True)
+        for name in reversed(list(self._tasks)):
             self._stopping[name].set()
             await asyncio.gather(self._tasks[name], return_exceptions=True)

@@ -50,6 +50,7 @@ class Draft:
     num_preferences: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    kind: str = "lora"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def publish_checkpoint(root: Path, draft: Draft, write_adapter: Callable[[Path],
         files=files,
         created_at=now,
         probe=draft.probe,
+        kind=draft.kind,
         watermark=dict(draft.watermark),
         num_preferences=draft.num_preferences,
         settings=dict(draft.settings),
@@ -107,7 +109,7 @@ def list_names(root: Path) -> list[tuple[int, Path]]:
 
 
 def list_published(root: Path, base_digest: str) -> list[Published]:
-    """The checkpoints of this base, in order of their numbers. Unreadable ones are logged and left out."""
+    """The adapters of this base, in order of their numbers. Unreadable ones are logged and left out."""
     published = []
     for _, path in list_names(root):
         try:
@@ -115,7 +117,7 @@ def list_published(root: Path, base_digest: str) -> list[Published]:
         except ManifestError as error:
             log.warning("%s is left out: %s", path.name, error)
             continue
-        if manifest.base_digest == base_digest:
+        if manifest.base_digest == base_digest and not manifest.is_full:
             published.append(Published(manifest, path))
     return published
 

@@ -18,12 +18,14 @@ from sqlalchemy import Connection
 from feedback.database import Writer
 from gateway import tables
 from gateway.deployment import Deployment
+from gateway.engine_register import EngineRegister
 from gateway.rollout import machine
 from gateway.rollout.duels import read_duels
 from gateway.rollout.evidence import Duel, Evidence
 from gateway.rollout.follower import Follower
 from gateway.rollout.guardrails import Guardrails
 from gateway.rollout.machine import Transition
+from gateway.rollout.metrics import Watched, keep_watching
 from gateway.rollout.observations import Observation
 from gateway.rollout.plan import new_rollout, new_statuses, read_settings, weigh
 from gateway.rollout.registry import Registry
@@ -63,9 +65,11 @@ class Controller:
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self.registry = Registry(writer, settings, self._wake.set, clock)
+        self.engines = EngineRegister(writer, settings, self._wake.set, clock)
         self._draining_since: dict[str, float] = {}
         self._shown: dict[str, RolloutView] = {}
         self._missing_since: float | None = None
+        self.watched: Watched | None = None
 
     @property
     def last_swap_s(self) -> float | None:
@@ -138,6 +142,7 @@ class Controller:
     async def _follow(self, fence: int | None) -> bool:
         """Apply what the tables say. False while nothing can be served."""
         applied = await self._follower.follow()
+        self.watched = keep_watching(self.watched, applied.rollout, leads=self.fleet.fence is not None)
         if applied.missing is None:
             self._missing_since = None
         elif fence is not None:
@@ -148,7 +153,7 @@ class Controller:
         """A canary that cannot be loaded again ends its rollout."""
         now = self._clock()
         self._missing_since = self._missing_since or now
-        is_late = self._follower.is_refused or now - self._missing_since > _LOAD_PATIENCE_S
+        is_late = self._follower.is_refused or now - self._missing_since > await self._patience_s(row.checkpoint)
         if row.phase in (*machine.ON_TRIAL, machine.PROMOTING) and is_late:
             self._missing_since = None
             await self._move(row, machine.abort(row, "LoadFailed", "controller", now), fence)
@@ -185,7 +190,7 @@ class Controller:
                 continue
             if self.fleet.fence != fence:
                 return
-            await self._swap.unload(row.id)
+            await self._swap.unload(row)
             await self._do(lambda conn, done=row.id: self._set_retired(conn, done, fence))  # type: ignore[misc]
 
     def _set_retired(self, conn: Connection, checkpoint: str, fence: int) -> None:
@@ -226,6 +231,7 @@ class Controller:
             transition = machine.finish_abort(row, now)
         else:
             evidence, guardrails, last = await self.assess(row, now)
+            self.watched = Watched(row, evidence, guardrails)
             transition = machine.decide(row, evidence, guardrails, now, settings)
             if transition is not None and transition.decides:
                 digest, data = describe_decision(row, transition.reason, evidence, guardrails, last, self._code)
@@ -242,9 +248,14 @@ class Controller:
             return machine.supersede(row, now)
         if await self._follower.load_by_id(row.checkpoint):
             return machine.start(row, max(now, self._clock()), settings)
-        if self._follower.is_refused or now - row.created_at > _LOAD_PATIENCE_S:
+        if self._follower.is_refused or now - row.created_at > await self._patience_s(row.checkpoint):
             return machine.abort(row, "LoadFailed", "controller", now)
         return None
+
+    async def _patience_s(self, checkpoint: str) -> float:
+        """How long a checkpoint may take to be loaded: an engine of its own must start first for a whole model."""
+        row = await self._do(lambda conn: tables.get_checkpoint(conn, checkpoint))
+        return self._settings.rollout.engine_start_s if row is not None and row.is_full else _LOAD_PATIENCE_S
 
     async def _move(
         self, old: RolloutRow, to: Transition, fence: int | None, decision: tuple[str, str] | None = None

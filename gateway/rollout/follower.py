@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from feedback.database import Writer
 from gateway import tables
 from gateway.deployment import Deployment, ServingView
+from gateway.engine_register import RegisteredEngine, list_engines
 from gateway.errors import SwapError
 from gateway.rollout.plan import wanted_view
 from gateway.settings import GatewaySettings
@@ -29,9 +30,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Applied:
-    """What came of following. missing: the rollout whose canary cannot be loaded, so that stable serves alone."""
+    """What came of following. missing: the rollout whose canary cannot be loaded, so that stable serves alone.
+
+    rollout: the one that is on.
+    """
 
     is_serving: bool
+    rollout: RolloutRow | None
     missing: RolloutRow | None = None
 
 
@@ -57,22 +62,24 @@ class Follower:
 
     async def follow(self) -> Applied:
         """Load what the tables say serves and apply it."""
-        serving, row = await self._do(self._read)
+        serving, row, engines = await self._do(self._read)
         self._read_at = self._clock()
+        self._swap.use_registered({engine.url: engine.checkpoint for engine in engines})
         view = wanted_view(serving, row)
         on_trial = (row.checkpoint, row.stable) if row is not None else ()
         self._named = frozenset(name for name in (view.stable, view.canary, *on_trial) if name is not None)
         if view.stable is None or not await self.load_by_id(view.stable):
-            return Applied(is_serving=False)
+            return Applied(is_serving=False, rollout=row)
         if view.canary is not None and not await self.load_by_id(view.canary):
             self._deployment.apply(ServingView(generation=view.generation - 1, stable=view.stable))
-            return Applied(is_serving=True, missing=row)
+            return Applied(is_serving=True, rollout=row, missing=row)
         await self._begin_observing(view)
         self._deployment.apply(view)
-        return Applied(is_serving=True)
+        return Applied(is_serving=True, rollout=row)
 
-    def _read(self, conn: Connection) -> tuple[ServingRow, RolloutRow | None]:
-        return tables.get_serving(conn, self._policy), tables.active_rollout(conn, self._policy)
+    def _read(self, conn: Connection) -> tuple[ServingRow, RolloutRow | None, list[RegisteredEngine]]:
+        row = tables.active_rollout(conn, self._policy)
+        return tables.get_serving(conn, self._policy), row, list_engines(conn)
 
     async def _begin_observing(self, view: ServingView) -> None:
         observed = self._deployment.observations

@@ -19,6 +19,7 @@ from gateway.errors import ApiError, bad_request, not_found
 from gateway.rollout import machine
 from gateway.rollout.guardrails import Guardrails
 from gateway.rollout.view import to_plain
+from gateway.routes.engines import show_engine
 from gateway.routes.guarded import OperatorRoute
 from gateway.tables import CheckpointRow, RolloutRow
 
@@ -183,17 +184,7 @@ async def build_status(context: Context) -> dict[str, Any]:
         },
         "canary_first_answer_at": context.deployment.first_answer_at,
         "swap": {"last_swap_s": context.controller.last_swap_s},
-        "engines": [
-            {
-                "url": engine.url,
-                "up": engine.up,
-                "breaker": engine.breaker.phase,
-                "is_hung": engine.is_hung,
-                "in_flight": engine.num_in_flight,
-                "adapters": sorted(engine.adapters),
-            }
-            for engine in context.deployment.engines.values()
-        ],
+        "engines": [show_engine(engine) for engine in context.deployment.engines.values()],
         "gateways": [
             {"id": report.id, "generation": report.generation, "in_flight": dict(report.in_flight)}
             for report in context.controller.fleet.list_live()

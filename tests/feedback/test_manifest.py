@@ -104,3 +104,38 @@ def test_unusable_manifest_is_an_error_of_ours(tmp_path: Path, content: bytes | 
         (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(ManifestError, match=r"no usable manifest\.json"):
         read_manifest(tmp_path)
+
+
+def publish_whole(directory: Path, *names: str, rank: int = 0, kind: str = "full") -> Path:
+    for name in names:
+        (directory / name).write_text("{}")
+    write_manifest(directory, msgspec.structs.replace(make_manifest(directory), kind=kind, rank=rank))
+    return directory
+
+
+def test_a_whole_model_is_told_from_an_adapter_and_so_is_its_copy(tmp_path: Path) -> None:
+    whole = verify(publish_whole(tmp_path, "config.json", "model.safetensors"))
+    assert whole.is_full
+    assert msgspec.structs.replace(whole, kind="aa").is_full
+    assert not msgspec.structs.replace(whole, kind="aa", rank=16).is_full
+    assert not msgspec.structs.replace(whole, kind="lora", rank=16).is_full
+
+
+@pytest.mark.parametrize(
+    ("names", "rank", "reason"),
+    [
+        (("model.safetensors",), 0, "config.json is missing"),
+        (("config.json",), 0, "no weights"),
+        (("config.json", "model.safetensors"), 16, "no rank"),
+    ],
+)
+def test_a_whole_model_that_no_engine_could_serve_is_refused(
+    tmp_path: Path, names: tuple[str, ...], rank: int, reason: str
+) -> None:
+    with pytest.raises(ManifestError, match=reason):
+        verify(publish_whole(tmp_path, *names, rank=rank))
+
+
+def test_a_kind_that_this_release_does_not_know_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="kind 'moe'"):
+        verify(publish_whole(tmp_path, "config.json", "model.safetensors", kind="moe"))

@@ -81,6 +81,12 @@ class Caller:
     def __init__(self, session: aiohttp.ClientSession, timeout_s: float = 60.0) -> None:
         self._session, self._timeout_s = session, timeout_s
 
+    def drop_waiting(self, engine: str) -> None:
+        """Nothing waits here."""
+
+    def forget(self, engine: str) -> None:
+        """Connections are the session's."""
+
     async def call(
         self, engine: str, path: str, payload: dict[str, Any] | None, *, timeout_s: float
     ) -> tuple[int, bytes]:

@@ -4,6 +4,7 @@ import pytest
 
 from gateway.deployment import Deployment, ServingView
 from gateway.engines import EngineState
+from gateway.errors import EngineUnavailable
 
 URLS = ["http://a:1", "http://b:1", "http://c:1"]
 
@@ -83,3 +84,32 @@ def test_picking_costs_about_a_microsecond(conversation: str) -> None:
     num = 20_000
     seconds = min(timeit.repeat(lambda: deployment.pick_engine("new", conversation), number=num, repeat=5))
     assert seconds / num < 20e-6
+
+
+def test_a_whole_model_is_asked_only_where_it_is_held_and_adapters_only_elsewhere() -> None:
+    deployment = Deployment(URLS[:1])
+    assert deployment.is_single
+    adapters = deployment.states[0]
+    adapters.up, adapters.proven = True, frozenset({"adapter"})
+    whole = deployment.add_engine("http://w:1", "whole")
+    for _ in range(2):  # not up yet, then proven
+        assert deployment.pick_engine("whole") is whole and deployment.pick_engine("adapter") is adapters
+        whole.up, whole.proven = True, frozenset({"whole"})
+    adapters.up = False
+    assert deployment.pick_engine("adapter") is adapters and deployment.pick_engine("other") is adapters
+
+
+def test_an_engine_that_is_withdrawn_is_never_asked_again_and_known_until_its_last_request_has_ended() -> None:
+    deployment = Deployment([])
+    first = deployment.add_engine("http://w:1", "whole")
+    first.up, first.proven = True, frozenset({"whole"})
+    second = deployment.add_engine("http://w:2", "whole")
+    deployment.begin("whole", first)
+    deployment.withdraw_engine(first)
+    assert deployment.pick_engine("whole") is second and first.proven == frozenset()
+    assert deployment.forget_withdrawn() == [] and "http://w:1" in deployment.engines
+    deployment.end("whole", first)
+    assert deployment.forget_withdrawn() == ["http://w:1"] and deployment.engines == {"http://w:2": second}
+    deployment.withdraw_engine(second)
+    with pytest.raises(EngineUnavailable):
+        deployment.pick_engine("whole")

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from conftest import make_checkpoint
+from aiohttp import web
+from conftest import make_checkpoint, start_engine
 from engine_process import Caller, EngineProcess
+from full_engine import FullEngine, make_full_checkpoint
 
 from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.relay import RelayState
@@ -48,14 +50,16 @@ def test_a_gateway_that_is_silent_for_a_minute_keeps_nothing() -> None:
 class Side:
     """One gateway: its own connections, memory and writer; the clock, the database and the engine are shared."""
 
-    def __init__(self, root: Path, engine: EngineProcess, session: aiohttp.ClientSession, clock: Callable[[], float]):
+    def __init__(
+        self, root: Path, engine: EngineProcess | None, session: aiohttp.ClientSession, clock: Callable[[], float]
+    ) -> None:
         self.database = open_database(f"sqlite:{root / 'gateway.db'}")
         create_tables(self.database, metadata)
         self.writer = Writer(self.database)
         rollout = {"steps": [{"weight": 0.5}], "baking_s": 10.0, "baking_weight": 0.05, "drain_timeout_s": 30.0}
         settings = GatewaySettings(preset="default", state_dir=root, rollout=rollout)  # type: ignore[arg-type]
-        self.deployment = Deployment([engine.url], Observations(clock=clock))
-        self.swap = Swap(self.deployment, [engine.url], Caller(session), settings.gateway)  # type: ignore[arg-type]
+        self.deployment = Deployment([] if engine is None else [engine.url], Observations(clock=clock))
+        self.swap = Swap(self.deployment, Caller(session), settings.gateway)  # type: ignore[arg-type]
         self.fleet = Fleet(self.writer, self.deployment, self.swap, settings, clock)
         self.controller = Controller(self.writer, self.swap, self.deployment, self.fleet, settings, clock)
         self.clock = clock
@@ -78,13 +82,18 @@ class Side:
 class Town:
     """Two gateways, an engine, and a clock that tests turn."""
 
-    def __init__(self, root: Path, engine: EngineProcess, session: aiohttp.ClientSession) -> None:
-        self.root, self.engine, self.session, self.time = root, engine, session, 1000.0
+    def __init__(self, root: Path, engine: EngineProcess | None, session: aiohttp.ClientSession) -> None:
+        self.root, self._engine, self.session, self.time = root, engine, session, 1000.0
         self.first, self.second = self.open_side(), self.open_side()
         self.sides = [self.first, self.second]
 
     def open_side(self) -> Side:
-        return Side(self.root, self.engine, self.session, lambda: self.time)
+        return Side(self.root, self._engine, self.session, lambda: self.time)
+
+    @property
+    def engine(self) -> EngineProcess:
+        assert self._engine is not None
+        return self._engine
 
     async def look(self, seconds: float = 0.5, *sides: Side) -> None:
         """Time passes, and the gateways (both, unless said otherwise) look."""
@@ -303,3 +312,108 @@ async def test_prometheus_sees_engines_generation_and_who_leads(town: Town) -> N
     assert found["prefloop_engine_requests_in_flight", address] == 0
     assert found["prefloop_rollout_generation",] == town.first.deployment.view.generation
     assert found["prefloop_controller_leads",] == 1
+
+
+class WholeTown:
+    """Two gateways and no engine but those of whole models, which are registered through either."""
+
+    def __init__(self, root: Path, session: aiohttp.ClientSession) -> None:
+        self.town = Town(root, None, session)
+        self.runners: dict[str, web.AppRunner] = {}
+
+    async def publish(self, number: int) -> str:
+        path = make_full_checkpoint(self.town.root / "checkpoints", number)
+        row, _ = await self.town.second.controller.registry.register(str(path))
+        return row.id
+
+    async def run_engine(self, side: Side, checkpoint: str) -> FullEngine:
+        """Start an engine with the checkpoint's weights, and register it through one of the gateways."""
+        engine = FullEngine({checkpoint}, weights=self.town.root / "checkpoints" / checkpoint, started_at=1.0)
+        self.runners[checkpoint], port = await start_engine(engine)
+        await side.controller.engines.register(f"http://127.0.0.1:{port}", checkpoint, "key:1")
+        return engine
+
+    async def list_wanted(self, side: Side) -> list[str]:
+        wanted, _ = await side.controller.engines.read(side.fleet.list_live())
+        return [row.id for row in wanted]
+
+
+@pytest.fixture
+async def whole_town(tmp_path: Path) -> AsyncIterator[WholeTown]:
+    async with aiohttp.ClientSession() as session:
+        whole = WholeTown(tmp_path, session)
+        for side in whole.town.sides:
+            await side.fleet.join(is_alone=False)
+        yield whole
+        for side in whole.town.sides:
+            side.close()
+        for runner in whole.runners.values():
+            await runner.cleanup()
+
+
+async def test_an_engine_that_one_gateway_was_told_of_serves_both_until_neither_needs_it(whole_town: WholeTown) -> None:
+    town = whole_town.town
+    old = await whole_town.publish(0)
+    await town.look()
+    assert await whole_town.list_wanted(town.first) == await whole_town.list_wanted(town.second) == [old]
+    await whole_town.run_engine(town.second, old)
+    await town.look()
+    await town.look()
+    assert town.first.route[1] == town.second.route[1] == old
+    new = await whole_town.publish(1)
+    await town.look()
+    assert (await town.row()).phase == machine.PENDING
+    await whole_town.run_engine(town.first, new)
+    await town.look()
+    await town.look()
+    assert town.first.route[1:] == town.second.route[1:] == (old, new, 0.5)
+    for side in town.sides:
+        assert {side.deployment.pick_engine(name).checkpoint for name in (old, new)} == {old, new}
+    await town.promote(town.second)
+    await town.look()
+    await town.look()
+    state = town.second.deployment.pick_engine(old)
+    town.second.deployment.begin(old, state)
+    for _ in range(8):
+        await town.look(10.0)
+    assert town.second.route[1:3] == (new, None)
+    for side in town.sides:  # also past the time in which an adapter would be unloaded
+        assert await whole_town.list_wanted(side) == [old, new]
+    assert await town.status(old) == "retired"
+    town.second.deployment.end(old, state)
+    for _ in range(3):
+        await town.look()
+    assert await whole_town.list_wanted(town.first) == await whole_town.list_wanted(town.second) == [new]
+    await town.first.controller.engines.withdraw(state.url)
+    await town.look()
+    assert all(state.url not in side.deployment.engines for side in town.sides)
+
+
+async def test_an_engine_that_does_not_hold_what_it_is_registered_for_serves_nothing(whole_town: WholeTown) -> None:
+    town = whole_town.town
+    old = await whole_town.publish(0)
+    engine = await whole_town.run_engine(town.first, old)
+    engine.adapters = {"another-model"}
+    await town.look()
+    await town.look()
+    assert town.first.route[1] is None and not town.first.deployment.states[0].proven
+    engine.adapters = {old}
+    await town.look()
+    await town.look()
+    assert town.first.route[1] == old
+
+
+async def test_a_restarted_engine_of_a_whole_model_is_proven_again_before_it_is_used(whole_town: WholeTown) -> None:
+    town = whole_town.town
+    old = await whole_town.publish(0)
+    engine = await whole_town.run_engine(town.first, old)
+    await town.look()
+    await town.look()
+    state = town.first.deployment.states[0]
+    assert state.proven == {old}
+    engine.started_at, engine.weights = 2.0, make_full_checkpoint(town.root / "others", 3)
+    await town.first.swap.reconcile()
+    assert state.proven == frozenset()
+    engine.weights = town.root / "checkpoints" / old
+    await town.first.swap.reconcile()
+    assert state.proven == {old}

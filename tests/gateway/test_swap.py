@@ -34,7 +34,7 @@ class Station:
         urls = [process.url for process in processes]
         self.processes = processes
         self.deployment = Deployment(urls, None, BreakerLimits(2, 0.01, 0.05))
-        self.swap = Swap(self.deployment, urls, Caller(session, 0.3), GatewaySection(hang_s=0.2, reconcile_s=0.05))  # type: ignore[arg-type]
+        self.swap = Swap(self.deployment, Caller(session, 0.3), GatewaySection(hang_s=0.2, reconcile_s=0.05))  # type: ignore[arg-type]
 
     @property
     def states(self) -> list[EngineState]:
@@ -95,7 +95,7 @@ async def test_an_unloaded_checkpoint_leaves_every_engine_and_is_not_loaded_agai
 ) -> None:
     checkpoint = row(tmp_path, 1)
     await station.swap.load(checkpoint)
-    await station.swap.unload(checkpoint.id)
+    await station.swap.unload(checkpoint)
     await station.swap.reconcile()
     assert [process.adapters for process in station.processes] == [set(), set()]
     assert [process.loads for process in station.processes] == [[checkpoint.id]] * 2

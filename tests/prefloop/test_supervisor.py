@@ -72,3 +72,34 @@ def test_last_error_line_prefers_an_error(tmp_path):
     log.write_text("starting\nRuntimeError: port taken\nbye\n")
     assert last_error_line(log) == "RuntimeError: port taken"
     assert last_error_line(tmp_path / "absent") == ""
+
+
+async def test_one_service_can_be_ended_for_good_while_the_others_run(tmp_path):
+    supervisor = Supervisor()
+    supervisor.start(service(tmp_path, SLEEPER))
+    other = Service("other", [sys.executable, "-c", SLEEPER], tmp_path / "logs" / "other.log")
+    supervisor.start(other)
+    await wait_for(lambda: all(state.pid for state in supervisor.states.values()))
+    pid = supervisor.states["sleeper"].pid
+    await supervisor.end("sleeper")
+    assert not psutil.pid_exists(pid)
+    assert list(supervisor.states) == ["other"] and supervisor.states["other"].is_running
+    supervisor.start(service(tmp_path, SLEEPER))
+    await wait_for(lambda: supervisor.states["sleeper"].pid is not None)
+    await supervisor.stop()
+
+
+async def test_what_attends_to_services_ends_before_them(tmp_path):
+    supervisor, seen = Supervisor(), []
+
+    async def attend() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            seen.append(supervisor.states["sleeper"].is_running)
+
+    supervisor.start(service(tmp_path, SLEEPER))
+    supervisor.attend(attend())
+    await wait_for(lambda: supervisor.states["sleeper"].pid is not None)
+    await supervisor.stop()
+    assert seen == [True]

@@ -174,3 +174,13 @@ def test_only_a_rollout_that_is_under_way_counts_as_active():
     assert (active.stable, active.rollout, active.rollout_phase) == (stable["id"], "r-1", "Progressing")
     assert parse_state({"stable": stable, "rollout": {"id": "r-1", "phase": "Degraded"}}).rollout is None
     assert parse_state({"stable": None, "rollout": None}).stable is None
+
+
+def test_a_whole_model_is_published_like_an_adapter_and_no_adapter_to_go_on_from(tmp_path: Path):
+    def write(directory: Path) -> None:
+        (directory / "config.json").write_text("{}")
+        (directory / "model.safetensors").write_bytes(b"w")
+
+    published = publish_checkpoint(tmp_path, replace(DRAFT, kind="full", rank=0), write, now=5.0)
+    assert verify(published.path).is_full
+    assert list_published(tmp_path, "base") == [] and next_number(tmp_path) == 1

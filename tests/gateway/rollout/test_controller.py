@@ -38,9 +38,12 @@ class FakeSwap:
         self.wants_now.add(checkpoint.id)
         return 0.01
 
-    async def unload(self, checkpoint: str) -> None:
-        self.forget(checkpoint)
-        self.loaded = [name for name in self.loaded if name != checkpoint]
+    def use_registered(self, engines: dict[str, str]) -> None:
+        assert not engines
+
+    async def unload(self, checkpoint: CheckpointRow) -> None:
+        self.forget(checkpoint.id)
+        self.loaded = [name for name in self.loaded if name != checkpoint.id]
 
     @property
     def wanted(self) -> frozenset[str]:

@@ -1,0 +1,66 @@
+"""Every alert can fire: its expression is PromQL, and what it reads is exported by our code."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import yaml
+from prometheus_client import generate_latest
+
+from gateway.app import create_app
+from gateway.settings import GatewaySettings
+from trainer.metrics import Metrics as TrainerMetrics
+
+DOCS = Path(__file__).parent.parent / "docs"
+_FAMILY = re.compile(r"^# TYPE (prefloop_\w+) (\w+)", re.MULTILINE)
+
+
+def read_rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((DOCS / "alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+async def list_exported(tmp_path: Path) -> set[str]:
+    """The series of a gateway that has just started, and of a trainer."""
+    gateway = {"engines": ["http://127.0.0.1:9"], "access_log": True, "otlp_endpoint": "http://127.0.0.1:9"}
+    settings = {"state_dir": tmp_path / "state", "gateway": gateway}
+    app = create_app(GatewaySettings.model_validate(settings))
+    async with app._run(app._api):
+        texts = [app.context.metrics.render(), generate_latest(TrainerMetrics().registry)]
+    names = set()
+    for name, kind in (match for text in texts for match in _FAMILY.findall(text.decode())):
+        names |= {name} if kind != "histogram" else {f"{name}_{part}" for part in ("bucket", "sum", "count")}
+    return names
+
+
+async def test_every_metric_of_an_alert_is_exported(tmp_path: Path) -> None:
+    exported = await list_exported(tmp_path)
+    used = {name for rule in read_rules() for name in re.findall(r"prefloop_\w+", rule["expr"])}
+    assert used and used <= exported, used - exported
+
+
+async def test_every_metric_of_the_operators_page_is_exported(tmp_path: Path) -> None:
+    exported = await list_exported(tmp_path)
+    page = (DOCS / "operations.md").read_text()
+    named = set(re.findall(r"`(prefloop_\w+)", page))
+    assert named and named <= exported, named - exported
+
+
+def test_every_alert_is_promql_with_a_severity_and_a_sentence() -> None:
+    names = [rule["alert"] for rule in read_rules()]
+    assert len(set(names)) == len(names)
+    for rule in read_rules():
+        promql_parser.parse(rule["expr"])
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert rule["annotations"]["summary"].endswith((".", "?"))
+
+
+def test_labels_of_alerts_are_those_that_the_code_writes() -> None:
+    from gateway.engines import BREAKER_PHASES
+    from gateway.rollout.guardrails import FAIL
+    from gateway.rollout.metrics import PHASES
+
+    known = {"phase": {*PHASES, *BREAKER_PHASES}, "status": {FAIL}, "arm": {"stable", "canary"}, "code": {"5.."}}
+    used = [pair for rule in read_rules() for pair in re.findall(r'(\w+)=~?"([^"]+)"', rule["expr"])]
+    assert used and all(value in known[label] for label, value in used), used

@@ -1,0 +1,59 @@
+"""A model's directory becomes a checkpoint whose probe tells it from another model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from feedback.manifest import verify
+from gateway.probe import judge_probe
+from tests.trainer.tiny import build_tiny_stack
+from trainer.whole import main
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base, and one whose weights were moved a little."""
+    folder = tmp_path_factory.mktemp("models")
+    stack = build_tiny_stack()
+    model = stack.peft.unload()
+    for name in ("base", "moved"):
+        model.save_pretrained(folder / name)
+        stack.tokenizer.save_pretrained(folder / name)
+        with torch.no_grad():
+            for number, parameter in enumerate(model.parameters()):
+                torch.manual_seed(number)
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    (folder / "moved" / "README.md").write_text("Not served.")
+    return folder / "base", folder / "moved"
+
+
+def test_a_model_is_published_with_a_probe_that_tells_it_from_its_base(
+    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, moved = models
+    assert main([str(moved), "--checkpoints", str(tmp_path), "--told-from", str(base), "--parent", "c-1"]) == 0
+    manifest = verify(Path(capsys.readouterr().out.strip()))
+    assert (manifest.kind, manifest.rank, manifest.number, manifest.parent) == ("full", 0, 0, "c-1")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= manifest.files.keys()
+    assert "README.md" not in manifest.files
+    probe = manifest.probe
+    assert len(probe.logprobs) == len(probe.base_logprobs) == len(probe.prompt_token_ids) - 1
+    assert judge_probe(list(probe.logprobs), manifest, 1e-3) is None
+    refused = judge_probe(list(probe.base_logprobs), manifest, 1e-3)
+    assert refused is not None and "as the base does" in refused
+
+
+def test_numbers_rise_and_a_gateway_that_is_away_is_a_plain_failure(
+    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        assert main([str(models[0]), "--checkpoints", str(tmp_path)]) == 0
+        path = Path(capsys.readouterr().out.strip())
+        assert verify(path).number == number
+        assert verify(path).probe.base_logprobs == []
+        (path / "model.safetensors").touch()
+    key = tmp_path / "key"
+    key.write_text("pl_1")
+    away = ["--gateway", "http://127.0.0.1:1", "--key-file", str(key)]
+    assert main([str(models[0]), "--checkpoints", str(tmp_path), *away]) == 1
