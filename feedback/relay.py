@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from feedback.choices import delete_outbox, pending_outbox
 from feedback.database import Writer
+from feedback.faults import reach
 from feedback.log.base import Log
 
 logger = logging.getLogger("feedback.relay")
@@ -77,6 +78,7 @@ class Relay:
         if not rows:
             return 0
         self._log.append(self._topic, [row.record for row in rows])
+        reach("relay.appended")
         ids = [row.id for row in rows]
         self._writer.run(lambda connection: delete_outbox(connection, ids)).result()
         self._on_moved(len(rows), max(0.0, time.time() - rows[0].created_at))

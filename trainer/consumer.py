@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from feedback import inbox
 from feedback.database import Writer
 from feedback.errors import FeedbackError, OffsetOutOfRange
+from feedback.faults import reach
 from feedback.log.base import Log
 from trainer.metrics import Metrics
 
@@ -99,10 +100,12 @@ def consume_all(
             metrics.lost_records.inc(lost)
             continue
         if records:
+            reach("consumer.read")
             num_new = writer.run(partial(inbox.consume, records=records, read_from=offset)).result()
             num_records += len(records)
             metrics.consumed.inc(num_new)
     if num_records:
+        reach("consumer.committed")
         with database.connect() as connection:
             source.commit(GROUP, topic, inbox.load_offsets(connection, topic))
     return num_records

@@ -5,6 +5,7 @@ Reads rows that the consumer wrote. Skips are left out everywhere: they say noth
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 
 from feedback.events import Choice
 from feedback.inbox import preferences
-from trainer.dataset import DECISIVE, Pair, make_pair
+from trainer.dataset import DECISIVE, Pair, Use, explain_use, make_pair
 from trainer.rounds import NewPreferences
 
 Row = tuple[int, Pair]  # id in the inbox, pair
@@ -86,6 +87,16 @@ def count_totals(connection: sa.Connection) -> tuple[int, int]:
     """(usable preferences, decisive ones)."""
     new = count_after(connection, 0)
     return new.total, new.decisive
+
+
+def count_uses(connection: sa.Connection) -> dict[Use, int]:
+    """How many choices were trained on, wait for it, or were set aside, by the reason."""
+    is_used = sa.case((preferences.c.used_as_new > 0, 1), else_=0).label("is_used")
+    groups = (preferences.c.preferred, preferences.c.split, is_used)
+    uses: Counter[Use] = Counter()
+    for preferred, split, used, num in connection.execute(sa.select(*groups, sa.func.count()).group_by(*groups)):
+        uses[explain_use(preferred, split, used)] += num
+    return dict(uses)
 
 
 def _load(
