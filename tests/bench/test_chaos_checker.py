@@ -49,7 +49,7 @@ def test_a_run_that_kept_every_promise_is_found_so():
 
 def test_what_was_sent_and_never_acknowledged_may_be_stored():
     stored = [*GOOD.stored, Stored("f", "first")]
-    row = consumed(6, "a", comparison="f", event_id="event-f")
+    row = replace(consumed(6, "a"), comparison="f", event_id="event-f")
     assert check(replace(GOOD, stored=stored, consumed=[*ROWS, row])).broken == []
 
 
