@@ -20,10 +20,10 @@ from bench.gateway.figures import Counts, Samples, compute_figures, read_metric,
 from bench.gateway.loads import RATE, Load, LoadFailed, Loads, Sample, check_answers
 from bench.gateway.pair import PairFailed, measure_pair_over_single
 from bench.gateway.peers import AGAIN, GATEWAY, LITELLM_PEER, WORKERS, Field, Peer
-from bench.gateway.postgres import run_postgres
 from bench.gateway.servers import Bystanders, ServerFailed
 from bench.gateway.tools import MissingTool, compile_program, find_wrk
 from gateway.settings import GatewaySection
+from prefloop.postgres import PostgresError, run_postgres
 
 LOADS = (Load.SIXTEEN, Load.ONE, Load.STREAMS, Load.PACED, Load.FIRST)
 SHARES = {Load.FIRST: 0.5}  # of a load's seconds
@@ -126,10 +126,10 @@ def start_peers(
         reasons["workers_2_over_1"] = "the gateway has no setting for several workers"
     else:
         try:
-            database_url = arguments.database_url or stack.enter_context(run_postgres())
+            database_url = arguments.database_url or stack.enter_context(run_postgres()).url
             settings = {"PREFLOOP_GATEWAY__WORKERS": "2", "PREFLOOP_GATEWAY__DATABASE_URL": database_url}
             starts.append(lambda: field.start_gateway(WORKERS, settings))
-        except MissingTool as error:
+        except PostgresError as error:
             reasons["workers_2_over_1"] = str(error)
     peers = []
     for start in starts:

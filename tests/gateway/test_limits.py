@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from postgres import run_postgres
 
 from feedback.database import Writer, create_tables, open_database, write_transaction
 from feedback.errors import DatabaseError
@@ -19,6 +18,7 @@ from gateway.keys import Identity
 from gateway.limits import Limits
 from gateway.settings import GatewaySection
 from gateway.usage import forget_usage, usage
+from tests.postgres import run_database
 
 NOON = 1_800_000_000.0 // DAY_S * DAY_S + 12 * 3600
 
@@ -58,7 +58,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    with run_postgres() as url:
+    with run_database() as url:
         yield url
 
 
