@@ -39,5 +39,7 @@ def test_a_point_that_does_not_exist_is_refused() -> None:
 
 def test_every_point_is_reached_somewhere_in_the_code() -> None:
     root = Path(__file__).parents[2]
-    code = "".join(path.read_text() for name in ("feedback", "gateway", "trainer") for path in (root / name).rglob("*.py"))
+    code = "".join(
+        path.read_text() for name in ("feedback", "gateway", "trainer") for path in (root / name).rglob("*.py")
+    )
     assert [point for point in POINTS if f'reach("{point}")' not in code] == []
