@@ -28,7 +28,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.errors import DatabaseError
-from feedback.log import open_log
 from feedback.relay import Relay
 from gateway.call import Call, CallMaker, Handler, pick_request_id
 from gateway.completion_store import CompletionStore
@@ -142,7 +141,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         await writer.arun(lambda conn: ensure_admin_key(conn, secrets, time.time()))
         keys = KeyRing(secrets.pepper)
         await asyncio.to_thread(keys.refresh, database)
-        log = await asyncio.to_thread(open_log, settings.log)
+        log = await asyncio.to_thread(settings.open_log)
         stack.push_async_callback(asyncio.to_thread, log.close)
         relay = Relay(database, writer, log, settings.topic)
         relay.start()

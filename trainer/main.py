@@ -21,7 +21,6 @@ import sqlalchemy as sa
 
 from feedback import inbox
 from feedback.database import Writer, create_tables, open_database
-from feedback.log import open_log
 from feedback.manifest import Probe
 from trainer import preferences
 from trainer.checkpoints import digest_base, list_published
@@ -65,7 +64,7 @@ def main() -> int:
     create_tables(database, inbox.metadata)
     writer = Writer(database)
     consumer = Consumer(
-        lambda: open_log(settings.log),
+        settings.open_log,
         settings.topic,
         database,
         writer,
