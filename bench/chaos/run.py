@@ -20,9 +20,10 @@ from bench.chaos.clients import Clients, History
 from bench.chaos.evidence import count_outcomes, gather
 from bench.chaos.killers import Killer, NotRecovered, Tally
 from bench.chaos.schedule import SECONDS_A_KILL, plan_lives, share_kills
-from bench.chaos.stage import ROUND_EVERY, DatabaseKind, LogKind, Stage, set_up
+from bench.chaos.stage import ROUND_EVERY, Stage, set_up
 from bench.chaos.victims import Victim
 from feedback.faults import POINTS
+from prefloop.machine import DatabaseKind, LogKind
 
 NUM_CLIENTS = 24
 THINK_S = 2.0

@@ -15,16 +15,15 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 
 from bench.chaos.victims import BrokerVictim, DatabaseVictim, Service, Victim
 from prefloop.kafka import Broker, find_port
+from prefloop.machine import DatabaseKind, LogKind
 from prefloop.postgres import Postgres
 
-LogKind = Literal["sqlite", "kafka"]
-DatabaseKind = Literal["sqlite", "postgresql"]
 _NUM_FROZEN = 16  # prompts of the offline gate
 _ASK_TIMEOUT = aiohttp.ClientTimeout(total=2)
 ROUND_EVERY = "PREFLOOP_TRAINER__ROUND_EVERY_PREFERENCES"
