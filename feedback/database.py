@@ -30,6 +30,7 @@ metadata = sa.MetaData()
 
 MIN_SQLITE = (3, 51, 3)  # older ones have a rare WAL corruption with several connections
 BUSY_TIMEOUT_MS = 5000
+_SCHEMA_LOCK = 0x70726566  # any number that nobody else takes
 
 
 def sqlite_path(url: str) -> Path:
@@ -64,6 +65,8 @@ def open_database(url: str) -> sa.Engine:
 def create_tables(engine: sa.Engine, tables: sa.MetaData) -> None:
     """Create what is missing. Safe when several processes start at once."""
     with write_transaction(engine) as connection:
+        if connection.dialect.name == "postgresql":  # CREATE TABLE IF NOT EXISTS fails beside another one
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
         tables.create_all(connection)
 
 

@@ -30,7 +30,7 @@ def build_health_router(context: Context) -> APIRouter:
     @router.get("/metrics")
     async def show_metrics() -> Response:
         context.metrics.outbox_pending.set(await asyncio.to_thread(_count_outbox, context))
-        return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await context.siblings.render(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 
