@@ -1,7 +1,8 @@
 """Completions while Kafka is down, while it hangs, and while PostgreSQL is down, against all up: `python -m bench.outage`.
 
 Every round measures every phase, twice all up; people ask for pairs and choose beside it, so that outbox and comparisons
-have work. The last line is one JSON object; failed counts completions and questions that got no answer, and must be 0.
+have work. Their keys have no limits: what a key may still spend cannot be known without the database. The last line is
+one JSON object; failed counts completions and questions that got no answer, and must be 0.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def parse_arguments() -> argparse.Namespace:
 class Machine:
     """The gateway between the mock, Kafka and PostgreSQL, and the outages that may befall it."""
 
-    def __init__(self, broker: Broker, database: Postgres, peer: Peer, key: str) -> None:
-        self.peer, self.key = peer, key
+    def __init__(self, broker: Broker, database: Postgres, peer: Peer, admin_key: str, people: People) -> None:
+        self.peer, self.people = peer, people
+        self._admin_key = admin_key
         self._broker, self._database = broker, database
 
     @contextlib.contextmanager
@@ -75,7 +77,7 @@ class Machine:
 
     def _catch_up(self) -> None:
         deadline = time.monotonic() + _CATCH_UP_S
-        headers = {"authorization": f"Bearer {self.key}"}
+        headers = {"authorization": f"Bearer {self._admin_key}"}
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError, KeyError):
                 status = httpx.get(f"{self.peer.server.url}/operator/v1/status", headers=headers, timeout=5).json()
@@ -103,8 +105,12 @@ def start_machine(folder: Path, run_folder: Path) -> Iterator[Machine]:
             "PREFLOOP_LOG_URL": broker.url,
             "PREFLOOP_GATEWAY__DATABASE_URL": database.create_database("prefloop_gateway"),
         }
-        peer = Field(folder, run_folder, stack).start_gateway(GATEWAY, settings)
-        yield Machine(broker, database, peer, (run_folder / GATEWAY / "secrets" / "admin_key").read_text().strip())
+        server = Field(folder, run_folder, stack).start_gateway(GATEWAY, settings).server
+        admin_key = (run_folder / GATEWAY / "secrets" / "admin_key").read_text().strip()
+        with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {admin_key}"}, timeout=30) as admin:
+            keys = [make_key(admin, name, pairs=True) for name in ("load", "people")]
+        peer = Peer(GATEWAY, server, (f"authorization: Bearer {keys[0]}",))
+        yield Machine(broker, database, peer, admin_key, People(server.url, keys[1]))
 
 
 def measure(arguments: argparse.Namespace, machine: Machine, client: Path, run_folder: Path) -> list[Sample]:
@@ -144,7 +150,8 @@ def main() -> int:
     try:
         client = compile_program("client", folder)
         with start_machine(folder, run_folder) as machine:
-            people = start_people(machine)
+            people = machine.people
+            people.start()
             run_load(client, machine.peer, Phase.ALL_UP, -1, 3.0, arguments.rate, write_body(run_folder))  # warm
             try:
                 samples = measure(arguments, machine, client, run_folder)
@@ -160,16 +167,6 @@ def main() -> int:
     figures["failed"] += people.failed
     print(json.dumps(figures), flush=True)
     return int(figures["failed"] > 0)
-
-
-def start_people(machine: Machine) -> People:
-    """People with a key of their own."""
-    with httpx.Client(
-        base_url=machine.peer.server.url, headers={"authorization": f"Bearer {machine.key}"}, timeout=30
-    ) as admin:
-        people = People(machine.peer.server.url, make_key(admin, "people", pairs=True))
-    people.start()
-    return people
 
 
 def write_body(run_folder: Path) -> Path:
