@@ -29,28 +29,42 @@ class KafkaSection(BaseModel):
     """How to reach the Kafka cluster of a `kafka://` log_url, and how its topics are made. Unused by the embedded log."""
 
     timeout_s: float = Field(
-        30.0, ge=1, description="Longest wait for one answer of the cluster; after it the log counts as unavailable."
+        default=30.0,
+        ge=1,
+        description="Longest wait for one answer of the cluster; after it the log counts as unavailable.",
     )
-    security: Security = Field("plaintext", description="`plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`.")
-    ca_file: str = Field("", description="PEM file of the authorities to trust. Empty: the system's.")
-    cert_file: str = Field("", description="PEM file of the client's certificate. Empty: none.")
-    key_file: str = Field("", description="PEM file of the client's private key.")
-    sasl_mechanism: SaslMechanism = Field("SCRAM-SHA-512", description="`PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`.")
-    sasl_username: str = Field("", description="User for SASL.")
-    sasl_password: SecretStr = Field(SecretStr(""), description="Password for SASL; better set by the environment.")
+    security: Security = Field(default="plaintext", description="`plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`.")
+    ca_file: str = Field(default="", description="PEM file of the authorities to trust. Empty: the system's.")
+    cert_file: str = Field(default="", description="PEM file of the client's certificate. Empty: none.")
+    key_file: str = Field(default="", description="PEM file of the client's private key.")
+    sasl_mechanism: SaslMechanism = Field(
+        default="SCRAM-SHA-512", description="`PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`."
+    )
+    sasl_username: str = Field(default="", description="User for SASL.")
+    sasl_password: SecretStr = Field(
+        default=SecretStr(""), description="Password for SASL; better set by the environment."
+    )
     session_timeout_s: float = Field(
-        10.0,
+        default=10.0,
         ge=6,
         description="After so long a silence the others of a consumer group take over a reader's partitions.",
     )
-    partitions: int = Field(4, ge=1, description="Partitions of a topic that is made; more let more readers share it.")
-    replication_factor: int = Field(-1, ge=-1, description="Copies of a topic that is made; -1: as the cluster says.")
-    min_insync_replicas: int = Field(
-        0, ge=0, description="Copies that must hold a record before it counts as written; 0: as the cluster says."
+    partitions: int = Field(
+        default=4, ge=1, description="Partitions of a topic that is made; more let more readers share it."
     )
-    retention_ms: int = Field(-1, ge=-1, description="How long a topic that is made keeps records; -1: for ever.")
+    replication_factor: int = Field(
+        default=-1, ge=-1, description="Copies of a topic that is made; -1: as the cluster says."
+    )
+    min_insync_replicas: int = Field(
+        default=0,
+        ge=0,
+        description="Copies that must hold a record before it counts as written; 0: as the cluster says.",
+    )
+    retention_ms: int = Field(
+        default=-1, ge=-1, description="How long a topic that is made keeps records; -1: for ever."
+    )
     dead_letter_suffix: str = Field(
-        ".dead-letters",
+        default=".dead-letters",
         min_length=1,
         description="Added to a topic's name: the topic of the records nobody could read.",
     )

@@ -142,10 +142,10 @@ class KafkaLog:
         """Close the clients; what takes longer than 2 s is left to end by itself. Wakes a waiting `append`."""
         self._closed.set()
         with self._lock:
-            readers, members = list(self._readers.values()), list(self._members.values())
+            parts: list[KafkaReader | KafkaMembership] = [*self._readers.values(), *self._members.values()]
             self._readers, self._members = {}, {}
             producer, self._producer = self._producer, None
-        closing = [closer for part in (*readers, *members) if (closer := part.close()) is not None]
+        closing = [closer for part in parts if (closer := part.close()) is not None]
         if producer is not None:
             closing.append(close_later(producer, timeout={"timeout": 0}))
         self._clients.close()

@@ -1,0 +1,13 @@
+"""Services that tests of several packages share: one each per session, started when the first test asks."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.broker import find_kafka
+
+
+@pytest.fixture(scope="session")
+def kafka_url() -> Iterator[str]:
+    with find_kafka() as url:
+        yield url
