@@ -26,9 +26,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from feedback.database import Writer, create_tables, metadata, open_database
+from feedback.database import Writer, open_database
 from feedback.errors import DatabaseError
 from feedback.relay import Relay
+from feedback.schema import migrate
 from gateway.call import Call, CallMaker, Handler, pick_request_id
 from gateway.completion_store import CompletionStore
 from gateway.completions import Completions
@@ -142,7 +143,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets, place: Place
     async with contextlib.AsyncExitStack() as stack:
         database = await asyncio.to_thread(open_database, settings.gateway_database)
         stack.callback(database.dispose)
-        await asyncio.to_thread(create_tables, database, metadata)
+        await asyncio.to_thread(migrate, database, "gateway")
         writer = Writer(database)
         stack.push_async_callback(asyncio.to_thread, writer.close)
         await writer.arun(lambda conn: ensure_admin_key(conn, secrets, time.time()))

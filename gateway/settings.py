@@ -3,11 +3,11 @@
 `preset = "demo"` replaces defaults by those for short worlds; values that were given explicitly still win.
 """
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
 
+from feedback.database import locate_store
 from feedback.settings import SharedSettings
 from gateway.engines import BreakerLimits
 from gateway.errors import WorkersNeedPostgres
@@ -258,10 +258,9 @@ class GatewaySettings(SharedSettings):
     @property
     def gateway_database(self) -> str:
         """The SQLAlchemy URL of the gateway's database."""
-        return self.gateway.database_url or f"sqlite:///{Path(self.state_dir) / 'gateway.db'}"
+        return locate_store("gateway", self.state_dir, self.gateway.database_url)
 
     @property
     def completions_database(self) -> str:
         """The SQLAlchemy URL of the recorded answers: a file beside SQLite's gateway.db, else the same database."""
-        url = self.gateway_database
-        return f"sqlite:///{Path(self.state_dir) / 'completions.db'}" if url.startswith("sqlite") else url
+        return locate_store("completions", self.state_dir, self.gateway.database_url)
