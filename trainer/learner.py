@@ -327,22 +327,21 @@ class Learner:
 def show_inbox(database: sa.Engine, board: Board, metrics: Metrics, round_every: int) -> None:
     """Put what the trainer's database knows on the board. Any thread may."""
     with database.connect() as connection:
-        total, decisive = preferences.count_totals(connection)
+        totals = preferences.count_totals(connection)
         after_id, _ = rounds.last_finished(connection)
         new = preferences.count_after(connection, after_id)
         finished = rounds.list_finished(connection)
         num_dead = inbox.count_dead_letters(connection)
-        uses = preferences.count_uses(connection)
     board.update(
-        preferences=total,
-        decisive=decisive,
-        uses=uses,
+        preferences=totals.usable,
+        decisive=totals.decisive,
+        uses=totals.uses,
         new_since_round=new.decisive,
         round_every=round_every,
         rounds=finished,
         dead_letters=num_dead,
     )
-    metrics.preferences.set(total)
+    metrics.preferences.set(totals.usable)
     metrics.dead_letters.set(num_dead)
 
 

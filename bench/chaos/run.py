@@ -176,7 +176,7 @@ class Play:
             view = self._view
             say(
                 f"{time.monotonic() - self._started:5.0f} s  {kills.total()}/{self._run.num_kills} kills ({by_name})  "
-                f"{len(self._history.acknowledged)} acknowledged  {view.published}/{view.rounds} rounds published  "
+                f"{len(self._history.acknowledged)} acknowledged  {view.rounds} rounds, {view.published} published  "
                 f"outbox {view.outbox}, lag {view.lag}, waiting {view.waiting}"
             )
             await asyncio.sleep(PROGRESS_S)
@@ -186,8 +186,9 @@ class Play:
         trainer, gateway = await asyncio.gather(self._stage.read_trainer(), self._stage.read_gateway())
         view = self._view
         if trainer:
-            outcomes = [row["outcome"] for row in trainer["rounds"]]
-            view.rounds, view.published = len(outcomes), outcomes.count("published")
+            rounds = trainer["rounds"]  # the newest fifty
+            view.rounds = rounds[-1]["number"] if rounds else 0
+            view.published = sum(row["outcome"] == "published" for row in rounds)
             view.waiting, view.lag = trainer["uses"].get("waiting", 0), trainer["lag"]
         if gateway:
             view.outbox = gateway["counters"]["outbox_pending"]

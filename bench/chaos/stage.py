@@ -104,7 +104,7 @@ def set_up(
             "PREFLOOP_PRESET": "demo",
             "PREFLOOP_BASE_MODEL": str(link_base(seed_policy, folder / "base")),
             "PREFLOOP_FAULTS_FILE": str(folder / "faults"),
-            "PREFLOOP_FAULTS_SEED": "",  # every life its own dice
+            "PREFLOOP_FAULTS_SEED": str(seed),
         }
         gateway_database, trainer_database = f"sqlite:///{folder}/gateway.db", f"sqlite:///{folder}/trainer.db"
         if database == "postgresql":

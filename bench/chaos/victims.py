@@ -62,6 +62,7 @@ class Service:
         self.name, self.env = name, dict(env)
         self._argv, self._log_path, self._ask = argv, log_path, is_up
         self._process: asyncio.subprocess.Process | None = None
+        self._num_lives = 0
 
     @property
     def pid(self) -> int | None:
@@ -71,7 +72,9 @@ class Service:
         return self._process is not None and self._process.returncode is None
 
     async def start(self, faults: str = "") -> None:
-        env = {**os.environ, **self.env, "PREFLOOP_FAULTS": faults}
+        self._num_lives += 1
+        dice = f"{self.env.get('PREFLOOP_FAULTS_SEED', '')}-{self.name}-{self._num_lives}"  # others in every life
+        env = {**os.environ, **self.env, "PREFLOOP_FAULTS": faults, "PREFLOOP_FAULTS_SEED": dice}
         with self._log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._argv,

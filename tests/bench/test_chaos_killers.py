@@ -23,7 +23,7 @@ def make_service(tmp_path: Path, program: str) -> Service:
     async def is_up() -> bool:
         return True
 
-    env = {"PREFLOOP_FAULTS_FILE": str(tmp_path / "faults"), "PREFLOOP_FAULTS_SEED": ""}
+    env = {"PREFLOOP_FAULTS_FILE": str(tmp_path / "faults"), "PREFLOOP_FAULTS_SEED": "7"}
     return Service("it", [sys.executable, "-c", program], env, tmp_path / "log", is_up)
 
 
