@@ -176,7 +176,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets, place: Place
         await fleet.join(is_alone=is_sqlite)
         stack.push_async_callback(fleet.leave)
         controller = Controller(writer, swap, deployment, fleet, settings)
-        metrics.registry.register(StateCollector(deployment, fleet))
+        metrics.registry.register(StateCollector(deployment, fleet, lambda: relay.state))
         siblings = Siblings(place, metrics, partial(asyncio.to_thread, keys.refresh, database))
         await stack.enter_async_context(siblings.listen())
         context = Context(

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kafka import KafkaAdminClient, TopicPartition
 
+from feedback.log.sqlite import SqliteLog
 from prefloop.kafka import Broker, check_programs
 
 
@@ -48,3 +50,14 @@ def run_broker(**arguments: object) -> Iterator[Broker]:
 def name_topic() -> str:
     """A topic that no other test uses."""
     return f"test-{uuid.uuid4().hex[:12]}"
+
+
+def forget_before(url: str, topic: str, partition: int, offset: int) -> None:
+    """What retention does."""
+    if url.startswith("sqlite:"):
+        embedded = SqliteLog(url)
+        embedded.delete_before(topic, partition, offset)
+        embedded.close()
+        return
+    with KafkaAdminClient(bootstrap_servers=url.partition("://")[2]) as admin:
+        admin.delete_records({TopicPartition(topic, partition): offset})

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import KafkaAdminClient, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.admin import OffsetSpec
 from kafka.errors import BrokerResponseError, KafkaError, NoError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
@@ -120,10 +120,7 @@ class KafkaLog:
         if member is not None:
             member.commit(offsets)
             return
-        answers = self._ask(lambda admin: admin.alter_group_offsets(group, offsets))
-        failed = [error for error in answers.values() if error is not NoError]
-        if failed:
-            raise LogUnavailable(f"Kafka does not take offsets of group {group}: {failed[0].__name__}")
+        self._ask(lambda admin: _alter_offsets(admin, group, offsets))
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """What `group` last published, by partition."""
@@ -216,6 +213,12 @@ class KafkaLog:
                     raise
         if future.failed():
             raise future.exception
+
+
+def _alter_offsets(admin: KafkaAdminClient, group: str, offsets: dict[Any, Any]) -> None:
+    for error in admin.alter_group_offsets(group, offsets).values():
+        if error is not NoError:
+            raise error()  # some pass: a coordinator that is being elected
 
 
 def _split(records: Sequence[NewRecord]) -> Iterator[list[NewRecord]]:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.errors import BrokerResponseError, KafkaError, RetriableError
+from kafka.errors import BrokerResponseError, KafkaError, NotCoordinatorError, RetriableError
 
 from feedback.errors import LogUnavailable
 from feedback.log.options import LogOptions
@@ -107,6 +107,8 @@ class KafkaClients:
                     raise
                 if time.monotonic() + RETRY_S > deadline:
                     raise LogUnavailable(f"Kafka does not answer: {describe(error)}") from error
+                if isinstance(error, NotCoordinatorError):
+                    self.close()  # it remembers who the coordinator was
                 time.sleep(RETRY_S)
             except FAILURES as error:
                 self.close()

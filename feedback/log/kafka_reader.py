@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import LogTruncationError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from feedback.errors import LogUnavailable, OffsetOutOfRange
 from feedback.log.base import Record
 from feedback.log.kafka_clients import CLOSE_TIMEOUT_S, FAILURES, KafkaClients, call_within, close_later, describe
 
 FETCH_BYTES = 4 << 20
+LOST_PLACE = (OffsetOutOfRangeError, NoOffsetForPartitionError, LogTruncationError)
 
 
 class KafkaReader:
@@ -34,7 +37,8 @@ class KafkaReader:
                 found = self._read(offset, max_records, timeout_s, ask_bounds)
             except FAILURES as error:
                 self._drop()  # a consumer can die out of its poll; the next read makes another
-                self._check(offset, ask_bounds())
+                if isinstance(error, LOST_PLACE):
+                    self._check(offset, ask_bounds())
                 raise LogUnavailable(f"Kafka does not give records: {describe(error)}") from error
             except LogUnavailable:
                 self._drop()
@@ -67,17 +71,23 @@ class KafkaReader:
         found = self._poll(consumer, max_records, 0.0)
         if found:
             return found
-        _, end = self._check(offset, ask_bounds())  # an empty poll does not tell the end from a broker that is down
+        end = self._ask_end(consumer)  # an empty poll does not tell the end from a broker that is down
+        if offset > end:
+            self._check(offset, ask_bounds())
         found = self._poll(consumer, max_records, self._clients.options.timeout_s if offset < end else timeout_s)
         if not found and offset < end:
             raise LogUnavailable(f"Kafka gave none of the records {offset} to {end - 1} of {self._place}")
         return found
 
-    def _check(self, offset: int, bounds: tuple[int, int]) -> tuple[int, int]:
+    def _ask_end(self, consumer: KafkaConsumer) -> int:
+        timeout_s = self._clients.options.timeout_s
+        ask = partial(consumer.end_offsets, [self._place], timeout_ms=int(1000 * timeout_s))
+        return int(call_within(timeout_s + 1, ask)[self._place])
+
+    def _check(self, offset: int, bounds: tuple[int, int]) -> None:
         begin, end = bounds
         if not begin <= offset <= end:
             raise OffsetOutOfRange(self._place.topic, self._place.partition, offset, begin, end)
-        return begin, end
 
     def _poll(self, consumer: KafkaConsumer, max_records: int, timeout_s: float) -> list[Record]:
         limit_s = timeout_s + self._clients.options.timeout_s

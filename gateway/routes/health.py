@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
-from feedback.choices import count_outbox
 from gateway.context import Context
 
 
@@ -29,7 +26,6 @@ def build_health_router(context: Context) -> APIRouter:
 
     @router.get("/metrics")
     async def show_metrics() -> Response:
-        context.metrics.outbox_pending.set(await asyncio.to_thread(_count_outbox, context))
         return Response(await context.siblings.render(), media_type=CONTENT_TYPE_LATEST)
 
     return router
@@ -44,8 +40,3 @@ def find_unready_reason(context: Context) -> str | None:
     if not any(state.up and not state.is_hung and stable in state.proven for state in states):
         return "no engine holds the stable checkpoint"
     return None
-
-
-def _count_outbox(context: Context) -> int:
-    with context.database.connect() as conn:
-        return count_outbox(conn)

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient, TopicPartition
 
 from feedback.errors import OffsetOutOfRange
 from feedback.log import Log, LogOptions, Membership, NewRecord, Record, open_log
 from feedback.log.base import choose_partition, count_lag
 from feedback.log.sqlite import SqliteLog
-from tests.broker import name_topic
+from tests.broker import forget_before, name_topic
 
 BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], str]] = {
     "sqlite": lambda request, directory: f"sqlite:{directory / 'log.db'}",
@@ -182,17 +181,6 @@ def test_offsets_are_found_by_time(log: Log, topic: str) -> None:
     assert log.find_offset(topic, partition, between_ms) == 2
     assert log.find_offset(topic, partition, between_ms + 3_600_000) == 3
     assert log.find_offset(topic, (partition + 1) % 4, 0) == 0
-
-
-def forget_before(url: str, topic: str, partition: int, offset: int) -> None:
-    """What retention does."""
-    if url.startswith("sqlite:"):
-        embedded = SqliteLog(url)
-        embedded.delete_before(topic, partition, offset)
-        embedded.close()
-        return
-    with KafkaAdminClient(bootstrap_servers=url.partition("://")[2]) as admin:
-        admin.delete_records({TopicPartition(topic, partition): offset})
 
 
 def test_retention_moves_the_beginning(log: Log, url: str, topic: str) -> None:
