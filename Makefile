@@ -6,7 +6,8 @@ EXTRA  ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format docs kafka postgres bench bench-gateway bench-swap bench-leak clean install
+.PHONY: help demo up kafka postgres chaos test check format docs bench bench-gateway bench-swap bench-leak \
+	bench-outage clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -60,6 +61,12 @@ bench-swap: $(VENV)/.installed  ## Hot swaps in a row on real vLLM under load (A
 
 bench-leak: $(VENV)/.installed  ## What the gateway keeps of 100,000 requests, good and bad (needs cc)
 	@$(PYTHON) -m bench.leak $(ARGS)
+
+bench-outage: $(VENV)/.installed  ## Completions while Kafka is down or hangs, or PostgreSQL is down (needs cc)
+	@$(PYTHON) -m bench.outage $(ARGS)
+
+chaos: $(VENV)/.installed  ## kill -9 of everything under load, and who lost what (ARGS="--seed N --kills 200")
+	@$(PYTHON) -m bench.chaos $(ARGS)
 
 clean:  ## Remove .venv and the state directory
 	rm -rf $(VENV) state build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from feedback import choices
 from feedback.database import Writer
+from feedback.faults import reach
 from feedback.log.base import Log
 from feedback.outbox import Backlog, OutboxRow, delete_rows, load_rows, measure_backlog
 
@@ -130,6 +131,7 @@ class Relay:
 
     def _append(self, rows: list[OutboxRow]) -> None:
         self._log.append(self._topic, [row.record for row in rows])
+        reach("relay.appended")
 
     def _delete(self, connection: sa.Connection, rows: list[OutboxRow]) -> None:
         delete_rows(connection, self._outbox, [row.id for row in rows])

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -64,6 +64,13 @@ def demo(
     report: Annotated[Path | None, typer.Option(help="Write the figures here as one JSON object.")] = None,
     world: Annotated[Path | None, typer.Option(help="A TOML file with other tastes.")] = None,
     timeout_s: Annotated[float, typer.Option(help="Give up after so many seconds; 0 never.")] = 0,
+    log: Annotated[
+        Literal["sqlite", "kafka"], typer.Option(help="What carries choices; kafka starts a real broker (Java).")
+    ] = "sqlite",
+    database: Annotated[
+        Literal["sqlite", "postgresql"],
+        typer.Option(help="Where gateway and trainer keep rows; postgresql starts a real server."),
+    ] = "sqlite",
     state_dir: StateOption = Path("state"),
     port: PortOption = 8800,
 ) -> None:
@@ -81,6 +88,8 @@ def demo(
         timeout_s=timeout_s,
         state_dir=state_dir.resolve(),
         port=port,
+        log=log,
+        database=database,
     )
     run(run_demo(options, Console()))
 

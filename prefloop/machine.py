@@ -4,21 +4,28 @@
 """
 
 import asyncio
+import contextlib
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import httpx
 from rich.console import Console
 
+from prefloop.kafka import KafkaFailed, run_kafka
+from prefloop.postgres import PostgresError, run_postgres
 from prefloop.services import Layout, engine_host, engine_service, gateway_service, trainer_service
 from prefloop.supervisor import Supervisor
 
+LogKind = Literal["sqlite", "kafka"]
+DatabaseKind = Literal["sqlite", "postgresql"]
 READY_TIMEOUT_S = 600.0
 LINE_PERIOD_S = 10.0  # where there is no terminal to draw on
 SEED_POLICY_SEED = 0
@@ -51,6 +58,26 @@ def require_free_ports(layout: Layout) -> None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 raise StartFailed(f"Port {port} is taken: stop what listens there, or choose others with --port.")
+
+
+@contextlib.contextmanager
+def run_back_ends(layout: Layout, log: LogKind, database: DatabaseKind) -> Iterator[Layout]:
+    """Start the broker and the database that are asked for; yields the layout that uses them. Raises StartFailed.
+
+    PostgreSQL's data lies in a temporary folder that its own user can reach, and goes with the block.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            if log == "kafka":
+                broker = stack.enter_context(run_kafka(layout.state_dir / "kafka"))
+                layout = replace(layout, log_url=broker.url)
+            if database == "postgresql":
+                server = stack.enter_context(run_postgres())
+                gateway, trainer = (server.create_database(f"prefloop_{name}") for name in ("gateway", "trainer"))
+                layout = replace(layout, gateway_database=gateway, trainer_database=trainer)
+        except (KafkaFailed, PostgresError) as error:
+            raise StartFailed(str(error)) from None
+        yield layout
 
 
 def start_services(

@@ -16,7 +16,10 @@ from prefloop.supervisor import Service, Supervisor
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one machine's prefloop lives. engine_url: an engine that already runs, else one is started."""
+    """Where one machine's prefloop lives. engine_url: an engine that already runs, else one is started.
+
+    log_url and the database URLs: empty for the embedded ones.
+    """
 
     state_dir: Path
     port: int = 8800
@@ -25,6 +28,9 @@ class Layout:
     preset: str = "default"
     max_model_len: int | None = None
     engine_args: Sequence[str] = ()
+    log_url: str = ""
+    gateway_database: str = ""
+    trainer_database: str = ""
 
     @property
     def gateway_url(self) -> str:
@@ -44,11 +50,17 @@ class Layout:
 
     def environment(self) -> dict[str, str]:
         """Settings that all processes share."""
+        given = {
+            "PREFLOOP_LOG_URL": self.log_url,
+            "PREFLOOP_GATEWAY__DATABASE_URL": self.gateway_database,
+            "PREFLOOP_TRAINER__DATABASE_URL": self.trainer_database,
+        }
         return {
             "PREFLOOP_STATE_DIR": str(self.state_dir),
             "PREFLOOP_BASE_MODEL": self.model_path,
             "PREFLOOP_PRESET": self.preset,
             "PYTHONUNBUFFERED": "1",
+            **{name: url for name, url in given.items() if url},
         }
 
 

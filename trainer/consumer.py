@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from feedback import inbox
 from feedback.database import Writer
 from feedback.errors import FeedbackError, LogUnavailable, OffsetOutOfRange, PositionMismatch
+from feedback.faults import reach
 from feedback.log.base import Log
 from trainer.metrics import Metrics
 
@@ -113,6 +114,7 @@ def consume_all(
     }
     moved = {partition for partition, num_records in num_read.items() if num_records}
     if moved:
+        reach("consumer.committed")
         with database.connect() as connection:
             reached = inbox.load_offsets(connection, topic)
         try:
@@ -139,6 +141,7 @@ def consume_partition(
         return 0
     if not records:
         return 0
+    reach("consumer.read")
     try:
         num_new = writer.run(partial(inbox.consume, records=records, read_from=offset)).result()
     except PositionMismatch as error:

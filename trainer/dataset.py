@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from feedback.events import Choice
 
 T = TypeVar("T")
+Use = Literal["trained", "waiting", "heldout_user", "heldout_prompt", "skip"]
 DECISIVE = ("first", "second")
 
 
@@ -34,6 +35,20 @@ class Pair:
     strength: float | None
     weight: float
     split: str
+
+
+def explain_use(preferred: str, split: str, used_as_new: int) -> Use:
+    """What became of a stored choice: learnt from, waiting to be, or set aside, and then why.
+
+    used_as_new: how often an update of the reward model took it as new. "heldout_…" rows judge what others taught.
+    """
+    if preferred == "skip":
+        return "skip"
+    if split == "heldout_user":
+        return "heldout_user"
+    if split == "heldout_prompt":
+        return "heldout_prompt"
+    return "trained" if used_as_new else "waiting"
 
 
 def make_pair(choice: Choice, *, event_id: str, prompt_key: str, split: str, weight: float = 1.0) -> Pair:

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from feedback import inbox
 from feedback.database import Writer
+from feedback.errors import DatabaseError
+from feedback.faults import reach
 from trainer import preferences, rounds
 from trainer.checkpoints import Published
 from trainer.dataset import Pair, choose_round_pairs
@@ -111,6 +114,7 @@ class Learner:
         A round comes before the reward model's next update: where choices come faster than updates, it would never begin.
         """
         self._show()
+        self._close_published_round()
         is_due, reason = self._explain_round()
         parent = self._find_start(reason) if is_due else None
         if parent is not None:
@@ -202,6 +206,8 @@ class Learner:
         except RoundAborted:
             self._writer.run(lambda connection: rounds.release_round(connection, opened.number)).result()
             raise
+        except (DatabaseError, SQLAlchemyError):
+            raise  # the database is gone for now: the round stays open and begins again
         except Exception as error:  # a round that cannot train is stopped with its reason; the loop goes on
             log.exception("round %d failed", opened.number)
             reason = f"failed: {type(error).__name__}: {error}"
@@ -279,7 +285,9 @@ class Learner:
             "last_preference_id": opened.last_preference_id,
             "trigger_choice_at": opened.trigger_choice_at,
         }
-        return self._publisher.publish(parent.manifest.id, trained, extra).manifest.id
+        published = self._publisher.publish(parent.manifest.id, trained, extra)
+        reach("round.published")
+        return published.manifest.id
 
     def _finish(self, number: int, reason: str, checkpoint: str | None, metrics: Mapping[str, float]) -> None:
         self._writer.run(
@@ -294,12 +302,12 @@ class Learner:
         self._wait("idle", f"round {number} {outcome}: {reason}")
 
     def _close_published_round(self) -> None:
-        """A crash between the rename and the record: the manifest says which round it was."""
+        """A crash, or a database that was gone, between the rename and the record: the manifest says which round it was."""
         with self._database.connect() as connection:
             opened = rounds.find_open_round(connection)
         if opened and (published := self._publisher.find_of_round(opened.number)):
             manifest = published.manifest
-            self._finish(opened.number, "published before a crash", manifest.id, manifest.metrics)
+            self._finish(opened.number, "published before its record closed", manifest.id, manifest.metrics)
 
     # What others see
 
@@ -319,20 +327,21 @@ class Learner:
 def show_inbox(database: sa.Engine, board: Board, metrics: Metrics, round_every: int) -> None:
     """Put what the trainer's database knows on the board. Any thread may."""
     with database.connect() as connection:
-        total, decisive = preferences.count_totals(connection)
+        totals = preferences.count_totals(connection)
         after_id, _ = rounds.last_finished(connection)
         new = preferences.count_after(connection, after_id)
         finished = rounds.list_finished(connection)
         num_dead = inbox.count_dead_letters(connection)
     board.update(
-        preferences=total,
-        decisive=decisive,
+        preferences=totals.usable,
+        decisive=totals.decisive,
+        uses=totals.uses,
         new_since_round=new.decisive,
         round_every=round_every,
         rounds=finished,
         dead_letters=num_dead,
     )
-    metrics.preferences.set(total)
+    metrics.preferences.set(totals.usable)
     metrics.dead_letters.set(num_dead)
 
 

@@ -5,14 +5,16 @@ Reads rows that the consumer wrote. Skips are left out everywhere: they say noth
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 import sqlalchemy as sa
 
 from feedback.events import Choice
 from feedback.inbox import preferences
-from trainer.dataset import DECISIVE, Pair, make_pair
+from trainer.dataset import DECISIVE, Pair, Use, explain_use, make_pair
 from trainer.rounds import NewPreferences
 
 Row = tuple[int, Pair]  # id in the inbox, pair
@@ -20,6 +22,15 @@ _USABLE = preferences.c.preferred != "skip"
 _DECISIVE = preferences.c.preferred.in_(DECISIVE)
 _TRAIN = sa.and_(_USABLE, preferences.c.split == "train")
 _HELD_OUT = sa.and_(_USABLE, preferences.c.split != "train")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Usable preferences, the decisive among them, and every choice by what became of it."""
+
+    usable: int
+    decisive: int
+    uses: dict[Use, int]
 
 
 def count_after(connection: sa.Connection, after_id: int) -> NewPreferences:
@@ -82,10 +93,17 @@ def forget_uses(connection: sa.Connection) -> None:
     connection.execute(sa.update(preferences).values(used_as_new=0, used_as_replay=0))
 
 
-def count_totals(connection: sa.Connection) -> tuple[int, int]:
-    """(usable preferences, decisive ones)."""
-    new = count_after(connection, 0)
-    return new.total, new.decisive
+def count_totals(connection: sa.Connection) -> Totals:
+    """One look at the whole inbox, by groups: it is done twice a second."""
+    is_used = sa.case((preferences.c.used_as_new > 0, 1), else_=0).label("is_used")
+    groups = (preferences.c.preferred, preferences.c.split, is_used)
+    uses: Counter[Use] = Counter()
+    usable = decisive = 0
+    for preferred, split, used, num in connection.execute(sa.select(*groups, sa.func.count()).group_by(*groups)):
+        uses[explain_use(preferred, split, used)] += num
+        usable += num if preferred != "skip" else 0
+        decisive += num if preferred in DECISIVE else 0
+    return Totals(usable, decisive, dict(uses))
 
 
 def _load(

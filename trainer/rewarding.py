@@ -11,12 +11,14 @@ import json
 import logging
 import random
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from feedback.database import Writer
+from feedback.faults import reach
 from feedback.inbox import mark_used, metadata
 from feedback.manifest import fsync_directory
 from trainer import preferences
@@ -43,6 +45,15 @@ class RewardStateLost(Exception):
     """The saved state was unreadable and is removed: start the process again, and the model begins anew."""
 
 
+@dataclass(frozen=True)
+class Update:
+    """Which preferences an update learnt from, by their ids, and what it measured."""
+
+    new: list[int]
+    replayed: list[int]
+    metrics: dict[str, float]
+
+
 class RewardKeeper:
     """Updates, saves and restores one reward model. directory is of one base: another base has another."""
 
@@ -57,6 +68,7 @@ class RewardKeeper:
     ) -> None:
         self.reward, self._database, self._writer = reward, database, writer
         self._directory, self._settings, self._seed = directory, settings, seed
+        self._unsettled: Update | None = None
 
     def restore(self) -> None:
         """Take up the newest state, or begin anew with every preference unused."""
@@ -72,7 +84,8 @@ class RewardKeeper:
         if used is None:
             self._writer.run(self._begin_anew).result()
             return
-        self._writer.run(lambda connection: self._mark(connection, used["new"], used["replayed"], {})).result()
+        done = Update(used["new"], used["replayed"], {})
+        self._writer.run(lambda connection: self._mark(connection, done)).result()
         log.info("reward model %d is restored", self.reward.version)
 
     def _load(self, state: Path) -> dict[str, list[int]]:
@@ -90,6 +103,7 @@ class RewardKeeper:
 
     def update(self) -> dict[str, float]:
         """One update with what is new, at most a batch of it. Returns {} if nothing is new."""
+        self._settle()
         rng = random.Random(f"{self._seed}-reward-{self.reward.version}")
         with self._database.connect() as connection:
             new = preferences.load_unused(connection, self._settings.update_every_preferences)
@@ -99,10 +113,19 @@ class RewardKeeper:
             num_replays = count_replays(len(new), self._settings.replay_share)
             replayed = preferences.load_ids(connection, draw_sample(replayable, num_replays, rng))
         metrics = self.reward.update([pair for _, pair in new], [pair for _, pair in replayed])
-        new_ids, replayed_ids = [row[0] for row in new], [row[0] for row in replayed]
-        self._save(new_ids, replayed_ids)
-        self._writer.run(lambda connection: self._mark(connection, new_ids, replayed_ids, metrics)).result()
+        self._unsettled = Update([row[0] for row in new], [row[0] for row in replayed], metrics)
+        self._settle()
         return metrics
+
+    def _settle(self) -> None:
+        """Save and mark the last update, if that failed before: the model has learnt from its pairs and must not again."""
+        if (done := self._unsettled) is None:
+            return
+        if not (self._directory / f"v-{self.reward.version:06d}").exists():
+            self._save(done.new, done.replayed)
+        reach("reward.saved")
+        self._writer.run(lambda connection: self._mark(connection, done)).result()
+        self._unsettled = None
 
     def measure(self) -> tuple[int, int]:
         """(correct, total) on the held-out decisive pairs."""
@@ -121,12 +144,12 @@ class RewardKeeper:
         for old in list_states(self._directory)[:-2]:
             shutil.rmtree(old)
 
-    def _mark(self, connection: sa.Connection, new: list[int], replayed: list[int], metrics: dict[str, float]) -> None:
+    def _mark(self, connection: sa.Connection, done: Update) -> None:
         known = sa.select(updates.c.version).where(updates.c.version == self.reward.version)
         if connection.execute(known).first() is None:
-            mark_used(connection, new, as_new=True)
-            mark_used(connection, replayed, as_new=False)
-            connection.execute(sa.insert(updates).values(version=self.reward.version, metrics=json.dumps(metrics)))
+            mark_used(connection, done.new, as_new=True)
+            mark_used(connection, done.replayed, as_new=False)
+            connection.execute(sa.insert(updates).values(version=self.reward.version, metrics=json.dumps(done.metrics)))
 
     def _begin_anew(self, connection: sa.Connection) -> None:
         preferences.forget_uses(connection)

@@ -39,10 +39,14 @@ class RoundView:
 
 @dataclass
 class StatusView:
-    """The answer of /status. lag: records in the log that are not consumed; rounds are finished ones, oldest first."""
+    """The answer of /status. lag: records in the log that are not consumed; rounds are finished ones, oldest first.
+
+    uses: choices by what became of them, see dataset.explain_use.
+    """
 
     preferences: int = 0
     decisive: int = 0
+    uses: dict[str, int] = field(default_factory=dict)
     new_since_round: int = 0
     round_every: int = 0
     lag: int | None = None

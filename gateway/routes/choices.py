@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from feedback.choices import StoredChoice, load_comparison, record_choice
 from feedback.errors import ConflictingChoice, DatabaseError, ExpiredComparison, UnknownComparison
+from feedback.faults import reach
 from gateway.context import Context
 from gateway.errors import ApiError, bad_request, not_found, unauthorized, unavailable
 from gateway.requests import read_body
@@ -94,6 +95,7 @@ async def take_choice(context: Context, comparison_id: str, headers: Mapping[str
     except (DatabaseError, SQLAlchemyError, OSError, TimeoutError) as error:
         logger.error("a choice could not be stored: %s", error)
         raise unavailable("The choice could not be stored; send it again.") from error
+    reach("choice.committed")
     if stored.status == "created":
         context.relay.notify()
         _note_created(context, claims, request)

@@ -50,6 +50,8 @@ class DemoOptions:
     timeout_s: float = 0.0
     state_dir: Path = Path("state")
     port: int = 8800
+    log: machine.LogKind = "sqlite"
+    database: machine.DatabaseKind = "sqlite"
 
     @property
     def is_unattended(self) -> bool:
@@ -110,6 +112,10 @@ class Session:
         machine.build_seed_policy(self.options.state_dir)
         shutil.rmtree(self.layout.state_dir, ignore_errors=True)
         self.layout.state_dir.mkdir(parents=True)
+        with machine.run_back_ends(self.layout, self.options.log, self.options.database) as self.layout:
+            return await self._run_services()
+
+    async def _run_services(self) -> int:
         machine.stop_on_signals(self.stop)
         memory = RssSampler().start()
         machine.start_services(self.supervisor, self.layout, self._gateway_settings(), self._trainer_settings())

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from tests.trainer.fakes import make_choice
-from trainer.dataset import Pair, choose_round_pairs, count_replays, draw_sample, make_pair
+from trainer.dataset import Pair, choose_round_pairs, count_replays, draw_sample, explain_use, make_pair
 
 
 def pair_of(number: int) -> Pair:
@@ -46,3 +46,12 @@ def test_the_same_seed_draws_the_same_pairs():
     new, old = [pair_of(1)], [pair_of(n) for n in range(2, 30)]
     drawn = [choose_round_pairs(new, old, max_new=9, replay_share=0.8, rng=random.Random(5)) for _ in range(2)]
     assert drawn[0] == drawn[1]
+
+
+def test_every_choice_is_trained_on_waits_or_is_set_aside_with_a_reason():
+    assert explain_use("first", "train", 1) == "trained"
+    assert explain_use("tie", "train", 1) == "trained"
+    assert explain_use("second", "train", 0) == "waiting"
+    assert explain_use("skip", "train", 0) == "skip"
+    assert explain_use("first", "heldout_user", 0) == "heldout_user"
+    assert explain_use("first", "heldout_prompt", 0) == "heldout_prompt"

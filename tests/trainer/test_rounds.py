@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from feedback import inbox
 from feedback.database import Writer, create_tables, open_database
@@ -17,7 +18,7 @@ from trainer.learner import Learner, RoundAborted, Training
 from trainer.metrics import Curves, Metrics
 from trainer.publisher import Publisher
 from trainer.registry import register_missing
-from trainer.rewarding import RewardKeeper
+from trainer.rewarding import RewardKeeper, updates
 from trainer.rounds import NewPreferences, explain_round
 from trainer.settings import TrainerSection, TrainerSettings
 from trainer.status import Board, start_status_server
@@ -322,7 +323,7 @@ def test_a_kill_between_rename_and_record_publishes_once(bench):
     (row,) = bench.finished()
     assert (row["outcome"], row["reason"], row["checkpoint"]) == (
         "published",
-        "published before a crash",
+        "published before its record closed",
         bench.names()[1],
     )
     assert len(bench.names()) == 2
@@ -381,6 +382,56 @@ def test_a_kill_between_saving_the_reward_model_and_marking_its_pairs_uses_them_
 
 def raise_killed_in_writer(*_args) -> None:
     raise RuntimeError("killed")
+
+
+def test_a_database_that_fails_to_mark_an_update_makes_no_pair_new_twice(bench):
+    learner = bench.start()
+    bench.send(60)
+    mark, learner._keeper._mark = learner._keeper._mark, raise_killed_in_writer
+    with pytest.raises(RuntimeError):
+        learner._keeper.update()
+    learner._keeper._mark = mark
+    learner._keeper.update()  # by the same process: the model in memory has learnt from the first batch
+    new = [event for batch, _ in bench.reward.seen for event in batch]
+    assert len(bench.reward.seen) == 2
+    assert len(new) == len(set(new))
+    with bench.database.connect() as connection:
+        assert [row.version for row in connection.execute(updates.select())] == [1, 2]
+
+
+def test_a_round_whose_record_could_not_be_closed_is_not_trained_again(bench):
+    learner = bench.start()
+    bench.send(40)
+    finish, learner._finish = learner._finish, raise_killed_in_writer
+    with pytest.raises(RuntimeError):
+        bench.run_all(learner)
+    learner._finish = finish
+    bench.run_all(learner)
+    assert len(bench.trained) == 1
+    assert [row["outcome"] for row in bench.finished()] == ["published"]
+
+
+def test_a_database_that_goes_away_in_a_round_leaves_it_open(bench):
+    learner = bench.start()
+    bench.send(40)
+    bench.error = OperationalError("SELECT", {}, Exception("server closed the connection"))
+    with pytest.raises(OperationalError):
+        bench.run_all(learner)
+    assert bench.finished() == []
+    bench.error = None
+    bench.run_all(learner)
+    assert [row["outcome"] for row in bench.finished()] == ["published"]
+
+
+def test_the_status_page_says_what_became_of_every_choice(bench):
+    learner = bench.start()
+    bench.send(30)
+    bench.send(3, preferred="skip")
+    bench.run_all(learner)
+    uses = bench.board.read().uses
+    assert uses["skip"] == 3
+    assert uses["trained"] == 16
+    assert sum(uses.values()) == 33
 
 
 def test_a_lost_reward_model_learns_from_everything_again(bench):

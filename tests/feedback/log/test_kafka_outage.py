@@ -173,3 +173,24 @@ def test_a_member_survives_its_broker(broker: Broker, log: Log, topic: str) -> N
     insist(own_all)
     insist(lambda: log.commit(topic, topic, {PARTITION: 0}))
     assert log.committed(topic, topic) == {PARTITION: 0}
+
+
+def append_in_vain(log: Log, topic: str) -> None:
+    with pytest.raises(LogUnavailable):
+        log.append(topic, [number(1)])
+
+
+def test_waiting_for_a_hung_broker_costs_no_processor(broker: Broker, topic: str) -> None:
+    """The serving threads of a gateway share the interpreter with the relay that waits."""
+    log = open_log(broker.url, LogOptions(timeout_s=6.0))
+    log.append(topic, [number(0)])
+    os.kill(broker.pid, signal.SIGSTOP)
+    appending = threading.Thread(target=append_in_vain, args=(log, topic))
+    appending.start()
+    time.sleep(3.2)  # half of its time: the request is given up, and a new connection made that nobody answers
+    used_s = time.process_time()
+    time.sleep(2.0)
+    used_s = time.process_time() - used_s
+    log.close()
+    appending.join(10)
+    assert used_s < 0.4
