@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -25,11 +25,15 @@ from feedback.errors import DatabaseError, WriterClosed
 
 T = TypeVar("T")
 
+Store = Literal["gateway", "completions", "trainer"]
+"""A set of tables that is migrated as one; a database may hold several."""
+
 metadata = sa.MetaData()
 """The gateway's tables. Each module declares its own on it; the log and the trainer have theirs."""
 
 MIN_SQLITE = (3, 51, 3)  # older ones have a rare WAL corruption with several connections
 BUSY_TIMEOUT_MS = 5000
+_SCHEMA_LOCK = 0x70726566  # any number that nobody else takes
 
 
 def sqlite_path(url: str) -> Path:
@@ -43,6 +47,16 @@ def sqlite_path(url: str) -> Path:
     if not path or path == ":memory:":
         raise ValueError("a SQLite database needs a file: threads and processes share it")
     return Path(path)
+
+
+def locate_store(store: Store, state_dir: Path, url: str) -> str:
+    """The SQLAlchemy URL of a store's database. url: what the settings say; empty means a file in `state_dir`.
+
+    Recorded answers share the gateway's PostgreSQL, and lie in a file of their own beside SQLite's gateway.db.
+    """
+    if url and not (store == "completions" and url.startswith("sqlite")):
+        return url
+    return f"sqlite:///{state_dir / store}.db"
 
 
 def open_database(url: str) -> sa.Engine:
@@ -64,7 +78,16 @@ def open_database(url: str) -> sa.Engine:
 def create_tables(engine: sa.Engine, tables: sa.MetaData) -> None:
     """Create what is missing. Safe when several processes start at once."""
     with write_transaction(engine) as connection:
+        lock_schema(connection)
         tables.create_all(connection)
+
+
+def lock_schema(connection: sa.Connection) -> None:
+    """Wait until no other process changes the schema; until this transaction ends none does, however long it takes."""
+    if connection.dialect.name == "postgresql":  # SQLite's write lock is held already
+        connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
 
 
 @contextmanager
@@ -193,8 +216,9 @@ class Writer:
                 for job in batch:
                     _run_in_savepoint(connection, job)
         except Exception as error:  # the edge of the writer's loop: whatever it is, every caller hears of it
-            for job in batch:
-                job.future.set_exception(job.error or _as_database_error(error))
+            failure = _as_database_error(error)
+            for job in batch:  # those too that were refused: perhaps for what is not stored now
+                job.future.set_exception(failure)
             return
         for job in batch:
             if job.error is not None:

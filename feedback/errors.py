@@ -39,6 +39,15 @@ class DatabaseError(FeedbackError):
     """The database cannot be used as asked."""
 
 
+class NewerSchema(DatabaseError):
+    """The database was migrated by a newer release than this one."""
+
+    def __init__(self, store: str, stands_at: str, known: str) -> None:
+        super().__init__(
+            f"the {store} database has schema {stands_at}, this release knows them up to {known}: run the newer release"
+        )
+
+
 class WriterClosed(DatabaseError):
     """The writer takes no more work."""
 

@@ -60,7 +60,7 @@ preferences = sa.Table(
 )
 
 signals = sa.Table(
-    "signals",
+    "trainer_signals",  # the gateway's are `signals`, and both may share one database
     metadata,
     sa.Column("id", _row_id, primary_key=True, autoincrement=True),
     sa.Column("event_id", sa.Text, nullable=False, unique=True),

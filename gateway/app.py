@@ -13,7 +13,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from functools import partial
 from typing import Any
 
@@ -26,9 +26,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from feedback.database import Writer, create_tables, metadata, open_database
+from feedback.database import Writer, open_database
 from feedback.errors import DatabaseError
 from feedback.relay import Relay
+from feedback.schema import migrate
 from gateway.call import Call, CallMaker, Handler, pick_request_id
 from gateway.completion_store import CompletionStore
 from gateway.completions import Completions
@@ -57,12 +58,14 @@ from gateway.routes.signals import build_signals_router
 from gateway.routes.web import build_web_router
 from gateway.secrets import Secrets, check_listening, load_secrets
 from gateway.server import build_server
-from gateway.settings import GatewaySettings
+from gateway.settings import GatewaySection, GatewaySettings
+from gateway.siblings import Place, Siblings
 from gateway.state_metrics import StateCollector
 from gateway.swap import Swap
 from gateway.upstream import Upstream
 from gateway.watched import check_tracing, open_watchers
 from gateway.wire import build_handlers
+from gateway.workers import Worker, Workers
 
 logger = logging.getLogger("gateway")
 
@@ -75,6 +78,8 @@ class Gateway:
     def __init__(self, settings: GatewaySettings, secrets: Secrets) -> None:
         self._settings = settings
         self.secrets = secrets
+        self.place = Place()  # among the workers of this gateway; who forks changes it before the start
+        self.on_start: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.handlers: dict[bytes, Handler] = {}  # of the paths that reach an engine, for the server's protocol
         self.make_call: CallMaker = Call
         self.max_body_bytes = settings.gateway.max_body_bytes
@@ -104,10 +109,11 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def _run(self, api: FastAPI) -> AsyncIterator[None]:
         async with (
-            open_context(self._settings, self.secrets) as context,
+            open_context(self._settings, self.secrets, self.place) as context,
             open_watchers(self._settings.gateway, context.metrics.registry) as self.make_call,
         ):
             self._context = api.state.context = context
+            watching = asyncio.create_task(self.on_start()) if self.on_start is not None else None
             for build in (
                 build_health_router,
                 build_models_router,
@@ -121,6 +127,8 @@ class Gateway:
             api.include_router(build_document_router(api.routes))
             self.handlers |= build_handlers(context) | {PLAYGROUND_PATH: build_playground_handler(context)}
             yield
+            if watching is not None:
+                watching.cancel()
 
 
 def create_app(settings: GatewaySettings) -> Gateway:
@@ -130,12 +138,12 @@ def create_app(settings: GatewaySettings) -> Gateway:
 
 
 @contextlib.asynccontextmanager
-async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIterator[Context]:
+async def open_context(settings: GatewaySettings, secrets: Secrets, place: Place) -> AsyncIterator[Context]:
     """Open everything a gateway needs and keep its loops running; close it in the opposite order."""
     async with contextlib.AsyncExitStack() as stack:
         database = await asyncio.to_thread(open_database, settings.gateway_database)
         stack.callback(database.dispose)
-        await asyncio.to_thread(create_tables, database, metadata)
+        await asyncio.to_thread(migrate, database, "gateway")
         writer = Writer(database)
         stack.push_async_callback(asyncio.to_thread, writer.close)
         await writer.arun(lambda conn: ensure_admin_key(conn, secrets, time.time()))
@@ -169,6 +177,8 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         stack.push_async_callback(fleet.leave)
         controller = Controller(writer, swap, deployment, fleet, settings)
         metrics.registry.register(StateCollector(deployment, fleet, lambda: relay.state))
+        siblings = Siblings(place, metrics, partial(asyncio.to_thread, keys.refresh, database))
+        await stack.enter_async_context(siblings.listen())
         context = Context(
             settings=settings,
             writer=writer,
@@ -185,6 +195,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             relay=relay,
             completions=completions,
             limits=limits,
+            siblings=siblings,
         )
         loops = (upstream.run(), swap.run(), fleet.run(), controller.run(), limits.run(), _keep_keys_fresh(context))
         for work in loops:
@@ -279,19 +290,36 @@ def main() -> int:
     section = settings.gateway
     try:
         check_listening(section.host, section.secrets_configured)
+        settings.check_workers()
         app = create_app(settings)
+        workers = None
+        if section.workers > 1:
+            serve = partial(_serve, app, section)
+            workers = Workers(serve, section.workers, section.host, section.port, section.drain_timeout_s)
     except GatewayError as error:
         logger.error("%s", error)
         return 2
     if app.secrets.is_new:
         where = settings.state_dir / "secrets" / "admin_key"
         print(f"admin key (shown once, kept in {where}): {app.secrets.admin_key}", flush=True)
+    logger.info("listening on http://%s:%d, engines %s", section.host, section.port, ", ".join(section.engines))
+    status = _serve(app, section) if workers is None else workers.run()
+    logger.info("stopped")
+    return status
+
+
+def _serve(app: Gateway, section: GatewaySection, worker: Worker | None = None) -> int:
+    """Serve until a signal; the exit status."""
     # uvicorn repeats the signal once it has stopped: a clean stop ends with status 0 all the same.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    logger.info("listening on http://%s:%d, engines %s", section.host, section.port, ", ".join(section.engines))
-    build_server(app, host=section.host, port=section.port, drain_timeout_s=section.drain_timeout_s).run()
-    logger.info("stopped")
+    server = build_server(app, host=section.host, port=section.port, drain_timeout_s=section.drain_timeout_s)
+    if worker is None:
+        server.run()
+        return 0
+    app.place = worker.place
+    app.on_start = partial(worker.watch, server)
+    server.run([worker.listener])
     return 0
 
 

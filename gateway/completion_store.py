@@ -15,8 +15,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from feedback.database import create_tables, open_database
+from feedback.database import open_database
 from feedback.errors import DatabaseError
+from feedback.schema import migrate
 
 metadata = sa.MetaData()
 """Apart from the gateway's other tables: with SQLite this one lies in a file of its own."""
@@ -105,7 +106,7 @@ class CompletionStore:
         """Connect, and create what is missing. Does nothing if it is open."""
         if self._engine is None:
             engine = open_database(self._url)
-            create_tables(engine, metadata)
+            migrate(engine, "completions")
             self._engine = engine
         if self._connection is None:
             connection = self._engine.raw_connection()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.rollout.controller import Controller
     from gateway.secrets import Secrets
     from gateway.settings import GatewaySettings
+    from gateway.siblings import Siblings
     from gateway.swap import Swap
     from gateway.upstream import Upstream
 
@@ -43,3 +44,4 @@ class Context:
     relay: Relay
     completions: Completions
     limits: Limits
+    siblings: Siblings

@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 
-from feedback.database import metadata
+from feedback.database import insert_or_ignore, metadata
 from gateway.allowance import Count, KeyLimits, Money
 from gateway.secrets import Secrets
 
@@ -218,17 +218,16 @@ def _store(
     conn: Connection, key: str, pepper: bytes, *, app: str, scopes: frozenset[str], pairs: bool, now: float
 ) -> KeyRow:
     row = KeyRow(id=key_id_of(key), name=app, scope=" ".join(sorted(scopes)), pairs=pairs, created_at=now)
-    conn.execute(
-        insert(keys_table).values(
-            id=row.id,
-            digest=digest_key(key, pepper),
-            app=app,
-            scopes=row.scope,
-            pairs=pairs,
-            created_at=row.created_at,
-            revoked_at=None,
-        )
-    )
+    values = {
+        "id": row.id,
+        "digest": digest_key(key, pepper),
+        "app": app,
+        "scopes": row.scope,
+        "pairs": pairs,
+        "created_at": row.created_at,
+        "revoked_at": None,
+    }
+    insert_or_ignore(conn, keys_table, values)  # workers that start together all store the admin key
     return row
 
 

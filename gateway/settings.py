@@ -3,13 +3,14 @@
 `preset = "demo"` replaces defaults by those for short worlds; values that were given explicitly still win.
 """
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
 
+from feedback.database import locate_store
 from feedback.settings import SharedSettings
 from gateway.engines import BreakerLimits
+from gateway.errors import WorkersNeedPostgres
 from gateway.logs import LogFormat
 
 _HOUR_S = 3600.0
@@ -23,6 +24,9 @@ class GatewaySection(BaseModel):
         default="127.0.0.1", description="Address to listen on; beyond loopback needs `secrets_configured`."
     )
     port: int = Field(default=8800, ge=0, le=65535, description="Port to listen on.")
+    workers: int = Field(
+        default=1, ge=1, le=256, description="Processes that share the port; more than one needs PostgreSQL."
+    )
     secrets_configured: bool = Field(
         default=False,
         description="Says that pepper, token key and admin key were set on purpose: allows a public address.",
@@ -244,13 +248,19 @@ class GatewaySettings(SharedSettings):
         """What `preset` puts in place of the defaults."""
         return _DEMO if preset == "demo" else {}
 
+    def check_workers(self) -> None:
+        """Raises WorkersNeedPostgres if several processes would share one SQLite file."""
+        if self.gateway.workers > 1 and self.gateway_database.startswith("sqlite"):
+            raise WorkersNeedPostgres(
+                f"gateway.workers is {self.gateway.workers}: more than one needs a PostgreSQL in gateway.database_url."
+            )
+
     @property
     def gateway_database(self) -> str:
         """The SQLAlchemy URL of the gateway's database."""
-        return self.gateway.database_url or f"sqlite:///{Path(self.state_dir) / 'gateway.db'}"
+        return locate_store("gateway", self.state_dir, self.gateway.database_url)
 
     @property
     def completions_database(self) -> str:
         """The SQLAlchemy URL of the recorded answers: a file beside SQLite's gateway.db, else the same database."""
-        url = self.gateway_database
-        return f"sqlite:///{Path(self.state_dir) / 'completions.db'}" if url.startswith("sqlite") else url
+        return locate_store("completions", self.state_dir, self.gateway.database_url)

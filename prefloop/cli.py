@@ -101,6 +101,20 @@ def doctor(
     raise typer.Exit(0 if all(finding.is_ok for finding in findings) else 1)
 
 
+@app.command("migrate")
+def migrate(
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if something is missing.")] = False,
+) -> None:
+    """Bring the databases to this release's schema, as gateway and trainer do when they start."""
+    from prefloop.migrate import MigrationFailed, migrate_databases
+
+    try:
+        num_missing = migrate_databases(Console(highlight=False), is_check=check)
+    except MigrationFailed as error:
+        raise operator.fail(str(error)) from None
+    raise typer.Exit(1 if check and num_missing else 0)
+
+
 def run(main: Coroutine[Any, Any, int]) -> None:
     from prefloop.machine import StartFailed
 

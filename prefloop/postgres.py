@@ -152,7 +152,7 @@ class Postgres:
         )  # fmt: skip
         if done.returncode != 0:
             raise PostgresError(f"{program} failed: {done.stderr.strip()}")
-        return done.stdout
+        return str(done.stdout)
 
 
 @contextlib.contextmanager

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from feedback import inbox
-from feedback.database import Writer, create_tables, open_database
+from feedback.database import Writer, open_database
 from feedback.manifest import Probe
 from feedback.relay import Relay
+from feedback.schema import migrate
 from trainer import preferences
 from trainer.checkpoints import digest_base, list_published
 from trainer.consumer import Consumer
@@ -62,7 +63,7 @@ def main() -> int:
     server = start_status_server(settings.trainer.host, settings.trainer.port, board, metrics.registry)
     log.info("status on http://%s:%d/status", settings.trainer.host, server.server_port)
     database = open_database(settings.trainer_database)
-    create_tables(database, inbox.metadata)
+    migrate(database, "trainer")
     writer = Writer(database)
     consumer = Consumer(
         settings.open_log,

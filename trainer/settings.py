@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from feedback.database import locate_store
 from feedback.settings import SharedSettings
 
 
@@ -86,7 +87,7 @@ class TrainerSettings(SharedSettings):
     @property
     def trainer_database(self) -> str:
         """The SQLAlchemy URL of the trainer's database."""
-        return self.trainer.database_url or f"sqlite:///{self.state_dir / 'trainer.db'}"
+        return locate_store("trainer", self.state_dir, self.trainer.database_url)
 
     @property
     def checkpoints_dir(self) -> Path:

@@ -15,8 +15,8 @@ marks = sa.Table("marks", tables, sa.Column("id", sa.Integer, primary_key=True))
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[sa.Engine]:
-    engine = open_database(f"sqlite:{tmp_path / 'deep' / 'test.db'}")
+def engine(database_url: str) -> Iterator[sa.Engine]:
+    engine = open_database(database_url)
     create_tables(engine, tables)
     yield engine
     engine.dispose()
@@ -43,12 +43,14 @@ def test_urls_name_files() -> None:
             sqlite_path(url)
 
 
-def test_sqlite_is_recent_durable_and_checks_references(engine: sa.Engine) -> None:
+def test_sqlite_is_recent_durable_and_checks_references(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:{tmp_path / 'deep' / 'test.db'}")
     with engine.connect() as connection:
         names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         assert [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names] == ["wal", 2, 1, 5000]
         version = connection.exec_driver_sql("SELECT sqlite_version()").scalar()
         assert tuple(map(int, str(version).split("."))) >= (3, 51, 3)
+    engine.dispose()
 
 
 def test_future_resolves_with_the_result_after_the_commit(engine: sa.Engine) -> None:
@@ -139,6 +141,29 @@ def test_a_full_queue_is_refused(engine: sa.Engine) -> None:
     assert list_marks(engine) == [1]
 
 
+def test_a_failing_commit_fails_those_too_that_were_refused_because_of_it(engine: sa.Engine) -> None:
+    """What is not stored is no reason to refuse another: it must be heard as an outage, and asked again."""
+
+    def refuse(connection: sa.Connection) -> None:
+        raise sa.exc.OperationalError("COMMIT", {}, OSError("no space left"))
+
+    def complain(connection: sa.Connection) -> None:
+        if connection.execute(sa.select(marks.c.id)).first() is not None:
+            raise KeyError("another one was faster")
+
+    writer = Writer(engine)
+    release = hold_writer(writer)
+    stored, refused = writer.run(add(1)), writer.run(complain)
+    sa.event.listen(engine, "commit", refuse)
+    release.set()
+    for future in (stored, refused):
+        with pytest.raises(DatabaseError, match="no space left"):
+            future.result(10)
+    sa.event.remove(engine, "commit", refuse)
+    writer.run(complain).result(10)
+    writer.close()
+
+
 async def test_arun_gives_the_result(engine: sa.Engine) -> None:
     writer = Writer(engine)
     assert await writer.arun(add(3)) == 3
@@ -151,8 +176,8 @@ def test_insert_or_ignore_tells_whether_it_inserted(engine: sa.Engine) -> None:
         assert not insert_or_ignore(connection, marks, {"id": 1})
 
 
-def test_writers_of_two_engines_wait_for_each_other(engine: sa.Engine) -> None:
-    other = open_database(f"sqlite:{engine.url.database}")
+def test_writers_of_two_engines_wait_for_each_other(engine: sa.Engine, database_url: str) -> None:
+    other = open_database(database_url)
     one, two = Writer(engine), Writer(other)
     futures = [writer.run(add(2 * i + k)) for i in range(50) for k, writer in enumerate((one, two))]
     assert [future.result(20) for future in futures] == list(range(100))

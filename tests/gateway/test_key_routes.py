@@ -1,7 +1,9 @@
 """Keys and their limits: stored, listed, changed by the operator's routes, and seen by the ring."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +18,10 @@ from feedback.database import Writer, create_tables, metadata, open_database
 from gateway.allowance import KeyLimits
 from gateway.errors import ApiError
 from gateway.keys import KeyRing, create_key, ensure_admin_key, key_id_of, key_limits_table, keys_table
+from gateway.metrics import Metrics
 from gateway.routes.keys import build_keys_router
 from gateway.secrets import Secrets, load_secrets
+from gateway.siblings import Place, Siblings
 
 KEYS = "/operator/v1/keys"
 
@@ -41,7 +45,8 @@ async def client(database: sa.Engine, secrets: Secrets) -> AsyncIterator[httpx.A
     writer, ring = Writer(database), KeyRing(secrets.pepper)
     await writer.arun(lambda conn: ensure_admin_key(conn, secrets, time.time()))
     ring.refresh(database)
-    context: Any = SimpleNamespace(writer=writer, database=database, secrets=secrets, keys=ring)
+    siblings = Siblings(Place(), Metrics(), partial(asyncio.to_thread, ring.refresh, database))
+    context: Any = SimpleNamespace(writer=writer, database=database, secrets=secrets, keys=ring, siblings=siblings)
     app = FastAPI()
     app.state.context = context
     app.include_router(build_keys_router(context))

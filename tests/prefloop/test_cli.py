@@ -13,12 +13,12 @@ runner = CliRunner()
 def test_help_lists_the_commands():
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in ("up", "demo", "doctor", "status", "keys", "rollout"):
+    for command in ("up", "demo", "doctor", "status", "keys", "rollout", "migrate"):
         assert command in result.output
 
 
 def test_command_line_imports_nothing_heavy():
-    code = "import sys, prefloop.cli; print([m for m in ('torch', 'transformers', 'vllm', 'gateway', 'trainer') if m in sys.modules])"
+    code = "import sys, prefloop.cli; print([m for m in ('torch', 'transformers', 'vllm', 'sqlalchemy', 'gateway', 'trainer') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -1,0 +1,59 @@
+"""Brings the databases of gateway and trainer to this release's schema, as a step of its own such as a Kubernetes Job.
+
+Gateway and trainer do the same at their start. SQLite files that are not there yet are left to it.
+"""
+
+from collections.abc import Iterator
+from typing import get_args
+
+from pydantic import BaseModel, Field
+from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
+
+from feedback.database import Store, locate_store, open_database, sqlite_path
+from feedback.errors import FeedbackError
+from feedback.schema import find_pending, migrate
+from feedback.settings import SharedSettings
+
+
+class MigrationFailed(Exception):
+    """A database could not be read or changed; the message says which, and why."""
+
+
+class DatabaseSection(BaseModel):
+    """The one setting of a process that is needed here."""
+
+    database_url: str = ""
+
+
+class DatabaseSettings(SharedSettings):
+    """Where gateway and trainer keep their tables, from the settings that they read themselves."""
+
+    gateway: DatabaseSection = Field(default_factory=DatabaseSection)
+    trainer: DatabaseSection = Field(default_factory=DatabaseSection)
+
+
+def migrate_databases(console: Console, *, is_check: bool) -> int:
+    """Apply what is missing, or with `is_check` only say it; return how many revisions. Raises MigrationFailed."""
+    num_revisions = 0
+    for store, url in list_stores(DatabaseSettings()):
+        database = open_database(url)
+        try:
+            revisions = find_pending(database, store) if is_check else migrate(database, store)
+        except (FeedbackError, SQLAlchemyError) as error:
+            raise MigrationFailed(f"{store}: {error}") from error
+        finally:
+            database.dispose()
+        num_revisions += len(revisions)
+        what = f"{'missing' if is_check else 'applied'} {', '.join(revisions)}" if revisions else "up to date"
+        console.print(f"{store}: {what}")
+    return num_revisions
+
+
+def list_stores(settings: DatabaseSettings) -> Iterator[tuple[Store, str]]:
+    """Every store whose database is there, with its URL."""
+    for store in get_args(Store):
+        section = settings.trainer if store == "trainer" else settings.gateway
+        url = locate_store(store, settings.state_dir, section.database_url)
+        if not url.startswith("sqlite") or sqlite_path(url).exists():
+            yield store, url

@@ -1,0 +1,233 @@
+"""Migrations: from nothing, from databases made before there were any, with rows in them, by many at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from typer.testing import CliRunner
+
+import gateway.app  # noqa: F401  # declares the gateway's tables
+import trainer.rewarding
+import trainer.rounds  # noqa: F401
+from feedback import inbox
+from feedback.database import Store, create_tables, metadata, open_database, write_transaction
+from feedback.errors import NewerSchema
+from feedback.inbox import consume, count_signals, load_preferences, load_signals
+from feedback.schema import find_pending, migrate, version_table
+from gateway.completion_store import metadata as completions_metadata
+from prefloop.cli import app
+from prefloop.postgres import Postgres
+from tests.databases import make_url
+from tests.feedback.samples import make_choice, make_comparison, make_record, make_signal
+
+MODELS: dict[Store, sa.MetaData] = {
+    "gateway": metadata,
+    "trainer": inbox.metadata,
+    "completions": completions_metadata,
+}
+
+
+@pytest.fixture
+def empty(database_url: str) -> Iterator[sa.Engine]:
+    engine = open_database(database_url)
+    yield engine
+    engine.dispose()
+
+
+def list_differences(engine: sa.Engine, store: Store) -> list[object]:
+    """What the models say and the database lacks, or the other way round."""
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"version_table": version_table(store), "compare_type": True}
+        )
+        return list(compare_metadata(context, MODELS[store]))
+
+
+@pytest.mark.filterwarnings("ignore:.*expression-based")  # SQLite cannot reflect an index over an expression
+@pytest.mark.parametrize("store", MODELS)
+def test_migrations_make_what_the_models_say(empty: sa.Engine, store: Store) -> None:
+    assert migrate(empty, store) == sorted(migrate_names(store))
+    assert list_differences(empty, store) == []
+    assert migrate(empty, store) == []
+
+
+def migrate_names(store: Store) -> list[str]:
+    folder = Path(inbox.__file__).parent / "migrations" / store
+    return [path.name.partition("_")[0] for path in folder.glob("0*.py")]
+
+
+@pytest.mark.parametrize("store", MODELS)
+def test_sqlite_never_gives_an_id_twice_where_the_models_forbid_it(tmp_path: Path, store: Store) -> None:
+    migrated, made = (open_database(f"sqlite:{tmp_path / name}.db") for name in ("migrated", "made"))
+    migrate(migrated, store)
+    create_tables(made, MODELS[store])
+    assert list_autoincrements(migrated) == list_autoincrements(made)
+    if store == "trainer":
+        assert {"preferences", "trainer_signals"} <= list_autoincrements(made)
+    migrated.dispose()
+    made.dispose()
+
+
+def list_autoincrements(engine: sa.Engine) -> set[str]:
+    with engine.connect() as connection:
+        rows = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'")
+        return {row.name for row in rows}
+
+
+@pytest.mark.parametrize("first", ["gateway", "trainer"])
+def test_gateway_and_trainer_share_one_database(empty: sa.Engine, first: Store) -> None:
+    others: list[Store] = [store for store in MODELS if store != first]
+    for store in (first, *others):
+        migrate(empty, store)
+    names = set(sa.inspect(empty).get_table_names())
+    assert names >= {name for models in MODELS.values() for name in models.tables}
+    assert sum(len(models.tables) for models in MODELS.values()) + len(MODELS) == len(names)
+    for store in MODELS:
+        assert find_pending(empty, store) == []
+
+
+def test_a_trainers_database_from_before_revisions_keeps_its_rows(empty: sa.Engine) -> None:
+    make_old_trainer(empty)
+    with empty.begin() as connection:  # as the release before stored them
+        connection.execute(OLD_SIGNALS.insert(), [old_signal(number) for number in (1, 2, 5)])
+        consume(connection, [make_record(0, make_choice(make_comparison()))])
+    assert find_pending(empty, "trainer") == ["0001", "0002", "0003"]
+    migrate(empty, "trainer")
+    with empty.begin() as connection:
+        assert [row.comparison_id for row in connection.execute(sa.select(inbox.preferences))] == ["cmp-1"]
+        assert [number for number, _ in load_signals(connection)] == [1, 2, 5]
+        assert [signal.completion_id for _, signal in load_signals(connection)] == ["c1", "c2", "c5"]
+        consume(connection, [make_record(1, make_signal("c6"), event_id="event-6")])
+        assert [number for number, _ in load_signals(connection)] == [1, 2, 5, 6]
+        consume(connection, [make_record(2, make_signal("c2"), event_id="event-2")])  # was stored before
+        assert count_signals(connection) == 4
+        assert len(load_preferences(connection)) == 1
+    assert "signals" in sa.inspect(empty).get_table_names()  # until the release that contracts
+
+
+def test_an_old_table_without_rows_does_not_stand_in_the_gateways_way(empty: sa.Engine) -> None:
+    make_old_trainer(empty)
+    migrate(empty, "trainer")
+    migrate(empty, "gateway")
+    assert "idempotency_key" in {column["name"] for column in sa.inspect(empty).get_columns("signals")}
+
+
+def test_the_gateways_signals_are_not_taken_for_the_trainers(empty: sa.Engine) -> None:
+    create_tables(empty, metadata)
+    migrate(empty, "trainer")
+    assert "idempotency_key" in {column["name"] for column in sa.inspect(empty).get_columns("signals")}
+
+
+@pytest.mark.filterwarnings("ignore:.*expression-based")
+@pytest.mark.parametrize("store", ["gateway", "completions"])
+def test_a_database_from_before_revisions_is_adopted_and_completed(empty: sa.Engine, store: Store) -> None:
+    create_tables(empty, MODELS[store])
+    if store == "gateway":  # one so old that it lacks a table
+        with empty.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE key_limits")
+            connection.exec_driver_sql("INSERT INTO leases VALUES ('default', 'gateway-1', 12.5)")
+    migrate(empty, store)
+    assert list_differences(empty, store) == []
+    if store == "gateway":
+        with empty.connect() as connection:
+            assert connection.exec_driver_sql("SELECT holder FROM leases").scalar_one() == "gateway-1"
+
+
+def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
+    applied: list[list[str]] = []
+
+    def start() -> None:
+        engine = open_database(database_url)
+        barrier.wait()
+        applied.append(migrate(engine, "gateway"))
+        engine.dispose()
+
+    barrier = threading.Barrier(4)
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(applied) == [[], [], [], ["0001"]]
+
+
+def test_a_failing_revision_leaves_the_old_schema(empty: sa.Engine) -> None:
+    make_old_trainer(empty)
+    with empty.begin() as connection:
+        connection.execute(OLD_SIGNALS.insert(), [old_signal(1)])
+        connection.exec_driver_sql("CREATE TABLE in_the_way (id INTEGER)")
+        connection.exec_driver_sql("CREATE INDEX ix_trainer_signals_user ON in_the_way (id)")  # fails after the copy
+    with pytest.raises(sa.exc.DBAPIError):
+        migrate(empty, "trainer")
+    assert find_pending(empty, "trainer") == ["0001", "0002", "0003"]
+    assert "trainer_signals" not in sa.inspect(empty).get_table_names()
+    with empty.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE in_the_way")
+    migrate(empty, "trainer")
+    with empty.connect() as connection:
+        assert count_signals(connection) == 1
+
+
+def test_a_newer_schema_is_refused(empty: sa.Engine) -> None:
+    migrate(empty, "trainer")
+    with write_transaction(empty) as connection:
+        connection.exec_driver_sql("UPDATE trainer_version SET version_num = '9999'")
+    for look in (migrate, find_pending):
+        with pytest.raises(NewerSchema, match="has schema 9999, this release knows them up to"):
+            look(empty, "trainer")
+
+
+def test_the_command_checks_and_migrates(tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFLOOP_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("PREFLOOP_GATEWAY__DATABASE_URL", make_url("postgresql", tmp_path, postgres))
+    runner = CliRunner()
+    before = runner.invoke(app, ["migrate", "--check"])
+    assert (before.exit_code, before.output) == (1, "gateway: missing 0001\ncompletions: missing 0001\n")
+    done = runner.invoke(app, ["migrate"])
+    assert (done.exit_code, done.output) == (0, "gateway: applied 0001\ncompletions: applied 0001\n")
+    after = runner.invoke(app, ["migrate", "--check"])
+    assert (after.exit_code, after.output) == (0, "gateway: up to date\ncompletions: up to date\n")
+    assert not (tmp_path / "state").exists()  # the trainer's SQLite is left to its first start
+
+
+def test_the_command_says_what_it_cannot_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFLOOP_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("PREFLOOP_GATEWAY__DATABASE_URL", "postgresql+psycopg://nobody@127.0.0.1:1/none")
+    result = CliRunner().invoke(app, ["migrate"])
+    assert result.exit_code == 1
+    assert "gateway:" in result.output and "refused" in result.output
+
+
+_old = sa.MetaData()
+OLD_SIGNALS = sa.Table(
+    "signals",
+    _old,
+    *(sa.Column(column.name, column.type, primary_key=column.primary_key) for column in inbox.signals.columns),
+)
+
+
+def make_old_trainer(engine: sa.Engine) -> None:
+    """The trainer's tables as they were made before there were revisions."""
+    names = [name for name in inbox.metadata.tables if name != "trainer_signals"]
+    with engine.begin() as connection:
+        inbox.metadata.create_all(connection, [inbox.metadata.tables[name] for name in names])
+        OLD_SIGNALS.create(connection)
+
+
+def old_signal(number: int) -> dict[str, object]:
+    signal = make_signal(f"c{number}")
+    return {
+        "id": number, "event_id": f"event-{number}", "completion_id": signal.completion_id, "policy": signal.policy,
+        "app": signal.app, "user": signal.user, "checkpoint": signal.checkpoint, "kind": signal.kind,
+        "prompt_key": "", "split": "train", "created_at": signal.created_at,
+        "signal_json": msgspec.json.encode(signal),
+    }  # fmt: skip
