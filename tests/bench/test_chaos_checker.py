@@ -103,6 +103,12 @@ def test_two_checkpoints_of_one_parent_may_learn_from_the_same():
     assert check(replace(GOOD, checkpoints=siblings)).broken == []
 
 
+def test_a_round_that_takes_fewer_than_there_are_takes_the_newest():
+    newest, oldest = checkpoint(1, "b", 0, 5, "c-0"), checkpoint(1, "a", 0, 5, "c-0")
+    assert check(replace(GOOD, checkpoints=[GOOD.checkpoints[0], newest])).broken == []
+    assert check(replace(GOOD, checkpoints=[GOOD.checkpoints[0], oldest])).trained_twice == 1
+
+
 def test_a_checkpoint_that_learnt_from_other_events_than_it_says_is_found():
     wrong = [*GOOD.checkpoints[:2], replace(checkpoint(2, "b", 1, 5, "c-1"), ids_digest=digest_ids(["event-e"]))]
     assert check(replace(GOOD, checkpoints=wrong)).trained_twice == 1
