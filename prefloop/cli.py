@@ -9,9 +9,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prefloop import feedback, keys, operator
+from prefloop import keys, operator
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, of which `feedback` is loaded when it is asked for: the databases take a second to import."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted([*super().list_commands(ctx), "feedback"])
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name != "feedback":
+            return super().get_command(ctx, cmd_name)
+        from prefloop import feedback
+
+        return typer.main.get_command(feedback.commands)
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="prefloop: a model-serving gateway that keeps learning from the people it serves.",
     no_args_is_help=True,
     add_completion=False,
@@ -19,7 +35,6 @@ app = typer.Typer(
 )
 app.add_typer(keys.commands, name="keys")
 app.add_typer(operator.rollout, name="rollout")
-app.add_typer(feedback.commands, name="feedback")
 app.command("status")(operator.show_status)
 
 StateOption = Annotated[

@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from feedback.errors import ExchangeError
-from feedback.events import Arm, Asked, Candidate, Choice, Comparison, Event, Outcome, Preferred, Signal
+from feedback.events import Arm, Asked, Candidate, Choice, Comparison, Event, Outcome, Position, Preferred, Signal
 
 CHOICE: Final = "prefloop.choice.v1"
 SIGNAL: Final = "prefloop.signal.v1"
@@ -47,6 +47,7 @@ class CandidateColumns(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     temperature: float | None = None
     max_tokens: int | None = None
+    seconds_to_finish: float | None = None
 
 
 class ChoiceRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +80,7 @@ class ChoiceRow(msgspec.Struct, frozen=True, kw_only=True):
     weight: float = 0.0
     created_at: float
     expires_at: float
+    finished_first: Position | None = None
     tags: list[Tag] = []
     first: CandidateColumns
     second: CandidateColumns
@@ -123,7 +125,7 @@ _SAME = [name for name in SignalRow.__struct_fields__ if name in Signal.__struct
 _OF_CHOICE = ("preferred", "strength", "harmful", "seconds_to_decide", "channel", "chosen_at")
 _OF_COMPARISON = (
     "policy", "app", "user", "conversation", "asked", "propensity", "engine", "rollout", "weight", "created_at",
-    "expires_at",
+    "expires_at", "finished_first",
 )  # fmt: skip
 
 

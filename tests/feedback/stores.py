@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from feedback import inbox
@@ -74,5 +75,13 @@ def dump(store: sa.Engine, *tables: sa.Table) -> dict[str, list[tuple[Any, ...]]
     with store.connect() as connection:
         for table in tables or (inbox.preferences, inbox.signals, inbox.dead_letters, inbox.offsets, inbox.gaps):
             columns = [column for column in table.columns if column.name not in _OWN]
-            found[table.name] = sorted(map(tuple, connection.execute(sa.select(*columns))))
+            rows = connection.execute(sa.select(*columns).order_by(*columns[:3]))
+            found[table.name] = [
+                tuple(_decode(column.name, row[i]) for i, column in enumerate(columns)) for row in rows
+            ]
     return found
+
+
+def _decode(column: str, value: Any) -> Any:
+    """The order of keys in an object of JSON says nothing."""
+    return msgspec.json.decode(value) if column.endswith("_json") else value

@@ -42,6 +42,7 @@ candidates = st.builds(
     seed=maybe(counts),
     temperature=maybe(numbers),
     max_tokens=maybe(counts),
+    seconds_to_finish=maybe(numbers),
 )
 comparisons = st.builds(
     Comparison,
@@ -60,6 +61,7 @@ comparisons = st.builds(
     weight=numbers,
     created_at=numbers,
     expires_at=numbers,
+    finished_first=maybe(st.sampled_from(["first", "second"])),
     tags=tags,
 )
 choices = st.builds(
