@@ -18,7 +18,8 @@ def test_help_lists_the_commands():
 
 
 def test_command_line_imports_nothing_heavy():
-    code = "import sys, prefloop.cli; print([m for m in ('torch', 'transformers', 'vllm', 'sqlalchemy', 'gateway', 'trainer') if m in sys.modules])"
+    heavy = ("torch", "transformers", "vllm", "sqlalchemy", "gateway", "trainer")
+    code = f"import sys, prefloop.cli; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
