@@ -6,7 +6,7 @@ EXTRA  ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format docs postgres bench bench-gateway bench-swap bench-leak clean install
+.PHONY: help demo up test check format docs kafka postgres bench bench-gateway bench-swap bench-leak clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ demo: $(VENV)/.installed  ## Serve, ask, learn, canary and promote, with simulat
 
 up: $(VENV)/.installed  ## The same without simulated people (ARGS="--model DIR")
 	@$(PYTHON) -m prefloop.cli up $(ARGS)
+
+kafka: $(VENV)/.installed  ## A real Kafka broker in the foreground (needs Java 17 and Maven; ARGS="--port N")
+	@$(PYTHON) -m prefloop.kafka $(ARGS)
 
 test: $(VENV)/.installed  ## All tests: real vLLM, a real browser where there is one
 	@$(PYTHON) -m pytest $(ARGS)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
 from feedback.settings import SharedSettings
@@ -24,6 +24,8 @@ def format_default(value: Any) -> str:
         return "(see below)"
     if isinstance(value, list) and value and isinstance(value[0], BaseModel):
         value = [row.model_dump(exclude_none=True) for row in value]
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
     if isinstance(value, Path):
         value = str(value)
     return f"`{json.dumps(value)}`"

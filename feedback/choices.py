@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from feedback.database import insert_or_ignore, metadata
 from feedback.errors import ConflictingChoice, ExpiredComparison, UnknownComparison
 from feedback.events import PREFERRED, Choice, Comparison, Event, Preferred, encode_event, encode_headers
-from feedback.log.base import NewRecord
+from feedback.outbox import OutboxRow, declare_outbox, delete_rows, load_rows
 
 comparisons = sa.Table(
     "comparisons",
@@ -49,17 +49,7 @@ choices = sa.Table(
     sa.Column("chosen_at", sa.Double, nullable=False),
 )
 
-outbox = sa.Table(
-    "outbox",
-    metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    sa.Column("event_id", sa.Text, nullable=False, unique=True),
-    sa.Column("key", sa.LargeBinary, nullable=False),
-    sa.Column("headers", sa.LargeBinary, nullable=False),  # MessagePack
-    sa.Column("value", sa.LargeBinary, nullable=False),
-    sa.Column("created_at", sa.Double, nullable=False),
-    sqlite_autoincrement=True,  # never the id of a row that was deleted
-)
+outbox = declare_outbox("outbox", metadata)
 
 
 _CHOICE = "prefloop.choice.v1"  # in events.BODIES
@@ -129,15 +119,6 @@ class StoredChoice:
     def choice(self) -> Choice:
         """The choice, with its comparison."""
         return msgspec.json.decode(self.body, type=Choice)
-
-
-@dataclass(frozen=True)
-class OutboxRow:
-    """A record that waits for the log."""
-
-    id: int
-    created_at: float
-    record: NewRecord
 
 
 def store_comparison(connection: sa.Connection, comparison: Comparison) -> None:
@@ -299,23 +280,13 @@ def add_to_outbox(connection: sa.Connection, event: Event) -> None:
 
 
 def pending_outbox(connection: sa.Connection, limit: int) -> list[OutboxRow]:
-    """The oldest rows that wait. With PostgreSQL they stay locked until the transaction ends; others skip them."""
-    query = sa.select(outbox).order_by(outbox.c.id).limit(limit).with_for_update(skip_locked=True)
-    return [
-        OutboxRow(
-            id=row.id,
-            created_at=row.created_at,
-            record=NewRecord(
-                key=row.key, value=row.value, headers=msgspec.msgpack.decode(row.headers, type=dict[str, bytes])
-            ),
-        )
-        for row in connection.execute(query)
-    ]
+    """The oldest rows that wait for the log."""
+    return load_rows(connection, outbox, limit)
 
 
 def delete_outbox(connection: sa.Connection, ids: Sequence[int]) -> None:
     """Forget rows that the log holds."""
-    connection.execute(sa.delete(outbox).where(outbox.c.id.in_(ids)))
+    delete_rows(connection, outbox, ids)
 
 
 def count_outbox(connection: sa.Connection) -> int:

@@ -21,6 +21,7 @@ from feedback.database import insert_or_ignore
 from feedback.errors import EventError, PositionMismatch
 from feedback.events import Choice, Event, Signal, decode_event
 from feedback.log.base import Record
+from feedback.outbox import declare_outbox
 
 Split = Literal["train", "heldout_user", "heldout_prompt"]
 HELDOUT_SHARE = 0.1  # of users, and of prompts
@@ -89,6 +90,9 @@ dead_letters = sa.Table(
     sa.Column("value", sa.LargeBinary, nullable=False),
     sa.Column("buried_at", sa.Double, nullable=False),
 )
+
+dead_letter_outbox = declare_outbox("dead_letter_outbox", metadata)
+"""Dead letters on their way to the topic of dead letters, where others than this trainer can see them."""
 
 gaps = sa.Table(
     "gaps",
@@ -162,7 +166,7 @@ def consume(connection: sa.Connection, records: Iterable[Record], *, read_from: 
     ordered = sorted(records, key=lambda record: (record.topic, record.partition, record.offset))
     for (topic, partition), group in groupby(ordered, key=lambda record: (record.topic, record.partition)):
         batch = list(group)
-        next_offset = load_offset(connection, topic, partition)
+        next_offset = _lock_offset(connection, topic, partition)
         start = batch[0].offset if read_from is None else read_from
         if start > next_offset:
             raise PositionMismatch(topic, partition, start, next_offset)
@@ -175,7 +179,7 @@ def consume(connection: sa.Connection, records: Iterable[Record], *, read_from: 
 
 def record_gap(connection: sa.Connection, topic: str, partition: int, begin: int) -> int:
     """Retention took records before they were read: note it, go on at `begin`; return how many are lost."""
-    next_offset = load_offset(connection, topic, partition)
+    next_offset = _lock_offset(connection, topic, partition)
     if begin <= next_offset:
         return 0
     place = {"topic": topic, "partition": partition, "from_offset": next_offset}
@@ -286,11 +290,31 @@ def _bury(connection: sa.Connection, record: Record, error: EventError) -> None:
         "value": record.value,
         "buried_at": time.time(),
     }
-    insert_or_ignore(connection, dead_letters, row)
+    if not insert_or_ignore(connection, dead_letters, row):
+        return
+    place = f"{record.topic}/{record.partition}/{record.offset}"
+    headers = {
+        **record.headers,
+        "prefloop_error": type(error).__name__.encode(),
+        "prefloop_reason": str(error).encode(errors="replace"),
+        "prefloop_place": place.encode(),  # topic/partition/offset
+    }
+    letter = {
+        "event_id": place,
+        "key": record.key,
+        "headers": msgspec.msgpack.encode(headers),
+        "value": record.value,
+        "created_at": row["buried_at"],
+    }
+    connection.execute(sa.insert(dead_letter_outbox).values(**letter))
+
+
+def _lock_offset(connection: sa.Connection, topic: str, partition: int) -> int:
+    # A row that is not there cannot be locked, and two readers would both believe to be the first.
+    insert_or_ignore(connection, offsets, {"topic": topic, "partition": partition, "next": 0})
+    return load_offset(connection, topic, partition)
 
 
 def _store_offset(connection: sa.Connection, topic: str, partition: int, next_offset: int) -> None:
-    row = {"topic": topic, "partition": partition, "next": next_offset}
-    if not insert_or_ignore(connection, offsets, row):
-        query = sa.update(offsets).where(offsets.c.topic == topic, offsets.c.partition == partition)
-        connection.execute(query.values(next=next_offset))
+    query = sa.update(offsets).where(offsets.c.topic == topic, offsets.c.partition == partition)
+    connection.execute(query.values(next=next_offset))

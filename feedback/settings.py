@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -19,7 +19,55 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from feedback.log import Log, LogOptions, open_log
+from feedback.log.options import SaslMechanism, Security
+
 Preset = Literal["default", "demo"]
+
+
+class KafkaSection(BaseModel):
+    """How to reach the Kafka cluster of a `kafka://` log_url, and how its topics are made. Unused by the embedded log."""
+
+    timeout_s: float = Field(
+        default=30.0,
+        ge=1,
+        description="Longest wait for one answer of the cluster; after it the log counts as unavailable.",
+    )
+    security: Security = Field(default="plaintext", description="`plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`.")
+    ca_file: str = Field(default="", description="PEM file of the authorities to trust. Empty: the system's.")
+    cert_file: str = Field(default="", description="PEM file of the client's certificate. Empty: none.")
+    key_file: str = Field(default="", description="PEM file of the client's private key.")
+    sasl_mechanism: SaslMechanism = Field(
+        default="SCRAM-SHA-512", description="`PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`."
+    )
+    sasl_username: str = Field(default="", description="User for SASL.")
+    sasl_password: SecretStr = Field(
+        default=SecretStr(""), description="Password for SASL; better set by the environment."
+    )
+    session_timeout_s: float = Field(
+        default=10.0,
+        ge=6,
+        description="After so long a silence the others of a consumer group take over a reader's partitions.",
+    )
+    partitions: int = Field(
+        default=4, ge=1, description="Partitions of a topic that is made; more let more readers share it."
+    )
+    replication_factor: int = Field(
+        default=-1, ge=-1, description="Copies of a topic that is made; -1: as the cluster says."
+    )
+    min_insync_replicas: int = Field(
+        default=0,
+        ge=0,
+        description="Copies that must hold a record before it counts as written; 0: as the cluster says.",
+    )
+    retention_ms: int = Field(
+        default=-1, ge=-1, description="How long a topic that is made keeps records; -1: for ever."
+    )
+    dead_letter_suffix: str = Field(
+        default=".dead-letters",
+        min_length=1,
+        description="Added to a topic's name: the topic of the records nobody could read.",
+    )
 
 
 class SharedSettings(BaseSettings):
@@ -39,6 +87,7 @@ class SharedSettings(BaseSettings):
         default="", description="Directory or hub id of the base weights. Empty: the seed policy in <state_dir>/seed."
     )
     topic: str = Field(default="prefloop.feedback", description="The log's topic for what people said.")
+    kafka: KafkaSection = Field(default_factory=KafkaSection, description="The Kafka cluster behind log_url.")
     preset: Preset = Field(
         default="default", description="Set of defaults: `default` for real traffic, `demo` for short worlds."
     )
@@ -47,6 +96,21 @@ class SharedSettings(BaseSettings):
     def log(self) -> str:
         """The log's URL, with the default filled in."""
         return self.log_url or f"sqlite:{self.state_dir / 'log.db'}"
+
+    @property
+    def dead_letter_topic(self) -> str:
+        """The topic of the records that nobody could read."""
+        return self.topic + self.kafka.dead_letter_suffix
+
+    @property
+    def log_options(self) -> LogOptions:
+        """The section `kafka` as the log reads it."""
+        values = self.kafka.model_dump(exclude={"sasl_password", "dead_letter_suffix"})
+        return LogOptions(**values, sasl_password=self.kafka.sasl_password.get_secret_value())
+
+    def open_log(self) -> Log:
+        """Open the log. Every process opens it by this, so that none differs."""
+        return open_log(self.log, self.log_options)
 
     @property
     def base(self) -> str:

@@ -29,7 +29,6 @@ from starlette.types import Message, Receive, Scope, Send
 from feedback.connection import wait_for_database
 from feedback.database import Writer, open_database
 from feedback.errors import DatabaseError
-from feedback.log import open_log
 from feedback.relay import Relay
 from feedback.schema import migrate, migrate_url
 from gateway.call import Call, CallMaker, Handler, pick_request_id
@@ -153,7 +152,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets, place: Place
         await writer.arun(lambda conn: ensure_admin_key(conn, secrets, time.time()))
         keys = KeyRing(secrets.pepper)
         await asyncio.to_thread(keys.refresh, database)
-        log = await asyncio.to_thread(open_log, settings.log)
+        log = await asyncio.to_thread(settings.open_log)
         stack.push_async_callback(asyncio.to_thread, log.close)
         relay = Relay(database, writer, log, settings.topic)
         relay.start()
@@ -180,7 +179,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets, place: Place
         await fleet.join(is_alone=is_sqlite)
         stack.push_async_callback(fleet.leave)
         controller = Controller(writer, swap, deployment, fleet, settings)
-        metrics.registry.register(StateCollector(deployment, fleet))
+        metrics.registry.register(StateCollector(deployment, fleet, lambda: relay.state))
         siblings = Siblings(place, metrics, partial(asyncio.to_thread, keys.refresh, database))
         await stack.enter_async_context(siblings.listen())
         context = Context(

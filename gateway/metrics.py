@@ -55,7 +55,6 @@ class Metrics:
         )
         self.choices = Counter("prefloop_choices", "Choices acknowledged.", ["preferred"], registry=registry)
         self._in_flight = Gauge("prefloop_requests_in_flight", "Requests being answered.", registry=registry)
-        self.outbox_pending = Gauge("prefloop_outbox_pending", "Choices that wait for the log.", registry=registry)
 
     def watch_in_flight(self, count: Callable[[], float]) -> None:
         """Ask `count` whenever Prometheus reads."""

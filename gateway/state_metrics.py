@@ -1,27 +1,31 @@
-"""What Prometheus reads of engines and gateways: taken from what is known when it asks, so that serving pays nothing."""
+"""What Prometheus reads of engines, gateways and the relay: taken from what is known when it asks, so that serving pays nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gateway.engines import BREAKER_PHASES
 
 if TYPE_CHECKING:
+    from feedback.relay import RelayState
     from gateway.deployment import Deployment
     from gateway.fleet import Fleet
 
 
 class StateCollector(Collector):
-    """Engines by host and port, and this gateway's place among the others. Register it on `Metrics.registry`."""
+    """Engines by host and port, this gateway's place among the others, what waits for the log.
 
-    def __init__(self, deployment: Deployment, fleet: Fleet) -> None:
-        self._deployment, self._fleet = deployment, fleet
+    Register it on `Metrics.registry`.
+    """
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def __init__(self, deployment: Deployment, fleet: Fleet, read_relay: Callable[[], RelayState]) -> None:
+        self._deployment, self._fleet, self._read_relay = deployment, fleet, read_relay
+
+    def collect(self) -> Iterator[Metric]:
         """The metrics as of now."""
         up = GaugeMetricFamily("prefloop_engine_up", "Whether the engine answered the last look.", labels=["engine"])
         hung = GaugeMetricFamily("prefloop_engine_hung", "Whether the engine is out for a hang.", labels=["engine"])
@@ -48,3 +52,17 @@ class StateCollector(Collector):
             "Whether this gateway runs the rollouts.",
             value=self._fleet.fence is not None,
         )
+        yield from self._collect_relay()
+
+    def _collect_relay(self) -> Iterator[Metric]:
+        state = self._read_relay()
+        if state.backlog is not None:
+            yield GaugeMetricFamily(
+                "prefloop_outbox_pending", "Choices and signals that wait for the log.", value=state.backlog.num_rows
+            )
+            yield GaugeMetricFamily(
+                "prefloop_outbox_oldest_age_seconds", "How long the oldest of them has waited.",
+                value=state.backlog.oldest_age_s,
+            )  # fmt: skip
+        yield CounterMetricFamily("prefloop_relay_moved", "Records moved to the log.", value=state.num_moved)
+        yield CounterMetricFamily("prefloop_relay_failures", "Failed attempts to move some.", value=state.num_failures)

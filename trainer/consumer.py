@@ -1,7 +1,8 @@
 """Reads the log into the inbox, for ever: a round never stops it, and an error only makes it wait.
 
-Each batch and its offset move in one transaction, so a crash repeats and never loses. What cannot be read goes to the
-inbox's dead letters. Does not interpret preferences.
+Each batch and its offset move in one transaction, so a crash, another reader of the group or a rebalance in the middle
+of a batch repeats and never loses or doubles. What cannot be read goes to the inbox's dead letters; a database that is
+down only pauses. Does not interpret preferences.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import sqlalchemy as sa
 
 from feedback import inbox
 from feedback.database import Writer
-from feedback.errors import FeedbackError, OffsetOutOfRange
+from feedback.errors import FeedbackError, LogUnavailable, OffsetOutOfRange, PositionMismatch
 from feedback.log.base import Log
 from trainer.metrics import Metrics
 
@@ -25,11 +26,15 @@ log = logging.getLogger("trainer.consumer")
 GROUP = "trainer"
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 15.0
-IDLE_WAIT_S = 0.2  # how long an idle consumer waits for the next record
+IDLE_WAIT_S = 0.2  # how long an idle consumer waits before it looks again
+MEASURE_EVERY_S = 1.0
 
 
 class Consumer(threading.Thread):
-    """One thread over all partitions. open_log is called again after a failure. `stop` once."""
+    """One member of the group of readers, over the partitions it owns. open_log is called again after a failure.
+
+    report(lag, error) is called after every look at the log. `stop` once.
+    """
 
     def __init__(
         self,
@@ -68,52 +73,89 @@ class Consumer(threading.Thread):
     def _read_until_stopped(self) -> None:
         source = self._open_log()
         try:
+            member = source.join(GROUP, self._topic)
+            lag, measured_at = None, 0.0
             while not self._stopping.is_set():
+                owned = member.partitions()
+                self._metrics.owned_partitions.set(len(owned))
                 num_records = consume_all(
-                    source, self._topic, self._database, self._writer, self._max_records, self._metrics
+                    source, self._topic, owned, self._database, self._writer, self._max_records, self._metrics
                 )
-                lag = measure_lag(source, self._topic, self._database)
-                self._metrics.lag.set(lag)
+                if time.monotonic() >= measured_at + MEASURE_EVERY_S or (lag and not num_records):
+                    lag, measured_at = self._measure_lag(source), time.monotonic()
                 self._report(lag, "")
                 if not num_records:
                     self._stopping.wait(IDLE_WAIT_S)
         finally:
             source.close()
 
+    def _measure_lag(self, source: Log) -> int:
+        lags = measure_lag(source, self._topic, self._database)
+        for partition, lag in lags.items():
+            self._metrics.partition_lag.labels(str(partition)).set(lag)
+        self._metrics.lag.set(sum(lags.values()))
+        return sum(lags.values())
+
 
 def consume_all(
-    source: Log, topic: str, database: sa.Engine, writer: Writer, max_records: int, metrics: Metrics
+    source: Log,
+    topic: str,
+    partitions: Iterable[int],
+    database: sa.Engine,
+    writer: Writer,
+    max_records: int,
+    metrics: Metrics,
 ) -> int:
-    """One batch of every partition from where the inbox stands; return how many records were read."""
-    num_records = 0
-    for partition in source.partitions(topic):
+    """One batch of each partition from where the inbox stands; return how many records were read."""
+    num_read = {
+        partition: consume_partition(source, topic, partition, database, writer, max_records, metrics)
+        for partition in partitions
+    }
+    moved = {partition for partition, num_records in num_read.items() if num_records}
+    if moved:
         with database.connect() as connection:
-            offset = inbox.load_offset(connection, topic, partition)
+            reached = inbox.load_offsets(connection, topic)
         try:
-            records = source.read(topic, partition, offset, max_records, 0.0)
-        except OffsetOutOfRange as error:
-            if error.begin <= offset:
-                raise  # the log is shorter than what was read from it: another log, or one that lost its end
-            lost = writer.run(partial(inbox.record_gap, topic=topic, partition=partition, begin=error.begin)).result()
-            log.error("%s[%d]: retention took %d records before they were read", topic, partition, lost)
-            metrics.lost_records.inc(lost)
-            continue
-        if records:
-            num_new = writer.run(partial(inbox.consume, records=records, read_from=offset)).result()
-            num_records += len(records)
-            metrics.consumed.inc(num_new)
-    if num_records:
-        with database.connect() as connection:
-            source.commit(GROUP, topic, inbox.load_offsets(connection, topic))
-    return num_records
+            source.commit(GROUP, topic, {partition: reached[partition] for partition in moved})
+        except LogUnavailable as error:
+            log.warning("the group's offsets are not published: %s", error)  # only for those who watch
+    return sum(num_read.values())
 
 
-def measure_lag(source: Log, topic: str, database: sa.Engine) -> int:
-    """Records that the inbox has still to take."""
+def consume_partition(
+    source: Log, topic: str, partition: int, database: sa.Engine, writer: Writer, max_records: int, metrics: Metrics
+) -> int:
+    """One batch of one partition, or over a gap; return how many records were read."""
+    with database.connect() as connection:
+        offset = inbox.load_offset(connection, topic, partition)
+    try:
+        records = source.read(topic, partition, offset, max_records, 0.0)
+    except OffsetOutOfRange as error:
+        if error.begin <= offset:
+            raise  # the log is shorter than what was read from it: another log, or one that lost its end
+        lost = writer.run(partial(inbox.record_gap, topic=topic, partition=partition, begin=error.begin)).result()
+        log.error("%s[%d]: retention took %d records before they were read", topic, partition, lost)
+        metrics.lost_records.inc(lost)
+        return 0
+    if not records:
+        return 0
+    try:
+        num_new = writer.run(partial(inbox.consume, records=records, read_from=offset)).result()
+    except PositionMismatch as error:
+        # The inbox was set back (a replay, a backup): the next look reads from where it stands now.
+        log.warning("seeking: %s", error)
+        metrics.seeks.inc()
+        return 0
+    metrics.consumed.inc(num_new)
+    return len(records)
+
+
+def measure_lag(source: Log, topic: str, database: sa.Engine) -> dict[int, int]:
+    """Records that the inbox has still to take, by partition."""
     with database.connect() as connection:
         offsets = inbox.load_offsets(connection, topic)
-    return sum(
-        max(0, end - max(begin, offsets.get(partition, begin)))
-        for partition in source.partitions(topic)
-        for begin, end in [source.bounds(topic, partition)]
-    )
+    lags = {}
+    for partition in source.partitions(topic):
+        begin, end = source.bounds(topic, partition)
+        lags[partition] = max(0, end - max(begin, offsets.get(partition, begin)))
+    return lags

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from feedback import inbox
 from feedback.connection import wait_for_database
 from feedback.database import Writer, open_database
 from feedback.errors import DatabaseError
-from feedback.log import open_log
 from feedback.manifest import Probe
+from feedback.relay import Relay
 from feedback.schema import migrate_url
 from trainer import preferences
 from trainer.checkpoints import digest_base, list_published
@@ -72,7 +73,7 @@ def main() -> int:
     database = open_database(settings.trainer_database)
     writer = Writer(database)
     consumer = Consumer(
-        lambda: open_log(settings.log),
+        settings.open_log,
         settings.topic,
         database,
         writer,
@@ -81,6 +82,11 @@ def main() -> int:
         build_report(settings, database, board, metrics),
     )
     consumer.start()
+    letters_log = settings.open_log()
+    letters = Relay(
+        database, writer, letters_log, settings.dead_letter_topic, outbox=inbox.dead_letter_outbox, poll_s=1.0
+    )
+    letters.start()
     try:
         if wait_for_base(settings, board, stopping):
             learner = build_learner(settings, database, writer, board, metrics, curves, stopping)
@@ -89,6 +95,8 @@ def main() -> int:
     finally:
         consumer.stop()
         consumer.join()
+        letters.close()
+        letters_log.close()
         curves.close()
         writer.close()
         server.shutdown()

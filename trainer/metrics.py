@@ -16,6 +16,18 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.preferences = Gauge("prefloop_preferences", "Preferences stored.", registry=self.registry)
         self.lag = Gauge("prefloop_consumer_lag", "Records in the log that are not consumed.", registry=self.registry)
+        self.partition_lag = Gauge(
+            "prefloop_consumer_partition_lag",
+            "Records of a partition that are not consumed.",
+            ["partition"],
+            registry=self.registry,
+        )
+        self.owned_partitions = Gauge(
+            "prefloop_consumer_partitions", "Partitions that this consumer owns in its group.", registry=self.registry
+        )
+        self.seeks = Counter(
+            "prefloop_consumer_seeks", "Batches dropped because the inbox stood elsewhere.", registry=self.registry
+        )
         self.consumed = Counter("prefloop_consumed", "New preferences consumed.", registry=self.registry)
         self.consumer_errors = Counter("prefloop_consumer_errors", "Failures of the consumer.", registry=self.registry)
         self.lost_records = Counter(

@@ -1,14 +1,25 @@
 """The log between gateway and trainer: the protocol, and the back end that a URL names."""
 
-from feedback.log.base import Log, NewRecord, Record
+from __future__ import annotations
 
-__all__ = ["Log", "NewRecord", "Record", "open_log"]
+from feedback.log.base import Log, Membership, NewRecord, Record
+from feedback.log.options import LogOptions
+
+__all__ = ["Log", "LogOptions", "Membership", "NewRecord", "Record", "open_log"]
 
 
-def open_log(url: str) -> Log:
-    """Open the log behind `sqlite:PATH`. Raises ValueError for a scheme that no back end serves."""
-    if url.partition(":")[0] == "sqlite":
+def open_log(url: str, options: LogOptions | None = None) -> Log:
+    """Open the log behind `sqlite:PATH` or `kafka://HOST:PORT[,HOST:PORT]`. options: for Kafka.
+
+    Raises ValueError for a scheme that no back end serves.
+    """
+    scheme = url.partition(":")[0]
+    if scheme == "sqlite":
         from feedback.log.sqlite import SqliteLog
 
         return SqliteLog(url)
+    if scheme == "kafka":
+        from feedback.log.kafka import KafkaLog
+
+        return KafkaLog(url, options)
     raise ValueError(f"no log back end serves {url!r}")

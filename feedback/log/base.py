@@ -34,6 +34,22 @@ class Record(NewRecord):
     timestamp_ms: int
 
 
+class Membership(Protocol):
+    """One reader's part in a group that divides a topic's partitions among its members.
+
+    Two members may own a partition for a moment: what is read is made right by the reader's own offset.
+    """
+
+    def partitions(self) -> list[int]:
+        """The partitions that this reader owns now, ascending; call it often, it says that the reader lives.
+
+        Raises LogUnavailable while the log does not answer.
+        """
+
+    def leave(self) -> None:
+        """Give the partitions back at once. Idempotent; never raises."""
+
+
 class Log(Protocol):
     """What both back ends do. Every method raises LogUnavailable while the log does not answer."""
 
@@ -52,6 +68,12 @@ class Log(Protocol):
         The first may lie above `offset` if there are holes. Raises OffsetOutOfRange outside the bounds.
         """
 
+    def find_offset(self, topic: str, partition: int, timestamp_ms: int) -> int:
+        """The first offset appended at or after timestamp_ms (epoch milliseconds); the end if there is none."""
+
+    def join(self, group: str, topic: str) -> Membership:
+        """Become a reader in `group`."""
+
     def commit(self, group: str, topic: str, next_offsets: Mapping[int, int]) -> None:
         """Publish how far `group` has read, by partition, so that others can see its lag.
 
@@ -62,7 +84,7 @@ class Log(Protocol):
         """What `group` last published, by partition; partitions never published are absent."""
 
     def close(self) -> None:
-        """Give the resources back. Idempotent."""
+        """Give the resources back within seconds, whatever the log does. Idempotent; leaves the groups it joined."""
 
 
 def choose_partition(key: bytes, num_partitions: int) -> int:
@@ -76,5 +98,5 @@ def count_lag(log: Log, group: str, topic: str) -> int:
     lag = 0
     for partition in log.partitions(topic):
         begin, end = log.bounds(topic, partition)
-        lag += end - max(begin, committed.get(partition, begin))
+        lag += max(0, end - max(begin, committed.get(partition, begin)))
     return lag

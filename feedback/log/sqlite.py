@@ -1,7 +1,7 @@
 """The embedded log: one SQLite file with Kafka's semantics, for one machine without services.
 
 Promises what `Log` promises; several processes may share the file. A topic is created by its first append; before
-that it is shown as it will be created. Records are kept until `delete_before`. Does not balance groups of readers.
+that it is shown as it will be created. Records are kept until `delete_before`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from sqlalchemy.exc import DBAPIError
 
 from feedback.database import create_tables, insert_or_ignore, open_database, write_transaction
 from feedback.errors import LogUnavailable, OffsetOutOfRange
-from feedback.log.base import NUM_PARTITIONS, NewRecord, Record, choose_partition
+from feedback.log.base import NUM_PARTITIONS, Membership, NewRecord, Record, choose_partition
+from feedback.log.sqlite_member import LEASE_S, SqliteMembership
+from feedback.log.sqlite_member import metadata as members_metadata
 
 T = TypeVar("T")
 
@@ -63,6 +65,8 @@ class SqliteLog:
         self._num_partitions = num_partitions
         self._engine = open_database(url)
         create_tables(self._engine, _metadata)
+        create_tables(self._engine, members_metadata)
+        self._members: list[SqliteMembership] = []
 
     def append(self, topic: str, records: Sequence[NewRecord]) -> None:
         """Append all in one transaction."""
@@ -88,6 +92,18 @@ class SqliteLog:
                 return found
             time.sleep(min(POLL_S, left_s))
 
+    def find_offset(self, topic: str, partition: int, timestamp_ms: int) -> int:
+        """The first offset at or after timestamp_ms; the end if there is none."""
+        return self._read(lambda connection: _find_offset(connection, topic, partition, timestamp_ms))
+
+    def join(self, group: str, topic: str, *, lease_s: float = LEASE_S) -> Membership:
+        """Take part in `group` by a lease that its `partitions` renews."""
+        member = SqliteMembership(
+            self._write, self._read, lambda: self.partitions(topic), group, topic, lease_s=lease_s
+        )
+        self._members.append(member)
+        return member
+
     def commit(self, group: str, topic: str, next_offsets: Mapping[int, int]) -> None:
         """Publish how far `group` has read."""
         self._write(lambda connection: _commit(connection, group, topic, next_offsets))
@@ -104,7 +120,10 @@ class SqliteLog:
         self._write(lambda connection: _delete_before(connection, topic, partition, offset))
 
     def close(self) -> None:
-        """Close the connections."""
+        """Leave the groups and close the connections."""
+        members, self._members = self._members, []
+        for member in members:
+            member.leave()
         self._engine.dispose()
 
     def _append(self, connection: sa.Connection, topic: str, records: Sequence[NewRecord]) -> None:
@@ -190,6 +209,14 @@ def _fetch(connection: sa.Connection, topic: str, partition: int, offset: int, m
         )
         for row in rows
     ]
+
+
+def _find_offset(connection: sa.Connection, topic: str, partition: int, timestamp_ms: int) -> int:
+    query = sa.select(sa.func.min(_records.c.record_offset)).where(
+        _records.c.topic == topic, _records.c.partition == partition, _records.c.timestamp_ms >= timestamp_ms
+    )
+    found = connection.execute(query).scalar()
+    return _bounds(connection, topic, partition)[1] if found is None else int(found)
 
 
 def _commit(connection: sa.Connection, group: str, topic: str, next_offsets: Mapping[int, int]) -> None:

@@ -9,6 +9,7 @@ from conftest import make_checkpoint
 from engine_process import Caller, EngineProcess
 
 from feedback.database import Writer, create_tables, metadata, open_database
+from feedback.relay import RelayState
 from gateway import tables
 from gateway.deployment import Deployment
 from gateway.fleet import Fleet, Report, find_holdouts, take_lease
@@ -292,7 +293,7 @@ async def test_prometheus_sees_engines_generation_and_who_leads(town: Town) -> N
     found = {
         (sample.name, *sample.labels.values()): sample.value
         for side in (town.first,)
-        for family in StateCollector(side.deployment, side.fleet).collect()
+        for family in StateCollector(side.deployment, side.fleet, RelayState).collect()
         for sample in family.samples
     }
     address = f"127.0.0.1:{town.engine.port}"
