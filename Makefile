@@ -6,7 +6,7 @@ EXTRA  ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format docs kafka postgres bench bench-gateway bench-swap bench-leak clean install
+.PHONY: help demo up test check format docs kafka postgres bench bench-gateway bench-swap bench-leak bench-choices clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ bench-swap: $(VENV)/.installed  ## Hot swaps in a row on real vLLM under load (A
 
 bench-leak: $(VENV)/.installed  ## What the gateway keeps of 100,000 requests, good and bad (needs cc)
 	@$(PYTHON) -m bench.leak $(ARGS)
+
+bench-choices: $(VENV)/.installed  ## Durable choices a second and their way to the trainer (needs cc, PostgreSQL)
+	@$(PYTHON) -m bench.choices $(ARGS)
 
 clean:  ## Remove .venv and the state directory
 	rm -rf $(VENV) state build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
