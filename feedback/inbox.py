@@ -324,7 +324,7 @@ def _bury(connection: sa.Connection, record: Record, error: EventError) -> None:
         "value": record.value,
         "created_at": row["buried_at"],
     }
-    connection.execute(sa.insert(dead_letter_outbox).values(**letter))
+    insert_or_ignore(connection, dead_letter_outbox, letter)  # it waits there still, if its row was lost
 
 
 def _lock_offset(connection: sa.Connection, topic: str, partition: int) -> int:

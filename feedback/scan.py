@@ -30,7 +30,7 @@ def find_starts(log: Log, topic: str, *, offset: int = 0, since_s: float | None 
     starts = {}
     for partition in log.partitions(topic):
         begin, end = log.bounds(topic, partition)
-        wanted = offset if since_s is None else find_offset(log, topic, partition, int(since_s * 1000))
+        wanted = offset if since_s is None else log.find_offset(topic, partition, int(since_s * 1000))
         starts[partition] = min(max(begin, wanted), end)
     return starts
 
@@ -42,19 +42,6 @@ def find_last(log: Log, topic: str, num: int) -> dict[int, int]:
         for partition in log.partitions(topic)
         for begin, end in [log.bounds(topic, partition)]
     }
-
-
-def find_offset(log: Log, topic: str, partition: int, timestamp_ms: int) -> int:
-    """The first offset whose record was appended at that time or later, the end if there is none; by halving."""
-    low, high = log.bounds(topic, partition)
-    while low < high:
-        middle = (low + high) // 2
-        found = log.read(topic, partition, middle, 1, _WAIT_S)
-        if not found or found[0].offset >= high or found[0].timestamp_ms >= timestamp_ms:
-            high = middle
-        else:
-            low = found[0].offset + 1
-    return low
 
 
 def scan(log: Log, topic: str, starts: Mapping[int, int], ends: Mapping[int, int]) -> Iterator[Record]:

@@ -17,10 +17,10 @@ import typer
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from feedback import inbox
-from feedback.database import create_tables, open_database, sqlite_path
+from feedback.database import open_database, sqlite_path
 from feedback.errors import FeedbackError
-from feedback.log import Log, open_log
+from feedback.log import Log
+from feedback.schema import migrate
 from feedback.settings import SharedSettings
 from prefloop.operator import fail
 
@@ -111,7 +111,7 @@ def opened_log(sources: Sources, *, may_create: bool = False) -> Iterator[Log]:
     """The log, closed at the end. Leaves with its own words if there is none."""
     if not may_create and not is_there(sources.log):
         raise fail(f"There is no log at {sources.log}: pass --state-dir or --log, or start the gateway first.")
-    log = open_log(sources.log)
+    log = sources.open_log()
     try:
         yield log
     finally:
@@ -125,7 +125,7 @@ def opened_database(url: str, whose: str, *, may_create: bool = False) -> Iterat
         raise fail(f"There is no {whose}'s database at {url}: pass --state-dir, or set its URL in prefloop.toml.")
     engine = open_database(url)
     try:
-        create_tables(engine, inbox.metadata)
+        migrate(engine, "trainer")
         yield engine
     finally:
         engine.dispose()

@@ -12,7 +12,7 @@ import pytest
 from feedback.errors import LogUnavailable
 from feedback.events import new_event
 from feedback.log.sqlite import SqliteLog
-from feedback.scan import find_ends, find_last, find_offset, find_starts, follow, scan
+from feedback.scan import find_ends, find_last, find_starts, follow, scan
 from tests.feedback.samples import make_choice, make_comparison
 from tests.feedback.stores import TOPIC, make_new
 
@@ -51,8 +51,8 @@ def test_what_was_appended_since_a_time_is_found(log: SqliteLog) -> None:
 def test_an_offset_is_found_by_time_behind_what_retention_took(log: SqliteLog) -> None:
     partition, end = max(find_ends(log, TOPIC).items(), key=lambda item: item[1])
     log.delete_before(TOPIC, partition, 1)
-    assert find_offset(log, TOPIC, partition, 0) == 1
-    assert find_offset(log, TOPIC, partition, 10**9) == end
+    assert log.find_offset(TOPIC, partition, 0) == 1
+    assert log.find_offset(TOPIC, partition, 10**9) == end
     assert find_starts(log, TOPIC, offset=0)[partition] == 1
     assert find_starts(log, TOPIC, offset=10**6) == find_ends(log, TOPIC)
 
