@@ -7,7 +7,7 @@ export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up kafka postgres chaos test check format docs bench bench-gateway bench-swap bench-leak \
-	bench-outage clean install
+	bench-choices bench-outage clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ bench-swap: $(VENV)/.installed  ## Hot swaps in a row on real vLLM under load (A
 
 bench-leak: $(VENV)/.installed  ## What the gateway keeps of 100,000 requests, good and bad (needs cc)
 	@$(PYTHON) -m bench.leak $(ARGS)
+
+bench-choices: $(VENV)/.installed  ## Durable choices a second and their way to the trainer (needs cc, PostgreSQL)
+	@$(PYTHON) -m bench.choices $(ARGS)
 
 bench-outage: $(VENV)/.installed  ## Completions while Kafka is down or hangs, or PostgreSQL is down (needs cc)
 	@$(PYTHON) -m bench.outage $(ARGS)

@@ -10,14 +10,15 @@ import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from feedback.database import insert_or_ignore, metadata
 from feedback.errors import ConflictingChoice, ExpiredComparison, UnknownComparison
-from feedback.events import PREFERRED, Choice, Comparison, Event, Preferred, encode_event, new_event
+from feedback.events import PREFERRED, Choice, Comparison, Event, Preferred, encode_event, encode_headers
 from feedback.outbox import OutboxRow, declare_outbox, delete_rows, load_rows
 
 comparisons = sa.Table(
@@ -51,29 +52,73 @@ choices = sa.Table(
 outbox = declare_outbox("outbox", metadata)
 
 
+_CHOICE = "prefloop.choice.v1"  # in events.BODIES
+_STANDING = (
+    sa.select(
+        comparisons.c.id,
+        comparisons.c.body,
+        comparisons.c.created_at,
+        comparisons.c.expires_at,
+        *(choices.c[name] for name in ("preferred", "strength", "harmful", "channel", "chosen_at")),
+    )
+    .select_from(comparisons.outerjoin(choices, choices.c.comparison_id == comparisons.c.id))
+    .where(comparisons.c.id.in_(sa.bindparam("ids", expanding=True)))
+)
+_INSERT = {
+    name: dialect.insert(choices).on_conflict_do_nothing().returning(choices.c.comparison_id)
+    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewChoice:
+    """What is said of a comparison, `at` epoch seconds. Raises ValueError for what makes no sense."""
+
+    comparison_id: str
+    preferred: Preferred
+    strength: float | None
+    harmful: bool
+    channel: str
+    at: float
+
+    def __post_init__(self) -> None:
+        if self.preferred not in PREFERRED:
+            raise ValueError(f"preferred must be one of {', '.join(PREFERRED)}")
+        if self.strength is not None and not math.isfinite(self.strength):
+            raise ValueError("strength must be a finite number")
+
+
+class _ChoiceBody(msgspec.Struct, frozen=True, kw_only=True):
+    """events.Choice around a comparison that is JSON already: it is neither read nor written again."""
+
+    comparison: msgspec.Raw
+    preferred: Preferred
+    strength: float | None
+    harmful: bool
+    seconds_to_decide: float
+    channel: str
+    chosen_at: float
+
+
+@dataclass(frozen=True)
+class _Fresh:
+    """A choice to be stored."""
+
+    new: NewChoice
+    body: _ChoiceBody
+
+
 @dataclass(frozen=True)
 class StoredChoice:
     """The choice that stands, and whether this call made it."""
 
     status: Literal["created", "replayed"]
-    choice: Choice
+    body: bytes  # events.Choice as JSON
 
-
-@dataclass(frozen=True, kw_only=True)
-class DuelRow:
-    """A duel from the canary's side: outcome +1 won, 0 tie or both bad, -1 lost.
-
-    chosen_at is None, and outcome 0, where nothing was said: not answered (yet), or skipped.
-    """
-
-    comparison_id: str
-    user: str
-    asked_at: float
-    chosen_at: float | None
-    outcome: int
-    both_bad: bool
-    harmful: bool
-    canary_first: bool
+    @property
+    def choice(self) -> Choice:
+        """The choice, with its comparison."""
+        return msgspec.json.decode(self.body, type=Choice)
 
 
 def store_comparison(connection: sa.Connection, comparison: Comparison) -> None:
@@ -120,62 +165,104 @@ def record_choice(
 
     Raises UnknownComparison, ExpiredComparison after expiry, ConflictingChoice if another choice stands.
     """
-    if preferred not in PREFERRED:
-        raise ValueError(f"preferred must be one of {', '.join(PREFERRED)}")
-    if strength is not None and not math.isfinite(strength):
-        raise ValueError("strength must be a finite number")
-    comparison = load_comparison(connection, comparison_id)
-    stored = _load_choice(connection, comparison)
-    if stored is None and now > comparison.expires_at:
-        raise ExpiredComparison(comparison_id)
-    choice = Choice(
-        comparison=comparison,
-        preferred=preferred,
-        strength=strength,
-        harmful=harmful,
-        seconds_to_decide=max(0.0, now - comparison.created_at),
-        channel=channel,
-        chosen_at=now,
+    new = NewChoice(
+        comparison_id=comparison_id, preferred=preferred, strength=strength, harmful=harmful, channel=channel, at=now
     )
-    if stored is None and _insert_choice(connection, choice, source):
-        return StoredChoice("created", choice)
-    stored = stored or _load_choice(connection, comparison)  # another process was faster
-    assert stored is not None
-    if (stored.preferred, stored.strength, stored.harmful) != (preferred, strength, harmful):
-        raise ConflictingChoice(comparison_id)
-    return StoredChoice("replayed", stored)
+    [result] = record_choices(connection, [new], source=source)
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
-def _load_choice(connection: sa.Connection, comparison: Comparison) -> Choice | None:
-    row = connection.execute(sa.select(choices).where(choices.c.comparison_id == comparison.id)).first()
+def record_choices(
+    connection: sa.Connection, new: Sequence[NewChoice], *, source: str = "prefloop/gateway"
+) -> list[StoredChoice | Exception]:
+    """`record_choice` for many at once, in their order: a result for each, or what it would have raised.
+
+    A few statements for all of them, so that a hundred people choose at the price of one.
+    """
+    known = _load_standing(connection, [each.comparison_id for each in new])
+    fresh: dict[str, _Fresh] = {}
+    for each in new:
+        row = known.get(each.comparison_id)
+        is_open = row is not None and row.chosen_at is None and each.at <= row.expires_at
+        if is_open and each.comparison_id not in fresh:
+            fresh[each.comparison_id] = _Fresh(each, _build_body(row, each))
+    made = _insert_choices(connection, fresh, source)
+    if len(made) < len(fresh):  # another process was faster
+        known |= _load_standing(connection, [each for each in fresh if each not in made])
+    return [_answer(each, known.get(each.comparison_id), made.get(each.comparison_id)) for each in new]
+
+
+def _load_standing(connection: sa.Connection, ids: Sequence[str]) -> dict[str, sa.Row[Any]]:
+    """Comparisons with the choices made of them, if any."""
+    rows = connection.execute(_STANDING, {"ids": list(ids)})
+    return {row.id: row for row in rows}
+
+
+def _build_body(row: sa.Row[Any], said: NewChoice | sa.Row[Any]) -> _ChoiceBody:
+    """row: the comparison; said: what was said of it now, or the stored row that says it."""
+    at = said.at if isinstance(said, NewChoice) else said.chosen_at
+    return _ChoiceBody(
+        comparison=msgspec.Raw(row.body),
+        preferred=said.preferred,
+        strength=said.strength,
+        harmful=said.harmful,
+        seconds_to_decide=max(0.0, at - row.created_at),
+        channel=said.channel,
+        chosen_at=at,
+    )
+
+
+def _answer(new: NewChoice, row: sa.Row[Any] | None, made: _Fresh | None) -> StoredChoice | Exception:
+    """row: the comparison with the choice that another transaction made of it; made: the one that this one did."""
     if row is None:
-        return None
-    return Choice(
-        comparison=comparison,
-        preferred=row.preferred,
-        strength=row.strength,
-        harmful=row.harmful,
-        seconds_to_decide=max(0.0, row.chosen_at - comparison.created_at),
-        channel=row.channel,
-        chosen_at=row.chosen_at,
-    )
+        return UnknownComparison(new.comparison_id)
+    if made is None and row.chosen_at is None:
+        return ExpiredComparison(new.comparison_id)
+    body = _build_body(row, row) if made is None else made.body
+    if (body.preferred, body.strength, body.harmful) != (new.preferred, new.strength, new.harmful):
+        return ConflictingChoice(new.comparison_id)
+    is_mine = made is not None and made.new is new
+    return StoredChoice("created" if is_mine else "replayed", msgspec.json.encode(body))
 
 
-def _insert_choice(connection: sa.Connection, choice: Choice, source: str) -> bool:
-    event = new_event(choice, source=source, now=choice.chosen_at, event_id=uuid.uuid4().hex)
-    row = {
-        "comparison_id": choice.comparison.id,
-        "event_id": event.id,
-        "preferred": choice.preferred,
-        "strength": choice.strength,
-        "harmful": choice.harmful,
-        "channel": choice.channel,
-        "chosen_at": choice.chosen_at,
+def _insert_choices(connection: sa.Connection, fresh: dict[str, _Fresh], source: str) -> dict[str, _Fresh]:
+    """Store choices and their outbox rows, but those that another process has stored meanwhile; return the others."""
+    if not fresh:
+        return {}
+    rows = [
+        {
+            "comparison_id": comparison_id,
+            "event_id": uuid.uuid4().hex,
+            "preferred": each.body.preferred,
+            "strength": each.body.strength,
+            "harmful": each.body.harmful,
+            "channel": each.body.channel,
+            "chosen_at": each.body.chosen_at,
+        }
+        for comparison_id, each in fresh.items()
+    ]
+    inserted = set(connection.execute(_INSERT[connection.dialect.name], rows).scalars())
+    made = {comparison_id: each for comparison_id, each in fresh.items() if comparison_id in inserted}
+    if made:
+        event_ids = {row["comparison_id"]: row["event_id"] for row in rows}
+        connection.execute(
+            sa.insert(outbox),
+            [_build_outbox_row(str(event_ids[key]), key, each.body, source) for key, each in made.items()],
+        )
+    return made
+
+
+def _build_outbox_row(event_id: str, key: str, body: _ChoiceBody, source: str) -> dict[str, Any]:
+    headers = encode_headers(event_id, _CHOICE, source=source, key=key, time=body.chosen_at)
+    return {
+        "event_id": event_id,
+        "key": key.encode(),
+        "headers": msgspec.msgpack.encode(headers),
+        "value": msgspec.json.encode(body),
+        "created_at": body.chosen_at,
     }
-    if not insert_or_ignore(connection, choices, row):
-        return False
-    add_to_outbox(connection, event)
-    return True
 
 
 def add_to_outbox(connection: sa.Connection, event: Event) -> None:
@@ -211,41 +298,3 @@ def count_feedback(connection: sa.Connection) -> tuple[int, int]:
     """(comparisons, choices) ever stored."""
     num_comparisons = connection.execute(sa.select(sa.func.count()).select_from(comparisons)).scalar_one()
     return num_comparisons, connection.execute(sa.select(sa.func.count()).select_from(choices)).scalar_one()
-
-
-def load_duels(connection: sa.Connection, rollout_id: str) -> list[DuelRow]:
-    """The rollout's duels in the order in which they were asked, decided or not."""
-    is_decided = (choices.c.comparison_id == comparisons.c.id) & (choices.c.preferred != "skip")
-    query = (
-        sa.select(
-            comparisons.c.id,
-            comparisons.c.user,
-            comparisons.c.created_at,
-            comparisons.c.canary_first,
-            choices.c.preferred,
-            choices.c.harmful,
-            choices.c.chosen_at,
-        )
-        .select_from(comparisons.outerjoin(choices, is_decided))
-        .where(comparisons.c.rollout == rollout_id, comparisons.c.canary_first.is_not(None))
-        .order_by(comparisons.c.created_at, comparisons.c.id)
-    )
-    return [
-        DuelRow(
-            comparison_id=row.id,
-            user=row.user,
-            asked_at=row.created_at,
-            chosen_at=row.chosen_at,
-            outcome=_judge_for_canary(row.preferred, row.canary_first),
-            both_bad=row.preferred == "both_bad",
-            harmful=bool(row.harmful),
-            canary_first=row.canary_first,
-        )
-        for row in connection.execute(query)
-    ]
-
-
-def _judge_for_canary(preferred: str | None, canary_first: bool) -> int:
-    if preferred not in ("first", "second"):
-        return 0
-    return 1 if (preferred == "first") == canary_first else -1

@@ -1,7 +1,7 @@
-"""Opens a database by URL and gives it one writing thread with group commit.
+"""The databases' tables by store, and one writing thread with group commit.
 
 Promises: a future of `Writer` resolves only after the transaction that holds its work has committed, and committed
-means on disk (WAL, synchronous=FULL). SQLite comes from the bundled build; every SQLite file has one writing process.
+means on disk. Every SQLite file has one writing process. connection.py opens what is written to.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,9 +21,13 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
+from feedback.connection import open_database as open_database
+from feedback.connection import sqlite_path as sqlite_path
+from feedback.connection import write_transaction as write_transaction
 from feedback.errors import DatabaseError, WriterClosed
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 Store = Literal["gateway", "completions", "trainer"]
 """A set of tables that is migrated as one; a database may hold several."""
@@ -31,22 +35,8 @@ Store = Literal["gateway", "completions", "trainer"]
 metadata = sa.MetaData()
 """The gateway's tables. Each module declares its own on it; the log and the trainer have theirs."""
 
-MIN_SQLITE = (3, 51, 3)  # older ones have a rare WAL corruption with several connections
-BUSY_TIMEOUT_MS = 5000
 _SCHEMA_LOCK = 0x70726566  # any number that nobody else takes
-
-
-def sqlite_path(url: str) -> Path:
-    """The file behind `sqlite:PATH` or SQLAlchemy's `sqlite:///PATH`. Raises ValueError for databases in memory."""
-    scheme, _, rest = url.partition(":")
-    if scheme.partition("+")[0] != "sqlite":
-        raise ValueError(f"not a sqlite URL: {url}")
-    path = rest.partition("?")[0]
-    if path.startswith("//"):
-        path = path[3:]
-    if not path or path == ":memory:":
-        raise ValueError("a SQLite database needs a file: threads and processes share it")
-    return Path(path)
+_HANGS_S = 1.0
 
 
 def locate_store(store: Store, state_dir: Path, url: str) -> str:
@@ -57,22 +47,6 @@ def locate_store(store: Store, state_dir: Path, url: str) -> str:
     if url and not (store == "completions" and url.startswith("sqlite")):
         return url
     return f"sqlite:///{state_dir / store}.db"
-
-
-def open_database(url: str) -> sa.Engine:
-    """Open `sqlite:PATH`, `sqlite:///PATH` or `postgresql+…://…`. Makes the parent directory; creates no tables."""
-    if not url.startswith("sqlite"):
-        return sa.create_engine(url, pool_pre_ping=True)
-    from pysqlite3 import dbapi2  # the bundled build, not the system's
-
-    if dbapi2.sqlite_version_info < MIN_SQLITE:
-        raise DatabaseError(f"SQLite {dbapi2.sqlite_version} is too old; install the package pysqlite3")
-    path = sqlite_path(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)), module=dbapi2)
-    sa.event.listen(engine, "connect", _configure_sqlite)
-    sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine
 
 
 def create_tables(engine: sa.Engine, tables: sa.MetaData) -> None:
@@ -90,15 +64,6 @@ def lock_schema(connection: sa.Connection) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
 
 
-@contextmanager
-def write_transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A transaction that takes SQLite's write lock at its start, so that it waits its turn instead of failing late."""
-    with engine.connect() as connection:
-        connection = connection.execution_options(sqlite_begin="IMMEDIATE")
-        with connection.begin():
-            yield connection
-
-
 def insert_or_ignore(connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> bool:
     """Insert one row unless a unique key holds it already; return whether it was inserted."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
@@ -107,42 +72,20 @@ def insert_or_ignore(connection: sa.Connection, table: sa.Table, values: Mapping
     return result.rowcount == 1
 
 
-def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
-    dbapi_connection.isolation_level = None  # SQLAlchemy's BEGIN is ours, see _begin_sqlite
-    cursor = dbapi_connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    _enter_wal(cursor)
-    cursor.execute("PRAGMA synchronous=FULL")  # NORMAL may lose acknowledged rows at power loss
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-
-
-def _enter_wal(cursor: Any) -> None:
-    """The switch to WAL does not heed busy_timeout when two processes make it at once, so it is tried again."""
-    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-            return
-        except Exception as error:  # pysqlite3's OperationalError is not sqlite3's
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
-    connection.exec_driver_sql(f"BEGIN {mode}")
-
-
 class _Job:
-    """One function, and the future its caller holds."""
+    """One function and the future its caller holds; `item` if it is one of a group, which the function takes whole."""
 
-    def __init__(self, fn: Callable[[sa.Connection], Any]) -> None:
+    def __init__(self, fn: Callable[..., Any], future: Future[Any] | asyncio.Future[Any], item: Any = None) -> None:
         self.fn = fn
-        self.future: Future[Any] = Future()
+        self.future = future
+        self.item = item
+        self.is_grouped = isinstance(future, asyncio.Future)
         self.result: Any = None
         self.error: BaseException | None = None
+
+    def begin(self) -> bool:
+        """Whether the work is still wanted."""
+        return self.is_grouped or self.future.set_running_or_notify_cancel()  # type: ignore[union-attr]
 
 
 class Writer:
@@ -157,6 +100,8 @@ class Writer:
         self._max_batch = max_batch
         self._jobs: queue.Queue[_Job | None] = queue.Queue(max_waiting)
         self._closed = False
+        self._has_failed = False
+        self._busy_since: float | None = None
         self._lock = threading.Lock()  # no job may enter the queue behind the closing mark
         self._thread = threading.Thread(target=self._work, name="database-writer", daemon=True)
         self._thread.start()
@@ -166,21 +111,31 @@ class Writer:
         """Functions that no transaction has taken yet."""
         return self._jobs.qsize()
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last transaction failed, or the one under way has taken over a second."""
+        since = self._busy_since
+        return self._has_failed or (since is not None and time.monotonic() - since > _HANGS_S)
+
     def run(self, fn: Callable[[sa.Connection], T]) -> Future[T]:
         """Queue `fn`; the future gives its result after the commit. Raises WriterClosed, DatabaseError when full."""
-        job = _Job(fn)
-        with self._lock:
-            if self._closed:
-                raise WriterClosed("the writer is closed")
-            try:
-                self._jobs.put_nowait(job)
-            except queue.Full:
-                raise DatabaseError("too many writes are waiting") from None
-        return job.future
+        future: Future[T] = Future()
+        self._put(_Job(fn, future))
+        return future
 
     async def arun(self, fn: Callable[[sa.Connection], T]) -> T:
         """`run`, awaited. Cancelling the wait does not undo the write."""
         return await asyncio.shield(asyncio.wrap_future(self.run(fn)))
+
+    async def arun_grouped(self, fn: Callable[[sa.Connection, list[Item]], Sequence[T | Exception]], item: Item) -> T:
+        """`arun` for what comes in numbers: `fn` gets all items of its transaction, and returns a result for each.
+
+        A result that is an exception is raised here, and undoes nothing: such an item must have stored nothing. If
+        `fn` raises, each item is tried alone. `fn` must be the same object in every call.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(_Job(fn, future, item))
+        return await future
 
     def close(self) -> None:
         """Finish what is queued, then stop. Idempotent."""
@@ -190,11 +145,22 @@ class Writer:
                 threading.Thread(target=self._jobs.put, args=(None,), daemon=True).start()  # the queue may be full
         self._thread.join()
 
+    def _put(self, job: _Job) -> None:
+        with self._lock:
+            if self._closed:
+                raise WriterClosed("the writer is closed")
+            try:
+                self._jobs.put_nowait(job)
+            except queue.Full:
+                raise DatabaseError("too many writes are waiting") from None
+
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             batch = [job]
             closing = self._take_waiting(batch)
-            self._commit([job for job in batch if job.future.set_running_or_notify_cancel()])
+            self._busy_since = time.monotonic()
+            self._commit([job for job in batch if job.begin()])
+            self._busy_since = None
             if closing:
                 return
 
@@ -213,33 +179,89 @@ class Writer:
     def _commit(self, batch: list[_Job]) -> None:
         try:
             with write_transaction(self._engine) as connection:
-                for job in batch:
-                    _run_in_savepoint(connection, job)
+                for jobs in _group(batch):
+                    if jobs[0].is_grouped:
+                        _run_group_in_savepoint(connection, jobs)
+                    else:
+                        _run_in_savepoint(connection, jobs[0], jobs[0].fn)
         except Exception as error:  # the edge of the writer's loop: whatever it is, every caller hears of it
-            failure = _as_database_error(error)
+            self._has_failed = True
             for job in batch:  # those too that were refused: perhaps for what is not stored now
-                job.future.set_exception(failure)
-            return
-        for job in batch:
-            if job.error is not None:
-                job.future.set_exception(job.error)
-            else:
-                job.future.set_result(job.result)
+                job.error = _as_database_error(error)
+        else:
+            self._has_failed = False
+        _resolve(batch)
 
 
-def _run_in_savepoint(connection: sa.Connection, job: _Job) -> None:
+def _group(batch: list[_Job]) -> list[list[_Job]]:
+    """Jobs in their order, but those of one group together, at the place of the first."""
+    groups: list[list[_Job]] = []
+    of_fn: dict[int, list[_Job]] = {}
+    for job in batch:
+        jobs = of_fn.get(id(job.fn)) if job.is_grouped else None
+        if jobs is not None:
+            jobs.append(job)
+            continue
+        groups.append([job])
+        if job.is_grouped:
+            of_fn[id(job.fn)] = groups[-1]
+    return groups
+
+
+def _run_in_savepoint(connection: sa.Connection, job: _Job, fn: Callable[[sa.Connection], Any]) -> None:
     try:
         with connection.begin_nested():
-            job.result = job.fn(connection)
+            job.result = fn(connection)
     except Exception as error:
         job.error = error
         if not _is_transaction_open(connection):
             raise
 
 
+def _run_group_in_savepoint(connection: sa.Connection, jobs: list[_Job]) -> None:
+    try:
+        with connection.begin_nested():
+            results = jobs[0].fn(connection, [job.item for job in jobs])
+    except Exception:
+        if not _is_transaction_open(connection):
+            raise
+        for job in jobs:  # one of them may be to blame, and the others are not
+            _run_in_savepoint(connection, job, lambda conn, job=job: job.fn(conn, [job.item])[0])  # type: ignore[misc]
+        results = [job.error or job.result for job in jobs]
+    for job, result in zip(jobs, results, strict=True):
+        job.result, job.error = (None, result) if isinstance(result, Exception) else (result, None)
+
+
 def _is_transaction_open(connection: sa.Connection) -> bool:
-    """False once SQLite has given up the whole transaction by itself (disk full, I/O error)."""
+    """False once SQLite has given up the whole transaction by itself (disk full, I/O error), or the server is gone."""
+    if connection.invalidated:
+        return False
     return bool(getattr(connection.connection.dbapi_connection, "in_transaction", True))
+
+
+def _resolve(batch: list[_Job]) -> None:
+    """Tell every caller; an event loop is woken once for all of its own."""
+    of_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+    for job in batch:
+        if isinstance(job.future, asyncio.Future):
+            of_loop.setdefault(job.future.get_loop(), []).append(job)
+        elif job.error is not None:
+            job.future.set_exception(job.error)
+        else:
+            job.future.set_result(job.result)
+    for loop, jobs in of_loop.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_resolve_here, jobs)
+
+
+def _resolve_here(jobs: list[_Job]) -> None:
+    for job in jobs:
+        if job.future.done():  # nobody waits any more
+            continue
+        if job.error is not None:
+            job.future.set_exception(job.error)
+        else:
+            job.future.set_result(job.result)
 
 
 def _as_database_error(error: Exception) -> Exception:

@@ -39,6 +39,10 @@ class DatabaseError(FeedbackError):
     """The database cannot be used as asked."""
 
 
+class DatabaseUnavailable(DatabaseError):
+    """The database did not answer in time; a later start may find it."""
+
+
 class NewerSchema(DatabaseError):
     """The database was migrated by a newer release than this one."""
 

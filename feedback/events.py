@@ -175,16 +175,22 @@ def event_key(data: Body) -> str:
 
 def encode_event(event: Event) -> tuple[dict[str, bytes], bytes]:
     """Return (headers, body) as CloudEvents' Kafka binding in binary mode has them; times keep microseconds."""
+    headers = encode_headers(event.id, event.type, source=event.source, key=event.key, time=event.time)
+    return headers, msgspec.json.encode(event.data)
+
+
+def encode_headers(event_id: str, event_type: str, *, source: str, key: str, time: float) -> dict[str, bytes]:
+    """The headers of an event whose body is there already."""
     headers = {
         "ce_specversion": "1.0",
-        "ce_id": event.id,
-        "ce_type": event.type,
-        "ce_source": event.source,
-        "ce_time": datetime.fromtimestamp(event.time, UTC).isoformat(timespec="microseconds"),
-        "ce_partitionkey": event.key,
+        "ce_id": event_id,
+        "ce_type": event_type,
+        "ce_source": source,
+        "ce_time": datetime.fromtimestamp(time, UTC).isoformat(timespec="microseconds"),
+        "ce_partitionkey": key,
         "content-type": "application/json",
     }
-    return {name: value.encode() for name, value in headers.items()}, msgspec.json.encode(event.data)
+    return {name: value.encode() for name, value in headers.items()}
 
 
 def decode_event(headers: Mapping[str, bytes], body: bytes) -> Event:

@@ -14,7 +14,7 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from feedback.database import Store, lock_schema, write_transaction
+from feedback.database import Store, lock_schema, open_database, write_transaction
 from feedback.errors import NewerSchema
 
 _FOLDER = Path(__file__).parent / "migrations"
@@ -30,6 +30,15 @@ def migrate(database: sa.Engine, store: Store) -> list[str]:
         with Operations.context(context):
             context.run_migrations()
     return applied
+
+
+def migrate_url(url: str, store: Store) -> list[str]:
+    """`migrate` for a database that is not open yet, and is closed again."""
+    database = open_database(url)
+    try:
+        return migrate(database, store)
+    finally:
+        database.dispose()
 
 
 def find_pending(database: sa.Engine, store: Store) -> list[str]:

@@ -26,10 +26,11 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from feedback.connection import wait_for_database
 from feedback.database import Writer, open_database
 from feedback.errors import DatabaseError
 from feedback.relay import Relay
-from feedback.schema import migrate
+from feedback.schema import migrate, migrate_url
 from gateway.call import Call, CallMaker, Handler, pick_request_id
 from gateway.completion_store import CompletionStore
 from gateway.completions import Completions
@@ -49,7 +50,7 @@ from gateway.recorder import Recorder
 from gateway.requests import ClientGone
 from gateway.rollout.controller import Controller
 from gateway.rollout.observations import Observations
-from gateway.routes.choices import build_choices_router
+from gateway.routes.choices import build_choices_router, find_choice_handler
 from gateway.routes.health import build_health_router
 from gateway.routes.keys import build_keys_router
 from gateway.routes.models import build_models_router
@@ -81,6 +82,7 @@ class Gateway:
         self.place = Place()  # among the workers of this gateway; who forks changes it before the start
         self.on_start: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.handlers: dict[bytes, Handler] = {}  # of the paths that reach an engine, for the server's protocol
+        self.find_handler: Callable[[bytes], Handler | None] = lambda path: None
         self.make_call: CallMaker = Call
         self.max_body_bytes = settings.gateway.max_body_bytes
         self.body_timeout_s = settings.gateway.body_timeout_s
@@ -126,6 +128,7 @@ class Gateway:
                 api.include_router(build(context))
             api.include_router(build_document_router(api.routes))
             self.handlers |= build_handlers(context) | {PLAYGROUND_PATH: build_playground_handler(context)}
+            self.find_handler = partial(find_choice_handler, context)
             yield
             if watching is not None:
                 watching.cancel()
@@ -287,18 +290,28 @@ def main() -> int:
     """Run the gateway until SIGTERM or SIGINT; requests in flight may end first."""
     settings = GatewaySettings()
     set_up_logging(settings.gateway.log_format)
-    section = settings.gateway
     try:
-        check_listening(section.host, section.secrets_configured)
-        settings.check_workers()
-        app = create_app(settings)
-        workers = None
-        if section.workers > 1:
-            serve = partial(_serve, app, section)
-            workers = Workers(serve, section.workers, section.host, section.port, section.drain_timeout_s)
+        return run_gateway(settings)
     except GatewayError as error:
         logger.error("%s", error)
         return 2
+    except DatabaseError as error:
+        logger.error("%s", error)
+        return 1
+
+
+def run_gateway(settings: GatewaySettings) -> int:
+    """`main` by settings: the exit status. Raises GatewayError, and DatabaseError if the database cannot be used."""
+    section = settings.gateway
+    check_listening(section.host, section.secrets_configured)
+    settings.check_workers()
+    app = create_app(settings)
+    wait_for_database(settings.gateway_database, section.database_wait_s)
+    migrate_url(settings.gateway_database, "gateway")
+    workers = None
+    if section.workers > 1:
+        serve = partial(_serve, app, section)
+        workers = Workers(serve, section.workers, section.host, section.port, section.drain_timeout_s)
     if app.secrets.is_new:
         where = settings.state_dir / "secrets" / "admin_key"
         print(f"admin key (shown once, kept in {where}): {app.secrets.admin_key}", flush=True)

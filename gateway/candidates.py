@@ -100,7 +100,7 @@ async def offer_comparison(exchange: Exchange, ask: Ask, showing: Showing, engin
     comparison = build_comparison(exchange, ask, showing, engine, time.time())
     wait_s = context.settings.gateway.comparison_commit_ms / 1000
     if not await context.recorder.record(comparison, wait_s, exchange.call.log_fields):
-        count_unasked(exchange, "late")
+        count_unasked(exchange, "database" if context.recorder.is_failing else "late")
         return None
     if comparison.user:
         context.asks.note_asked(comparison.user, comparison.created_at)

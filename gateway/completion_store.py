@@ -51,6 +51,7 @@ _SQLITE = (
     "PRAGMA cache_size=-16384",  # KiB
     "PRAGMA wal_autocheckpoint=8192",  # pages, 32 MiB: fewer fsyncs beside those of the choices
 )
+_POSTGRES = ("SET statement_timeout = 0",)  # measuring a large table takes minutes, and nobody waits for it
 _OLDEST = f"(SELECT number, created_at FROM completions ORDER BY number LIMIT {MAX_DELETED}) AS oldest"
 _ENDS = "SELECT (SELECT min(number) FROM completions), (SELECT max(number) FROM completions)"
 _SQLITE_SIZE = (
@@ -110,8 +111,9 @@ class CompletionStore:
             self._engine = engine
         if self._connection is None:
             connection = self._engine.raw_connection()
-            for pragma in _SQLITE if self._is_sqlite else ():
-                connection.cursor().execute(pragma)
+            for statement in _SQLITE if self._is_sqlite else _POSTGRES:
+                connection.cursor().execute(statement)
+            connection.commit()
             self._connection = connection
 
     def reset(self) -> None:

@@ -1,7 +1,8 @@
 """Records what was shown: a comparison's row must be committed before its token leaves the house.
 
 Waits a short time for the commit; a row that comes too late is never asked about. When commits back up, pairs are not
-made at all. Single completions are recorded by completions.py.
+made at all, nor while the database is down: the fleet's reports use the same writer, and so find out when it is back.
+Single completions are recorded by completions.py.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ class Recorder:
     def is_backed_up(self) -> bool:
         """Whether so many rows wait that no more comparisons should be made."""
         return self.num_pending >= _MAX_PENDING
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the database is down, as far as the last write knows: no comparison would be stored now."""
+        return self._writer.is_failing
 
     async def record(self, comparison: Comparison, wait_s: float, log_fields: Mapping[str, str]) -> bool:
         """Store a comparison; True once it is committed, False if that fails or takes longer than `wait_s`.

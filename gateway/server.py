@@ -8,7 +8,7 @@ HttpToolsProtocol, whose version is pinned.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httptools
@@ -28,9 +28,13 @@ _LINGER_S = 2.0
 
 
 class Serving(Protocol):
-    """What the protocol needs of the app: the handlers by path, and the limits of a request."""
+    """What the protocol needs of the app: the handlers by path, and the limits of a request.
+
+    `find_handler`: for paths that name something; such a request is watched by nobody.
+    """
 
     handlers: Mapping[bytes, Handler]
+    find_handler: Callable[[bytes], Handler | None]
     make_call: CallMaker
     max_body_bytes: int
     body_timeout_s: float
@@ -87,6 +91,9 @@ class ServingProtocol(HttpToolsProtocol):
         handler = self.serving.handlers.get(self.url)
         if handler is None and (b"?" in self.url or not self.url.startswith(b"/")):
             handler = self.serving.handlers.get(httptools.parse_url(self.url).path)
+        make_call = self.serving.make_call
+        if handler is None and (handler := self.serving.find_handler(self.url.partition(b"?")[0])) is not None:
+            make_call = Call
         if handler is None or self.parser.get_method() != b"POST":
             url, headers, expects = self.url, self.headers, self.expect_100_continue
             super().on_message_begin()
@@ -98,7 +105,7 @@ class ServingProtocol(HttpToolsProtocol):
             self._is_in_head = False
             return
         before = self.cycle
-        call = self.serving.make_call(self, handler, self.headers)
+        call = make_call(self, handler, self.headers)
         self.headers = _NO_TRAILERS
         self._is_in_head = False
         call.is_http_11 = self.parser.get_http_version() != "1.0"

@@ -35,6 +35,9 @@ class GatewaySection(BaseModel):
         default=["http://127.0.0.1:8801"], min_length=1, description="Base URLs of the vLLM engines."
     )
     database_url: str = Field(default="", description="SQLAlchemy URL; empty means `<state_dir>/gateway.db`.")
+    database_wait_s: float = Field(
+        default=60.0, ge=0, description="How long the start waits for a database that does not answer, before it fails."
+    )
     ask_rate: float = Field(default=0.10, ge=0, le=1, description="Share of opted-in requests answered twice.")
     random_share: float = Field(
         default=0.01,

@@ -32,6 +32,7 @@ from gateway.keys import Identity
 from gateway.metering import StreamMeter, admit_request, settle_answer
 from gateway.paired import answer_pair
 from gateway.pairs import Ask, decide_ask, may_pair, read_compare
+from gateway.recorder import Recorder
 from gateway.routing import Header, choose_route, identify_user
 from gateway.sse import EventTail
 
@@ -117,12 +118,19 @@ def choose_ask(exchange: Exchange, header: Header) -> Ask | None:
         return None
     reason = may_pair(
         exchange.request, exchange.identity, exchange.route, len(exchange.body), settings.max_event_bytes
-    ) or ("backlog" if context.recorder.is_backed_up else None)
+    ) or find_obstacle(context.recorder)
     if reason is None:
         return ask
     context.deployment.counters.not_paired[reason] += 1
     context.metrics.count_not_paired(reason)
     return None
+
+
+def find_obstacle(recorder: Recorder) -> str | None:
+    """Why no comparison can be stored now, so that two answers would be made for nothing."""
+    if recorder.is_failing:
+        return "database"
+    return "backlog" if recorder.is_backed_up else None
 
 
 async def answer_single(exchange: Exchange) -> None:

@@ -145,6 +145,9 @@ class Broker:
         assert not self.is_running, "the broker runs already"
         if not (self.folder / "data" / "meta.properties").exists():
             self._format()
+        for port in (self.port, self._controller_port):
+            if _is_open(port):
+                raise KafkaFailed(f"port {port} is taken: stop what listens there, or choose another --port")
         heap = os.environ.get("PREFLOOP_KAFKA_HEAP", "-Xmx256m -Xms128m").split()
         with (self.folder / "broker.log").open("ab") as log:
             self._process = subprocess.Popen(

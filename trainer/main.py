@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from feedback import inbox
+from feedback.connection import wait_for_database
 from feedback.database import Writer, open_database
+from feedback.errors import DatabaseError
 from feedback.manifest import Probe
 from feedback.relay import Relay
-from feedback.schema import migrate
+from feedback.schema import migrate_url
 from trainer import preferences
 from trainer.checkpoints import digest_base, list_published
 from trainer.consumer import Consumer
@@ -62,8 +64,13 @@ def main() -> int:
     metrics, board, curves = Metrics(), Board(), Curves(settings.tensorboard_dir)
     server = start_status_server(settings.trainer.host, settings.trainer.port, board, metrics.registry)
     log.info("status on http://%s:%d/status", settings.trainer.host, server.server_port)
+    try:
+        wait_for_database(settings.trainer_database, settings.trainer.database_wait_s)
+        migrate_url(settings.trainer_database, "trainer")
+    except DatabaseError as error:
+        log.error("%s", error)
+        return 1
     database = open_database(settings.trainer_database)
-    migrate(database, "trainer")
     writer = Writer(database)
     consumer = Consumer(
         settings.open_log,

@@ -49,6 +49,9 @@ class TrainerSection(BaseModel):
         15.0, gt=0, description="Pause between looks at which published checkpoints the gateway lacks."
     )
     database_url: str = Field("", description="SQLAlchemy URL; empty means `<state_dir>/trainer.db`.")
+    database_wait_s: float = Field(
+        60.0, ge=0, description="How long the start waits for a database that does not answer, before it fails."
+    )
     seed: int = Field(0, ge=0, description="Makes rounds repeatable.")
     round_every_preferences: int = Field(1000, ge=1, description="New decisive preferences that make a round due.")
     round_every_minutes: float = Field(

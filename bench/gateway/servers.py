@@ -80,6 +80,11 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
+    def kill(self) -> None:
+        """kill -9 to the process group."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
     def _tree(self) -> list[psutil.Process]:
         process = psutil.Process(self._process.pid)
         return [process, *process.children(recursive=True)]

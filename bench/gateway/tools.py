@@ -19,9 +19,9 @@ class MissingTool(Exception):
     """Something the bench needs is not there; the message says how to get it."""
 
 
-def compile_program(name: str, folder: Path) -> Path:
-    """Compile `<name>.c` unless that was done since it changed. Returns the program's path."""
-    source, program = SOURCES / f"{name}.c", folder / name
+def compile_program(name: str, folder: Path, sources: Path = SOURCES) -> Path:
+    """Compile `<name>.c` of `sources` unless that was done since it changed. Returns the program's path."""
+    source, program = sources / f"{name}.c", folder / name
     if program.exists() and program.stat().st_mtime > source.stat().st_mtime:
         return program
     compiler = shutil.which("cc")

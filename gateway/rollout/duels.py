@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection
 
-from feedback.choices import DuelRow, load_duels
+from feedback.duels import DuelRow, load_duels
 from gateway.rollout.evidence import Duel
 
 

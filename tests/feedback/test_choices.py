@@ -1,21 +1,29 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import sqlalchemy as sa
 
 from feedback.choices import (
+    NewChoice,
     StoredChoice,
+    comparisons,
     count_feedback,
     count_outbox,
     delete_outbox,
-    load_duels,
     pending_outbox,
     record_choice,
+    record_choices,
     store_comparison,
 )
-from feedback.database import write_transaction
+from feedback.database import create_tables, open_database, write_transaction
+from feedback.duels import load_duels
 from feedback.errors import ConflictingChoice, ExpiredComparison, UnknownComparison
 from feedback.events import Comparison, Preferred, decode_event
+from prefloop.postgres import Postgres
+from tests.databases import make_url
 from tests.feedback.samples import make_comparison
 
 
@@ -105,6 +113,62 @@ def test_senseless_values_are_the_callers_mistake(
 def test_clock_that_stepped_back_gives_no_negative_time(database: sa.Engine) -> None:
     show(database, make_comparison())
     assert choose(database, now=900.0).choice.seconds_to_decide == 0.0
+
+
+def say(comparison_id: str, preferred: Preferred = "first", at: float = 1002.5) -> NewChoice:
+    return NewChoice(
+        comparison_id=comparison_id, preferred=preferred, strength=None, harmful=False, channel="api", at=at
+    )
+
+
+def test_many_choices_at_once_are_answered_one_by_one(database: sa.Engine) -> None:
+    show(database, *(make_comparison(f"cmp-{i}") for i in range(5)))
+    choose(database, "cmp-0")
+    said = [
+        say("cmp-1"), say("cmp-0"), say("cmp-0", "tie"), say("nobody-saw"), say("cmp-2", at=4600.001),
+        say("cmp-3", "tie"), say("cmp-1"), say("cmp-3", "first"), say("cmp-4", at=4600.0), say("cmp-4", at=4600.001),
+    ]  # fmt: skip
+    with write_transaction(database) as connection:
+        results = record_choices(connection, said)
+    kinds = [each.status if isinstance(each, StoredChoice) else type(each) for each in results]
+    assert kinds == [
+        "created", "replayed", ConflictingChoice, UnknownComparison, ExpiredComparison,
+        "created", "replayed", ConflictingChoice, "created", "replayed",
+    ]  # fmt: skip
+    with database.connect() as connection:
+        rows = pending_outbox(connection, 10)
+        assert [row.record.key for row in rows] == [b"cmp-0", b"cmp-1", b"cmp-3", b"cmp-4"]
+        assert count_feedback(connection) == (5, 4)
+    events = [decode_event(row.record.headers, row.record.value) for row in rows]
+    assert len({event.id for event in events}) == 4
+    assert events[1].data == results[0].choice == results[6].choice  # type: ignore[union-attr]
+
+
+def test_a_choice_of_a_process_that_was_faster_stands(postgres: Postgres, tmp_path: Path) -> None:
+    """Two processes choose at the same moment: the second insert finds the first one's row, which it could not read."""
+    database = open_database(make_url("postgresql", tmp_path, postgres))  # one process writes a SQLite file
+    create_tables(database, comparisons.metadata)
+    show(database, make_comparison("cmp-1"), make_comparison("cmp-2"), make_comparison("cmp-3"))
+    with write_transaction(database) as slow:
+        sa.event.listen(database, "before_cursor_execute", once(lambda: [choose(database, f"cmp-{i}") for i in (1, 2)]))
+        results = record_choices(slow, [say("cmp-1"), say("cmp-2", "tie"), say("cmp-3")])
+    kinds = [each.status if isinstance(each, StoredChoice) else type(each) for each in results]
+    assert kinds == ["replayed", ConflictingChoice, "created"]
+    with database.connect() as connection:
+        assert count_outbox(connection) == 3
+    database.dispose()
+
+
+def once(act: Callable[[], object]) -> Callable[..., None]:
+    """Act before the first INSERT into choices."""
+    state = {"done": False}
+
+    def before(conn: object, cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT INTO choices") and not state["done"]:
+            state["done"] = True
+            act()
+
+    return before
 
 
 def test_storing_a_comparison_again_changes_nothing(database: sa.Engine) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,6 +163,72 @@ def test_a_failing_commit_fails_those_too_that_were_refused_because_of_it(engine
     sa.event.remove(engine, "commit", refuse)
     writer.run(complain).result(10)
     writer.close()
+
+
+def add_all(connection: sa.Connection, numbers: list[int]) -> list[int | Exception]:
+    """Refuses multiples of ten as they come, and fails as a whole at a negative one."""
+    fine = [number for number in numbers if number % 10]
+    connection.execute(sa.insert(marks), [{"id": number} for number in fine] or [])
+    if min(numbers) < 0:
+        raise KeyError("negative")
+    return [ZeroDivisionError() if number % 10 == 0 else number for number in numbers]
+
+
+async def gather_group(writer: Writer, numbers: list[int]) -> list[object]:
+    """What each of them gets, all of them in one transaction."""
+    release = hold_writer(writer)
+    tasks = [asyncio.create_task(writer.arun_grouped(add_all, number)) for number in numbers]
+    await asyncio.sleep(0)
+    release.set()
+    return list(await asyncio.gather(*tasks, return_exceptions=True))
+
+
+async def test_a_group_is_one_call_and_a_result_for_each(engine: sa.Engine) -> None:
+    statements: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
+    writer = Writer(engine)
+    results = await gather_group(writer, [1, 20, 3, 4])
+    assert [result if isinstance(result, int) else type(result) for result in results] == [1, ZeroDivisionError, 3, 4]
+    assert sum(statement.startswith("INSERT") for statement in statements) == 1
+    writer.close()
+    assert list_marks(engine) == [1, 3, 4]
+
+
+async def test_one_that_spoils_its_group_spoils_itself_alone(engine: sa.Engine) -> None:
+    writer = Writer(engine)
+    results = await gather_group(writer, [1, -7, 3])
+    assert [result if isinstance(result, int) else type(result) for result in results] == [1, KeyError, 3]
+    writer.close()
+    assert list_marks(engine) == [1, 3]
+
+
+async def test_a_group_whose_commit_fails_fails_whole_and_the_writer_says_that_it_fails(engine: sa.Engine) -> None:
+    def refuse(connection: sa.Connection) -> None:
+        raise sa.exc.OperationalError("COMMIT", {}, OSError("no space left"))
+
+    writer = Writer(engine)
+    assert not writer.is_failing
+    sa.event.listen(engine, "commit", refuse)
+    results = await gather_group(writer, [1, 20])
+    assert [type(result) for result in results] == [DatabaseError, DatabaseError]
+    assert writer.is_failing
+    sa.event.remove(engine, "commit", refuse)
+    assert await writer.arun_grouped(add_all, 5) == 5
+    assert not writer.is_failing
+    writer.close()
+    assert list_marks(engine) == [5]
+
+
+async def test_who_stops_waiting_for_a_group_breaks_nothing(engine: sa.Engine) -> None:
+    writer = Writer(engine)
+    release = hold_writer(writer)
+    waiting = asyncio.create_task(writer.arun_grouped(add_all, 1))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    release.set()
+    assert await writer.arun_grouped(add_all, 2) == 2
+    writer.close()
+    assert list_marks(engine) == [1, 2]  # cancelling the wait does not undo the write
 
 
 async def test_arun_gives_the_result(engine: sa.Engine) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yarl
 from conftest import QUESTION, Running, run_gateway
 from sqlalchemy import select
 
@@ -86,16 +87,48 @@ async def test_a_database_that_fails_gets_503_and_answers_go_on(
 ) -> None:
     comparison = (await gateway.ask(PAIR))["comparison"]
 
-    async def fail(fn: Any) -> None:
+    async def fail(fn: Any, item: Any) -> None:
         raise DatabaseError("disk full")
 
-    monkeypatch.setattr(gateway.context.writer, "arun", fail)
+    monkeypatch.setattr(gateway.context.writer, "arun_grouped", fail)
     async with gateway.http.post(
         f"{gateway.url}/v1/comparisons/{comparison['id']}/choice",
         json={"preferred": "first", "token": comparison["token"]},
     ) as answer:
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     assert (await gateway.ask())["choices"]
+
+
+async def test_choices_are_read_as_other_requests_are(gateway: Running) -> None:
+    comparison = (await gateway.ask(PAIR))["comparison"]
+    body = {"preferred": "tie", "token": comparison["token"]}
+    spelled = f"{gateway.url}/v1/comparisons/{comparison['id'].replace('_', '%5F')}/choice?from=widget"
+    async with gateway.http.post(
+        yarl.URL(spelled, encoded=True), json=body, headers={"x-request-id": "mine-1"}
+    ) as answer:
+        assert (answer.status, answer.headers["x-request-id"]) == (200, "mine-1")
+        assert answer.headers["access-control-allow-origin"] == "*"
+    url = f"{gateway.url}/v1/comparisons/{comparison['id']}/choice"
+    async with gateway.http.post(url, data=b" " * 16_385) as answer:
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (413, "*")
+    async with gateway.http.get(url) as answer:
+        assert answer.status == 405
+    async with gateway.http.post(url + "/more", json=body) as answer:
+        assert answer.status == 404
+
+
+async def test_whether_a_browser_chose_is_stored(gateway: Running) -> None:
+    for origin, channel in ((None, "api"), ("https://app.example", "browser")):
+        comparison = (await gateway.ask(PAIR))["comparison"]
+        async with gateway.http.post(
+            f"{gateway.url}/v1/comparisons/{comparison['id']}/choice",
+            json={"preferred": "first", "token": comparison["token"]},
+            headers={"origin": origin} if origin else {},
+        ) as answer:
+            assert answer.status == 200
+        with gateway.context.database.connect() as conn:
+            query = select(choices.c.channel).where(choices.c.comparison_id == comparison["id"])
+            assert conn.execute(query).scalar_one() == channel
 
 
 async def test_a_skip_quiets_auto_asking_for_a_while(gateway: Running) -> None:

@@ -19,7 +19,7 @@ def test_help_lists_the_commands():
 
 def test_command_line_imports_nothing_heavy():
     heavy = ("torch", "transformers", "vllm", "sqlalchemy", "gateway", "trainer")
-    code = f"import sys, prefloop.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, prefloop.cli; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -1,4 +1,4 @@
-"""Dead letters get an outbox on their way to a topic of their own."""
+"""The outbox of dead letters, on their way to a topic of their own. Those buried before are only in `dead_letters`."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,4 +19,5 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("event_id"),
         sqlite_autoincrement=True,
+        if_not_exists=True,
     )

@@ -1,0 +1,64 @@
+"""The duels of a rollout from the canary's side, read from comparisons and the choices made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from feedback.choices import choices, comparisons
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuelRow:
+    """A duel from the canary's side: outcome +1 won, 0 tie or both bad, -1 lost.
+
+    chosen_at is None, and outcome 0, where nothing was said: not answered (yet), or skipped.
+    """
+
+    comparison_id: str
+    user: str
+    asked_at: float
+    chosen_at: float | None
+    outcome: int
+    both_bad: bool
+    harmful: bool
+    canary_first: bool
+
+
+def load_duels(connection: sa.Connection, rollout_id: str) -> list[DuelRow]:
+    """The rollout's duels in the order in which they were asked, decided or not."""
+    is_decided = (choices.c.comparison_id == comparisons.c.id) & (choices.c.preferred != "skip")
+    query = (
+        sa.select(
+            comparisons.c.id,
+            comparisons.c.user,
+            comparisons.c.created_at,
+            comparisons.c.canary_first,
+            choices.c.preferred,
+            choices.c.harmful,
+            choices.c.chosen_at,
+        )
+        .select_from(comparisons.outerjoin(choices, is_decided))
+        .where(comparisons.c.rollout == rollout_id, comparisons.c.canary_first.is_not(None))
+        .order_by(comparisons.c.created_at, comparisons.c.id)
+    )
+    return [
+        DuelRow(
+            comparison_id=row.id,
+            user=row.user,
+            asked_at=row.created_at,
+            chosen_at=row.chosen_at,
+            outcome=_judge_for_canary(row.preferred, row.canary_first),
+            both_bad=row.preferred == "both_bad",
+            harmful=bool(row.harmful),
+            canary_first=row.canary_first,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def _judge_for_canary(preferred: str | None, canary_first: bool) -> int:
+    if preferred not in ("first", "second"):
+        return 0
+    return 1 if (preferred == "first") == canary_first else -1
