@@ -23,6 +23,7 @@ def test_the_embedded_back_ends_start_nothing_and_name_nothing(tmp_path: Path):
 
 def test_a_broker_and_a_server_run_as_long_as_the_block_and_every_process_gets_their_addresses(tmp_path: Path):
     require_programs()
+    before = set(psutil.Process().children())  # those of the whole session
     with run_back_ends(Layout(tmp_path), "kafka", "postgresql") as running:
         log = open_log(running.log_url)
         log.append("t", [NewRecord(key=b"k", value=b"v")])
@@ -37,7 +38,7 @@ def test_a_broker_and_a_server_run_as_long_as_the_block_and_every_process_gets_t
             assert service.env["PREFLOOP_LOG_URL"] == running.log_url
             assert service.env["PREFLOOP_GATEWAY__DATABASE_URL"] == running.gateway_database
             assert service.env["PREFLOOP_TRAINER__DATABASE_URL"] == running.trainer_database
-        servers = [child for child in psutil.Process().children() if child.name() in ("java", "postgres")]
+        servers = set(psutil.Process().children()) - before
         assert {child.name() for child in servers} == {"java", "postgres"}
     assert not [child for child in servers if child.is_running()]
 
