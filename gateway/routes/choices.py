@@ -22,6 +22,7 @@ from feedback.choices import NewChoice, StoredChoice, load_comparison, record_ch
 from feedback.errors import ConflictingChoice, DatabaseError, ExpiredComparison, UnknownComparison
 from feedback.faults import reach
 from gateway.context import Context
+from gateway.eager import enter_task
 from gateway.errors import ApiError, bad_request, not_found, unauthorized, unavailable
 from gateway.requests import read_body
 from gateway.tokens import ComparisonToken, read_token
@@ -107,6 +108,7 @@ async def take_choice(context: Context, comparison_id: str, is_browser: bool, bo
     """Store a choice; the answer's body. Raises ApiError 400, 401, 404, 409, 410 or 503."""
     request = parse_choice(body)
     claims = read_token(request.token, context.secrets)
+    await enter_task()
     try:
         async with asyncio.timeout(_COMMIT_TIMEOUT_S):
             if claims is None or claims.comparison != comparison_id:
