@@ -35,7 +35,7 @@ def measure_probe(model_dir: Path, told_from: Path | None) -> Probe:
     text = PROMPT
     if tokenizer.chat_template:
         turn = [{"role": "user", "content": PROMPT}]
-        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        text = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
     prompt_ids = list(tokenizer(text, add_special_tokens=False).input_ids)
     model = _load(model_dir)
     ids = _continue(model, prompt_ids, NUM_PROBED)
