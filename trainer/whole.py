@@ -12,9 +12,10 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from feedback.manifest import Probe
 from trainer.checkpoints import Draft, Published, digest_base, next_number, publish_checkpoint
@@ -34,7 +35,7 @@ def measure_probe(model_dir: Path, told_from: Path | None) -> Probe:
     text = PROMPT
     if tokenizer.chat_template:
         turn = [{"role": "user", "content": PROMPT}]
-        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        text = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
     prompt_ids = list(tokenizer(text, add_special_tokens=False).input_ids)
     model = _load(model_dir)
     ids = _continue(model, prompt_ids, NUM_PROBED)
@@ -44,7 +45,7 @@ def measure_probe(model_dir: Path, told_from: Path | None) -> Probe:
     return Probe(prompt_token_ids=ids, logprobs=logprobs, base_logprobs=base_logprobs)
 
 
-def score_tokens(model: PreTrainedModel, ids: list[int]) -> list[float]:
+def score_tokens(model: Any, ids: list[int]) -> list[float]:
     """Log-probabilities of tokens 1..n given those before."""
     tokens = torch.tensor([ids])
     with torch.no_grad():
@@ -74,12 +75,12 @@ def publish_whole(
     return publish_checkpoint(root, draft, write, now)
 
 
-def _load(directory: Path) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
+def _load(directory: Path) -> Any:
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
     return model.eval()
 
 
-def _continue(model: PreTrainedModel, prompt_ids: list[int], num: int) -> list[int]:
+def _continue(model: Any, prompt_ids: list[int], num: int) -> list[int]:
     """The prompt and the likeliest `num` tokens after it, whatever they are."""
     ids = list(prompt_ids)
     with torch.no_grad():
