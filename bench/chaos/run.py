@@ -26,7 +26,7 @@ from feedback.faults import POINTS
 from prefloop.machine import DatabaseKind, LogKind
 
 NUM_CLIENTS = 24
-THINK_S = 2.0
+THINK_S = 3.0
 CHOICES_A_KILL = 50
 MIN_ROUNDS = 3
 MIN_KILLS_EACH = 20
