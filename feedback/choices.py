@@ -185,8 +185,9 @@ def record_choices(
     fresh: dict[str, _Fresh] = {}
     for each in new:
         row = known.get(each.comparison_id)
-        is_open = row is not None and row.chosen_at is None and each.at <= row.expires_at
-        if is_open and each.comparison_id not in fresh:
+        if row is None or row.chosen_at is not None or each.at > row.expires_at:
+            continue
+        if each.comparison_id not in fresh:
             fresh[each.comparison_id] = _Fresh(each, _build_body(row, each))
     made = _insert_choices(connection, fresh, source)
     if len(made) < len(fresh):  # another process was faster

@@ -53,14 +53,14 @@ def list_differences(engine: sa.Engine, store: Store) -> list[object]:
 @pytest.mark.filterwarnings("ignore:.*expression-based")  # SQLite cannot reflect an index over an expression
 @pytest.mark.parametrize("store", MODELS)
 def test_migrations_make_what_the_models_say(empty: sa.Engine, store: Store) -> None:
-    assert migrate(empty, store) == sorted(migrate_names(store))
+    assert migrate(empty, store) == list_revisions(store)
     assert list_differences(empty, store) == []
     assert migrate(empty, store) == []
 
 
-def migrate_names(store: Store) -> list[str]:
+def list_revisions(store: Store) -> list[str]:
     folder = Path(inbox.__file__).parent / "migrations" / store
-    return [path.name.partition("_")[0] for path in folder.glob("0*.py")]
+    return sorted(path.name.partition("_")[0] for path in folder.glob("0*.py"))
 
 
 @pytest.mark.parametrize("store", MODELS)
@@ -98,7 +98,7 @@ def test_a_trainers_database_from_before_revisions_keeps_its_rows(empty: sa.Engi
     with empty.begin() as connection:  # as the release before stored them
         connection.execute(OLD_SIGNALS.insert(), [old_signal(number) for number in (1, 2, 5)])
         consume(connection, [make_record(0, make_choice(make_comparison()))])
-    assert find_pending(empty, "trainer") == ["0001", "0002", "0003"]
+    assert find_pending(empty, "trainer") == list_revisions("trainer")
     migrate(empty, "trainer")
     with empty.begin() as connection:
         assert [row.comparison_id for row in connection.execute(sa.select(inbox.preferences))] == ["cmp-1"]
@@ -155,7 +155,7 @@ def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert sorted(applied) == [[], [], [], ["0001"]]
+    assert sorted(applied) == [[], [], [], list_revisions("gateway")]
 
 
 def test_a_failing_revision_leaves_the_old_schema(empty: sa.Engine) -> None:
@@ -166,7 +166,7 @@ def test_a_failing_revision_leaves_the_old_schema(empty: sa.Engine) -> None:
         connection.exec_driver_sql("CREATE INDEX ix_trainer_signals_user ON in_the_way (id)")  # fails after the copy
     with pytest.raises(sa.exc.DBAPIError):
         migrate(empty, "trainer")
-    assert find_pending(empty, "trainer") == ["0001", "0002", "0003"]
+    assert find_pending(empty, "trainer") == list_revisions("trainer")
     assert "trainer_signals" not in sa.inspect(empty).get_table_names()
     with empty.begin() as connection:
         connection.exec_driver_sql("DROP TABLE in_the_way")
@@ -190,9 +190,11 @@ def test_the_command_checks_and_migrates(tmp_path: Path, postgres: Postgres, mon
     monkeypatch.setenv("PREFLOOP_GATEWAY__DATABASE_URL", make_url("postgresql", tmp_path, postgres))
     runner = CliRunner()
     before = runner.invoke(app, ["migrate", "--check"])
-    assert (before.exit_code, before.output) == (1, "gateway: missing 0001\ncompletions: missing 0001\n")
+    all_of = {store: ", ".join(list_revisions(store)) for store in MODELS}
+    missing = f"gateway: missing {all_of['gateway']}\ncompletions: missing {all_of['completions']}\n"
+    assert (before.exit_code, before.output) == (1, missing)
     done = runner.invoke(app, ["migrate"])
-    assert (done.exit_code, done.output) == (0, "gateway: applied 0001\ncompletions: applied 0001\n")
+    assert (done.exit_code, done.output) == (0, missing.replace("missing", "applied"))
     after = runner.invoke(app, ["migrate", "--check"])
     assert (after.exit_code, after.output) == (0, "gateway: up to date\ncompletions: up to date\n")
     assert not (tmp_path / "state").exists()  # the trainer's SQLite is left to its first start
