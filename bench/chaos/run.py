@@ -34,7 +34,7 @@ FULL_RUN = 200  # kills from which every process and every boundary must have ha
 PROGRESS_S = 5.0
 START_TIMEOUT_S = 180.0
 GOAL_TIMEOUT_S = 900.0
-NUM_CLOSING = 4
+NUM_CLOSING = 1  # each may make a round due
 START_ORDER = ("postgresql", "broker", "engine", "gateway", "trainer")
 
 
