@@ -26,7 +26,7 @@ from feedback.faults import POINTS
 from prefloop.machine import DatabaseKind, LogKind
 
 NUM_CLIENTS = 24
-THINK_S = 2.0
+THINK_S = 3.0
 CHOICES_A_KILL = 50
 MIN_ROUNDS = 3
 MIN_KILLS_EACH = 20
@@ -34,7 +34,7 @@ FULL_RUN = 200  # kills from which every process and every boundary must have ha
 PROGRESS_S = 5.0
 START_TIMEOUT_S = 180.0
 GOAL_TIMEOUT_S = 900.0
-NUM_CLOSING = 4
+NUM_CLOSING = 1  # each may make a round due
 START_ORDER = ("postgresql", "broker", "engine", "gateway", "trainer")
 
 
