@@ -31,22 +31,23 @@ from feedback.database import Writer, open_database
 from feedback.errors import DatabaseError
 from feedback.relay import Relay
 from feedback.schema import migrate, migrate_url
-from gateway.call import Call, CallMaker, Handler, pick_request_id
-from gateway.completion_store import CompletionStore
-from gateway.completions import Completions
 from gateway.context import Context
-from gateway.deployment import Deployment
 from gateway.endpoints import ENDPOINTS
+from gateway.engines.deployment import Deployment
+from gateway.engines.fleet import Fleet
+from gateway.engines.swap import Swap
 from gateway.errors import ApiError, GatewayError, error_body, unavailable
-from gateway.fleet import Fleet
+from gateway.http.call import Call, CallMaker, Handler, pick_request_id
+from gateway.http.server import build_server
+from gateway.http.upstream import Upstream
 from gateway.keys import KeyRing, ensure_admin_key
-from gateway.limits import Limits
-from gateway.logs import current_request_id, set_up_logging
-from gateway.metrics import Metrics
-from gateway.openapi import build_document_router
-from gateway.pairs import AskLedger
+from gateway.limits.limiter import Limits
+from gateway.openapi.document import build_document_router
+from gateway.pairs.asking import AskLedger
 from gateway.playground import PLAYGROUND_PATH, build_playground_handler
-from gateway.recorder import Recorder
+from gateway.recording.completions import Completions
+from gateway.recording.recorder import Recorder
+from gateway.recording.store import CompletionStore
 from gateway.requests import ClientGone
 from gateway.rollout.controller import Controller
 from gateway.rollout.metrics import RolloutCollector
@@ -61,13 +62,12 @@ from gateway.routes.operator import build_operator_router
 from gateway.routes.signals import build_signals_router
 from gateway.routes.web import build_web_router
 from gateway.secrets import Secrets, check_listening, load_secrets
-from gateway.server import build_server
 from gateway.settings import GatewaySection, GatewaySettings
 from gateway.siblings import Place, Siblings
-from gateway.state_metrics import StateCollector
-from gateway.swap import Swap
-from gateway.upstream import Upstream
-from gateway.watched import check_tracing, open_watchers
+from gateway.telemetry.logs import current_request_id, set_up_logging
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.state_metrics import StateCollector
+from gateway.telemetry.watched import check_tracing, open_watchers
 from gateway.wire import build_handlers
 from gateway.workers import Worker, Workers
 

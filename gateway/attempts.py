@@ -11,9 +11,9 @@ import asyncio
 import logging
 import time
 
-from gateway.connection import EngineAnswer
 from gateway.errors import ApiError, CheckpointGone, EngineInterrupted, EngineUnavailable, error_body, unavailable
 from gateway.exchange import Exchange
+from gateway.http.connection import EngineAnswer
 
 logger = logging.getLogger("gateway.attempts")
 

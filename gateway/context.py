@@ -10,19 +10,19 @@ if TYPE_CHECKING:
 
     from feedback.database import Writer
     from feedback.relay import Relay
-    from gateway.completions import Completions
-    from gateway.deployment import Deployment
+    from gateway.engines.deployment import Deployment
+    from gateway.engines.swap import Swap
+    from gateway.http.upstream import Upstream
     from gateway.keys import KeyRing
-    from gateway.limits import Limits
-    from gateway.metrics import Metrics
-    from gateway.pairs import AskLedger
-    from gateway.recorder import Recorder
+    from gateway.limits.limiter import Limits
+    from gateway.pairs.asking import AskLedger
+    from gateway.recording.completions import Completions
+    from gateway.recording.recorder import Recorder
     from gateway.rollout.controller import Controller
     from gateway.secrets import Secrets
     from gateway.settings import GatewaySettings
     from gateway.siblings import Siblings
-    from gateway.swap import Swap
-    from gateway.upstream import Upstream
+    from gateway.telemetry.metrics import Metrics
 
 
 @dataclass(frozen=True)

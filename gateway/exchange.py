@@ -7,13 +7,13 @@ import time
 import msgspec
 
 from gateway.body import EngineRequest, replace_span
-from gateway.call import Call
 from gateway.context import Context
-from gateway.deployment import ServingView
+from gateway.engines.deployment import ServingView
 from gateway.errors import error_body
+from gateway.http.call import Call
+from gateway.http.sse import DONE, encode_event
 from gateway.keys import Identity
 from gateway.routing import Arm, Route, Who, choose_route
-from gateway.sse import DONE, encode_event
 
 CLIENT_GONE = 499  # nginx's code for a client that left: not our failure
 

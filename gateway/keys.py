@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from feedback.database import insert_or_ignore, metadata
-from gateway.allowance import Count, KeyLimits, Money
+from gateway.limits.allowance import Count, KeyLimits, Money
 from gateway.secrets import Secrets
 
 _MAX_RECENT = 10_000

@@ -15,8 +15,8 @@ from gateway.routing import Header
 from gateway.wire import answer_chat
 
 if TYPE_CHECKING:
-    from gateway.call import Call, Handler
     from gateway.context import Context
+    from gateway.http.call import Call, Handler
 
 PLAYGROUND_PATH = b"/playground/chat"
 PLAYGROUND = Identity(key_id="playground", app="playground", scopes=frozenset({"app"}), pairs=True)

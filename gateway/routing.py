@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.body import EngineRequest
-from gateway.deployment import ServingView
+from gateway.engines.deployment import ServingView
 from gateway.errors import not_found, unavailable
 from gateway.keys import Identity
 from gateway.rollout.assignment import choose_arm

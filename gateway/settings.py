@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field
 
 from feedback.database import locate_store
 from feedback.settings import SharedSettings
-from gateway.engines import BreakerLimits
+from gateway.engines.engine import BreakerLimits
 from gateway.errors import WorkersNeedPostgres
-from gateway.logs import LogFormat
+from gateway.telemetry.logs import LogFormat
 
 _HOUR_S = 3600.0
 _DAY_S = 86400.0

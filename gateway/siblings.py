@@ -25,7 +25,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from gateway.metrics import Metrics
+    from gateway.telemetry.metrics import Metrics
 
 logger = logging.getLogger("gateway.siblings")
 

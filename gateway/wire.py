@@ -14,8 +14,6 @@ from typing import Any
 from gateway.attempts import ask_engine, hide_refusal
 from gateway.auth import authenticate_header
 from gateway.body import parse_request, restore_model
-from gateway.call import EVENTS, Call, Handler
-from gateway.connection import EngineAnswer
 from gateway.context import Context
 from gateway.endpoints import CHAT, ENDPOINTS, Endpoint
 from gateway.errors import ApiError, CheckpointGone, EngineInterrupted, unavailable
@@ -29,13 +27,15 @@ from gateway.exchange import (
     served_checkpoints,
     watch_bytes,
 )
+from gateway.http.call import EVENTS, Call, Handler
+from gateway.http.connection import EngineAnswer
+from gateway.http.sse import EventTail
 from gateway.keys import Identity
-from gateway.metering import StreamMeter, settle_answer
-from gateway.paired import answer_pair
-from gateway.pairs import Ask, decide_ask, may_pair, read_compare
-from gateway.recorder import Recorder
+from gateway.limits.metering import StreamMeter, settle_answer
+from gateway.pairs.asking import Ask, decide_ask, may_pair, read_compare
+from gateway.pairs.paired import answer_pair
+from gateway.recording.recorder import Recorder
 from gateway.routing import Header, choose_route, identify_user
-from gateway.sse import EventTail
 
 _MAX_REROUTES = 3
 _NOBODY: frozenset[str] = frozenset()

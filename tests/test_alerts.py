@@ -57,7 +57,7 @@ def test_every_alert_is_promql_with_a_severity_and_a_sentence() -> None:
 
 
 def test_labels_of_alerts_are_those_that_the_code_writes() -> None:
-    from gateway.engines import BREAKER_PHASES
+    from gateway.engines.engine import BREAKER_PHASES
     from gateway.rollout.guardrails import FAIL
     from gateway.rollout.metrics import PHASES
 

@@ -17,8 +17,8 @@ from sqlalchemy import Connection
 
 from feedback.database import Writer
 from gateway import tables
-from gateway.deployment import Deployment
-from gateway.engine_register import EngineRegister
+from gateway.engines.deployment import Deployment
+from gateway.engines.register import EngineRegister
 from gateway.rollout import machine
 from gateway.rollout.duels import read_duels
 from gateway.rollout.evidence import Duel, Evidence
@@ -35,8 +35,8 @@ from gateway.settings import GatewaySettings, RolloutSection
 from gateway.tables import CheckpointRow, RolloutRow, ServingRow
 
 if TYPE_CHECKING:
-    from gateway.fleet import Fleet
-    from gateway.swap import Swap
+    from gateway.engines.fleet import Fleet
+    from gateway.engines.swap import Swap
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

@@ -14,15 +14,15 @@ from sqlalchemy import Connection
 
 from feedback.database import Writer
 from gateway import tables
-from gateway.deployment import Deployment, ServingView
-from gateway.engine_register import RegisteredEngine, list_engines
+from gateway.engines.deployment import Deployment, ServingView
+from gateway.engines.register import RegisteredEngine, list_engines
 from gateway.errors import SwapError
 from gateway.rollout.plan import wanted_view
 from gateway.settings import GatewaySettings
 from gateway.tables import CheckpointRow, RolloutRow, ServingRow
 
 if TYPE_CHECKING:
-    from gateway.swap import Swap
+    from gateway.engines.swap import Swap
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

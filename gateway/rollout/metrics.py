@@ -19,7 +19,7 @@ from gateway.rollout import machine
 from gateway.rollout.guardrails import FAIL, NOT_ENOUGH, PASS
 
 if TYPE_CHECKING:
-    from gateway.deployment import Deployment
+    from gateway.engines.deployment import Deployment
     from gateway.rollout.controller import Controller
     from gateway.rollout.evidence import Evidence
     from gateway.rollout.guardrails import Guardrails

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from feedback.manifest import write_manifest
-from gateway.deployment import ServingView
+from gateway.engines.deployment import ServingView
 from gateway.rollout import machine
 from gateway.rollout.evidence import Duel, Evidence, weigh_duels
 from gateway.rollout.guardrails import Guardrails, judge_guardrails

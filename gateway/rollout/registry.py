@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from feedback.database import Writer
 from feedback.manifest import verify
 from gateway import tables
-from gateway.fleet import list_reports
+from gateway.engines.fleet import list_reports
 from gateway.rollout.machine import RefusedAction
 from gateway.rollout.plan import copy_checkpoint, find_deletable
 from gateway.settings import GatewaySettings

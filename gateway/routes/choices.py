@@ -22,13 +22,13 @@ from feedback.choices import NewChoice, StoredChoice, load_comparison, record_ch
 from feedback.errors import ConflictingChoice, DatabaseError, ExpiredComparison, UnknownComparison
 from feedback.faults import reach
 from gateway.context import Context
-from gateway.eager import enter_task
 from gateway.errors import ApiError, bad_request, not_found, unauthorized, unavailable
+from gateway.http.eager import enter_task
 from gateway.requests import read_body
 from gateway.tokens import ComparisonToken, read_token
 
 if TYPE_CHECKING:
-    from gateway.call import Call, Handler
+    from gateway.http.call import Call, Handler
 
 logger = logging.getLogger("gateway.choices")
 

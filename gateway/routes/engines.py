@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from gateway.auth import require_scope
 from gateway.context import Context
-from gateway.engines import EngineState
+from gateway.engines.engine import EngineState
 from gateway.errors import ApiError, bad_request, not_found
 from gateway.rollout.machine import RefusedAction
 from gateway.routes.guarded import OperatorRoute

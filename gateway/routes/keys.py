@@ -10,11 +10,11 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from gateway.allowance import KeyLimits
 from gateway.auth import require_scope
 from gateway.context import Context
 from gateway.errors import bad_request, not_found
 from gateway.keys import LimitsChange, change_limits, create_key, list_keys, revoke_key
+from gateway.limits.allowance import KeyLimits
 from gateway.requests import read_body
 
 _MAX_BODY_BYTES = 16_384

@@ -24,17 +24,17 @@ from starlette.responses import Response
 from feedback.errors import ConflictingSignal, DatabaseError
 from feedback.events import Outcome, Signal
 from feedback.signals import StoredSignal, find_signal, fingerprint_signal, record_signal
-from gateway.answers import NoSuchChoice, check_depth, read_messages, read_prompt, read_text
 from gateway.auth import authenticate
-from gateway.completion_store import StoredCompletion
 from gateway.context import Context
 from gateway.errors import ApiError, bad_request, not_found, unavailable
 from gateway.keys import Identity
-from gateway.metrics import ARMS
+from gateway.recording.answers import NoSuchChoice, check_depth, read_messages, read_prompt, read_text
+from gateway.recording.shown import NotShown, Shown, find_shown, may_be_pair
+from gateway.recording.store import StoredCompletion
 from gateway.requests import read_body
 from gateway.routing import find_opening
-from gateway.shown import NotShown, Shown, find_shown, may_be_pair
 from gateway.tables import get_checkpoint
+from gateway.telemetry.metrics import ARMS
 
 logger = logging.getLogger("gateway.signals")
 

@@ -13,7 +13,7 @@ from bench.gateway.checkpoints import PROBE_LOGPROBS, PROBE_TOKENS
 from bench.gateway.loads import NUM_EVENTS, build_request
 from bench.gateway.servers import Server, find_free_port
 from bench.gateway.tools import compile_program
-from gateway.swap import read_probe_logprobs
+from gateway.engines.swap import read_probe_logprobs
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 CHAT = "/v1/chat/completions"

@@ -17,8 +17,8 @@ from engine import BASE_LOGPROBS, PROBE_LOGPROBS, PROBE_TOKENS, FakeEngine
 from feedback.manifest import Manifest, Probe, checkpoint_id, combine_hashes, hash_files, write_manifest
 from gateway.app import Gateway, create_app
 from gateway.context import Context
-from gateway.deployment import ServingView
-from gateway.server import build_server
+from gateway.engines.deployment import ServingView
+from gateway.http.server import build_server
 from gateway.settings import GatewaySettings
 
 QUESTION = {"model": "default", "messages": [{"role": "user", "content": "How are you?"}]}

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from gateway.deployment import Deployment, ServingView
+from gateway.engines.deployment import Deployment, ServingView
 from gateway.routes.health import find_unready_reason
 
 

@@ -15,13 +15,13 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from feedback.database import Writer, create_tables, metadata, open_database
-from gateway.allowance import KeyLimits
 from gateway.errors import ApiError
 from gateway.keys import KeyRing, create_key, ensure_admin_key, key_id_of, key_limits_table, keys_table
-from gateway.metrics import Metrics
+from gateway.limits.allowance import KeyLimits
 from gateway.routes.keys import build_keys_router
 from gateway.secrets import Secrets, load_secrets
 from gateway.siblings import Place, Siblings
+from gateway.telemetry.metrics import Metrics
 
 KEYS = "/operator/v1/keys"
 

@@ -22,16 +22,16 @@ from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.errors import DatabaseError
 from feedback.events import Outcome, Signal, decode_event
 from feedback.signals import signals
-from gateway.completion_store import CompletionStore
-from gateway.completions import Completions
 from gateway.errors import ApiError
 from gateway.keys import KeyRing, create_key
-from gateway.metrics import Metrics
+from gateway.recording.completions import Completions
+from gateway.recording.store import CompletionStore
 from gateway.routes.signals import build_signals_router, parse_signal
 from gateway.routing import Who
 from gateway.secrets import Secrets, load_secrets
 from gateway.settings import GatewaySettings
 from gateway.tables import checkpoints
+from gateway.telemetry.metrics import Metrics
 
 SERVED_AT = time.time()  # a completion of long ago would be deleted at once
 ID = "chatcmpl-0123456789abcdef"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from feedback.manifest import verify
-from gateway.probe import judge_probe
+from gateway.engines.probe import judge_probe
 from tests.trainer.tiny import build_tiny_stack
 from trainer.whole import main
 

@@ -11,9 +11,9 @@ from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.events import Candidate, Comparison
 from feedback.manifest import Manifest, Probe, checkpoint_id, combine_hashes, hash_files, write_manifest
 from gateway import tables
-from gateway.deployment import Deployment
+from gateway.engines.deployment import Deployment
+from gateway.engines.fleet import Fleet
 from gateway.errors import SwapError
-from gateway.fleet import Fleet
 from gateway.rollout import machine
 from gateway.rollout.controller import Controller
 from gateway.rollout.machine import RefusedAction

@@ -1,0 +1,166 @@
+"""What is being served right now: the view (which checkpoint, with which weight), and what is in flight on it.
+
+Lives on the event loop; nothing here is shared between threads except by replacing the frozen view. A view of a lower
+or equal generation is ignored. Does not decide anything: the rollout controller applies views, routing reads them,
+engines.py chooses the engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gateway.engines.engine import Breaker, BreakerLimits, EngineState, choose_engine
+from gateway.errors import EngineUnavailable
+
+if TYPE_CHECKING:
+    from gateway.rollout.observations import Observations
+
+
+@dataclass(frozen=True)
+class ServingView:
+    """Which checkpoints serve, and how users are split; weights are 0 to 1, `rollout` None while nothing is judged."""
+
+    generation: int
+    stable: str | None
+    canary: str | None = None
+    weight: float = 0.0
+    duel_share: float = 0.0
+    salt: bytes = b""
+    rollout: str | None = None
+
+
+@dataclass
+class Counters:
+    """Totals since start, as the operator's status shows them."""
+
+    requests: int = 0
+    num_in_flight: int = 0
+    failed_requests: int = 0
+    comparisons: int = 0
+    choices: int = 0
+    not_paired: Counter[str] = field(default_factory=Counter)  # reason -> times two answers were due but one was given
+
+
+class Deployment:
+    """The view, the engines and the in-flight counts."""
+
+    def __init__(
+        self,
+        engines: Iterable[str],
+        observations: Observations | None = None,
+        limits: BreakerLimits = BreakerLimits(),  # noqa: B008 (frozen)
+    ) -> None:
+        self.view = ServingView(generation=0, stable=None)
+        self.counters = Counters()
+        self.observations = observations
+        self._limits = limits
+        self.engines = {
+            url: EngineState(url, Breaker(limits)) for url in engines
+        }  # with what is withdrawn and not idle
+        self.first_answer_at: dict[str, float] = {}  # checkpoint -> when its first answer came, since start
+        self.is_single = len(self.engines) == 1  # there is nothing to choose, and never was
+        self._states = tuple(self.engines.values())
+        self._in_flight: dict[str, int] = {}
+
+    def apply(self, view: ServingView) -> bool:
+        """Take a view of a higher generation; says whether it was taken."""
+        if view.generation <= self.view.generation:
+            return False
+        self.view = view
+        return True
+
+    def fall_back(self) -> bool:
+        """Serve stable alone, because nobody knows what the tables say; says whether anything changed.
+
+        The generation falls by one, so that the same view can be applied again.
+        """
+        if self.view.canary is None:
+            return False
+        self.view = ServingView(generation=self.view.generation - 1, stable=self.view.stable)
+        return True
+
+    # -- in flight
+
+    def in_flight(self, checkpoint: str) -> int:
+        """How many requests are being answered by the checkpoint."""
+        return self._in_flight.get(checkpoint, 0)
+
+    def all_in_flight(self) -> dict[str, int]:
+        """The counts above nought, by checkpoint."""
+        return dict(self._in_flight)
+
+    def hold(self, checkpoint: str) -> None:
+        """Keep the checkpoint loaded for one request, from the very step in which it was chosen until `release`.
+
+        An await between the choice and this, or a pause between attempts that is not held, could lose the checkpoint.
+        """
+        self._in_flight[checkpoint] = self._in_flight.get(checkpoint, 0) + 1
+
+    def release(self, checkpoint: str) -> None:
+        """The end of a `hold`."""
+        left = self._in_flight[checkpoint] - 1
+        if left:
+            self._in_flight[checkpoint] = left
+        else:
+            del self._in_flight[checkpoint]
+
+    def begin(self, checkpoint: str, engine: EngineState) -> None:
+        """Count one request in flight for the checkpoint and the engine, until `end`."""
+        self.hold(checkpoint)
+        engine.begin()
+
+    def end(self, checkpoint: str, engine: EngineState) -> None:
+        """The end of a `begin`."""
+        self.release(checkpoint)
+        engine.end()
+
+    # -- engines
+
+    def pick_engine(self, checkpoint: str, conversation: str = "") -> EngineState:
+        """The engine to ask: one that is usable and has proven the checkpoint, as `choose_engine` says.
+
+        Where no usable engine holds it, the likeliest to answer of those that may hold it: whoever asks tries again for a
+        while. Raises EngineUnavailable if there is none.
+        """
+        if self.is_single:
+            return self._states[0]
+        usable = [s for s in self._states if s.up and s.breaker.phase == "closed" and checkpoint in s.proven]
+        if usable:
+            return choose_engine(usable, conversation)
+        able = [s for s in self._states if s.checkpoint == checkpoint] or [s for s in self._states if not s.checkpoint]
+        if not able:
+            raise EngineUnavailable(f"no engine holds {checkpoint}")
+        return min(able, key=lambda state: (not state.up, not state.is_usable, state.num_in_flight))
+
+    @property
+    def states(self) -> tuple[EngineState, ...]:
+        """The engines that may be asked."""
+        return self._states
+
+    def add_engine(self, url: str, checkpoint: str) -> EngineState:
+        """One more engine, which holds a whole model. The requests of one that was withdrawn from there end as they are."""
+        state = EngineState(url, Breaker(self._limits), checkpoint)
+        self.engines = {**self.engines, url: state}
+        self._states = (*self._states, state)
+        self.is_single = False
+        return state
+
+    def withdraw_engine(self, state: EngineState) -> None:
+        """Ask the engine no more; it is known until its last request has ended."""
+        state.withdraw()
+        self._states = tuple(other for other in self._states if other is not state)
+
+    def forget_withdrawn(self) -> list[str]:
+        """Drop the engines that were withdrawn and have nothing left in flight; their URLs."""
+        gone = [url for url, state in self.engines.items() if state.is_withdrawn and not state.num_in_flight]
+        if gone:
+            self.engines = {url: state for url, state in self.engines.items() if url not in gone}
+        return gone
+
+    def note_answer(self, checkpoint: str) -> None:
+        """Keep when a checkpoint answered for the first time."""
+        self.first_answer_at.setdefault(checkpoint, time.time())

@@ -1,0 +1,211 @@
+"""The gateways that share one database: what each still serves, who is alive, and which one leads.
+
+Every gateway reports the generation it applied, its requests in flight and the checkpoints it keeps loaded, twice a second.
+The leader runs the rollout controller: it holds a lease, and a fence that rises with every new leader, so that one that
+was asleep changes nothing. The gateways' clocks must agree to within the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+from sqlalchemy import Column, Connection, Float, Integer, String, Table, Text, delete, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from feedback.database import Writer, insert_or_ignore, metadata
+from feedback.errors import FeedbackError
+from gateway import tables
+
+if TYPE_CHECKING:
+    from gateway.engines.deployment import Deployment
+    from gateway.engines.swap import Swap
+    from gateway.settings import GatewaySettings
+
+logger = logging.getLogger("gateway.fleet")
+
+_FORGET_AFTER_S = 3600.0
+
+gateways = Table(
+    "gateways",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("generation", Integer, nullable=False),
+    Column("in_flight", Text, nullable=False),
+    Column("wanted", Text, nullable=False),
+    Column("seen_at", Float, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("policy", String(200), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("expires_at", Float, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one gateway said of itself. in_flight: requests by checkpoint; wanted: what it loads again if it is missing."""
+
+    id: str
+    generation: int
+    in_flight: Mapping[str, int]
+    wanted: frozenset[str]
+    seen_at: float
+
+
+@dataclass(frozen=True)
+class Holdouts:
+    """Live gateways that keep a checkpoint from being unloaded, by the reason."""
+
+    behind: list[str]  # serve by an older generation, and so may send it requests still
+    wanting: list[str]  # would load it again
+    answering: list[str]  # have requests in flight on it
+
+    def __bool__(self) -> bool:
+        return bool(self.behind or self.wanting or self.answering)
+
+
+def find_holdouts(reports: Sequence[Report], checkpoint: str, generation: int, now: float, silent_s: float) -> Holdouts:
+    """Who keeps the checkpoint, which left the view with `generation` at the latest. The silent ones are gone."""
+    live = [report for report in reports if now - report.seen_at < silent_s]
+    return Holdouts(
+        behind=[report.id for report in live if report.generation < generation],
+        wanting=[report.id for report in live if checkpoint in report.wanted],
+        answering=[report.id for report in live if report.in_flight.get(checkpoint)],
+    )
+
+
+def store_report(conn: Connection, report: Report) -> None:
+    """Replace the gateway's row."""
+    values = {
+        "generation": report.generation,
+        "in_flight": msgspec.json.encode(report.in_flight).decode(),
+        "wanted": msgspec.json.encode(sorted(report.wanted)).decode(),
+        "seen_at": report.seen_at,
+    }
+    if conn.execute(update(gateways).where(gateways.c.id == report.id).values(**values)).rowcount == 0:
+        conn.execute(insert(gateways).values(id=report.id, **values))
+
+
+def list_reports(conn: Connection) -> list[Report]:
+    """The newest report of every gateway, those of the dead included."""
+    return [
+        Report(
+            id=row.id,
+            generation=row.generation,
+            in_flight=msgspec.json.decode(row.in_flight, type=dict[str, int]),
+            wanted=msgspec.json.decode(row.wanted, type=frozenset[str]),
+            seen_at=row.seen_at,
+        )
+        for row in conn.execute(select(gateways).order_by(gateways.c.id))
+    ]
+
+
+def take_lease(conn: Connection, policy: str, holder: str, now: float, lease_s: float) -> int | None:
+    """Lead, or go on leading, until now + lease_s: the fence to write under. None while another gateway leads."""
+    insert_or_ignore(conn, leases, {"policy": policy, "holder": "", "expires_at": 0.0})
+    row = conn.execute(select(leases).where(leases.c.policy == policy).with_for_update()).one()
+    if row.holder != holder and row.expires_at > now:
+        return None
+    conn.execute(update(leases).where(leases.c.policy == policy).values(holder=holder, expires_at=now + lease_s))
+    if row.holder == holder:
+        return tables.get_serving(conn, policy).fence
+    return tables.take_fence(conn, policy)
+
+
+class Fleet:
+    """This gateway among the others. `join` once, `run`, and `leave` at the end."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        deployment: Deployment,
+        swap: Swap,
+        settings: GatewaySettings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.id = secrets.token_hex(8)
+        self._writer, self._deployment, self._swap, self._clock = writer, deployment, swap, clock
+        self._policy, self._settings = settings.policy, settings.rollout
+        self._others: list[Report] = []
+        self._fence: int | None = None
+        self._leads_until = 0.0
+
+    @property
+    def fence(self) -> int | None:
+        """What the leader writes under; None while this gateway does not lead, or could not renew its lease."""
+        return self._fence if self._clock() < self._leads_until else None
+
+    def describe(self) -> Report:
+        """This gateway as it is now."""
+        view = self._deployment.view
+        return Report(self.id, view.generation, self._deployment.all_in_flight(), self._swap.wanted, self._clock())
+
+    def list_live(self) -> list[Report]:
+        """This gateway as it is now, and the others that are alive, as of the last beat."""
+        now = self._clock()
+        return [self.describe(), *(r for r in self._others if now - r.seen_at < self._settings.silent_s)]
+
+    def find_holdouts(self, checkpoint: str, generation: int) -> Holdouts:
+        """Which live gateways keep a checkpoint that left the view with `generation` at the latest."""
+        return find_holdouts(self.list_live(), checkpoint, generation, self._clock(), self._settings.silent_s)
+
+    async def join(self, *, is_alone: bool) -> None:
+        """Report for the first time. is_alone: no other process shares the database, so what is left of any is dead."""
+
+        def clear(conn: Connection) -> None:
+            conn.execute(delete(gateways))
+            conn.execute(delete(leases))
+
+        if is_alone:
+            await self._writer.arun(clear)
+        await self.beat()
+
+    async def beat(self) -> None:
+        """Report, renew the lease or take one that has run out, and read what the others said."""
+        now, report = self._clock(), self.describe()
+
+        def write(conn: Connection) -> tuple[int | None, list[Report]]:
+            store_report(conn, report)
+            fence = take_lease(conn, self._policy, self.id, now, self._settings.lease_s)
+            if fence is not None:
+                conn.execute(delete(gateways).where(gateways.c.seen_at < now - _FORGET_AFTER_S))
+            return fence, list_reports(conn)
+
+        fence, reports = await self._writer.arun(write)
+        if fence is not None and self._fence is None:
+            logger.info("gateway %s leads, fence %d", self.id, fence)
+        self._fence, self._leads_until = fence, now + self._settings.lease_s
+        self._others = [other for other in reports if other.id != self.id]
+
+    async def run(self) -> None:
+        """Beat until cancelled; a failing beat is logged and tried again."""
+        while True:
+            await asyncio.sleep(self._settings.report_s)
+            try:
+                await self.beat()
+            except Exception:
+                logger.exception("the gateway could not report")
+
+    async def leave(self) -> None:
+        """Say that this gateway is gone, and let another one lead at once; without a database its lease runs out."""
+
+        def write(conn: Connection) -> None:
+            conn.execute(delete(gateways).where(gateways.c.id == self.id))
+            mine = (leases.c.policy == self._policy, leases.c.holder == self.id)
+            conn.execute(update(leases).where(*mine).values(holder="", expires_at=0.0))
+
+        self._leads_until = 0.0
+        try:
+            await self._writer.arun(write)
+        except (FeedbackError, SQLAlchemyError) as error:
+            logger.warning("left without a word: %s", error)

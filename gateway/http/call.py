@@ -1,0 +1,232 @@
+"""One request on a path that reaches an engine, and the way to answer it.
+
+Its body is read whole, its handler runs in the read that completes it, and its answer is written straight to the
+transport: one write for a whole answer, one for each piece of a stream. A client that leaves cancels the handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from gateway.errors import ApiError, error_body
+from gateway.http.eager import Eager
+
+if TYPE_CHECKING:
+    from gateway.http.server import ServingProtocol
+    from gateway.telemetry.watched import Watch
+
+logger = logging.getLogger("gateway.call")
+
+Handler = Callable[["Call"], Coroutine[Any, Any, None]]
+CallMaker = Callable[["ServingProtocol", Handler, list[tuple[bytes, bytes]]], "Call"]
+JSON = b"application/json"
+EVENTS = b"text/event-stream"
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_REQUEST_ID_SUFFIX = secrets.token_hex(4)
+
+
+def make_request_id() -> str:
+    """A new id, in the order of time, that nobody can guess."""
+    return f"req_{time.time_ns():016x}{_REQUEST_ID_SUFFIX}"
+
+
+def pick_request_id(given: bytes | None) -> str:
+    """The client's own id if it is harmless, else a new one."""
+    return given.decode() if given and _REQUEST_ID.fullmatch(given) else make_request_id()
+
+
+class _NoEvent:
+    """uvicorn wakes its cycles by an event; a Call needs none."""
+
+    def set(self) -> None:
+        """Nothing waits."""
+
+
+class Call:
+    """One request on a path of ours, and the way to answer it.
+
+    Stands where uvicorn keeps its cycle, and has the attributes that uvicorn reads there.
+    """
+
+    message_event = _NoEvent()
+    watch: Watch | None = None  # what is noted for traces and the access log, if anybody wants it
+
+    def __init__(self, protocol: ServingProtocol, handler: Handler, headers: list[tuple[bytes, bytes]]) -> None:
+        self.headers = dict(headers)
+        self.is_http_11 = True
+        self.keep_alive = True
+        self.disconnected = False
+        self.response_complete = False
+        self.more_body = True
+        self.waiting_for_100_continue = False
+        self.is_current = False
+        self.response_started = False
+        self.extra = b""  # header lines of every answer to this request
+        self.on_pause: Callable[[], None] | None = None  # the client reads slowly
+        self.on_resume: Callable[[], None] | None = None
+        self._protocol = protocol
+        self._handler = handler
+        self._body: bytes | bytearray = b""
+        self._is_too_large = False
+        self._running: Eager | None = None
+        self._has_begun = False
+        self._head = b""  # of a stream, until its first bytes go out with it
+        self._own_id: str | None = None
+        self._request_id: str | None = None
+
+    # The request
+
+    @property
+    def body(self) -> bytes:
+        """The whole body."""
+        return bytes(self._body)
+
+    def header(self, name: bytes) -> str | None:
+        """A header by its lower-case name."""
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    @property
+    def own_id(self) -> str:
+        """Our own id of the request, which the engine makes the completion's id of."""
+        if self._own_id is None:
+            self._own_id = make_request_id()
+        return self._own_id
+
+    @property
+    def request_id(self) -> str:
+        """The id that the client sees: the one it gave, else our own."""
+        if self._request_id is None:
+            given = self.headers.get(b"x-request-id")
+            self._request_id = self.own_id if given is None else pick_request_id(given)
+        return self._request_id
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What a log line about the request carries, as its `extra`."""
+        fields = {"request_id": self.request_id}
+        if self.watch is not None and self.watch.trace is not None:
+            fields["trace_id"] = self.watch.trace.trace_id
+        return fields
+
+    # The answer
+
+    def send(self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b"") -> None:
+        """The whole answer in one write. `extra`: whole header lines."""
+        head = self._build_head(status, content_type, extra)
+        self._write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        self._finish()
+
+    def refuse(self, error: ApiError) -> None:
+        """An error in OpenAI's shape."""
+        extra = b"".join(b"%b: %b\r\n" % (k.encode(), v.encode("latin-1")) for k, v in error.headers.items())
+        if error.status == 429:
+            self.extra = b""  # the error says it itself
+        self.send(error.status, error.body(), JSON, extra)
+
+    def start(self, content_type: bytes = EVENTS, extra: bytes = b"") -> None:
+        """Begin a stream; its head goes out with its first bytes."""
+        if not self.is_http_11:
+            self.keep_alive = False  # the end of the connection is the end of the body
+        head = self._build_head(200, content_type, b"cache-control: no-cache\r\nx-accel-buffering: no\r\n" + extra)
+        self._head = head + (b"transfer-encoding: chunked\r\n\r\n" if self.is_http_11 else b"\r\n")
+
+    def write(self, data: bytes) -> None:
+        """More of the stream. `data` is not empty."""
+        head, self._head = self._head, b""
+        self._write(b"%b%x\r\n%b\r\n" % (head, len(data), data) if self.is_http_11 else head + data)
+        if head and self.on_pause is not None and self._protocol.flow.write_paused:
+            self.on_pause()  # nobody says so if the answer before this one is what the client does not read
+
+    def end(self) -> None:
+        """The stream is complete."""
+        head, self._head = self._head, b""
+        self._write(head + b"0\r\n\r\n" if self.is_http_11 else head)
+        self._finish()
+
+    async def drain(self) -> None:
+        """Wait until the client has read enough of what was written."""
+        if self._protocol.flow.write_paused and not self.disconnected:
+            await self._protocol.flow.drain()
+
+    def _build_head(self, status: int, content_type: bytes, extra: bytes) -> bytes:
+        self.response_started = True
+        return b"%b%b%bcontent-type: %b\r\nx-request-id: %b\r\n%b%b" % (
+            STATUS_LINE[status],
+            self._protocol.default_lines,
+            b"" if self.keep_alive and not self.more_body else b"connection: close\r\n",
+            content_type,
+            self.request_id.encode("latin-1"),
+            self.extra,
+            extra,
+        )
+
+    def _write(self, data: bytes) -> None:
+        if not self.disconnected:
+            self._protocol.transport.write(data)
+
+    def _finish(self) -> None:
+        self.response_complete = True
+        if self.more_body:  # what is left of a body would be read as the next request
+            self._protocol.close_soon()
+        elif not self.keep_alive:
+            self._protocol.transport.close()
+        self._protocol.on_response_complete()
+
+    # What the protocol tells it
+
+    def feed(self, data: bytes) -> None:
+        if self._is_too_large:
+            return
+        if not self._body:
+            self._body = data  # most bodies come in one piece
+        elif isinstance(self._body, bytearray):
+            self._body += data
+        else:
+            self._body = bytearray(self._body) + data  # a list of a million tiny chunks would take forty times as much
+        if len(self._body) > self._protocol.serving.max_body_bytes:
+            self._is_too_large = True
+            self._body = b""
+            self.begin()
+
+    def begin(self) -> None:
+        """Run the handler, if it is this call's turn and its body is there."""
+        if not self.is_current or self._has_begun or self.response_complete:
+            return
+        if self._is_too_large or not self.more_body:
+            self._has_begun = True
+            self._running = Eager(self._run(), self._protocol.loop, self._protocol.note_task)
+
+    def lose(self) -> None:
+        """The client has gone."""
+        self.disconnected = True
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _run(self) -> None:
+        try:
+            if self._is_too_large:
+                limit = self._protocol.serving.max_body_bytes
+                raise ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
+            await self._handler(self)
+            assert self.response_complete or self.disconnected, "a handler must answer"
+        except ApiError as error:
+            self.refuse(error)
+        except asyncio.CancelledError:
+            if not self.disconnected:
+                raise
+        except Exception:
+            logger.exception("a request failed", extra=self.log_fields)
+            if self.response_started:
+                self._protocol.transport.abort()
+            else:
+                self.send(500, error_body(500, "Internal error."))

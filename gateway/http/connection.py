@@ -1,0 +1,289 @@
+"""One keep-alive connection to an engine, and the answer that comes over it.
+
+The parser's callbacks run in the read itself, and so does what waited for the answer: no task, no timer. Whoever
+holds an answer either waits for all of it, has every read forwarded, or iterates; a reader that is slow holds the
+engine back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from gateway.errors import EngineInterrupted, EngineUnavailable
+from gateway.http.eager import Waitable
+
+if TYPE_CHECKING:
+    from gateway.http.upstream import Pool
+
+_MAX_BUFFERED = 262_144  # bytes read ahead of whoever takes them
+_NEVER = float("inf")
+
+
+class EngineAnswer(Waitable):
+    """An answer on its way. `body` is there once it is complete; a stream is forwarded or iterated, then closed."""
+
+    __slots__ = (
+        "_connection", "_first_wins", "_num_buffered", "_pieces", "_sink",
+        "content_type", "engine", "error", "is_complete", "on_close", "status",
+    )  # fmt: skip
+
+    def __init__(self, engine: str, connection: Connection, *, is_stream: bool) -> None:
+        super().__init__(connection.pool.loop)
+        self.engine = engine
+        self.status = 0
+        self.content_type = b"application/json"
+        self.is_complete = False
+        self.on_close: Callable[[], None] | None = None
+        self._connection: Connection | None = connection
+        self._first_wins = is_stream
+        self._pieces: list[bytes] = []
+        self._num_buffered = 0
+        self._sink: Callable[[bytes], None] | None = None
+        self.error: Exception | None = None  # what broke it
+
+    @property
+    def body(self) -> bytes:
+        """What has come and was not taken: the whole body of a complete answer."""
+        if len(self._pieces) > 1:
+            self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0] if self._pieces else b""
+
+    async def forward(self, sink: Callable[[bytes], None]) -> None:
+        """Give every read to `sink`, as it comes, until the answer is complete. Raises EngineInterrupted."""
+        first = self._take()
+        if first:
+            sink(first)
+        self._sink = sink
+        await self._wait_until_done()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes; what is not asked for waits in the engine's socket. Raises EngineInterrupted."""
+        while True:
+            if data := self._take():
+                yield data
+            elif self.is_complete or self.error is not None:
+                break
+            else:
+                await self.wait()
+        self._raise_error()
+
+    def pause(self) -> None:
+        """Read no more from the engine for now."""
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._connection is not None:
+            self._connection.resume()
+
+    def close(self) -> None:
+        """Let go of the answer; closes the connection if it is not complete. Harmless to repeat."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abandon(self)
+        done, self.on_close = self.on_close, None
+        if done is not None:
+            done()
+
+    # What its connection tells it
+
+    def note_data(self, data: bytes, *, is_last: bool) -> None:
+        """`is_last`: `note_complete` follows at once."""
+        if self._sink is not None:
+            self._sink(data)
+            return
+        self._pieces.append(data)
+        self._num_buffered += len(data)
+        if self._first_wins and self.status == 200 and not is_last:
+            if self._num_buffered > _MAX_BUFFERED:
+                self.pause()
+            self.wake()
+
+    def note_complete(self) -> None:
+        self.is_complete = True
+        self._connection = None
+        self.wake()
+
+    def note_failure(self, error: Exception) -> None:
+        self.error = error
+        self._connection = None
+        self.wake()
+
+    # Waiting
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the first bytes of a stream that begins well have come, else whether all has, or it broke."""
+        if self.is_complete or self.error is not None:
+            return True
+        return self._first_wins and self.status == 200 and bool(self._pieces)
+
+    async def _wait_until_done(self) -> None:
+        while not self.is_complete and self.error is None:
+            await self.wait()
+        self._raise_error()
+
+    def _take(self) -> bytes:
+        data = self.body
+        if self._pieces:
+            self._pieces = []
+            self._num_buffered = 0
+            self.resume()
+        return data
+
+    def _raise_error(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection; answers one request at a time."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.deadline = _NEVER  # on the loop's clock
+        self.idle_since = 0.0
+        self.is_reused = False
+        self.has_bytes = False
+        self._idle_timeout_s = 0.0
+        self._answer: EngineAnswer | None = None
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._batch: list[bytes] = []
+        self._ends = False  # the message that is being read is complete
+        self._has_length = self._keeps_alive = False
+        self._is_paused = False
+
+    def send(self, answer: EngineAnswer, data: bytes, first_timeout_s: float, idle_timeout_s: float) -> None:
+        assert self._transport is not None
+        self._answer = answer
+        self._has_length = self.has_bytes = False
+        self._idle_timeout_s = idle_timeout_s
+        self.deadline = self.pool.now() + first_timeout_s
+        self._transport.write(data)
+
+    @property
+    def is_usable(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def abandon(self, answer: EngineAnswer) -> None:
+        """The answer is not wanted any more."""
+        if self._answer is answer:
+            self._answer = None
+            self.drop()
+
+    def drop(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if self.has_bytes:
+            self._fail(EngineInterrupted(f"{self.pool.url}: silent for {self._idle_timeout_s:g} s"))
+        else:
+            self._fail(TimeoutError(f"{self.pool.url} did not answer in time"))
+        self.drop()
+
+    def give_up(self) -> None:
+        """The engine hangs: the request fails as if the engine had gone, unless its answer has begun."""
+        if self._answer is not None and not self.has_bytes:
+            self.is_reused = False  # not to be sent to it again
+            self._fail(EngineUnavailable(f"{self.pool.url} hangs"))
+            self.drop()
+
+    def pause(self) -> None:
+        if not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self.deadline = _NEVER  # it is the reader who is slow
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._is_paused and self._transport is not None:
+            self._is_paused = False
+            self.deadline = self.pool.now() + self._idle_timeout_s
+            self._transport.resume_reading()
+
+    # asyncio's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        answer = self._answer
+        if answer is None:  # nobody asked: the connection cannot be trusted any more
+            self.drop()
+            return
+        self.has_bytes = True
+        self.deadline = self.pool.now() + self._idle_timeout_s
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(EngineInterrupted(f"{self.pool.url} does not speak HTTP: {error}"))
+            self.drop()
+            return
+        if self._batch:
+            batch, self._batch = self._batch, []
+            answer.note_data(batch[0] if len(batch) == 1 else b"".join(batch), is_last=self._ends)
+        if self._ends:
+            self._ends = False
+            if self._answer is answer:  # it was not let go of meanwhile
+                self._complete()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self.pool.forget(self)
+        if self._answer is None:
+            return
+        if self._answer.status and not self._has_length and error is None:
+            self._complete()  # a body without a length ends with its connection
+        elif self.has_bytes:
+            self._fail(EngineInterrupted(f"{self.pool.url}: {error or 'the connection was closed'}"))
+        else:
+            self._fail(EngineUnavailable(f"{self.pool.url}: {error or 'the connection was closed'}"))
+
+    # The parser's callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(name) == 12 and name.lower() == b"content-type":
+            assert self._answer is not None
+            self._answer.content_type = value
+        elif len(name) in (14, 17) and name.lower() in (b"content-length", b"transfer-encoding"):
+            self._has_length = True
+
+    def on_headers_complete(self) -> None:
+        assert self._answer is not None
+        self._answer.status = self._parser.get_status_code()
+        self._keeps_alive = self._parser.should_keep_alive()  # the parser forgets at the end of the message
+
+    def on_body(self, data: bytes) -> None:
+        self._batch.append(data)
+
+    def on_message_complete(self) -> None:
+        if self._parser.get_status_code() >= 200:
+            self._ends = True
+
+    def _complete(self) -> None:
+        answer, self._answer = self._answer, None
+        self.deadline = _NEVER
+        if self._transport is not None and self._has_length and self._keeps_alive:
+            self.resume()
+            self.deadline = _NEVER
+            self.pool.give_back(self)
+        else:
+            self.drop()
+        assert answer is not None
+        answer.note_complete()
+
+    def _fail(self, error: Exception) -> None:
+        answer, self._answer = self._answer, None
+        self.deadline = _NEVER
+        if answer is not None:
+            answer.note_failure(error)

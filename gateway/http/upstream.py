@@ -1,0 +1,214 @@
+"""The client to the engines: our own small HTTP/1.1 over pooled keep-alive connections.
+
+Promises: one write a request, no task and no timer of its own; a request fails before its first byte
+(EngineUnavailable, TimeoutError) or after it (EngineInterrupted), never silently; closing an answer that is not
+complete closes its connection, which makes the engine stop generating. Does not retry, but for a pooled connection
+that the engine had closed meanwhile: attempts.py does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway.errors import EngineInterrupted, EngineUnavailable
+from gateway.http.connection import Connection, EngineAnswer
+from gateway.http.eager import enter_task
+from gateway.settings import GatewaySection
+
+_CONNECT_TIMEOUT_S = 5.0
+_IDLE_LIMIT_S = 4.0  # vLLM's server closes a connection after 5 s of silence: be first
+_SWEEP_S = 0.25
+
+
+class Pool:
+    """The connections to one engine, newest first."""
+
+    def __init__(self, url: str, limit: int, loop: asyncio.AbstractEventLoop) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None, url
+        self.url = url
+        self.now = loop.time
+        self.open: set[Connection] = set()
+        self.loop = loop
+        self._host, self._is_tls = parts.hostname, parts.scheme == "https"
+        self._port = parts.port or (443 if self._is_tls else 80)
+        self._prefix = parts.path.rstrip("/").encode()
+        self._host_line = b" HTTP/1.1\r\nhost: " + parts.netloc.rpartition("@")[2].encode() + b"\r\n"
+        self._limit = limit
+        self._idle: deque[Connection] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._num_opening = 0
+
+    def head(self, method: bytes, path: bytes) -> bytes:
+        return method + b" " + self._prefix + path + self._host_line
+
+    def take_idle(self) -> Connection | None:
+        """The connection used last, which the engine is least likely to have closed."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable:
+                connection.is_reused = True
+                return connection
+        return None
+
+    async def take(self) -> Connection:
+        """A connection: an idle one, or a new one; waits its turn at the limit. Raises EngineUnavailable."""
+        while True:
+            if (connection := self.take_idle()) is not None:
+                return connection
+            if len(self.open) + self._num_opening < self._limit:
+                return await self.connect()
+            turn: asyncio.Future[None] = self.loop.create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._let_next_in()
+                raise
+
+    async def connect(self) -> Connection:
+        context = ssl.create_default_context() if self._is_tls else None
+        self._num_opening += 1
+        is_there = False
+        try:
+            await enter_task()
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                _, connection = await self.loop.create_connection(
+                    lambda: Connection(self), self._host, self._port, ssl=context
+                )
+            is_there = connection.is_usable
+        except (OSError, TimeoutError) as error:
+            raise EngineUnavailable(f"{self.url}: {error or 'no connection in time'}") from error
+        finally:
+            self._num_opening -= 1
+            if not is_there:
+                self._let_next_in()
+        if not is_there:
+            raise EngineUnavailable(f"{self.url}: the connection was closed at once")
+        self.open.add(connection)
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        connection.idle_since = self.now()
+        self._idle.append(connection)
+        self._let_next_in()
+
+    def forget(self, connection: Connection) -> None:
+        self.open.discard(connection)
+        self._let_next_in()
+
+    def sweep(self, now: float) -> None:
+        """End what is past its deadline, and connections that nobody has used for a while."""
+        for connection in [each for each in self.open if each.deadline < now]:
+            connection.expire()
+        while self._idle and self._idle[0].idle_since < now - _IDLE_LIMIT_S:
+            self._idle.popleft().drop()
+
+    def drop_waiting(self) -> None:
+        """Fail every request that has not had its first byte, so that it can be asked elsewhere."""
+        for connection in list(self.open):
+            connection.give_up()
+
+    def _let_next_in(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+
+class Upstream:
+    """Requests to engines. `run` must run: it keeps the deadlines."""
+
+    def __init__(self, settings: GatewaySection) -> None:
+        self._settings = settings
+        self._pools: dict[str, Pool] = {}
+
+    async def run(self) -> None:
+        """Look at the deadlines for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            for pool in list(self._pools.values()):
+                pool.sweep(loop.time())
+
+    def close(self) -> None:
+        """Drop every connection."""
+        for pool in self._pools.values():
+            for connection in list(pool.open):
+                connection.drop()
+
+    def post(
+        self, engine: str, path: bytes, body: bytes, *, is_stream: bool, headers: bytes = b""
+    ) -> Coroutine[Any, Any, EngineAnswer]:
+        """Send a request; its answer once complete or, of a stream that begins well, once its first bytes are there.
+
+        `headers`: whole lines. Raises EngineUnavailable, EngineInterrupted, TimeoutError.
+        """
+        settings = self._settings
+        if is_stream:
+            first_timeout_s, idle_timeout_s = settings.first_byte_timeout_s, settings.idle_timeout_s
+        else:
+            first_timeout_s = idle_timeout_s = settings.answer_timeout_s
+        return self._send(engine, b"POST", path, body, headers, is_stream, first_timeout_s, idle_timeout_s)
+
+    def drop_waiting(self, engine: str) -> None:
+        """Fail the engine's requests that have not had their first byte."""
+        if engine in self._pools:
+            self._pools[engine].drop_waiting()
+
+    def forget(self, engine: str) -> None:
+        """The engine is gone for good: keep nothing of it. No request to it may be in flight."""
+        if (pool := self._pools.pop(engine, None)) is not None:
+            for connection in list(pool.open):
+                connection.drop()
+
+    async def call(
+        self, engine: str, path: str, payload: dict[str, Any] | None, *, timeout_s: float
+    ) -> tuple[int, bytes]:
+        """A short call of our own (adapters, probes): POST with a payload, GET without. Raises EngineUnavailable."""
+        method = b"GET" if payload is None else b"POST"
+        body = b"" if payload is None else msgspec.json.encode(payload)
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await self._send(engine, method, path.encode(), body, b"", False, timeout_s, timeout_s)
+        except (EngineInterrupted, TimeoutError) as error:
+            raise EngineUnavailable(f"{engine}: {error or 'no answer in time'}") from error
+        return answer.status, answer.body
+
+    async def _send(
+        self, engine: str, method: bytes, path: bytes, body: bytes, headers: bytes, is_stream: bool,
+        first_timeout_s: float, idle_timeout_s: float,
+    ) -> EngineAnswer:  # fmt: skip
+        pool = self._pools.get(engine)
+        if pool is None:
+            limit = self._settings.max_upstream_connections
+            pool = self._pools[engine] = Pool(engine, limit, asyncio.get_running_loop())
+        data = b"%bcontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n%b" % (
+            pool.head(method, path), headers, len(body), body,
+        )  # fmt: skip
+        connection = pool.take_idle() or await pool.take()
+        while True:
+            answer = EngineAnswer(engine, connection, is_stream=is_stream)
+            try:
+                connection.send(answer, data, first_timeout_s, idle_timeout_s)
+                while not answer.has_started:
+                    await answer.wait()
+                if answer.error is not None:
+                    raise answer.error
+                return answer
+            except EngineUnavailable:
+                if not connection.is_reused:
+                    raise
+                connection = await pool.connect()  # the engine closed it between two requests
+            except BaseException:
+                answer.close()
+                raise

@@ -1,0 +1,230 @@
+"""Loading, proving, unloading, and bringing back engines that died, restarted or hung."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from conftest import make_checkpoint
+from engine import BASE_LOGPROBS
+from engine_process import Caller, EngineProcess
+
+from feedback.manifest import read_manifest
+from gateway.engines.deployment import Deployment
+from gateway.engines.engine import BreakerLimits, EngineState
+from gateway.engines.swap import Swap, read_metric
+from gateway.errors import SwapError
+from gateway.settings import GatewaySection, GatewaySettings
+from gateway.tables import CheckpointRow
+
+
+def row(folder: Path, number: int) -> CheckpointRow:
+    path = make_checkpoint(folder, number)
+    manifest = read_manifest(path)
+    text = (path / "manifest.json").read_text()
+    return CheckpointRow(path.name, number, None, "lora", manifest.digest, str(path), text, "waiting", 0.0, 0.0)
+
+
+class Station:
+    """A swap over engines of the test's own; `reconcile` stands for one look of its loops."""
+
+    def __init__(self, session: aiohttp.ClientSession, processes: list[EngineProcess]) -> None:
+        urls = [process.url for process in processes]
+        self.processes = processes
+        self.deployment = Deployment(urls, None, BreakerLimits(2, 0.01, 0.05))
+        self.swap = Swap(self.deployment, Caller(session, 0.3), GatewaySection(hang_s=0.2, reconcile_s=0.05))  # type: ignore[arg-type]
+
+    @property
+    def states(self) -> list[EngineState]:
+        return list(self.deployment.engines.values())
+
+    def proven(self) -> list[frozenset[str]]:
+        return [state.proven for state in self.states]
+
+
+@pytest.fixture
+async def station() -> AsyncIterator[Station]:
+    processes = [EngineProcess(), EngineProcess()]
+    for process in processes:
+        await process.start()
+    async with aiohttp.ClientSession() as session:
+        yield Station(session, processes)
+    for process in processes:
+        await process.kill()
+
+
+async def test_a_checkpoint_is_loaded_and_proven_on_every_engine(station: Station, tmp_path: Path) -> None:
+    checkpoint = row(tmp_path, 1)
+    assert await station.swap.load(checkpoint) > 0
+    assert station.proven() == [{checkpoint.id}] * 2
+    assert station.swap.wants(checkpoint.id) and station.swap.digest(checkpoint.id) == checkpoint.digest
+
+
+async def test_an_adapter_that_answers_as_the_base_is_refused(station: Station, tmp_path: Path) -> None:
+    station.processes[1].probe_logprobs = list(BASE_LOGPROBS)
+    with pytest.raises(SwapError, match="as the base does") as refused:
+        await station.swap.load(row(tmp_path, 1))
+    assert not refused.value.is_transient and not station.swap.wanted
+
+
+async def test_one_engine_that_is_away_does_not_hold_up_a_load_and_gets_it_when_it_is_back(
+    station: Station, tmp_path: Path
+) -> None:
+    checkpoint, away = row(tmp_path, 1), station.processes[0]
+    await away.kill()
+    await station.swap.reconcile()
+    await station.swap.load(checkpoint)
+    assert station.proven() == [frozenset(), {checkpoint.id}]
+    await away.start()
+    await station.swap.reconcile()
+    assert station.proven() == [{checkpoint.id}] * 2
+
+
+async def test_no_engine_at_all_is_a_transient_reason(station: Station, tmp_path: Path) -> None:
+    for process in station.processes:
+        await process.kill()
+    with pytest.raises(SwapError) as refused:
+        await station.swap.load(row(tmp_path, 1))
+    assert refused.value.is_transient
+
+
+async def test_an_unloaded_checkpoint_leaves_every_engine_and_is_not_loaded_again(
+    station: Station, tmp_path: Path
+) -> None:
+    checkpoint = row(tmp_path, 1)
+    await station.swap.load(checkpoint)
+    await station.swap.unload(checkpoint)
+    await station.swap.reconcile()
+    assert [process.adapters for process in station.processes] == [set(), set()]
+    assert [process.loads for process in station.processes] == [[checkpoint.id]] * 2
+    assert station.swap.digest(checkpoint.id) == checkpoint.digest  # its comparisons may still be written
+
+
+async def test_a_restarted_engine_is_unused_until_its_adapters_are_loaded_and_proven_again(
+    station: Station, tmp_path: Path
+) -> None:
+    checkpoint, process, state = row(tmp_path, 1), station.processes[0], station.states[0]
+    await station.swap.load(checkpoint)
+    await process.restart()
+    process.probe_logprobs = list(BASE_LOGPROBS)
+    await station.swap.reconcile()
+    assert not state.proven and station.deployment.pick_engine(checkpoint.id) is station.states[1]
+    process.probe_logprobs = EngineProcess().probe_logprobs
+    await station.swap.reconcile()
+    assert state.proven == {checkpoint.id} and process.loads == [checkpoint.id] * 2
+
+
+async def test_a_restart_between_two_looks_is_seen_although_another_gateway_loaded_the_adapter_again(
+    station: Station, tmp_path: Path
+) -> None:
+    checkpoint, process = row(tmp_path, 1), station.processes[0]
+    await station.swap.load(checkpoint)
+    await process.restart()
+    process.adapters.add(checkpoint.id)
+    num_probes = len(process.probes)
+    await station.swap.reconcile()
+    assert process.probes[num_probes:] == [checkpoint.id] and process.loads == [checkpoint.id]
+    await station.swap.reconcile()
+    assert len(process.probes) == num_probes + 1
+
+
+async def test_an_engine_that_hangs_is_taken_out_and_comes_back_by_a_trial(station: Station, tmp_path: Path) -> None:
+    checkpoint, process, state = row(tmp_path, 1), station.processes[0], station.states[0]
+    await station.swap.load(checkpoint)
+    process.is_hung = True
+    state.begin()
+    state.last_progress_at = time.monotonic() - 0.3
+    await station.swap.reconcile()
+    assert state.up and state.is_hung and not state.is_usable  # its health is fine
+    assert station.deployment.pick_engine(checkpoint.id) is station.states[1]
+    await asyncio.sleep(0.02)
+    await station.swap.reconcile()  # the trial's probe gets no answer
+    assert state.is_hung and state.breaker.phase == "open"
+    process.is_hung = False
+    await asyncio.sleep(0.03)
+    await station.swap.reconcile()
+    assert state.is_usable and not state.is_hung and state.proven == {checkpoint.id}
+
+
+async def test_an_engine_that_counts_tokens_does_not_hang_however_long_its_answer_takes(station: Station) -> None:
+    process, state = station.processes[0], station.states[0]
+    await station.swap.reconcile()
+    state.begin()
+    for _ in range(3):
+        state.last_progress_at -= 0.3
+        process.num_tokens += 1
+        await station.swap.reconcile()
+        assert state.is_usable
+    state.last_progress_at -= 0.3
+    await station.swap.reconcile()
+    assert state.is_hung
+
+
+async def test_failures_in_a_row_open_the_breaker_and_a_passed_probe_closes_it(
+    station: Station, tmp_path: Path
+) -> None:
+    checkpoint, state = row(tmp_path, 1), station.states[0]
+    await station.swap.load(checkpoint)
+    for _ in range(2):
+        state.note_failure(time.monotonic())
+    assert not state.is_usable
+    await asyncio.sleep(0.02)
+    num_probes = len(station.processes[0].probes)
+    await station.swap.reconcile()
+    assert state.is_usable and len(station.processes[0].probes) == num_probes + 1
+
+
+async def test_the_loops_bring_an_engine_back_by_themselves(station: Station, tmp_path: Path) -> None:
+    checkpoint, state = row(tmp_path, 1), station.states[0]
+    await station.swap.load(checkpoint)
+    loops = asyncio.create_task(station.swap.run())
+    try:
+        await station.processes[0].kill()
+        station.swap.nudge()
+        async with asyncio.timeout(5):
+            while state.up:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await station.processes[0].restart()
+            while not (state.is_usable and state.proven):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    finally:
+        loops.cancel()
+    assert station.processes[0].loads == [checkpoint.id] * 2
+
+
+async def test_an_adapter_that_was_unloaded_while_it_was_being_loaded_again_does_not_stay(
+    station: Station, tmp_path: Path
+) -> None:
+    checkpoint, process = row(tmp_path, 1), station.processes[0]
+    await station.swap.load(checkpoint)
+    await process.restart()
+    process.is_hung = True
+    reconciling = asyncio.create_task(station.swap.reconcile())
+    async with asyncio.timeout(5):
+        while len(process.probes) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    station.swap.forget(checkpoint.id)
+    await reconciling
+    assert process.adapters == set()
+
+
+def test_metrics_are_summed_over_their_series_and_names_that_only_begin_alike_are_left_out() -> None:
+    text = b'# x\na_total{m="1"} 2\na_total{m="2"} 3.5\na_total_created 9\nb_sum 1e3\nprocess 7\n'
+    assert read_metric(text, (b"a_total",)) == 5.5
+    assert read_metric(text, (b"a_total", b"b_sum")) == 1005.5
+    assert read_metric(text, (b"c",)) is None
+    assert read_metric(b"", (b"a_total",)) is None
+
+
+def test_the_demo_preset_gives_defaults_and_written_values_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFLOOP_PRESET", "demo")
+    monkeypatch.setenv("PREFLOOP_ROLLOUT__CAP", "7")
+    settings = GatewaySettings()
+    assert (settings.rollout.cap, settings.rollout.min_users, settings.rollout.window_s) == (7, 40, 30.0)
+    assert [(step.weight, step.hold_s) for step in settings.rollout.steps] == [(0.25, 10.0), (0.5, None)]
+    assert settings.gateway.ask_rate == 1.0
+    monkeypatch.delenv("PREFLOOP_PRESET")
+    assert GatewaySettings().rollout.min_users == 100
