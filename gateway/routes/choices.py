@@ -9,6 +9,7 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
@@ -75,7 +76,7 @@ def build_choices_router(context: Context) -> APIRouter:
     async def choose(comparison_id: str, request: Request) -> Response:
         try:
             body = await read_body(request, _MAX_BODY_BYTES)
-            answer = await take_choice(context, comparison_id, "origin" in request.headers, body)
+            answer = await take_choice(context, comparison_id, "origin" in request.headers, body, {})  # by the context
         except ApiError as error:
             error.headers.update(CORS)
             raise
@@ -95,7 +96,7 @@ def find_choice_handler(context: Context, path: bytes) -> Handler | None:
         try:
             if len(call.body) > _MAX_BODY_BYTES:
                 raise ApiError(413, f"The body is larger than {_MAX_BODY_BYTES} bytes.", code="request_too_large")
-            answer = await take_choice(context, comparison_id, b"origin" in call.headers, call.body)
+            answer = await take_choice(context, comparison_id, b"origin" in call.headers, call.body, call.log_fields)
         except ApiError as error:
             error.headers.update(CORS)
             raise
@@ -104,8 +105,13 @@ def find_choice_handler(context: Context, path: bytes) -> Handler | None:
     return choose
 
 
-async def take_choice(context: Context, comparison_id: str, is_browser: bool, body: bytes) -> bytes:
-    """Store a choice; the answer's body. Raises ApiError 400, 401, 404, 409, 410 or 503."""
+async def take_choice(
+    context: Context, comparison_id: str, is_browser: bool, body: bytes, log_fields: Mapping[str, str]
+) -> bytes:
+    """Store a choice; the answer's body. Raises ApiError 400, 401, 404, 409, 410 or 503.
+
+    `log_fields`: what a log line about the request carries.
+    """
     request = parse_choice(body)
     claims = read_token(request.token, context.secrets)
     await enter_task()
@@ -130,7 +136,7 @@ async def take_choice(context: Context, comparison_id: str, is_browser: bool, bo
     except ConflictingChoice:
         raise ApiError(409, "Another choice was made of this comparison.", code="conflicting_choice") from None
     except (DatabaseError, SQLAlchemyError, OSError, TimeoutError) as error:
-        logger.error("a choice could not be stored: %s", error or "time-out")
+        logger.error("a choice could not be stored: %s", error or "time-out", extra=log_fields)
         raise unavailable("The choice could not be stored; send it again.") from error
     reach("choice.committed")
     if stored.status == "created":

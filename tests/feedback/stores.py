@@ -11,11 +11,12 @@ import msgspec
 import sqlalchemy as sa
 
 from feedback import inbox
-from feedback.database import create_tables, open_database, write_transaction
+from feedback.database import open_database, write_transaction
 from feedback.errors import PositionMismatch
 from feedback.events import Event, encode_event
 from feedback.log import Log, NewRecord, Record
 from feedback.log.sqlite import SqliteLog
+from feedback.schema import migrate
 
 TOPIC = "t"
 _OWN = {"id", "buried_at", "found_at"}  # of a store, not of what it holds
@@ -31,7 +32,7 @@ def opened_log(path: Path) -> Any:
 @contextmanager
 def opened_store(path: Path) -> Any:
     engine = open_database(f"sqlite:{path}")
-    create_tables(engine, inbox.metadata)
+    migrate(engine, "trainer")
     yield engine
     engine.dispose()
 

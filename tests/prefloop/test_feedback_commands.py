@@ -97,7 +97,9 @@ def test_tail_prints_json_with_whole_events_and_reasons(state: Path) -> None:
 
 
 def test_tail_follows_until_ctrl_c_and_ends_without_a_word(state: Path) -> None:
-    command = [sys.executable, "-m", "prefloop.cli", "feedback", "tail", "--json", "--state-dir", str(state)]
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a background job ignores
+    code += "from prefloop.cli import main; main()"
+    command = [sys.executable, "-c", code, "feedback", "tail", "--json", "--state-dir", str(state)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     ) as tail:
@@ -108,7 +110,10 @@ def test_tail_follows_until_ctrl_c_and_ends_without_a_word(state: Path) -> None:
         log.close()
         assert json.loads(tail.stdout.readline())["event"]["data"]["completion_id"] == "chatcmpl-new"
         tail.send_signal(signal.SIGINT)
-        assert tail.wait(10) == 0
+        try:
+            assert tail.wait(10) == 0
+        finally:
+            tail.kill()
         assert tail.stderr.read() == ""
 
 
