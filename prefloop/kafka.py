@@ -282,7 +282,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("state/kafka"), help="where its data lies")
     parser.add_argument("--port", type=int, default=0, help="its port; 0 keeps the folder's, or takes a free one")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where the shell that started it has its jobs ignore Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     try:
         print("== Starting Kafka", flush=True)
         with run_kafka(arguments.folder, arguments.port) as broker:

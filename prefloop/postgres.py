@@ -207,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=state_dir / "postgres", help="where its data is kept")
     parser.add_argument("--port", type=int, default=5432)
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where the shell that started it has its jobs ignore Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     try:
         with run_postgres(arguments.folder, arguments.port) as server:
             gateway, trainer = (server.create_database(name) for name in _DATABASES)
