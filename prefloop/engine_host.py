@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from prefloop.ports import find_port
 from prefloop.supervisor import Service, Supervisor
 
 log = logging.getLogger("prefloop.engine_host")
@@ -86,7 +87,7 @@ class EngineHost:
                 (await client.post("/operator/v1/engines", json=body, headers=headers)).raise_for_status()
 
     def _start(self, wanted: Wanted) -> None:
-        port = find_free_port()
+        port = find_port()
         service = self._build_service(wanted, port)
         self.hosted[wanted.checkpoint] = Hosted(service.name, f"http://127.0.0.1:{port}")
         self._supervisor.start(service)
@@ -112,11 +113,3 @@ async def _is_healthy(url: str) -> bool:
             return (await client.get(f"{url}/health")).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def find_free_port() -> int:
-    """A loopback port where nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import random
 import re
 import shutil
 import signal
@@ -24,11 +23,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from prefloop.ports import find_port
+
 POM = Path(__file__).with_name("kafka-pom.xml")
 MIN_JAVA = 17
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
-PORTS = range(20_000, 32_000)  # below what systems hand to clients: while a broker is down, nobody else gets its port
 PR_SET_PDEATHSIG = 1
 MAVEN = "dependency:copy-dependencies", "-DincludeScope=runtime"
 
@@ -238,19 +238,6 @@ def run_kafka(state_dir: Path, port: int = 0, *, say: Say = print) -> Iterator[B
         yield broker
     finally:
         broker.stop()
-
-
-def find_port() -> int:
-    """A free port of the loopback interface that no client gets by chance."""
-    for port in random.SystemRandom().sample(PORTS, 200):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise KafkaFailed("no free port for the broker")
 
 
 def _load_ports(path: Path) -> tuple[int, int]:

@@ -10,13 +10,14 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from prefloop.ports import find_port
 
 _USER = "prefloop"
 _START_TIMEOUT_S = 60.0
@@ -42,7 +43,7 @@ class Postgres:
     def __init__(self, folder: Path, port: int = 0, *, options: Sequence[str] = ()) -> None:
         self._programs = find_programs()
         self.folder = folder.resolve()
-        self.port = port or _find_port()
+        self.port = port or find_port()
         self._options = options
         self._server: subprocess.Popen[bytes] | None = None
         self._as_user: dict[str, Any] = {}
@@ -192,12 +193,6 @@ def _is_running(pid: int) -> bool:
     except OSError:
         return False
     return state not in "ZX"
-
-
-def _find_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,8 +20,9 @@ from typing import Any
 import aiohttp
 
 from bench.chaos.victims import BrokerVictim, DatabaseVictim, Service, Victim
-from prefloop.kafka import Broker, find_port
+from prefloop.kafka import Broker
 from prefloop.machine import DatabaseKind, LogKind
+from prefloop.ports import find_port
 from prefloop.postgres import Postgres
 
 _NUM_FROZEN = 16  # prompts of the offline gate
@@ -171,7 +172,7 @@ def start_postgres(stack: contextlib.ExitStack) -> Postgres:
     """A server whose data the system's user for PostgreSQL can reach, gone with the stack."""
     folder = Path(tempfile.mkdtemp(prefix="prefloop-chaos-"))
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    server = Postgres(folder, find_port())
+    server = Postgres(folder)
     stack.callback(server.kill)
     server.start()
     return server

@@ -16,10 +16,11 @@ import httpx
 import sqlalchemy as sa
 
 from bench.choices.stage import make_token, open_secrets, run_gateway, show_comparisons
-from bench.gateway.servers import Server, find_free_port
+from bench.gateway.servers import Server
 from feedback.connection import open_database
 from feedback.inbox import preferences
 from feedback.schema import migrate
+from prefloop.ports import find_port
 
 _EVERY_S = 0.025
 _LOOK_EVERY_S = 0.004
@@ -58,7 +59,7 @@ def measure_lag(folder: Path, num_choices: int, log_url: str = "") -> list[float
 @contextlib.contextmanager
 def run_trainer(folder: Path, log_url: str) -> Iterator[Server]:
     """A trainer without a base policy: it takes in, and never learns."""
-    port = find_free_port()
+    port = find_port()
     env = {
         "PREFLOOP_CONFIG": os.devnull,
         "PREFLOOP_STATE_DIR": str(folder),

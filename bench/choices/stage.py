@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.gateway.servers import Server, find_free_port
+from bench.gateway.servers import Server
 from feedback.choices import store_comparison
 from feedback.connection import open_database, write_transaction
 from feedback.events import Candidate, Comparison
 from feedback.schema import migrate
 from gateway.secrets import Secrets, load_secrets
 from gateway.tokens import ComparisonToken, sign_token, text_digest
+from prefloop.ports import find_port
 
 _QUESTION = "Write a short note that thanks the whole team for a hard week. " * 4
 _ANSWER = "Thank you all for what you did this week; it was a lot, and it shows in every part of it. " * 6
@@ -73,14 +74,14 @@ def make_token(comparison: Comparison, secrets: Secrets) -> str:
 @contextlib.contextmanager
 def run_gateway(state_dir: Path, url: str, log_url: str = "") -> Iterator[Server]:
     """A gateway without an engine on this database, for as long as the block runs. Raises ServerFailed."""
-    port = find_free_port()
+    port = find_port()
     env = {
         "PREFLOOP_CONFIG": os.devnull,
         "PREFLOOP_STATE_DIR": str(state_dir),
         "PREFLOOP_LOG_URL": log_url,
         "PREFLOOP_GATEWAY__PORT": str(port),
         "PREFLOOP_GATEWAY__DATABASE_URL": url,
-        "PREFLOOP_GATEWAY__ENGINES": json.dumps([f"http://127.0.0.1:{find_free_port()}"]),
+        "PREFLOOP_GATEWAY__ENGINES": json.dumps([f"http://127.0.0.1:{find_port()}"]),
         "PREFLOOP_GATEWAY__RECONCILE_S": "60",
     }
     server = Server("gateway", [sys.executable, "-m", "gateway.app"], port, state_dir / "gateway.log", env)

@@ -17,8 +17,8 @@ from statistics import median
 import httpx
 from rich.console import Console
 
-from bench.gateway.servers import find_free_port
 from prefloop.machine import StartFailed, build_seed_policy, start_services, wait_until_ready
+from prefloop.ports import find_port
 from prefloop.services import Layout
 from prefloop.supervisor import Supervisor
 
@@ -40,7 +40,7 @@ def measure_pair_over_single(state_dir: Path, run_folder: Path, engine_url: str 
         raise PairFailed("vLLM is not installed")
     try:
         model = model or str(build_seed_policy(state_dir.resolve()))
-        port = find_free_port()
+        port = find_port()
         layout = Layout(run_folder / "pair", port, model, engine_url, max_model_len=512)
         return asyncio.run(_measure(layout))
     except (StartFailed, httpx.HTTPError, OSError) as error:

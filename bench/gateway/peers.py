@@ -18,8 +18,9 @@ from pathlib import Path
 import httpx
 
 from bench.gateway.checkpoints import make_key, serve_two_arms
-from bench.gateway.servers import Server, find_free_port
+from bench.gateway.servers import Server
 from bench.gateway.tools import LITELLM, ROUTER, install_python
+from prefloop.ports import find_port
 
 MODEL = "default"
 DIRECT, ROUTER_PEER, RAW, LITELLM_PEER = "mock alone", "rust router", "raw proxy", "litellm"
@@ -66,7 +67,7 @@ class Field:
         def command(port: int) -> list[str]:
             argv = [str(python), "-m", "vllm_router.launch_router", "--host", "127.0.0.1", "--port", str(port)]
             argv += ["--worker-urls", self.mock.url, "--policy", "round_robin", "--log-level", "warning"]
-            return [*argv, "--prometheus-host", "127.0.0.1", "--prometheus-port", str(find_free_port())]
+            return [*argv, "--prometheus-host", "127.0.0.1", "--prometheus-port", str(find_port())]
 
         return Peer(ROUTER_PEER, self._start(ROUTER_PEER, command, "/health"))
 
@@ -116,7 +117,7 @@ class Field:
     def _start(
         self, name: str, command: Callable[[int], list[str]], ready_path: str, env: dict[str, str] | None = None
     ) -> Server:
-        port = find_free_port()
+        port = find_port()
         log_path = self._run_folder / f"{name.replace(',', '').replace(' ', '-')}.log"
         server = Server(name, command(port), port, log_path, {"PREFLOOP_GATEWAY__PORT": str(port), **(env or {})})
         self._stack.callback(server.stop)

@@ -8,7 +8,6 @@ import ctypes
 import os
 import resource
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -108,13 +107,6 @@ class Bystanders:
         loads = resource.getrusage(resource.RUSAGE_CHILDREN)  # the load generators that have ended
         own_s = time.process_time() + loads.ru_utime + loads.ru_stime + sum(server.cpu_s() for server in self._servers)
         return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice - times.steal) - own_s
-
-
-def find_free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _read_cpu_s(pid: int) -> float:

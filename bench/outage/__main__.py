@@ -29,7 +29,7 @@ from bench.gateway.servers import ServerFailed
 from bench.gateway.tools import MissingTool, compile_program
 from bench.outage.figures import Phase, Sample, compute_figures, render
 from bench.outage.people import People
-from prefloop.kafka import Broker, KafkaFailed, find_port
+from prefloop.kafka import Broker, KafkaFailed
 from prefloop.postgres import Postgres, PostgresError
 
 CONNECTIONS = 16
@@ -95,7 +95,7 @@ def start_machine(folder: Path, run_folder: Path) -> Iterator[Machine]:
         compile_program("mock", folder)
         data = Path(tempfile.mkdtemp(prefix="prefloop-outage-"))  # where PostgreSQL's own user may go
         stack.callback(shutil.rmtree, data, ignore_errors=True)
-        database = Postgres(data, find_port())
+        database = Postgres(data)
         stack.callback(database.stop)
         database.start()
         broker = Broker(run_folder / "kafka")

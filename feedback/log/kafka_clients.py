@@ -60,6 +60,11 @@ def close_later(client: Any, *, timeout: dict[str, float] | None = None) -> thre
     return thread
 
 
+def close_consumer(consumer: KafkaConsumer | None) -> threading.Thread | None:
+    """Close a consumer in the background, if there is one; it leaves its group within CLOSE_TIMEOUT_S."""
+    return None if consumer is None else close_later(consumer, timeout={"timeout_ms": 1000 * CLOSE_TIMEOUT_S})
+
+
 class KafkaClients:
     """Makes clients for `servers`; keeps one that asks (topics, offsets, groups)."""
 

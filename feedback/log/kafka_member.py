@@ -11,7 +11,7 @@ from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.errors import CommitFailedError, IllegalGenerationError, RebalanceInProgressError, UnknownMemberIdError
 
 from feedback.errors import LogUnavailable
-from feedback.log.kafka_clients import CLOSE_TIMEOUT_S, FAILURES, KafkaClients, call_within, close_later, describe
+from feedback.log.kafka_clients import CLOSE_TIMEOUT_S, FAILURES, KafkaClients, call_within, close_consumer, describe
 
 logger = logging.getLogger("feedback.log")
 
@@ -63,9 +63,7 @@ class KafkaMembership:
 
     def _drop(self) -> threading.Thread | None:
         consumer, self._consumer = self._consumer, None
-        if consumer is None:
-            return None
-        return close_later(consumer, timeout={"timeout_ms": 1000 * CLOSE_TIMEOUT_S})
+        return close_consumer(consumer)
 
     def _get_consumer(self) -> KafkaConsumer:
         if self._consumer is None:

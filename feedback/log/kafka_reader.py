@@ -12,7 +12,7 @@ from kafka.errors import LogTruncationError, NoOffsetForPartitionError, OffsetOu
 
 from feedback.errors import LogUnavailable, OffsetOutOfRange
 from feedback.log.base import Record
-from feedback.log.kafka_clients import CLOSE_TIMEOUT_S, FAILURES, KafkaClients, call_within, close_later, describe
+from feedback.log.kafka_clients import FAILURES, KafkaClients, call_within, close_consumer, describe
 
 FETCH_BYTES = 4 << 20
 LOST_PLACE = (OffsetOutOfRangeError, NoOffsetForPartitionError, LogTruncationError)
@@ -53,9 +53,7 @@ class KafkaReader:
 
     def _drop(self) -> threading.Thread | None:
         consumer, self._consumer = self._consumer, None
-        if consumer is None:
-            return None
-        return close_later(consumer, timeout={"timeout_ms": 1000 * CLOSE_TIMEOUT_S})
+        return close_consumer(consumer)
 
     def _read(
         self, offset: int, max_records: int, timeout_s: float, ask_bounds: Callable[[], tuple[int, int]]

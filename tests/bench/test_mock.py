@@ -11,9 +11,10 @@ import pytest
 
 from bench.gateway.checkpoints import PROBE_LOGPROBS, PROBE_TOKENS
 from bench.gateway.loads import NUM_EVENTS, build_request
-from bench.gateway.servers import Server, find_free_port
+from bench.gateway.servers import Server
 from bench.gateway.tools import compile_program
 from gateway.engines.swap import read_probe_logprobs
+from prefloop.ports import find_port
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 CHAT = "/v1/chat/completions"
@@ -26,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mock(folder: Path) -> Iterator[Server]:
-    port = find_free_port()
+    port = find_port()
     server = Server("mock", [str(compile_program("mock", folder)), str(port)], port, folder / "mock.log", {})
     server.wait_until("/health", 10)
     yield server
@@ -100,7 +101,7 @@ def test_a_pace_holds_a_streams_events_apart(mock: Server, folder: Path) -> None
 
 
 def test_refusals_count_as_failed(folder: Path, mock: Server) -> None:
-    refusing = find_free_port()
+    refusing = find_port()
     code = (
         "import http.server as h\n"
         "class Refuse(h.BaseHTTPRequestHandler):\n"

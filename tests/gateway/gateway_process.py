@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 import aiohttp
 from conftest import QUESTION, make_checkpoint, start_engine
 from engine import FakeEngine
+
+from prefloop.ports import find_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,9 +137,3 @@ async def wait_for_status(running: GatewayProcess, path: str, status: int, *, ti
                 seen = seen + 1 if (await running.get(path))[0] == status else 0
             if seen == 0:
                 await asyncio.sleep(0.02)
-
-
-def find_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -11,7 +11,8 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer
 
 from feedback.log import NewRecord, open_log
-from prefloop.kafka import Broker, KafkaFailed, cache_dir, check_programs, find_port, install_kafka
+from prefloop.kafka import Broker, KafkaFailed, cache_dir, check_programs, install_kafka
+from prefloop.ports import find_port
 from tests.broker import run_broker
 
 
