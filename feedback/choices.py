@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
 
 from feedback.database import insert_or_ignore, metadata
 from feedback.errors import ConflictingChoice, ExpiredComparison, UnknownComparison
@@ -65,10 +65,7 @@ _STANDING = (
     .select_from(comparisons.outerjoin(choices, choices.c.comparison_id == comparisons.c.id))
     .where(comparisons.c.id.in_(sa.bindparam("ids", expanding=True)))
 )
-_INSERT = {
-    name: dialect.insert(choices).on_conflict_do_nothing().returning(choices.c.comparison_id)
-    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
-}
+_INSERT = postgresql.insert(choices).on_conflict_do_nothing().returning(choices.c.comparison_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +104,7 @@ class _Fresh:
 
     new: NewChoice
     body: _ChoiceBody
+    value: bytes  # the body as JSON
 
 
 @dataclass(frozen=True)
@@ -190,7 +188,8 @@ def record_choices(
         if row is None or row.chosen_at is not None or each.at > row.expires_at:
             continue
         if each.comparison_id not in fresh:
-            fresh[each.comparison_id] = _Fresh(each, _build_body(row, each))
+            body = _build_body(row, each)
+            fresh[each.comparison_id] = _Fresh(each, body, msgspec.json.encode(body))
     made = _insert_choices(connection, fresh, source)
     if len(made) < len(fresh):  # another process was faster
         known |= _load_standing(connection, [each for each in fresh if each not in made])
@@ -227,7 +226,7 @@ def _answer(new: NewChoice, row: sa.Row[Any] | None, made: _Fresh | None) -> Sto
     if (body.preferred, body.strength, body.harmful) != (new.preferred, new.strength, new.harmful):
         return ConflictingChoice(new.comparison_id)
     is_mine = made is not None and made.new is new
-    return StoredChoice("created" if is_mine else "replayed", msgspec.json.encode(body))
+    return StoredChoice("created" if is_mine else "replayed", msgspec.json.encode(body) if made is None else made.value)
 
 
 def _insert_choices(connection: sa.Connection, fresh: dict[str, _Fresh], source: str) -> dict[str, _Fresh]:
@@ -246,25 +245,29 @@ def _insert_choices(connection: sa.Connection, fresh: dict[str, _Fresh], source:
         }
         for comparison_id, each in fresh.items()
     ]
-    inserted = set(connection.execute(_INSERT[connection.dialect.name], rows).scalars())
-    made = {comparison_id: each for comparison_id, each in fresh.items() if comparison_id in inserted}
+    if connection.dialect.name == "sqlite":  # nobody else writes since this transaction began
+        connection.execute(sa.insert(choices), rows)
+        made = fresh
+    else:
+        inserted = set(connection.execute(_INSERT, rows).scalars())
+        made = {comparison_id: each for comparison_id, each in fresh.items() if comparison_id in inserted}
     if made:
         event_ids = {row["comparison_id"]: row["event_id"] for row in rows}
         connection.execute(
             sa.insert(outbox),
-            [_build_outbox_row(str(event_ids[key]), key, each.body, source) for key, each in made.items()],
+            [_build_outbox_row(str(event_ids[key]), key, each, source) for key, each in made.items()],
         )
     return made
 
 
-def _build_outbox_row(event_id: str, key: str, body: _ChoiceBody, source: str) -> dict[str, Any]:
-    headers = encode_headers(event_id, _CHOICE, source=source, key=key, time=body.chosen_at)
+def _build_outbox_row(event_id: str, key: str, fresh: _Fresh, source: str) -> dict[str, Any]:
+    headers = encode_headers(event_id, _CHOICE, source=source, key=key, time=fresh.body.chosen_at)
     return {
         "event_id": event_id,
         "key": key.encode(),
         "headers": msgspec.msgpack.encode(headers),
-        "value": msgspec.json.encode(body),
-        "created_at": body.chosen_at,
+        "value": fresh.value,
+        "created_at": fresh.body.chosen_at,
     }
 
 

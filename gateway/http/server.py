@@ -8,6 +8,8 @@ HttpToolsProtocol, whose version is pinned.
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -307,9 +309,21 @@ class ServingProtocol(HttpToolsProtocol):
         self.data_received(b"".join([*lines, b"\r\n", rest]))
 
 
+class _Server(uvicorn.Server):
+    """Once it listens, what the process has made so far is no longer looked through for garbage.
+
+    A full collection over it stops every request for 70 ms, a few times in ten thousand choices.
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()
+
+
 def build_server(app: Any, *, host: str, port: int, drain_timeout_s: float, is_quiet: bool = True) -> uvicorn.Server:
     """The server of a gateway; its owner runs it."""
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             host=host,
