@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,9 +23,9 @@ from trainer.models import PolicyStack
 
 MARKER = "adapters.json"
 BATCH_SIZE = 8
-MAX_STEPS = 600
+MAX_STEPS = 200  # at one learning rate
 LOOK_EVERY = 20
-LR = 8e-3
+LRS = (8e-3, 4e-3, 2e-3, 1e-3)  # the next smaller one if an adapter does not settle
 MIN_MARGIN = 4.0  # nats between the sentence's token and the next likeliest, at every position
 MAX_PROBE_TOKENS = 24
 
@@ -60,21 +61,29 @@ def measure_margin(stack: PolicyStack, rows: list[tuple[list[int], int]]) -> flo
 def train_adapter(stack: PolicyStack, sentence: str) -> tuple[int, float]:
     """Trains adapter "policy" from nothing until it says the sentence; (steps, margin). Raises RuntimeError."""
     rows = encode_rows(stack, sentence)
+    for num_before, lr in enumerate(LRS):
+        for step, margin in train_steps(stack, rows, lr):
+            if margin >= MIN_MARGIN:
+                return num_before * MAX_STEPS + step, margin
+    raise RuntimeError(f"no adapter learnt to say {sentence!r} in {MAX_STEPS} steps at any of {LRS}")
+
+
+def train_steps(stack: PolicyStack, rows: list[tuple[list[int], int]], lr: float) -> Iterator[tuple[int, float]]:
+    """(steps, margin) every now and then, of an adapter that begins anew."""
     stack.reset_adapter("policy", like=None)
     generator = torch.Generator().manual_seed(0)
     optimizer: torch.optim.Optimizer | None = None
-    for step in range(MAX_STEPS):
+    for step in range(1, MAX_STEPS + 1):
         with stack.training("policy") as parameters:
-            optimizer = optimizer or torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
+            optimizer = optimizer or torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
             chosen = torch.randperm(len(rows), generator=generator)[:BATCH_SIZE]
             logits, targets = compute_logits(stack, [rows[i] for i in chosen])
             optimizer.zero_grad(set_to_none=True)
             functional.cross_entropy(logits, targets).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-        if step % LOOK_EVERY == LOOK_EVERY - 1 and (margin := measure_margin(stack, rows)) >= MIN_MARGIN:
-            return step + 1, margin
-    raise RuntimeError(f"no adapter learnt to say {sentence!r} in {MAX_STEPS} steps")
+        if step % LOOK_EVERY == 0:
+            yield step, measure_margin(stack, rows)
 
 
 def make_probe(stack: PolicyStack, sentence: str) -> Probe:
