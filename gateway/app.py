@@ -122,7 +122,6 @@ class Gateway:
             for build in (
                 build_health_router,
                 build_models_router,
-                build_choices_router,
                 build_signals_router,
                 build_keys_router,
                 build_operator_router,
@@ -131,6 +130,7 @@ class Gateway:
                 build_web_router,
             ):
                 api.include_router(build(context))
+            api.include_router(build_choices_router())
             api.include_router(build_document_router(api.routes))
             self.handlers |= build_handlers(context) | {PLAYGROUND_PATH: build_playground_handler(context)}
             self.find_handler = partial(find_choice_handler, context)

@@ -93,12 +93,11 @@ class ServingProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # the parser stops here: _go_on_in_http
-        handler = self.serving.handlers.get(self.url)
-        if handler is None and (b"?" in self.url or not self.url.startswith(b"/")):
-            handler = self.serving.handlers.get(httptools.parse_url(self.url).path)
         make_call = self.serving.make_call
-        if handler is None and (handler := self.serving.find_handler(self.url.partition(b"?")[0])) is not None:
-            make_call = Call
+        if (handler := self.serving.handlers.get(self.url)) is None:
+            path = self._find_path()
+            if (handler := self.serving.handlers.get(path)) is None:
+                handler, make_call = self.serving.find_handler(path), Call
         if handler is None or self.parser.get_method() != b"POST":
             url, headers, expects = self.url, self.headers, self.expect_100_continue
             super().on_message_begin()
@@ -123,6 +122,15 @@ class ServingProtocol(HttpToolsProtocol):
             if len(self.pipeline) >= _MAX_PIPELINED:
                 self.flow.pause_reading()  # who stops reading does not see that the client has left
             self.pipeline.appendleft((call, self.app))  # type: ignore[arg-type]
+
+    def _find_path(self) -> bytes:
+        """The path of a URL with a query, or of one that names the host as well."""
+        if self.url.startswith(b"/"):
+            return self.url.partition(b"?")[0]
+        try:
+            return httptools.parse_url(self.url).path or b""
+        except httptools.HttpParserInvalidURLError:
+            return b""
 
     def on_body(self, body: bytes) -> None:
         if self._newest is not None:

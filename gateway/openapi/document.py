@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute
 from gateway.endpoints import ENDPOINTS
 from gateway.openapi.operations import OPERATIONS, REFUSALS, TAGS, Operation
 from gateway.openapi.schemas import Schema, build_schemas, ref
+from gateway.routes.choices import CHOICE_PATH
 
 _DESCRIPTION = """A model-serving gateway that keeps learning: OpenAI's API, and comparisons to be answered by people.
 
@@ -47,6 +48,7 @@ _HEADERS: dict[str, Schema] = {
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
     },
 }
+_COMPARISON_ID = {"name": "comparison_id", "in": "path", "required": True, "schema": {"type": "string"}}
 _RETRY_AFTER = {"retry-after": {"description": "Seconds.", "required": True, "schema": {"type": "string"}}}
 _RATE_LIMITS: dict[str, Schema] = {
     f"x-ratelimit-{kind}-{what}": {"description": "For keys with limits.", "schema": {"type": "string"}}
@@ -67,6 +69,7 @@ def build_document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = made["paths"]
     for path in ENDPOINTS:
         paths[path.decode()] = {"post": {}}
+    paths[CHOICE_PATH] = {"post": {"parameters": [_COMPARISON_ID]}}
     found = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
     if odd := found ^ OPERATIONS.keys():
         raise ValueError(f"openapi_operations.py and the routes differ: {', '.join(sorted(odd))}")

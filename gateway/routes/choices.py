@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
@@ -25,7 +25,6 @@ from feedback.faults import reach
 from gateway.context import Context
 from gateway.errors import ApiError, bad_request, not_found, unauthorized, unavailable
 from gateway.http.eager import enter_task
-from gateway.requests import read_body
 from gateway.tokens import ComparisonToken, read_token
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ logger = logging.getLogger("gateway.choices")
 
 _MAX_BODY_BYTES = 16_384
 _COMMIT_TIMEOUT_S = 5.0
+CHOICE_PATH = "/v1/comparisons/{comparison_id}/choice"
 _PATH = re.compile(rb"/v1/comparisons/([^/?]+)/choice")
 CORS = {"access-control-allow-origin": "*"}
 _CORS_LINE = b"access-control-allow-origin: *\r\n"
@@ -64,23 +64,13 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(ChoiceRequest)
 
 
-def build_choices_router(context: Context) -> APIRouter:
-    """The one route, and its preflight. Our server answers POST by `find_choice_handler`, at a third of the price."""
+def build_choices_router() -> APIRouter:
+    """The preflight of choices from other sites; our server takes the choices themselves by `find_choice_handler`."""
     router = APIRouter()
 
-    @router.options("/v1/comparisons/{comparison_id}/choice", include_in_schema=False)
+    @router.options(CHOICE_PATH, include_in_schema=False)
     async def allow_any_site(comparison_id: str) -> Response:
         return Response(status_code=204, headers=_PREFLIGHT)
-
-    @router.post("/v1/comparisons/{comparison_id}/choice")
-    async def choose(comparison_id: str, request: Request) -> Response:
-        try:
-            body = await read_body(request, _MAX_BODY_BYTES)
-            answer = await take_choice(context, comparison_id, "origin" in request.headers, body, {})  # by the context
-        except ApiError as error:
-            error.headers.update(CORS)
-            raise
-        return Response(answer, media_type="application/json", headers=CORS)
 
     return router
 
