@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql
 from feedback.database import insert_or_ignore, metadata
 from feedback.errors import ConflictingChoice, ExpiredComparison, UnknownComparison
 from feedback.events import PREFERRED, Choice, Comparison, Event, Preferred, encode_event, encode_headers
-from feedback.outbox import OutboxRow, declare_outbox, delete_rows, load_rows
+from feedback.outbox import declare_outbox
 
 comparisons = sa.Table(
     "comparisons",
@@ -285,22 +285,6 @@ def add_to_outbox(connection: sa.Connection, event: Event) -> None:
     )
 
 
-def pending_outbox(connection: sa.Connection, limit: int) -> list[OutboxRow]:
-    """The oldest rows that wait for the log."""
-    return load_rows(connection, outbox, limit)
-
-
-def delete_outbox(connection: sa.Connection, ids: Sequence[int]) -> None:
-    """Forget rows that the log holds."""
-    delete_rows(connection, outbox, ids)
-
-
 def count_outbox(connection: sa.Connection) -> int:
     """Rows that wait for the log."""
     return connection.execute(sa.select(sa.func.count()).select_from(outbox)).scalar_one()
-
-
-def count_feedback(connection: sa.Connection) -> tuple[int, int]:
-    """(comparisons, choices) ever stored."""
-    num_comparisons = connection.execute(sa.select(sa.func.count()).select_from(comparisons)).scalar_one()
-    return num_comparisons, connection.execute(sa.select(sa.func.count()).select_from(choices)).scalar_one()

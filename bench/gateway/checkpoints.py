@@ -14,11 +14,12 @@ from feedback.manifest import Manifest, Probe, checkpoint_id, combine_hashes, ha
 PROBE_TOKENS = [5, 7, 9, 11]
 PROBE_LOGPROBS = [-1.0, -2.0, -0.5]
 BASE_LOGPROBS = [-4.0, -4.0, -4.0]
+PROBE = Probe(prompt_token_ids=PROBE_TOKENS, logprobs=PROBE_LOGPROBS, base_logprobs=BASE_LOGPROBS)
 _TIMEOUT_S = 60.0
 
 
-def make_checkpoint(folder: Path, number: int) -> Path:
-    """A checkpoint directory whose adapter is 16 bytes; returns its path."""
+def make_checkpoint(folder: Path, number: int, *, parent: str | None = None, probe: Probe = PROBE) -> Path:
+    """A checkpoint directory whose adapter is 16 bytes, for engines that answer `probe`; returns its path."""
     draft = folder / f"draft-{number}"
     draft.mkdir(parents=True)
     (draft / "adapter_config.json").write_text('{"r": 8}')
@@ -29,13 +30,13 @@ def make_checkpoint(folder: Path, number: int) -> Path:
     manifest = Manifest(
         id=final.name,
         number=number,
-        parent=None,
+        parent=parent,
         base_digest="0" * 64,
         rank=8,
         digest=digest,
         files=files,
         created_at=time.time(),
-        probe=Probe(prompt_token_ids=PROBE_TOKENS, logprobs=PROBE_LOGPROBS, base_logprobs=BASE_LOGPROBS),
+        probe=probe,
     )
     write_manifest(final, manifest)
     return final

@@ -90,13 +90,3 @@ class Log(Protocol):
 def choose_partition(key: bytes, num_partitions: int) -> int:
     """CRC-32 of the key, modulo the number of partitions: the same in both back ends."""
     return zlib.crc32(key) % num_partitions
-
-
-def count_lag(log: Log, group: str, topic: str) -> int:
-    """Records that `group` has still to read."""
-    committed = log.committed(group, topic)
-    lag = 0
-    for partition in log.partitions(topic):
-        begin, end = log.bounds(topic, partition)
-        lag += max(0, end - max(begin, committed.get(partition, begin)))
-    return lag

@@ -13,8 +13,10 @@ from typing import Any
 
 from adapter_engine import OPENINGS, PROBE_LOGPROBS, PROBE_TOKENS
 
-from feedback.manifest import Manifest, Probe, checkpoint_id, combine_hashes, hash_files, write_manifest
+from bench.gateway.checkpoints import make_checkpoint
+from feedback.manifest import Probe
 
+_PROBE = Probe(prompt_token_ids=PROBE_TOKENS, logprobs=PROBE_LOGPROBS, base_logprobs=[-5.0, -5.0])
 EXAMPLES = ["What is the capital of Peru?", "How many legs has a spider?"]
 
 
@@ -39,34 +41,9 @@ class RunningGateway:
 
     def publish(self, number: int, parent: str | None) -> str:
         """Register a checkpoint and return its id."""
-        made = make_checkpoint(self.state_dir / "checkpoints", number, parent)
+        made = make_checkpoint(self.state_dir / "checkpoints", number, parent=parent, probe=_PROBE)
         self.call("/operator/v1/checkpoints", {"path": str(made)})
         return made.name
-
-
-def make_checkpoint(folder: Path, number: int, parent: str | None) -> Path:
-    """Write a checkpoint directory that the fake engine answers for."""
-    draft = folder / f"draft-{number}"
-    draft.mkdir(parents=True)
-    (draft / "adapter_config.json").write_text(json.dumps({"r": 8, "number": number}))
-    (draft / "adapter_model.safetensors").write_bytes(bytes([number] * 16))
-    files = hash_files(draft)
-    digest = combine_hashes(files)
-    final = draft.rename(folder / checkpoint_id(number, digest))
-    probe = Probe(prompt_token_ids=PROBE_TOKENS, logprobs=PROBE_LOGPROBS, base_logprobs=[-5.0, -5.0])
-    manifest = Manifest(
-        id=final.name,
-        number=number,
-        parent=parent,
-        base_digest="0" * 64,
-        rank=8,
-        digest=digest,
-        files=files,
-        created_at=time.time(),
-        probe=probe,
-    )
-    write_manifest(final, manifest)
-    return final
 
 
 def let_people_choose(gateway: RunningGateway, num_users: int, *, start: int = 0, likes: int = 1) -> None:

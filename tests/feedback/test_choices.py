@@ -9,11 +9,10 @@ import sqlalchemy as sa
 from feedback.choices import (
     NewChoice,
     StoredChoice,
+    choices,
     comparisons,
-    count_feedback,
     count_outbox,
-    delete_outbox,
-    pending_outbox,
+    outbox,
     record_choice,
     record_choices,
     store_comparison,
@@ -22,6 +21,7 @@ from feedback.database import create_tables, open_database, write_transaction
 from feedback.duels import load_duels
 from feedback.errors import ConflictingChoice, ExpiredComparison, UnknownComparison
 from feedback.events import Comparison, Preferred, decode_event
+from feedback.outbox import delete_rows, load_rows
 from prefloop.postgres import Postgres
 from tests.databases import make_url
 from tests.feedback.samples import make_comparison
@@ -52,8 +52,8 @@ def test_choice_and_outbox_row_are_stored_together(database: sa.Engine) -> None:
     assert stored.status == "created"
     assert stored.choice.seconds_to_decide == 2.5
     with database.connect() as connection:
-        [row] = pending_outbox(connection, 10)
-        assert count_feedback(connection) == (1, 1)
+        [row] = load_rows(connection, outbox, 10)
+        assert count_rows(connection) == (1, 1)
     event = decode_event(row.record.headers, row.record.value)
     assert row.record.key == b"cmp-1"
     assert event.type == "prefloop.choice.v1"
@@ -67,7 +67,7 @@ def test_nothing_stays_when_the_transaction_fails(database: sa.Engine) -> None:
         record_choice(connection, "cmp-1", "first", None, False, "api", 1002.5)
         raise KeyError
     with database.connect() as connection:
-        assert count_feedback(connection) == (1, 0)
+        assert count_rows(connection) == (1, 0)
         assert count_outbox(connection) == 0
 
 
@@ -136,9 +136,9 @@ def test_many_choices_at_once_are_answered_one_by_one(database: sa.Engine) -> No
         "created", "replayed", ConflictingChoice, "created", "replayed",
     ]  # fmt: skip
     with database.connect() as connection:
-        rows = pending_outbox(connection, 10)
+        rows = load_rows(connection, outbox, 10)
         assert [row.record.key for row in rows] == [b"cmp-0", b"cmp-1", b"cmp-3", b"cmp-4"]
-        assert count_feedback(connection) == (5, 4)
+        assert count_rows(connection) == (5, 4)
     events = [decode_event(row.record.headers, row.record.value) for row in rows]
     assert len({event.id for event in events}) == 4
     assert events[1].data == results[0].choice == results[6].choice  # type: ignore[union-attr]
@@ -157,6 +157,15 @@ def test_a_choice_of_a_process_that_was_faster_stands(postgres: Postgres, tmp_pa
     with database.connect() as connection:
         assert count_outbox(connection) == 3
     database.dispose()
+
+
+def count_rows(connection: sa.Connection) -> tuple[int, int]:
+    """(comparisons, choices)."""
+    num_comparisons, num_choices = (
+        connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+        for table in (comparisons, choices)
+    )
+    return num_comparisons, num_choices
 
 
 def once(act: Callable[[], object]) -> Callable[..., None]:
@@ -181,10 +190,10 @@ def test_outbox_gives_the_oldest_first_and_forgets_what_is_deleted(database: sa.
     for i in (2, 0, 1):
         choose(database, f"cmp-{i}")
     with write_transaction(database) as connection:
-        rows = pending_outbox(connection, 2)
+        rows = load_rows(connection, outbox, 2)
         assert [row.record.key for row in rows] == [b"cmp-2", b"cmp-0"]
-        delete_outbox(connection, [row.id for row in rows])
-        assert [row.record.key for row in pending_outbox(connection, 2)] == [b"cmp-1"]
+        delete_rows(connection, outbox, [row.id for row in rows])
+        assert [row.record.key for row in load_rows(connection, outbox, 2)] == [b"cmp-1"]
 
 
 def test_duels_are_seen_from_the_canarys_side_in_the_order_asked(database: sa.Engine) -> None:

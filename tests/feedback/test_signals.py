@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
-from feedback.choices import count_outbox, pending_outbox
+from feedback.choices import count_outbox, outbox
 from feedback.database import write_transaction
 from feedback.errors import ConflictingSignal
 from feedback.events import decode_event
+from feedback.outbox import load_rows
 from feedback.signals import StoredSignal, count_signals, find_signal, fingerprint_signal, record_signal, signals
 from tests.feedback.samples import make_signal
 
@@ -38,7 +39,7 @@ def test_signal_and_outbox_row_are_stored_together(database: sa.Engine) -> None:
     stored = say(database)
     assert (stored.status, stored.completion_id, stored.created_at) == ("created", "chatcmpl-1", 1002.5)
     with database.connect() as connection:
-        [row] = pending_outbox(connection, 10)
+        [row] = load_rows(connection, outbox, 10)
         [kept] = connection.execute(sa.select(signals)).all()
     event = decode_event(row.record.headers, row.record.value)
     assert (row.record.key, event.type, event.id) == (b"chatcmpl-1", "prefloop.signal.v1", stored.id)

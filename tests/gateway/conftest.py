@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ import aiohttp
 import openai
 import pytest
 from aiohttp import web
-from engine import BASE_LOGPROBS, PROBE_LOGPROBS, PROBE_TOKENS, FakeEngine
+from engine import FakeEngine
 
-from feedback.manifest import Manifest, Probe, checkpoint_id, combine_hashes, hash_files, write_manifest
+from bench.gateway.checkpoints import make_checkpoint
 from gateway.app import Gateway, create_app
 from gateway.context import Context
 from gateway.engines.deployment import ServingView
@@ -86,32 +85,6 @@ class Running:
     async def serve(self, view: ServingView) -> None:
         """Serve a view of the test's own: the controller's later generations are not waited for."""
         assert self.context.deployment.apply(view)
-
-
-def make_checkpoint(folder: Path, number: int) -> Path:
-    """A checkpoint directory that the fake engine answers for."""
-    draft = folder / f"draft-{number}"
-    draft.mkdir(parents=True)
-    (draft / "adapter_config.json").write_text('{"r": 8}')
-    (draft / "adapter_model.safetensors").write_bytes(bytes([number] * 16))
-    files = hash_files(draft)
-    digest = combine_hashes(files)
-    final = draft.rename(folder / checkpoint_id(number, digest))
-    write_manifest(
-        final,
-        Manifest(
-            id=final.name,
-            number=number,
-            parent=None,
-            base_digest="0" * 64,
-            rank=8,
-            digest=digest,
-            files=files,
-            created_at=time.time(),
-            probe=Probe(prompt_token_ids=PROBE_TOKENS, logprobs=PROBE_LOGPROBS, base_logprobs=BASE_LOGPROBS),
-        ),
-    )
-    return final
 
 
 async def start_engine(engine: FakeEngine, port: int = 0) -> tuple[web.AppRunner, int]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from conftest import QUESTION, make_checkpoint, start_engine
+from conftest import QUESTION, start_engine
 from engine import FakeEngine
 
+from bench.gateway.checkpoints import make_checkpoint
 from prefloop.ports import find_port
 
 ROOT = Path(__file__).parents[2]

@@ -17,10 +17,11 @@ from fastapi import FastAPI
 from sqlalchemy import Engine, select
 from starlette.responses import Response
 
-from feedback.choices import pending_outbox
+from feedback.choices import outbox
 from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.errors import DatabaseError
 from feedback.events import Outcome, Signal, decode_event
+from feedback.outbox import load_rows
 from feedback.signals import signals
 from gateway.errors import ApiError
 from gateway.keys import KeyRing, create_key
@@ -109,7 +110,7 @@ class House:
     def events(self) -> list[Signal]:
         """What waits for the log."""
         with self.parts.database.connect() as conn:
-            rows = pending_outbox(conn, 100)
+            rows = load_rows(conn, outbox, 100)
         events = [decode_event(row.record.headers, row.record.value) for row in rows]
         assert {event.type for event in events} <= {"prefloop.signal.v1"}
         return [event.data for event in events if isinstance(event.data, Signal)]

@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 
 from feedback import events as feedback_events
 from feedback import inbox
-from feedback.choices import delete_outbox, pending_outbox, record_choice, store_comparison
 from feedback.choices import metadata as gateway_metadata
+from feedback.choices import outbox, record_choice, store_comparison
 from feedback.database import create_tables, open_database, write_transaction
 from feedback.events import PREFERRED, Choice, new_event
 from feedback.log import NewRecord, open_log
+from feedback.outbox import delete_rows, load_rows
 from prefloop.cli import app
 from prefloop.feedback_sources import read_time
 from tests.feedback.samples import make_choice, make_comparison, make_signal
@@ -44,8 +45,8 @@ def state(tmp_path: Path) -> Path:
             store_comparison(connection, comparison)
             if number < 8:
                 record_choice(connection, comparison.id, PREFERRED[number % 5], None, False, "api", 86_400.0 + number)
-        rows = pending_outbox(connection, 100)
-        delete_outbox(connection, [row.id for row in rows[:-1]])
+        rows = load_rows(connection, outbox, 100)
+        delete_rows(connection, outbox, [row.id for row in rows[:-1]])
     gateway.dispose()
     log = open_log(f"sqlite:{folder / 'log.db'}")
     log.append(TOPIC, [row.record for row in rows[:-1]])

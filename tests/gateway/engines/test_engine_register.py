@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Running, make_checkpoint
+from conftest import Running
 from full_engine import make_full_checkpoint
 
+from bench.gateway.checkpoints import make_checkpoint
 from feedback.manifest import read_manifest
 from gateway.engines.fleet import Report
 from gateway.engines.register import check_url, find_wanted

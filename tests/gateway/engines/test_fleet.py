@@ -6,10 +6,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from conftest import make_checkpoint, start_engine
+from conftest import start_engine
 from engine_process import Caller, EngineProcess
 from full_engine import FullEngine, make_full_checkpoint
 
+from bench.gateway.checkpoints import make_checkpoint
 from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.relay import RelayState
 from gateway import tables

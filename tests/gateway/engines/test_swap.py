@@ -7,10 +7,10 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from conftest import make_checkpoint
 from engine import BASE_LOGPROBS
 from engine_process import Caller, EngineProcess
 
+from bench.gateway.checkpoints import make_checkpoint
 from feedback.manifest import read_manifest
 from gateway.engines.deployment import Deployment
 from gateway.engines.engine import BreakerLimits, EngineState

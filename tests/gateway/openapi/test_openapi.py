@@ -11,10 +11,11 @@ import hypothesis
 import pytest
 import schemathesis
 import uvloop
-from conftest import Running, make_checkpoint, run_gateway, start_engine
+from conftest import Running, run_gateway, start_engine
 from schemathesis import checks
 from whole_engine import WholeEngine
 
+from bench.gateway.checkpoints import make_checkpoint
 from gateway.keys import key_id_of
 
 DOCS = Path(__file__).parents[3] / "docs"

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from conftest import Running, run_gateway
 
-from feedback.choices import load_comparison, pending_outbox
+from feedback.choices import load_comparison, outbox
 from feedback.events import Comparison, Signal, decode_event
 from feedback.log import open_log
+from feedback.outbox import load_rows
 from gateway.engines.deployment import ServingView
 
 PAIR = {"x-prefloop-compare": "always", "x-prefloop-user": "ann"}
@@ -37,7 +38,7 @@ def read_events(gateway: Running) -> list[Signal]:
     records: list[Any] = [record for p in log.partitions(topic) for record in log.read(topic, p, 0, 1000, 0)]
     log.close()
     with gateway.context.database.connect() as conn:
-        records += [row.record for row in pending_outbox(conn, 1000)]
+        records += [row.record for row in load_rows(conn, outbox, 1000)]
     events = {event.id: event for record in records for event in [decode_event(record.headers, record.value)]}
     found = sorted((e for e in events.values() if isinstance(e.data, Signal)), key=lambda e: e.time)
     return [event.data for event in found if isinstance(event.data, Signal)]
