@@ -53,6 +53,21 @@ class _NoTrailers(list[tuple[bytes, bytes]]):
 _NO_TRAILERS = _NoTrailers()
 
 
+class _Outlet:
+    """A transport as ASGI's cycles use it. A closing one takes nothing more: uvloop's raises until its end is told."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
 class ServingProtocol(HttpToolsProtocol):
     """One client connection. `config.app` is the gateway, which is `Serving`."""
 
@@ -65,7 +80,8 @@ class ServingProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.serving: Serving = config.app  # type: ignore[assignment]
         self._newest: Call | None = None  # the request that is being read, if it is ours
-        self._current: Call | None = None  # the one whose turn it is
+        self._current: Call | None = None  # the one whose turn it is, if it is ours
+        self._running: Any = None  # the one whose turn it is, whoever answers it
         self._is_in_head = self._is_in_request = False  # what the parser waits for more of
         self._num_head_bytes = 0
         self._is_silent = True  # nothing is being asked
@@ -105,6 +121,7 @@ class ServingProtocol(HttpToolsProtocol):
             self.headers.extend(headers)
             self._newest = None
             super().on_headers_complete()
+            self.cycle.transport = _Outlet(self.transport)  # type: ignore[assignment]
             self.headers = _NO_TRAILERS
             self._is_in_head = False
             return
@@ -197,12 +214,13 @@ class ServingProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self._is_silent = True
-        self._silent_since = self.loop.time()
         self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
+        elif not self._is_in_request:
+            self._is_silent = True
+            self._silent_since = self.loop.time()
 
     def _watch_silence(self, limit_s: float) -> None:
         """One timer for the life of the connection, in place of one after every answer."""
@@ -219,6 +237,7 @@ class ServingProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(left_s, self._end_silence)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
         if isinstance(cycle, Call):
             self._begin(cycle)
         else:
@@ -241,9 +260,9 @@ class ServingProtocol(HttpToolsProtocol):
         task.add_done_callback(self.tasks.discard)
 
     def _begin(self, call: Call) -> None:
-        if self._is_deaf or self.transport.is_closing():
+        if self.transport.is_closing():
             return  # the answer before it was the last
-        self._current = call
+        self._current = self._running = call
         call.is_current = True
         if call.waiting_for_100_continue and call.more_body:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -264,7 +283,13 @@ class ServingProtocol(HttpToolsProtocol):
             if cycle is not None and not cycle.response_complete:
                 cycle.keep_alive = False
                 return
-        elif self.pipeline or cycle.response_started or cycle.response_complete:
+        elif self.pipeline:
+            self.pipeline.popleft()
+            before = self.pipeline[0][0] if self.pipeline else self._running
+            before.keep_alive = False
+            return
+        elif cycle.response_started or cycle.response_complete:
+            cycle.disconnected = True
             self.transport.close()
             return
         elif isinstance(cycle, Call):

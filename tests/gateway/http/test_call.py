@@ -16,7 +16,7 @@ def test_a_stream_behind_an_answer_that_nobody_reads_waits_from_its_first_bytes(
     protocol = SimpleNamespace(
         flow=SimpleNamespace(write_paused=True),
         default_lines=b"",
-        transport=SimpleNamespace(write=written.append),
+        transport=SimpleNamespace(write=written.append, is_closing=lambda: False),
     )
     call = Call(cast(ServingProtocol, protocol), handle, [])
     pauses: list[int] = []

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import QUESTION, Running, run_gateway, wait_until
 
+from gateway.http.server import ServingProtocol
+
 PATH = "/v1/chat/completions"
 
 
@@ -204,14 +206,6 @@ async def test_a_body_with_broken_chunks_gets_400(gateway: Running, path: str) -
         assert await wire.is_closed()
 
 
-async def test_broken_chunks_behind_a_request_close_the_connection(gateway: Running) -> None:
-    gateway.engine.delay_s = 30.0
-    async with connect(gateway) as wire:
-        wire.writer.write(chat(gateway) + f"POST {PATH} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n".encode())
-        assert await wire.is_closed()
-    await wait_until(lambda: gateway.context.deployment.counters.num_in_flight == 0)
-
-
 async def test_a_head_that_has_no_end_is_refused(gateway: Running) -> None:
     async with connect(gateway) as wire:
         wire.writer.write(f"POST {PATH} HTTP/1.1\r\n".encode())
@@ -287,3 +281,42 @@ async def test_a_client_that_reads_nothing_is_left(tmp_path: Path) -> None:
         await wait_until(lambda: gateway.context.deployment.in_flight(stable) == 0, timeout_s=30)
         assert gateway.context.deployment.counters.num_in_flight == 0
         assert gateway.context.deployment.counters.failed_requests == 0
+
+
+def break_off(gateway: Running) -> bytes:
+    """A request whose second chunk is none."""
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {gateway.key}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    return head.encode() + b"2\r\n{}\r\nzz\r\n"
+
+
+@pytest.mark.parametrize("num_ours", [0, 1, 2])
+async def test_answers_before_a_broken_request_go_out(
+    gateway: Running, num_ours: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those that FastAPI makes as well, and nothing is written to a connection that was closed."""
+    async with connect(gateway) as wire:
+        wire.writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + chat(gateway) * num_ours + break_off(gateway))
+        answers = [await wire.read_answer() for _ in range(1 + num_ours)]
+        assert [status for status, _, _ in answers] == [200] * (1 + num_ours)
+        assert ["connection" in headers for _, headers, _ in answers] == [False] * num_ours + [True]
+        assert await wire.is_closed()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_pipelined_answer_that_takes_long_is_no_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = ServingProtocol.connection_made
+
+    def hurry(protocol: ServingProtocol, transport: asyncio.Transport) -> None:
+        made(protocol, transport)
+        protocol.timeout_keep_alive = 0.2
+
+    monkeypatch.setattr(ServingProtocol, "connection_made", hurry)
+    async with run_gateway(tmp_path, body_timeout_s=0.2) as gateway, connect(gateway) as wire:
+        gateway.engine.delay_s = 1.0
+        wire.writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + chat(gateway))
+        assert [(await wire.read_answer())[0] for _ in range(2)] == [200, 200]
+        assert await wire.is_closed()  # once it is silent
