@@ -29,6 +29,7 @@ from starlette.types import Message, Receive, Scope, Send
 from feedback.connection import wait_for_database
 from feedback.database import Writer, open_database
 from feedback.errors import DatabaseError
+from feedback.outages import log_failure
 from feedback.relay import Relay
 from feedback.schema import migrate, migrate_url
 from gateway.context import Context
@@ -218,8 +219,8 @@ async def _keep_keys_fresh(context: Context) -> None:
         await asyncio.sleep(_REFRESH_KEYS_S)
         try:
             await asyncio.to_thread(context.keys.refresh, context.database)
-        except Exception:
-            logger.exception("the keys could not be read again")
+        except Exception as error:
+            log_failure(logger, "the keys could not be read again", error)
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

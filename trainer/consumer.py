@@ -17,9 +17,10 @@ import sqlalchemy as sa
 
 from feedback import inbox
 from feedback.database import Writer
-from feedback.errors import FeedbackError, LogUnavailable, OffsetOutOfRange, PositionMismatch
+from feedback.errors import LogUnavailable, OffsetOutOfRange, PositionMismatch
 from feedback.faults import reach
 from feedback.log.base import Log
+from feedback.outages import log_failure
 from trainer.metrics import Metrics
 
 log = logging.getLogger("trainer.consumer")
@@ -62,8 +63,7 @@ class Consumer(threading.Thread):
             try:
                 self._read_until_stopped()
             except Exception as error:  # the loop's edge: intake must survive whatever happens to log or database
-                expected = isinstance(error, FeedbackError)
-                log.log(logging.WARNING if expected else logging.ERROR, "consumer: %s", error, exc_info=not expected)
+                log_failure(log, "consumer", error)
                 self._metrics.consumer_errors.inc()
                 self._report(None, str(error))
                 if time.monotonic() - started > MAX_BACKOFF_S:

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from feedback.database import Writer, insert_or_ignore, metadata
 from feedback.errors import FeedbackError
+from feedback.outages import log_failure
 from gateway import tables
 
 if TYPE_CHECKING:
@@ -193,8 +194,8 @@ class Fleet:
             await asyncio.sleep(self._settings.report_s)
             try:
                 await self.beat()
-            except Exception:
-                logger.exception("the gateway could not report")
+            except Exception as error:
+                log_failure(logger, "the gateway could not report", error)
 
     async def leave(self) -> None:
         """Say that this gateway is gone, and let another one lead at once; without a database its lease runs out."""

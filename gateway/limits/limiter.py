@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from operator import attrgetter
 
 from feedback.database import Writer
+from feedback.outages import log_failure
 from gateway.errors import ApiError, unavailable
 from gateway.http.eager import enter_task
 from gateway.keys import Identity
@@ -132,9 +133,9 @@ class Limits:
             await asyncio.sleep(_TICK_S)
             try:
                 await self.tick(self._clock())
-            except Exception:
+            except Exception as error:
                 self.num_failures += 1
-                logger.exception("the limits' loop failed")
+                log_failure(logger, "the limits' loop failed", error)
 
     async def tick(self, now: float) -> None:
         """Top up leases that run low, hand back those that are not used, enter new windows."""
@@ -246,9 +247,9 @@ class Limits:
             return True
         try:
             grants = await self._writer.arun(lambda conn: exchange_leases(conn, [ask for _, ask in orders]))
-        except Exception:
+        except Exception as error:
             self.num_failures += 1
-            logger.exception("%d leases could not be exchanged", len(orders))
+            log_failure(logger, f"{len(orders)} leases could not be exchanged", error)
             self._keep_debts(orders)
             return False
         self._take(orders, grants)

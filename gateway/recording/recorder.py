@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from feedback.choices import store_comparison
 from feedback.database import Writer
 from feedback.events import Comparison
+from feedback.outages import log_failure
 
 logger = logging.getLogger("gateway.recorder")
 
@@ -48,9 +49,9 @@ class Recorder:
         self.num_pending += 1
         try:
             future: Future[None] = self._writer.run(lambda conn: store_comparison(conn, comparison))
-        except Exception:
+        except Exception as error:
             self.num_pending -= 1
-            logger.exception("comparison %s was not taken", comparison.id, extra=log_fields)
+            log_failure(logger, f"comparison {comparison.id} was not taken", error, log_fields)
             return False
         future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, comparison.id, log_fields, done))
         waiting = asyncio.wrap_future(future)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlalchemy import Connection
 
 from feedback.database import Writer
+from feedback.outages import log_failure
 from gateway import tables
 from gateway.engines.deployment import Deployment
 from gateway.engines.register import EngineRegister
@@ -94,8 +95,8 @@ class Controller:
                 await self.tick(self._clock())
             except tables.StaleController as error:
                 _log.info("the tables moved on meanwhile: %s", error)
-            except Exception:
-                _log.exception("rollout tick failed")
+            except Exception as error:
+                log_failure(_log, "rollout tick failed", error)
             self._wake.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._settings.rollout.tick_s)
