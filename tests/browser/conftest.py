@@ -42,6 +42,7 @@ SETTINGS = {
     "PREFLOOP_ROLLOUT__MAX_USERS": "2000",
     "PREFLOOP_ROLLOUT__MAX_S": "600",
     "PREFLOOP_ROLLOUT__BAKING_S": "1",
+    "PREFLOOP_GATEWAY__COMPARISON_COMMIT_MS": "5000",  # a busy machine is no reason not to ask
 }
 
 

@@ -34,11 +34,11 @@ def load(gateway: Running, comparison_id: str) -> Comparison:
 def read_events(gateway: Running) -> list[Signal]:
     """Every signal that was taken: in the log, or on its way there."""
     topic = gateway.context.settings.topic
+    with gateway.context.database.connect() as conn:  # first: what moves meanwhile is found twice, not never
+        records: list[Any] = [row.record for row in load_rows(conn, outbox, 1000)]
     log = open_log(gateway.context.settings.log)
-    records: list[Any] = [record for p in log.partitions(topic) for record in log.read(topic, p, 0, 1000, 0)]
+    records += [record for p in log.partitions(topic) for record in log.read(topic, p, 0, 1000, 0)]
     log.close()
-    with gateway.context.database.connect() as conn:
-        records += [row.record for row in load_rows(conn, outbox, 1000)]
     events = {event.id: event for record in records for event in [decode_event(record.headers, record.value)]}
     found = sorted((e for e in events.values() if isinstance(e.data, Signal)), key=lambda e: e.time)
     return [event.data for event in found if isinstance(event.data, Signal)]
