@@ -38,7 +38,7 @@ from gateway.engines.deployment import Deployment
 from gateway.engines.fleet import Fleet
 from gateway.engines.swap import Swap
 from gateway.errors import ApiError, GatewayError, error_body, unavailable
-from gateway.http.call import Call, CallMaker, Handler, pick_request_id
+from gateway.http.call import Call, CallMaker, Handler, make_request_id, read_request_id
 from gateway.http.server import build_server
 from gateway.http.upstream import Upstream
 from gateway.keys import KeyRing, ensure_admin_key
@@ -108,7 +108,7 @@ class Gateway:
             await send({"type": "websocket.close", "code": 1000})
             return
         given = Headers(scope=scope).get("x-request-id")
-        request_id = pick_request_id(None if given is None else given.encode("latin-1"))
+        request_id = read_request_id(None if given is None else given.encode("latin-1")) or make_request_id()
         current_request_id.set(request_id)
         await self._api(scope, receive, _with_request_id(send, request_id))
 

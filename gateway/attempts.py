@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import NamedTuple
 
+from gateway.engines.engine import EngineState
 from gateway.errors import ApiError, CheckpointGone, EngineInterrupted, EngineUnavailable, error_body, unavailable
 from gateway.exchange import Exchange
 from gateway.http.connection import EngineAnswer
@@ -22,21 +24,67 @@ _RESTARTING = frozenset({502, 503, 504})
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
 
 
+class Begun(NamedTuple):
+    """A request that was sent to an engine, and counts as in flight there."""
+
+    engine: EngineState
+    answer: EngineAnswer
+
+
+def begin_asking(exchange: Exchange) -> Begun | None:
+    """Ask for a whole answer in this very step, by the route; None if something must be waited for."""
+    context, checkpoint = exchange.context, exchange.route.checkpoint
+    try:
+        engine = _pick_engine(exchange, checkpoint)
+    except EngineUnavailable:
+        return None
+    answer = context.upstream.begin(engine.url, exchange.path, exchange.engine_body, headers=_own_lines(exchange))
+    if answer is None:
+        return None
+    context.deployment.begin(checkpoint, engine)
+    return Begun(engine, answer)
+
+
+def end_asking(exchange: Exchange, begun: Begun) -> bool:
+    """Book a whole answer that was begun; False, with nothing booked, if there is more to say about it than that."""
+    engine, answer = begun
+    if answer.status != 200 or answer.error is not None or _find_problem(answer) is not None:
+        return False
+    deployment, checkpoint = exchange.context.deployment, exchange.route.checkpoint
+    engine.note_success(time.monotonic())
+    deployment.end(checkpoint, engine)
+    deployment.note_answer(checkpoint)
+    return True
+
+
+def drop_asking(exchange: Exchange, begun: Begun) -> None:
+    """The answer is not wanted any more."""
+    begun.answer.close()
+    exchange.context.deployment.end(exchange.route.checkpoint, begun.engine)
+
+
 async def ask_engine(
-    exchange: Exchange, checkpoint: str, body: bytes, *, is_stream: bool, suffix: str = ""
+    exchange: Exchange,
+    checkpoint: str,
+    body: bytes,
+    *,
+    is_stream: bool,
+    suffix: str = "",
+    begun: Begun | None = None,
 ) -> EngineAnswer:
     """A complete answer, or a stream whose first bytes have come, which the caller closes.
 
     `suffix` tells the two requests of a pair apart. Raises ApiError 503 or 504, CheckpointGone.
     """
     context = exchange.context
-    headers = b"x-request-id: %b%b\r\n" % (exchange.call.own_id.encode(), suffix.encode())
+    headers = _own_lines(exchange, suffix)
     deadline = 0.0
     num_internal = 0
     pause_s = _FIRST_PAUSE_S
     while True:
+        first, begun = begun, None
         try:
-            answer = await _ask_once(exchange, checkpoint, body, headers, is_stream)
+            answer = await _ask_once(exchange, checkpoint, body, headers, is_stream, first)
         except TimeoutError:
             raise ApiError(504, "The engine did not answer in time.", code="timeout") from None
         except (EngineUnavailable, EngineInterrupted) as error:
@@ -67,19 +115,26 @@ async def ask_engine(
         pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
 
 
-async def _ask_once(exchange: Exchange, checkpoint: str, body: bytes, headers: bytes, is_stream: bool) -> EngineAnswer:
+async def _ask_once(
+    exchange: Exchange, checkpoint: str, body: bytes, headers: bytes, is_stream: bool, begun: Begun | None
+) -> EngineAnswer:
     """One request to one engine; both count as in flight until the answer is complete or closed."""
     context = exchange.context
     deployment = context.deployment
-    engine = deployment.pick_engine(checkpoint, "" if deployment.is_single else exchange.who.conversation)
-    deployment.begin(checkpoint, engine)
+    if begun is None:
+        engine, first = _pick_engine(exchange, checkpoint), None
+        deployment.begin(checkpoint, engine)
+    else:
+        engine, first = begun
     watch = exchange.call.watch
     attempt = None if watch is None else watch.begin_attempt(exchange, engine.url, checkpoint)
     if attempt is not None:
         headers += attempt.headers
     answer: EngineAnswer | None = None
     try:
-        answer = await context.upstream.post(engine.url, exchange.path, body, is_stream=is_stream, headers=headers)
+        answer = await context.upstream.post(
+            engine.url, exchange.path, body, is_stream=is_stream, headers=headers, begun=first
+        )
         if answer.status >= 500:
             engine.note_failure(time.monotonic())
         elif answer.status == 404 and _find_problem(answer):
@@ -104,6 +159,15 @@ async def _ask_once(exchange: Exchange, checkpoint: str, body: bytes, headers: b
                 attempt.follow(answer)
 
 
+def _pick_engine(exchange: Exchange, checkpoint: str) -> EngineState:
+    deployment = exchange.context.deployment
+    return deployment.pick_engine(checkpoint, "" if deployment.is_single else exchange.who.conversation)
+
+
+def _own_lines(exchange: Exchange, suffix: str = "") -> bytes:
+    return b"x-request-id: %b%b\r\n" % (exchange.call.own_id.encode(), suffix.encode())
+
+
 def hide_refusal(answer: EngineAnswer, checkpoint: str, alias: str) -> tuple[int, bytes]:
     """The engine's refusal of a request, without the checkpoint's name. Raises ApiError 503 if the engine failed."""
     if answer.status >= 500 or answer.status in (401, 403):
@@ -116,10 +180,11 @@ def hide_refusal(answer: EngineAnswer, checkpoint: str, alias: str) -> tuple[int
 
 def _find_problem(answer: EngineAnswer) -> str | None:
     """What makes an answer worth asking for again."""
-    if answer.status == 404 and b"does not exist" in answer.body:
+    status = answer.status
+    if status == 200:
+        return "internal" if answer.body.startswith((b'data: {"error"', b'{"error"')) else None
+    if status == 404 and b"does not exist" in answer.body:
         return "unknown checkpoint"
-    if answer.status in _RESTARTING:
-        return f"status {answer.status}"
-    if answer.status == 500 or (answer.status == 200 and answer.body.startswith((b'data: {"error"', b'{"error"'))):
-        return "internal"
-    return None
+    if status in _RESTARTING:
+        return f"status {status}"
+    return "internal" if status == 500 else None

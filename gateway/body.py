@@ -13,11 +13,16 @@ import msgspec
 from gateway.errors import bad_request
 
 
+_ABSENT = msgspec.Raw(b'""')
+
+
 class EngineRequest(msgspec.Struct, frozen=True):
     """What the gateway looks at in a request to an engine. The engine judges the fields' types; only syntax is ours."""
 
     model: str
     messages: msgspec.Raw = msgspec.Raw(b"[]")
+    prompt: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
     stream: Any = None
     stream_options: Any = None
     n: Any = None
@@ -56,15 +61,22 @@ class EngineRequest(msgspec.Struct, frozen=True):
             return []
 
 
+class _Message(msgspec.Struct):
+    """A message that is text: decoding anything else fails."""
+
+    content: str | None = None
+
+
 _TRUE = (True, 1, "true", "True", "1", "on", "yes")
 _decoder = msgspec.json.Decoder(EngineRequest)
 _messages_decoder = msgspec.json.Decoder(list[dict[str, Any]])
+_texts_decoder = msgspec.json.Decoder(list[_Message])
 _KEY = b'"model"'
+_BACKSLASH = ord("\\")
 _VALUE = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")', re.DOTALL)
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
 _MEDIA = frozenset({"image_url", "audio_url", "video_url", "input_audio", "file", "file_url", "file_data"})
-_MEDIA_MARKS = (b'_url"', b'"input_audio"', b'"file', b"\\u")
 _REMOTE = frozenset({"http", "https", "ftp", "file"})
 
 
@@ -74,11 +86,8 @@ def parse_request(body: bytes, *, allow_remote_media: bool = False) -> tuple[Eng
         request = _decoder.decode(body)
         if request.priority is not msgspec.UNSET:
             raise bad_request("`priority` is not for apps to set.", param="priority")
-        if not allow_remote_media:
-            for mark in _MEDIA_MARKS:
-                if mark in body:
-                    _refuse_remote_media(body)
-                    break
+        if not allow_remote_media and not _is_text(request):
+            _refuse_remote_media(body)
         return request, find_model(body)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
@@ -96,7 +105,10 @@ def find_model(body: bytes) -> tuple[int, int]:
     is there once is the key.
     """
     found = body.find(_KEY)
-    if found >= 0 and body.find(_KEY, found + 7) < 0 and b"\\u" not in body:
+    has_escapes = _BACKSLASH in body
+    if found >= 0 and body.find(_KEY, found + 7) < 0 and not (has_escapes and b"\\u" in body):
+        if not has_escapes and body.startswith(b':"', found + 7):
+            return found + 8, body.index(b'"', found + 9) + 1
         value = _VALUE.match(body, found + 7)
         if value is not None:
             return value.span(1)
@@ -154,12 +166,20 @@ def restore_model(answer: bytes, checkpoint: str, alias: str) -> bytes:
     Inside a string the quotes of the pattern would be escaped, so what matches is a key.
     """
     theirs = _model_pair(checkpoint)
-    if theirs in answer:
-        return answer.replace(theirs, _model_pair(alias))
+    restored = answer.replace(theirs, _model_pair(alias))
     name = theirs[8:]
-    if name not in answer:
-        return answer
+    if restored is not answer or name not in answer:
+        return restored
     return re.sub(rb'(?<!\\)"model"\s*:\s*' + re.escape(name), lambda _: _model_pair(alias), answer)
+
+
+def _is_text(request: EngineRequest) -> bool:
+    """Whether all that is asked is plain text, so that there is nothing to fetch."""
+    try:
+        _texts_decoder.decode(request.messages)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return all(raw is _ABSENT or bytes(raw).startswith(b'"') for raw in (request.prompt, request.input))
 
 
 def _refuse_remote_media(body: bytes) -> None:

@@ -44,6 +44,10 @@ class EngineUnavailable(GatewayError):
     """No engine answered before the first byte, within the time that requests may wait."""
 
 
+class StaleConnection(EngineUnavailable):
+    """A connection that was used before had been closed by the engine: another one may do."""
+
+
 class EngineInterrupted(GatewayError):
     """The engine went away, or stopped sending, after the first byte of its answer."""
 

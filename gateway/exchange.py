@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import msgspec
 
 from gateway.body import EngineRequest, replace_span
 from gateway.context import Context
 from gateway.engines.deployment import ServingView
-from gateway.errors import error_body
+from gateway.errors import ApiError, CheckpointGone, error_body, unavailable
 from gateway.http.call import Call
 from gateway.http.sse import DONE, encode_event
 from gateway.keys import Identity
@@ -85,6 +87,29 @@ def watch_bytes(outcome: Outcome, data: bytes) -> None:
 def failure_events() -> bytes:
     """What ends a stream whose engine went away."""
     return encode_event(error_body(502, "The engine stopped in the middle of its answer.", code="engine_lost")) + DONE
+
+
+async def see_through(context: Context, work: Coroutine[Any, Any, None]) -> None:
+    """Answer a request, which counts as in flight until that is done. Raises ApiError."""
+    counters = context.deployment.counters
+    try:
+        await work
+    except CheckpointGone:
+        counters.failed_requests += 1
+        raise unavailable("The checkpoint was unloaded; ask again.") from None
+    except ApiError as error:
+        note_refusal(context, error)
+        raise
+    finally:
+        counters.num_in_flight -= 1
+
+
+def note_refusal(context: Context, error: ApiError) -> None:
+    """Count a request that is answered with an error of ours."""
+    if error.status >= 500:
+        context.deployment.counters.failed_requests += 1
+    if error.status not in (503, 504):
+        context.metrics.count_request("none", error.status)
 
 
 def note_failure(exchange: Exchange) -> None:

@@ -35,7 +35,7 @@ class Who:
     def user(self) -> str:
         """The user of the app, if it named one."""
         if self._user is None:
-            self._user = self._secrets.keyed_hash("user", self._app, self._named)
+            self._user = self._secrets.hash_user(self._app, self._named)
         return self._user
 
     @property

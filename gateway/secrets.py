@@ -10,9 +10,12 @@ import os
 import secrets as random_secrets
 import stat
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from gateway.errors import SecretsError
+
+_MAX_REMEMBERED = 256  # characters of a user's name
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,27 @@ class Secrets:
         """The id of the key that signs."""
         return next(iter(self.token_keys))
 
+    def hash_user(self, app: str, name: str) -> str:
+        """The keyed hash that stands for an app's user; those seen last are remembered."""
+        return (
+            _remember_user(self.pepper, app, name)
+            if len(name) <= _MAX_REMEMBERED
+            else self.keyed_hash("user", app, name)
+        )
+
     def keyed_hash(self, purpose: str, *parts: str) -> str:
         """Keyed BLAKE2b under the pepper, 32 hex digits; parts are length-delimited, so they cannot run together."""
-        message = "".join([f"{len(part)}:{part}" for part in (purpose, *parts)])
-        return hashlib.blake2b(
-            message.encode("utf-8", "surrogatepass"), digest_size=16, key=self.pepper[:64]
-        ).hexdigest()
+        return _hash(self.pepper, purpose, *parts)
+
+
+def _hash(pepper: bytes, *parts: str) -> str:
+    message = "".join([f"{len(part)}:{part}" for part in parts])
+    return hashlib.blake2b(message.encode("utf-8", "surrogatepass"), digest_size=16, key=pepper[:64]).hexdigest()
+
+
+@lru_cache(maxsize=8192)
+def _remember_user(pepper: bytes, app: str, name: str) -> str:
+    return _hash(pepper, "user", app, name)
 
 
 def load_secrets(state_dir: Path) -> Secrets:

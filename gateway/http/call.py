@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gateway.call")
 
-Handler = Callable[["Call"], Coroutine[Any, Any, None]]
+Handler = Callable[["Call"], Coroutine[Any, Any, None] | None]
+"""Answers a call by the coroutine that it returns; None: it has answered, or what it set as `call.running` will."""
 CallMaker = Callable[["ServingProtocol", Handler, list[tuple[bytes, bytes]]], "Call"]
 JSON = b"application/json"
 EVENTS = b"text/event-stream"
@@ -39,9 +40,9 @@ def make_request_id() -> str:
     return f"req_{time.time_ns():016x}{_REQUEST_ID_SUFFIX}"
 
 
-def pick_request_id(given: bytes | None) -> str:
-    """The client's own id if it is harmless, else a new one."""
-    return given.decode() if given and _REQUEST_ID.fullmatch(given) else make_request_id()
+def read_request_id(given: bytes | None) -> str:
+    """The client's own id; empty without a harmless one."""
+    return given.decode() if given and _REQUEST_ID.fullmatch(given) else ""
 
 
 class _NoEvent:
@@ -49,6 +50,13 @@ class _NoEvent:
 
     def set(self) -> None:
         """Nothing waits."""
+
+
+class Running(Protocol):
+    """What answers a call."""
+
+    def cancel(self) -> None:
+        """The client has gone. Harmless once the call is answered."""
 
 
 class Call:
@@ -59,36 +67,36 @@ class Call:
 
     message_event = _NoEvent()
     watch: Watch | None = None  # what is noted for traces and the access log, if anybody wants it
+    is_http_11 = True
+    keep_alive = True
+    disconnected = False
+    response_started = False
+    response_complete = False
+    more_body = True
+    waiting_for_100_continue = False
+    is_current = False
+    extra = b""  # header lines of every answer to this request
+    on_pause: Callable[[], None] | None = None  # the client reads slowly
+    on_resume: Callable[[], None] | None = None
+    running: Running | None = None
+    _body: bytes | bytearray = b""
+    _is_too_large = False
+    _has_begun = False
+    _head = b""  # of a stream, until its first bytes go out with it
+    _own_id: str | None = None
 
     def __init__(self, protocol: ServingProtocol, handler: Handler, headers: list[tuple[bytes, bytes]]) -> None:
         self.headers = dict(headers)
-        self.is_http_11 = True
-        self.keep_alive = True
-        self.disconnected = False
-        self.response_complete = False
-        self.more_body = True
-        self.waiting_for_100_continue = False
-        self.is_current = False
-        self.response_started = False
-        self.extra = b""  # header lines of every answer to this request
-        self.on_pause: Callable[[], None] | None = None  # the client reads slowly
-        self.on_resume: Callable[[], None] | None = None
         self._protocol = protocol
         self._handler = handler
-        self._body: bytes | bytearray = b""
-        self._is_too_large = False
-        self._running: Eager | None = None
-        self._has_begun = False
-        self._head = b""  # of a stream, until its first bytes go out with it
-        self._own_id: str | None = None
-        self._request_id: str | None = None
 
     # The request
 
     @property
     def body(self) -> bytes:
         """The whole body."""
-        return bytes(self._body)
+        body = self._body
+        return body if type(body) is bytes else bytes(body)
 
     def header(self, name: bytes) -> str | None:
         """A header by its lower-case name."""
@@ -98,17 +106,16 @@ class Call:
     @property
     def own_id(self) -> str:
         """Our own id of the request, which the engine makes the completion's id of."""
-        if self._own_id is None:
-            self._own_id = make_request_id()
-        return self._own_id
+        own_id = self._own_id
+        if own_id is None:
+            own_id = self._own_id = make_request_id()
+        return own_id
 
     @property
     def request_id(self) -> str:
         """The id that the client sees: the one it gave, else our own."""
-        if self._request_id is None:
-            given = self.headers.get(b"x-request-id")
-            self._request_id = self.own_id if given is None else pick_request_id(given)
-        return self._request_id
+        given = self.headers.get(b"x-request-id")
+        return self.own_id if given is None else read_request_id(given) or self.own_id
 
     @property
     def log_fields(self) -> dict[str, str]:
@@ -165,7 +172,7 @@ class Call:
             self._protocol.default_lines,
             b"" if self.keep_alive and not self.more_body else b"connection: close\r\n",
             content_type,
-            self.request_id.encode("latin-1"),
+            self.request_id.encode(),
             self.extra,
             extra,
         )
@@ -177,11 +184,12 @@ class Call:
 
     def _finish(self) -> None:
         self.response_complete = True
+        protocol = self._protocol
         if self.more_body:  # what is left of a body would be read as the next request
-            self._protocol.close_soon()
+            protocol.close_soon()
         elif not self.keep_alive:
-            self._protocol.transport.close()
-        self._protocol.on_response_complete()
+            protocol.transport.close()
+        protocol.on_response_complete()
 
     # What the protocol tells it
 
@@ -201,33 +209,50 @@ class Call:
 
     def begin(self) -> None:
         """Run the handler, if it is this call's turn and its body is there."""
-        if not self.is_current or self._has_begun or self.response_complete:
+        if not self.is_current or (self.more_body and not self._is_too_large):
             return
-        if self._is_too_large or not self.more_body:
+        if not self._has_begun and not self.response_complete:
             self._has_begun = True
-            self._running = Eager(self._run(), self._protocol.loop, self._protocol.note_task)
+            try:
+                if self._is_too_large:
+                    limit = self._protocol.serving.max_body_bytes
+                    raise ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
+                work = self._handler(self)
+            except Exception as error:
+                self.fail(error)
+            else:
+                if work is not None:
+                    self.run(work)
 
     def lose(self) -> None:
         """The client has gone."""
         self.disconnected = True
-        if self._running is not None:
-            self._running.cancel()
+        if self.running is not None:
+            self.running.cancel()
 
-    async def _run(self) -> None:
-        try:
-            if self._is_too_large:
-                limit = self._protocol.serving.max_body_bytes
-                raise ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
-            await self._handler(self)
-            assert self.response_complete or self.disconnected, "a handler must answer"
-        except ApiError as error:
+    # Who answers
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have a coroutine answer; it begins at once."""
+        self.running = Eager(self._run(work), self._protocol.loop, self._protocol.note_task)
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error: an ApiError as it is, any other as one of ours, which is logged."""
+        if isinstance(error, ApiError):
             self.refuse(error)
+            return
+        logger.error("a request failed", exc_info=error, extra=self.log_fields)
+        if self.response_started:
+            self._protocol.transport.abort()
+        else:
+            self.send(500, error_body(500, "Internal error."))
+
+    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+            assert self.response_complete or self.disconnected, "a handler must answer"
         except asyncio.CancelledError:
             if not self.disconnected:
                 raise
-        except Exception:
-            logger.exception("a request failed", extra=self.log_fields)
-            if self.response_started:
-                self._protocol.transport.abort()
-            else:
-                self.send(500, error_body(500, "Internal error."))
+        except Exception as error:
+            self.fail(error)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from gateway.errors import EngineInterrupted, EngineUnavailable
+from gateway.errors import EngineInterrupted, EngineUnavailable, StaleConnection
 from gateway.http.eager import Waitable
 
 if TYPE_CHECKING:
@@ -26,24 +26,19 @@ _NEVER = float("inf")
 class EngineAnswer(Waitable):
     """An answer on its way. `body` is there once it is complete; a stream is forwarded or iterated, then closed."""
 
-    __slots__ = (
-        "_connection", "_first_wins", "_num_buffered", "_pieces", "_sink",
-        "content_type", "engine", "error", "is_complete", "on_close", "status",
-    )  # fmt: skip
+    status = 0
+    content_type = b"application/json"
+    is_complete = False
+    error: Exception | None = None  # what broke it
+    on_close: Callable[[], None] | None = None
+    _num_buffered = 0
+    _sink: Callable[[bytes], None] | None = None
 
     def __init__(self, engine: str, connection: Connection, *, is_stream: bool) -> None:
-        super().__init__(connection.pool.loop)
         self.engine = engine
-        self.status = 0
-        self.content_type = b"application/json"
-        self.is_complete = False
-        self.on_close: Callable[[], None] | None = None
         self._connection: Connection | None = connection
         self._first_wins = is_stream
         self._pieces: list[bytes] = []
-        self._num_buffered = 0
-        self._sink: Callable[[bytes], None] | None = None
-        self.error: Exception | None = None  # what broke it
 
     @property
     def body(self) -> bytes:
@@ -123,6 +118,12 @@ class EngineAnswer(Waitable):
             return True
         return self._first_wins and self.status == 200 and bool(self._pieces)
 
+    async def wait_until_started(self) -> None:
+        """Until `has_started`; then raises what broke it, if something did."""
+        while not self.has_started:
+            await self.wait()
+        self._raise_error()
+
     async def _wait_until_done(self) -> None:
         while not self.is_complete and self.error is None:
             await self.wait()
@@ -159,13 +160,16 @@ class Connection(asyncio.Protocol):
         self._has_length = self._keeps_alive = False
         self._is_paused = False
 
-    def send(self, answer: EngineAnswer, data: bytes, first_timeout_s: float, idle_timeout_s: float) -> None:
+    def send(self, data: bytes, timeouts_s: tuple[float, float], *, is_stream: bool) -> EngineAnswer:
+        """Send a whole request; its answer, of which nothing has come. `timeouts_s`: to the first byte, between two."""
         assert self._transport is not None
-        self._answer = answer
+        pool = self.pool
+        self._answer = answer = EngineAnswer(pool.url, self, is_stream=is_stream)
         self._has_length = self.has_bytes = False
-        self._idle_timeout_s = idle_timeout_s
-        self.deadline = self.pool.now() + first_timeout_s
+        first_timeout_s, self._idle_timeout_s = timeouts_s
+        self.deadline = pool.now() + first_timeout_s
         self._transport.write(data)
+        return answer
 
     @property
     def is_usable(self) -> bool:
@@ -192,7 +196,6 @@ class Connection(asyncio.Protocol):
     def give_up(self) -> None:
         """The engine hangs: the request fails as if the engine had gone, unless its answer has begun."""
         if self._answer is not None and not self.has_bytes:
-            self.is_reused = False  # not to be sent to it again
             self._fail(EngineUnavailable(f"{self.pool.url} hangs"))
             self.drop()
 
@@ -247,7 +250,8 @@ class Connection(asyncio.Protocol):
         elif self.has_bytes:
             self._fail(EngineInterrupted(f"{self.pool.url}: {error or 'the connection was closed'}"))
         else:
-            self._fail(EngineUnavailable(f"{self.pool.url}: {error or 'the connection was closed'}"))
+            kind = StaleConnection if self.is_reused else EngineUnavailable
+            self._fail(kind(f"{self.pool.url}: {error or 'the connection was closed'}"))
 
     # The parser's callbacks
 

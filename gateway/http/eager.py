@@ -12,30 +12,33 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
+_is_stepping = False  # whether what runs now is driven by an Eager; a task inside whose step one runs is another's
+
 
 class Waitable:
     """Something that one coroutine waits for, and that is woken up in the very step in which it happens."""
 
-    __slots__ = ("_loop", "_resume")
+    _resume: Callable[[], None] | None = None
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop  # asking for the running one is a system call
-        self._resume: Callable[[], None] | None = None
+    def then(self, resume: Callable[[], None]) -> None:
+        """Call `resume` at the next `wake`, in place of a coroutine that waits."""
+        self._resume = resume
 
     @types.coroutine
     def wait(self) -> Generator[Any, Any, None]:
         """Until `wake`; may return early, so whoever waits looks again."""
-        if asyncio.current_task(self._loop) is None:
+        if _is_stepping:
             yield self
             return
-        future = self._loop.create_future()
-        self._resume = lambda: None if future.done() else future.set_result(None)
+        future = asyncio.get_running_loop().create_future()
+        self.then(lambda: None if future.done() else future.set_result(None))
         yield from future
 
     def wake(self) -> None:
         """Let the one that waits go on, if there is one: it may run before this returns."""
-        resume, self._resume = self._resume, None
+        resume = self._resume
         if resume is not None:
+            self._resume = None
             resume()
 
 
@@ -54,38 +57,30 @@ class Eager:
         self._work: Coroutine[Any, Any, None] | None = work
         self._on_task = on_task
         self._task: asyncio.Task[None] | None = None
-        if asyncio.current_task(loop) is None:
-            self._step()
-        else:  # what runs in another's task would be cancelled and timed in its place
-            self._become_task(work)
+        self._step()
 
     def cancel(self) -> None:
         """Cancel it where it waits. Not to be called from within."""
-        work = self._work
         if self._task is not None:
             self._task.cancel()
-        elif work is not None:
-            try:
-                waits_for = work.throw(asyncio.CancelledError())
-            except (StopIteration, asyncio.CancelledError):
-                self._work = None
-            else:
-                self._wait_for(work, waits_for)
+        elif self._work is not None:
+            self._step(asyncio.CancelledError())
 
-    def _step(self) -> None:
+    def _step(self, error: BaseException | None = None) -> None:
+        global _is_stepping
         work = self._work
         if work is None:
             return  # woken up after it was cancelled
+        was_stepping, _is_stepping = _is_stepping, True
         try:
-            waits_for = work.send(None)
+            waits_for = work.send(None) if error is None else work.throw(error)
         except (StopIteration, asyncio.CancelledError):
             self._work = None
-        else:
-            self._wait_for(work, waits_for)
-
-    def _wait_for(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+            return
+        finally:
+            _is_stepping = was_stepping
         if isinstance(waits_for, Waitable):
-            waits_for._resume = self._step
+            waits_for.then(self._step)
         else:
             self._become_task(_carry_on(work, waits_for))
 
@@ -98,7 +93,7 @@ class Eager:
 @types.coroutine
 def enter_task() -> Generator[None, None, None]:
     """Run as a task from here on."""
-    if asyncio.current_task() is None:
+    if _is_stepping:
         yield
 
 

@@ -80,8 +80,7 @@ class ServingProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.serving: Serving = config.app  # type: ignore[assignment]
         self._newest: Call | None = None  # the request that is being read, if it is ours
-        self._current: Call | None = None  # the one whose turn it is, if it is ours
-        self._running: Any = None  # the one whose turn it is, whoever answers it
+        self._running: Any = None  # the one whose turn it is, ours or uvicorn's
         self._is_in_head = self._is_in_request = False  # what the parser waits for more of
         self._num_head_bytes = 0
         self._is_silent = True  # nothing is being asked
@@ -126,12 +125,13 @@ class ServingProtocol(HttpToolsProtocol):
             self._is_in_head = False
             return
         before = self.cycle
-        call = make_call(self, handler, self.headers)
+        self.cycle = self._newest = call = make_call(self, handler, self.headers)  # type: ignore[assignment]
         self.headers = _NO_TRAILERS
         self._is_in_head = False
-        call.is_http_11 = self.parser.get_http_version() != "1.0"
-        call.keep_alive = call.is_http_11 and self.parser.should_keep_alive()
-        self.cycle = self._newest = call  # type: ignore[assignment]
+        if self.parser.get_http_version() == "1.0":
+            call.is_http_11 = call.keep_alive = False
+        elif not self.parser.should_keep_alive():
+            call.keep_alive = False
         call.waiting_for_100_continue = self.expect_100_continue
         if before is None or before.response_complete:
             self._begin(call)
@@ -194,27 +194,28 @@ class ServingProtocol(HttpToolsProtocol):
         self._stop_request_timer()
         self._stop_stall_timer()
         self.pipeline.clear()  # what waits there has not begun
-        if self._current is not None:
-            self._current.lose()
+        if isinstance(self._running, Call):
+            self._running.lose()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._stall_timer = self.loop.call_later(self.serving.idle_timeout_s, self.transport.abort)
-        if self._current is not None and self._current.on_pause is not None:
-            self._current.on_pause()
+        if isinstance(self._running, Call) and self._running.on_pause is not None:
+            self._running.on_pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._stop_stall_timer()
-        if self._current is not None and self._current.on_resume is not None:
-            self._current.on_resume()
+        if isinstance(self._running, Call) and self._running.on_resume is not None:
+            self._running.on_resume()
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
@@ -237,11 +238,10 @@ class ServingProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(left_s, self._end_silence)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._running = cycle
         if isinstance(cycle, Call):
             self._begin(cycle)
         else:
-            self._current = None
+            self._running = cycle
             super()._start_asgi_task(cycle, app)
 
     @property
@@ -262,7 +262,7 @@ class ServingProtocol(HttpToolsProtocol):
     def _begin(self, call: Call) -> None:
         if self.transport.is_closing():
             return  # the answer before it was the last
-        self._current = self._running = call
+        self._running = call
         call.is_current = True
         if call.waiting_for_100_continue and call.more_body:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Coroutine
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.errors import EngineInterrupted, EngineUnavailable
+from gateway.errors import EngineInterrupted, EngineUnavailable, StaleConnection
 from gateway.http.connection import Connection, EngineAnswer
 from gateway.http.eager import enter_task
 from gateway.settings import GatewaySection
@@ -46,8 +45,11 @@ class Pool:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._num_opening = 0
 
-    def head(self, method: bytes, path: bytes) -> bytes:
-        return method + b" " + self._prefix + path + self._host_line
+    def render(self, method: bytes, path: bytes, headers: bytes, body: bytes) -> bytes:
+        """A whole request. `headers`: whole lines."""
+        return b"%b %b%b%bcontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n%b" % (
+            method, self._prefix, path, self._host_line, headers, len(body), body,
+        )  # fmt: skip
 
     def take_idle(self) -> Connection | None:
         """The connection used last, which the engine is least likely to have closed."""
@@ -129,7 +131,9 @@ class Upstream:
     """Requests to engines. `run` must run: it keeps the deadlines."""
 
     def __init__(self, settings: GatewaySection) -> None:
-        self._settings = settings
+        self._max_connections = settings.max_upstream_connections
+        self._whole_timeouts_s = settings.answer_timeout_s, settings.answer_timeout_s  # to the first byte, between two
+        self._stream_timeouts_s = settings.first_byte_timeout_s, settings.idle_timeout_s
         self._pools: dict[str, Pool] = {}
 
     async def run(self) -> None:
@@ -146,19 +150,32 @@ class Upstream:
             for connection in list(pool.open):
                 connection.drop()
 
-    def post(
-        self, engine: str, path: bytes, body: bytes, *, is_stream: bool, headers: bytes = b""
-    ) -> Coroutine[Any, Any, EngineAnswer]:
+    def begin(self, engine: str, path: bytes, body: bytes, *, headers: bytes = b"") -> EngineAnswer | None:
+        """Send a request for a whole answer in this very step; None if no connection is idle. `headers`: whole lines."""
+        pool = self._pools.get(engine)
+        connection = None if pool is None else pool.take_idle()
+        if pool is None or connection is None:
+            return None
+        data = pool.render(b"POST", path, headers, body)
+        return connection.send(data, self._whole_timeouts_s, is_stream=False)
+
+    async def post(
+        self,
+        engine: str,
+        path: bytes,
+        body: bytes,
+        *,
+        is_stream: bool,
+        headers: bytes = b"",
+        begun: EngineAnswer | None = None,
+    ) -> EngineAnswer:
         """Send a request; its answer once complete or, of a stream that begins well, once its first bytes are there.
 
-        `headers`: whole lines. Raises EngineUnavailable, EngineInterrupted, TimeoutError.
+        `begun`: what `begin` returned for the same request. Raises EngineUnavailable, EngineInterrupted, TimeoutError.
         """
-        settings = self._settings
-        if is_stream:
-            first_timeout_s, idle_timeout_s = settings.first_byte_timeout_s, settings.idle_timeout_s
-        else:
-            first_timeout_s = idle_timeout_s = settings.answer_timeout_s
-        return self._send(engine, b"POST", path, body, headers, is_stream, first_timeout_s, idle_timeout_s)
+        pool = self._find_pool(engine)
+        timeouts_s = self._stream_timeouts_s if is_stream else self._whole_timeouts_s
+        return await _ask(pool, pool.render(b"POST", path, headers, body), timeouts_s, is_stream, begun)
 
     def drop_waiting(self, engine: str) -> None:
         """Fail the engine's requests that have not had their first byte."""
@@ -177,38 +194,36 @@ class Upstream:
         """A short call of our own (adapters, probes): POST with a payload, GET without. Raises EngineUnavailable."""
         method = b"GET" if payload is None else b"POST"
         body = b"" if payload is None else msgspec.json.encode(payload)
+        pool = self._find_pool(engine)
+        data = pool.render(method, path.encode(), b"", body)
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await self._send(engine, method, path.encode(), body, b"", False, timeout_s, timeout_s)
+                answer = await _ask(pool, data, (timeout_s, timeout_s), False)
         except (EngineInterrupted, TimeoutError) as error:
             raise EngineUnavailable(f"{engine}: {error or 'no answer in time'}") from error
         return answer.status, answer.body
 
-    async def _send(
-        self, engine: str, method: bytes, path: bytes, body: bytes, headers: bytes, is_stream: bool,
-        first_timeout_s: float, idle_timeout_s: float,
-    ) -> EngineAnswer:  # fmt: skip
+    def _find_pool(self, engine: str) -> Pool:
         pool = self._pools.get(engine)
         if pool is None:
-            limit = self._settings.max_upstream_connections
-            pool = self._pools[engine] = Pool(engine, limit, asyncio.get_running_loop())
-        data = b"%bcontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n%b" % (
-            pool.head(method, path), headers, len(body), body,
-        )  # fmt: skip
-        connection = pool.take_idle() or await pool.take()
-        while True:
-            answer = EngineAnswer(engine, connection, is_stream=is_stream)
-            try:
-                connection.send(answer, data, first_timeout_s, idle_timeout_s)
-                while not answer.has_started:
-                    await answer.wait()
-                if answer.error is not None:
-                    raise answer.error
-                return answer
-            except EngineUnavailable:
-                if not connection.is_reused:
-                    raise
-                connection = await pool.connect()  # the engine closed it between two requests
-            except BaseException:
-                answer.close()
-                raise
+            pool = self._pools[engine] = Pool(engine, self._max_connections, asyncio.get_running_loop())
+        return pool
+
+
+async def _ask(
+    pool: Pool, data: bytes, timeouts_s: tuple[float, float], is_stream: bool, begun: EngineAnswer | None = None
+) -> EngineAnswer:
+    answer = begun
+    try:
+        if answer is None:
+            answer = (await pool.take()).send(data, timeouts_s, is_stream=is_stream)
+        try:
+            await answer.wait_until_started()
+        except StaleConnection:  # the engine closed it between two requests
+            answer = (await pool.connect()).send(data, timeouts_s, is_stream=is_stream)
+            await answer.wait_until_started()
+        return answer
+    except BaseException:
+        if answer is not None:
+            answer.close()
+        raise

@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 
 _PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d+)')
 _COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
+_USAGE = re.compile(
+    rb'"usage":\{"prompt_tokens":(\d+),(?:"total_tokens":\d+,)?"completion_tokens":(\d+)'
+)  # as vLLM does
 _NO_CHOICES = b'"choices":[]'
 _BYTES_PER_TOKEN = 4  # of a prompt whose tokens nobody counted, because its client left
 
 
 def read_usage(answer: bytes) -> tuple[int, int]:
     """(prompt, completion) tokens as the answer's usage says; the last mention counts, for text comes before it."""
+    usual = _USAGE.match(answer, answer.rfind(b'"usage":{"prompt_tokens"'))
+    if usual is not None:
+        return int(usual[1]), int(usual[2])
     return _read_last(answer, b'"prompt_tokens"', _PROMPT), _read_last(answer, b'"completion_tokens"', _COMPLETION)
 
 

@@ -204,7 +204,7 @@ async def describe_signal(
     if row is not None:
         return await asyncio.to_thread(_add_recorded, context, signal, row)
     named = headers.get("x-prefloop-user", "")
-    user = context.secrets.keyed_hash("user", identity.app, named) if named else ""
+    user = context.secrets.hash_user(identity.app, named) if named else ""
     signal = replace(signal, messages=request.messages, answer=request.answer, user=user)
     _check_size(context, signal)
     return signal

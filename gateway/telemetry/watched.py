@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import importlib.util
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -119,11 +119,11 @@ class WatchedCall(Call):
         if not self._is_running:
             self._end()
 
-    async def _run(self) -> None:
+    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._is_running = True
         self._begin_trace()
         try:
-            await super()._run()
+            await super()._run(work)
         finally:
             self._end()
 

@@ -90,6 +90,7 @@ def test_what_is_refused_before_an_engine_sees_it(body: bytes, param: str | None
 @pytest.mark.parametrize(
     "part",
     [
+        '{"image_url":"ftp://inside/x"}',
         '{"type":"image_url","image_url":{"url":" HTTPS://inside/x"}}',
         '{"type":"image_url","image_url":"http://inside/x"}',
         '{"type":"image_url","image\\u005furl":{"url":"http://inside/x"}}',
@@ -101,7 +102,30 @@ def test_remote_media_is_refused_unless_allowed(part: str) -> None:
     with pytest.raises(ApiError):
         parse_request(body)
     parse_request(body, allow_remote_media=True)
-    parse_request(body.replace(b"http", b"data").replace(b"HTTPS", b"data").replace(b"file:", b"data:"))
+    for scheme in (b"http", b"HTTPS", b"file", b"ftp"):
+        body = body.replace(scheme, b"data")
+    parse_request(body)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        '"messages":[{"role":"user","content":"x","cont\\u0065nt":[{"image_url":"http://inside/x"}]}]',
+        '"messages":[{"role":"user","content":"x","content":[{"image_url":"http://inside/x"}]}]',
+        '"input":[{"type":"computer_call_output","output":{"image_url":"http://inside/x"}}]',
+        '"messages":[],"input":[{"role":"user","content":[{"type":"input_image","image_url":"http://inside/x"}]}]',
+        '"prompt":[{"image_url":"http://inside/x"}]',
+    ],
+)
+def test_remote_media_is_found_wherever_engines_would_look(asked: str) -> None:
+    with pytest.raises(ApiError):
+        parse_request(f'{{"model":"m",{asked}}}'.encode())
+
+
+def test_text_that_speaks_of_media_is_text() -> None:
+    parse_request(
+        b'{"model":"m","messages":[{"content":"\\"image_url\\":\\"http://x\\""},{"content":null},{}],"prompt":"http:"}'
+    )
 
 
 def test_a_tool_that_has_an_image_url_is_no_media() -> None:
@@ -112,8 +136,8 @@ def test_a_tool_that_has_an_image_url_is_no_media() -> None:
     "body",
     [
         b'{"model":"a","x\xff":{"model":1}}',  # looked at only where the key occurs more than once
-        b'{"model":"a","image_url":"x\xff"}',
-        b'{"model":"a","image_url":1e999}',
+        b'{"model":"a","messages":[{"content":[]}],"x":"x\xff"}',  # only where there is more than text
+        b'{"model":"a","input":[],"x":1e999}',
     ],
 )
 def test_what_cannot_be_read_to_its_end_is_refused(body: bytes) -> None:

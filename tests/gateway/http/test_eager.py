@@ -30,7 +30,7 @@ class Stage:
 
 async def test_it_runs_to_its_first_wait_and_on_in_the_step_that_wakes_it() -> None:
     stage = Stage()
-    door = Waitable(stage.loop)
+    door = Waitable()
 
     async def work() -> None:
         stage.said.append("begun")
@@ -46,7 +46,7 @@ async def test_it_runs_to_its_first_wait_and_on_in_the_step_that_wakes_it() -> N
 
 async def test_it_becomes_a_task_where_it_waits_for_anything_else() -> None:
     stage = Stage()
-    door = Waitable(stage.loop)
+    door = Waitable()
 
     async def work() -> None:
         await door.wait()
@@ -83,7 +83,7 @@ async def test_a_timeout_is_for_a_task_that_was_asked_for() -> None:
 
 async def test_cancelling_reaches_it_where_it_waits_with_or_without_a_task() -> None:
     stage = Stage()
-    door = Waitable(stage.loop)
+    door = Waitable()
 
     async def work(wait: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         try:
@@ -120,10 +120,11 @@ async def test_an_error_of_what_it_waits_for_reaches_it_in_the_task() -> None:
     assert stage.said == ["gone"]
 
 
-async def test_what_begins_within_a_task_gets_one_of_its_own() -> None:
+async def test_what_begins_within_a_task_gets_one_of_its_own_when_it_asks() -> None:
     stage = Stage()
 
     async def work() -> None:
+        await enter_task()
         task = asyncio.current_task()
         stage.said.append("own" if task in stage.tasks else "another's")
 
