@@ -39,6 +39,7 @@ from gateway.engines.fleet import Fleet
 from gateway.engines.swap import Swap
 from gateway.errors import ApiError, GatewayError, error_body, unavailable
 from gateway.http.call import Call, CallMaker, Handler, make_request_id, read_request_id
+from gateway.http.outbox import Outbox
 from gateway.http.server import build_server
 from gateway.http.upstream import Upstream
 from gateway.keys import KeyRing, ensure_admin_key
@@ -88,6 +89,7 @@ class Gateway:
         self.handlers: dict[bytes, Handler] = {}  # of the paths that reach an engine, for the server's protocol
         self.find_handler: Callable[[bytes], Handler | None] = lambda path: None
         self.make_call: CallMaker = Call
+        self.outbox = Outbox()
         self.max_body_bytes = settings.gateway.max_body_bytes
         self.body_timeout_s = settings.gateway.body_timeout_s
         self.idle_timeout_s = settings.gateway.idle_timeout_s

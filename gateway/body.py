@@ -12,7 +12,6 @@ import msgspec
 
 from gateway.errors import bad_request
 
-
 _ABSENT = msgspec.Raw(b'""')
 
 

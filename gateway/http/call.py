@@ -178,9 +178,8 @@ class Call:
         )
 
     def _write(self, data: bytes) -> None:
-        transport = self._protocol.transport
-        if not self.disconnected and not transport.is_closing():
-            transport.write(data)
+        if not self.disconnected:
+            self._protocol.transport.write(data)
 
     def _finish(self) -> None:
         self.response_complete = True

@@ -168,7 +168,7 @@ class Connection(asyncio.Protocol):
         self._has_length = self.has_bytes = False
         first_timeout_s, self._idle_timeout_s = timeouts_s
         self.deadline = pool.now() + first_timeout_s
-        self._transport.write(data)
+        pool.outbox.write(self._transport, data)
         return answer
 
     @property

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.errors import ApiError, bad_request
 from gateway.http.call import Call, CallMaker, Handler, make_request_id
+from gateway.http.outbox import Outbox, Outlet
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -38,6 +39,7 @@ class Serving(Protocol):
     handlers: Mapping[bytes, Handler]
     find_handler: Callable[[bytes], Handler | None]
     make_call: CallMaker
+    outbox: Outbox
     max_body_bytes: int
     body_timeout_s: float
     idle_timeout_s: float
@@ -51,21 +53,6 @@ class _NoTrailers(list[tuple[bytes, bytes]]):
 
 
 _NO_TRAILERS = _NoTrailers()
-
-
-class _Outlet:
-    """A transport as ASGI's cycles use it. A closing one takes nothing more: uvloop's raises until its end is told."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self.is_closing = transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(data)
-
-    def close(self) -> None:
-        self._transport.close()
 
 
 class ServingProtocol(HttpToolsProtocol):
@@ -92,6 +79,7 @@ class ServingProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = Outlet(transport, self.serving.outbox)  # type: ignore[assignment]
         # Nor may a connection be silent before its first request for longer than in one.
         self._watch_silence(self.serving.body_timeout_s)
 
@@ -120,7 +108,6 @@ class ServingProtocol(HttpToolsProtocol):
             self.headers.extend(headers)
             self._newest = None
             super().on_headers_complete()
-            self.cycle.transport = _Outlet(self.transport)  # type: ignore[assignment]
             self.headers = _NO_TRAILERS
             self._is_in_head = False
             return

@@ -19,6 +19,7 @@ import msgspec
 from gateway.errors import EngineInterrupted, EngineUnavailable, StaleConnection
 from gateway.http.connection import Connection, EngineAnswer
 from gateway.http.eager import enter_task
+from gateway.http.outbox import Outbox
 from gateway.settings import GatewaySection
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -29,13 +30,14 @@ _SWEEP_S = 0.25
 class Pool:
     """The connections to one engine, newest first."""
 
-    def __init__(self, url: str, limit: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, url: str, limit: int, loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None, url
         self.url = url
         self.now = loop.time
         self.open: set[Connection] = set()
         self.loop = loop
+        self.outbox = outbox
         self._host, self._is_tls = parts.hostname, parts.scheme == "https"
         self._port = parts.port or (443 if self._is_tls else 80)
         self._prefix = parts.path.rstrip("/").encode()
@@ -134,6 +136,7 @@ class Upstream:
         self._max_connections = settings.max_upstream_connections
         self._whole_timeouts_s = settings.answer_timeout_s, settings.answer_timeout_s  # to the first byte, between two
         self._stream_timeouts_s = settings.first_byte_timeout_s, settings.idle_timeout_s
+        self._outbox = Outbox()
         self._pools: dict[str, Pool] = {}
 
     async def run(self) -> None:
@@ -206,7 +209,7 @@ class Upstream:
     def _find_pool(self, engine: str) -> Pool:
         pool = self._pools.get(engine)
         if pool is None:
-            pool = self._pools[engine] = Pool(engine, self._max_connections, asyncio.get_running_loop())
+            pool = self._pools[engine] = Pool(engine, self._max_connections, asyncio.get_running_loop(), self._outbox)
         return pool
 
 
