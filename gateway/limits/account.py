@@ -15,11 +15,11 @@ from gateway.limits.allowance import DAY_S, NANO, Ask, KeyLimits, Meter, build_m
 class Account:
     """The meters of one key. Windows are all valid from `since` to `until`, in epoch seconds; `roll` enters others.
 
-    `is_awake`: used since it was last found idle.
+    `is_used`: since the last tick; `is_awake`: since it was last found idle.
     """
 
-    __slots__ = ("_headers", "_second", "budgets", "is_awake", "key_id", "limits", "meters", "num_waiting", "requests",
-                 "since", "tokens", "until")  # fmt: skip
+    __slots__ = ("_headers", "_second", "budgets", "is_awake", "is_used", "key_id", "limits", "meters", "num_waiting",
+                 "requests", "since", "tokens", "until")  # fmt: skip
 
     def __init__(self, key_id: str, limits: KeyLimits, now: float) -> None:
         self.key_id = key_id
@@ -31,7 +31,7 @@ class Account:
         self._headers = tuple(tuple(map(_Header, meters)) for meters in (self.requests, self.tokens) if meters)
         self._second = -1  # for which the headers were rendered
         self.num_waiting = 0
-        self.is_awake = True
+        self.is_awake = self.is_used = True
         self.roll(now)
 
     @property

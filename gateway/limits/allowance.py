@@ -164,8 +164,11 @@ class Meter:
             return self._make_ask(ask.starts_at, owed=-grant.granted)
         return None
 
-    def measure_pace(self) -> Ask | None:
-        """Once a tick: learn from what was spent since the last; return what to hand back, if the lease is too large."""
+    def measure_pace(self, *, is_used: bool = False) -> Ask | None:
+        """Once a tick: learn from what was spent since the last; return what to hand back, if the lease is too large.
+
+        is_used: the key was used since then, so that some lease must stay though nothing of it was spent.
+        """
         self._num_stale += 1
         if self._num_stale >= _FRESH_TICKS:
             self._is_known = False
@@ -173,11 +176,15 @@ class Meter:
         if spent > 0:
             self._num_idle = 0
             self._chunk = min(self.limit, max(self._chunk // 2, spent * _TICKS_AHEAD))
+        elif is_used:
+            self._num_idle = 0
+            self._chunk //= 2
         else:
             self._num_idle += 1
             if self._num_idle >= _IDLE_TICKS:
                 self._chunk = 0
-        surplus = self.lease - self._chunk if self.lease > 4 * self._chunk else 0
+        kept = max(self._chunk, 1) if is_used else self._chunk
+        surplus = self.lease - kept if self.lease > 4 * kept else 0
         self.lease -= surplus
         self.left += surplus
         self._stock = self.lease

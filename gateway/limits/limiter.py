@@ -72,7 +72,7 @@ class Limits:
         account = self._accounts.get(identity.key_id)
         if account is None or account.limits is not limits or not account.since <= now < account.until:
             account = self._open_account(identity.key_id, limits, now)
-        account.is_awake = True
+        account.is_awake = account.is_used = True
         for meter in account.meters:
             if meter.lease <= 0:
                 return self._look_closer(account)
@@ -197,8 +197,9 @@ class Limits:
 
     def _tend(self, account: Account, now: float) -> None:
         self._enter_windows(account, now)
+        is_used, account.is_used = account.is_used, False
         for meter in account.meters:
-            surplus, ahead = meter.measure_pace(), meter.ask_ahead(now)
+            surplus, ahead = meter.measure_pace(is_used=is_used), meter.ask_ahead(now)
             if surplus is not None:
                 self._orders.append((None, surplus))
             if ahead is not None:

@@ -216,6 +216,16 @@ async def test_a_worker_that_stops_hands_its_lease_back(world: World) -> None:
     assert await count_admitted(two, identity, world.now, 700) == 639
 
 
+async def test_a_limit_that_nothing_is_spent_of_makes_no_request_wait(world: World) -> None:
+    limits = world.start_worker()
+    identity = make_identity(requests_per_minute=64_000, budget_per_minute=1.0)  # tokens that have no price
+    assert await is_admitted(limits, identity, world.now)
+    for _ in range(40):  # more ticks than it takes to hand back a lease that nobody uses
+        await tick(world, limits)
+        assert limits.try_admit(identity, world.now) is True
+        limits.settle(identity, 0, 0)
+
+
 async def test_what_an_idle_worker_held_can_be_used_elsewhere_within_seconds(world: World) -> None:
     one, two = world.start_worker(), world.start_worker()
     identity = make_identity(requests_per_minute=640)
