@@ -1,0 +1,71 @@
+"""What is written waits for the end of the loop's turn, and nothing that ends a connection overtakes it."""
+
+import asyncio
+
+from gateway.http.outbox import Outbox, Outlet
+
+
+class Transport(asyncio.Transport):
+    """Keeps what it is told, in order with others."""
+
+    def __init__(self, name: str, said: list[str]) -> None:
+        super().__init__()
+        self._name, self._said = name, said
+        self._is_closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self._is_closed
+        self._said.append(f"{self._name} {bytes(data).decode()}")
+
+    def is_closing(self) -> bool:
+        return self._is_closed
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self._said.append(f"{self._name} eof")
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._said.append(f"{self._name} closed")
+
+    def abort(self) -> None:
+        self.close()
+
+
+async def test_writes_go_out_in_order_at_the_end_of_the_turn() -> None:
+    said: list[str] = []
+    outbox = Outbox()
+    one, two = (Outlet(Transport(name, said), outbox) for name in ("one", "two"))
+    one.write(b"a")
+    two.write(b"b")
+    one.write(b"c")
+    assert said == []
+    await asyncio.sleep(0)
+    assert said == ["one a", "two b", "one c"]
+    two.write(b"d")
+    await asyncio.sleep(0)
+    assert said[3:] == ["two d"]
+
+
+async def test_the_end_of_a_connection_waits_for_what_was_written() -> None:
+    said: list[str] = []
+    outbox = Outbox()
+    one, two = (Outlet(Transport(name, said), outbox) for name in ("one", "two"))
+    one.write(b"a")
+    one.write_eof()
+    two.write(b"b")
+    two.close()
+    assert said == ["one a", "one eof", "two b", "two closed"]
+
+
+async def test_a_connection_that_was_aborted_takes_nothing_more() -> None:
+    said: list[str] = []
+    outbox = Outbox()
+    one, two = (Outlet(Transport(name, said), outbox) for name in ("one", "two"))
+    one.write(b"a")
+    two.write(b"b")
+    one.abort()
+    await asyncio.sleep(0)
+    assert said == ["one closed", "two b"]
