@@ -39,7 +39,8 @@ class EngineRequest(msgspec.Struct, frozen=True):
     @property
     def is_stream(self) -> bool:
         """Whether the answer is a stream, by the engine's lenient reading of booleans."""
-        return self.stream in _TRUE
+        stream = self.stream
+        return stream is not None and stream is not False and stream in _TRUE
 
     @property
     def wants_usage(self) -> bool:
@@ -146,12 +147,17 @@ def _scan_for_model(body: bytes) -> tuple[int, int]:
 
 def replace_span(body: bytes, span: tuple[int, int], model: str) -> bytes:
     """The body with another model."""
-    return body[: span[0]] + msgspec.json.encode(model) + body[span[1] :]
+    return b"%b%b%b" % (body[: span[0]], _encode_name(model), body[span[1] :])
 
 
 def add_fields(body: bytes, fields: dict[str, Any]) -> bytes:
     """The body with fields added at its end, where readers let the last of two equal keys win."""
     return body.rstrip()[:-1] + b"," + msgspec.json.encode(fields)[1:]
+
+
+@lru_cache(maxsize=1024)
+def _encode_name(name: str) -> bytes:
+    return msgspec.json.encode(name)
 
 
 @lru_cache(maxsize=1024)
@@ -178,7 +184,9 @@ def _is_text(request: EngineRequest) -> bool:
         _texts_decoder.decode(request.messages)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
-    return all(raw is _ABSENT or bytes(raw).startswith(b'"') for raw in (request.prompt, request.input))
+    return (request.prompt is _ABSENT or bytes(request.prompt).startswith(b'"')) and (
+        request.input is _ABSENT or bytes(request.input).startswith(b'"')
+    )
 
 
 def _refuse_remote_media(body: bytes) -> None:

@@ -32,7 +32,7 @@ _MAX_REROUTES = 3
 class Passage:
     """A whole answer on its shortest way: no coroutine waits for the engine.
 
-    Most answers take it, and most of what a request costs is saved by it. What is not as usual `answer_single` goes on with.
+    Most answers take it; what is not as usual `answer_single` goes on with.
     """
 
     __slots__ = ("_begun", "_exchange")

@@ -163,4 +163,5 @@ class Deployment:
 
     def note_answer(self, checkpoint: str) -> None:
         """Keep when a checkpoint answered for the first time."""
-        self.first_answer_at.setdefault(checkpoint, time.time())
+        if checkpoint not in self.first_answer_at:
+            self.first_answer_at[checkpoint] = time.time()

@@ -1,7 +1,7 @@
 """One request on a path that reaches an engine, and the way to answer it.
 
-Its body is read whole, its handler runs in the read that completes it, and its answer is written straight to the
-transport: one write for a whole answer, one for each piece of a stream. A client that leaves cancels the handler.
+Its body is read whole, its handler runs in the read that completes it, and its answer goes to the connection without
+ASGI: one write for a whole answer, one for each piece of a stream. A client that leaves cancels what answers.
 """
 
 from __future__ import annotations

@@ -278,8 +278,9 @@ class Connection(asyncio.Protocol):
         answer, self._answer = self._answer, None
         self.deadline = _NEVER
         if self._transport is not None and self._has_length and self._keeps_alive:
-            self.resume()
-            self.deadline = _NEVER
+            if self._is_paused:
+                self.resume()
+                self.deadline = _NEVER
             self.pool.give_back(self)
         else:
             self.drop()

@@ -103,7 +103,8 @@ class Pool:
     def give_back(self, connection: Connection) -> None:
         connection.idle_since = self.now()
         self._idle.append(connection)
-        self._let_next_in()
+        if self._waiting:
+            self._let_next_in()
 
     def forget(self, connection: Connection) -> None:
         self.open.discard(connection)

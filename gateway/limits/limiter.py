@@ -92,7 +92,10 @@ class Limits:
         limits = identity.limits
         if limits is None:
             return
-        account = self._find_account(identity.key_id, limits, self._clock())
+        now = self._clock()
+        account = self._accounts.get(identity.key_id)
+        if account is None or not account.since <= now < account.until:
+            account = self._find_account(identity.key_id, limits, now)
         account.is_awake = True
         num_tokens = prompt_tokens + completion_tokens
         for meter in account.tokens:

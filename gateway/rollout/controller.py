@@ -161,6 +161,8 @@ class Controller:
 
     async def _adopt_first(self, fence: int) -> None:
         """The first checkpoint ever needs no trial: there is nothing to compare it with."""
+        if self._deployment.view.stable is not None:
+            return
 
         def read(conn: Connection) -> tuple[ServingRow, list[CheckpointRow]]:
             return tables.get_serving(conn, self._policy), tables.list_checkpoints(conn, "waiting")
