@@ -56,15 +56,15 @@ class Passage:
 
     def _pass_on(self) -> None:
         exchange, begun = self._exchange, self._begun
-        call, answer = exchange.call, begun.answer
+        call, context = exchange.call, exchange.context
         call.running = None
-        if answer.content_type.startswith(EVENTS) or not end_asking(exchange, begun):
-            call.run(see_through(exchange.context, answer_single(exchange, begun)))
-            return
-        exchange.context.deployment.counters.num_in_flight -= 1
         try:
-            _pass_whole(exchange, answer, Outcome(exchange.route.arm))
-        except Exception as error:
+            if begun.answer.content_type.startswith(EVENTS) or not end_asking(exchange, begun):
+                call.run(see_through(context, answer_single(exchange, begun)))
+                return
+            context.deployment.counters.num_in_flight -= 1
+            _pass_whole(exchange, begun.answer, Outcome(exchange.route.arm))
+        except Exception as error:  # it would end the engine's connection, and the client would wait for ever
             call.fail(error)
 
 

@@ -7,7 +7,10 @@ Each write may wake a process that sleeps, which costs more than the write; one 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
+
+logger = logging.getLogger("gateway.outbox")
 
 
 class Outbox:
@@ -30,7 +33,11 @@ class Outbox:
         waiting, self._waiting = self._waiting, []
         for transport, data in waiting:
             if not transport.is_closing():  # uvloop's raises until its end is told
-                transport.write(data)
+                try:
+                    transport.write(data)
+                except Exception:  # the others' writes must go out
+                    logger.exception("a connection took no more")
+                    transport.abort()
 
 
 class Outlet:

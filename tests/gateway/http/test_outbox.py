@@ -15,6 +15,8 @@ class Transport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert not self._is_closed
+        if data == b"bad":
+            raise RuntimeError("no more")
         self._said.append(f"{self._name} {bytes(data).decode()}")
 
     def is_closing(self) -> bool:
@@ -67,5 +69,15 @@ async def test_a_connection_that_was_aborted_takes_nothing_more() -> None:
     one.write(b"a")
     two.write(b"b")
     one.abort()
+    await asyncio.sleep(0)
+    assert said == ["one closed", "two b"]
+
+
+async def test_a_connection_that_fails_takes_no_other_with_it() -> None:
+    said: list[str] = []
+    outbox = Outbox()
+    one, two = (Outlet(Transport(name, said), outbox) for name in ("one", "two"))
+    one.write(b"bad")
+    two.write(b"b")
     await asyncio.sleep(0)
     assert said == ["one closed", "two b"]
