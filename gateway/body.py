@@ -162,7 +162,7 @@ def _encode_name(name: str) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _model_pair(name: str) -> bytes:
-    return b'"model":' + msgspec.json.encode(name)
+    return b'"model":' + _encode_name(name)
 
 
 def restore_model(answer: bytes, checkpoint: str, alias: str) -> bytes:
@@ -172,7 +172,7 @@ def restore_model(answer: bytes, checkpoint: str, alias: str) -> bytes:
     """
     theirs = _model_pair(checkpoint)
     restored = answer.replace(theirs, _model_pair(alias))
-    name = theirs[8:]
+    name = _encode_name(checkpoint)
     if restored is not answer or name not in answer:
         return restored
     return re.sub(rb'(?<!\\)"model"\s*:\s*' + re.escape(name), lambda _: _model_pair(alias), answer)

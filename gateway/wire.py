@@ -79,8 +79,7 @@ def begin(
             if not is_admitted:
                 raise context.limits.refusal(identity, now)
             call.extra = context.limits.header_lines(identity, now)
-        exchange = open_exchange(context, identity, endpoint, call, header, body)
-        ask = choose_ask(exchange, header) if endpoint.may_pair else None
+        exchange, ask = _decide(context, identity, endpoint, call, header, body)
         if may_hurry and ask is None and not exchange.request.is_stream and (passage := Passage.begin(exchange)):
             call.running = passage
             return None
@@ -89,7 +88,7 @@ def begin(
         if isinstance(error, ApiError):
             note_refusal(context, error)
         raise
-    return see_through(context, answer_single(exchange) if ask is None else answer_pair(exchange, ask))
+    return see_through(context, _answer(exchange, ask))
 
 
 async def _answer_later(
@@ -99,9 +98,18 @@ async def _answer_later(
     now = time.time()
     await context.limits.admit(identity, now, call.log_fields)
     call.extra = context.limits.header_lines(identity, now)
+    await _answer(*_decide(context, identity, endpoint, call, header, body))
+
+
+def _decide(
+    context: Context, identity: Identity, endpoint: Endpoint, call: Call, header: Header, body: bytes
+) -> tuple[Exchange, Ask | None]:
     exchange = open_exchange(context, identity, endpoint, call, header, body)
-    ask = choose_ask(exchange, header) if endpoint.may_pair else None
-    await (answer_single(exchange) if ask is None else answer_pair(exchange, ask))
+    return exchange, choose_ask(exchange, header) if endpoint.may_pair else None
+
+
+def _answer(exchange: Exchange, ask: Ask | None) -> Coroutine[Any, Any, None]:
+    return answer_single(exchange) if ask is None else answer_pair(exchange, ask)
 
 
 def open_exchange(

@@ -92,10 +92,7 @@ class Limits:
         limits = identity.limits
         if limits is None:
             return
-        now = self._clock()
-        account = self._accounts.get(identity.key_id)
-        if account is None or not account.since <= now < account.until:
-            account = self._find_account(identity.key_id, limits, now)
+        account = self._find_account(identity.key_id, limits, self._clock())
         account.is_awake = True
         num_tokens = prompt_tokens + completion_tokens
         for meter in account.tokens:

@@ -36,10 +36,15 @@ class Transport(asyncio.Transport):
         self.close()
 
 
-async def test_writes_go_out_in_order_at_the_end_of_the_turn() -> None:
+def open_two() -> tuple[Outlet, Outlet, list[str]]:
+    """Two connections of one outbox, and what they were told."""
     said: list[str] = []
     outbox = Outbox()
-    one, two = (Outlet(Transport(name, said), outbox) for name in ("one", "two"))
+    return Outlet(Transport("one", said), outbox), Outlet(Transport("two", said), outbox), said
+
+
+async def test_writes_go_out_in_order_at_the_end_of_the_turn() -> None:
+    one, two, said = open_two()
     one.write(b"a")
     two.write(b"b")
     one.write(b"c")
@@ -52,9 +57,7 @@ async def test_writes_go_out_in_order_at_the_end_of_the_turn() -> None:
 
 
 async def test_the_end_of_a_connection_waits_for_what_was_written() -> None:
-    said: list[str] = []
-    outbox = Outbox()
-    one, two = (Outlet(Transport(name, said), outbox) for name in ("one", "two"))
+    one, two, said = open_two()
     one.write(b"a")
     one.write_eof()
     two.write(b"b")
@@ -63,9 +66,7 @@ async def test_the_end_of_a_connection_waits_for_what_was_written() -> None:
 
 
 async def test_a_connection_that_was_aborted_takes_nothing_more() -> None:
-    said: list[str] = []
-    outbox = Outbox()
-    one, two = (Outlet(Transport(name, said), outbox) for name in ("one", "two"))
+    one, two, said = open_two()
     one.write(b"a")
     two.write(b"b")
     one.abort()
@@ -74,9 +75,7 @@ async def test_a_connection_that_was_aborted_takes_nothing_more() -> None:
 
 
 async def test_a_connection_that_fails_takes_no_other_with_it() -> None:
-    said: list[str] = []
-    outbox = Outbox()
-    one, two = (Outlet(Transport(name, said), outbox) for name in ("one", "two"))
+    one, two, said = open_two()
     one.write(b"bad")
     two.write(b"b")
     await asyncio.sleep(0)
