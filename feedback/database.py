@@ -91,8 +91,9 @@ class _Job:
 class Writer:
     """One thread that runs functions in transactions, as many of them in one as are waiting.
 
-    Each function has a savepoint of its own: if it raises, only its own work is undone and its future fails. If the
-    commit fails, all of them fail and nothing is stored. Functions must be short, and must not commit or roll back.
+    If a function raises, only its own work is undone and its future fails: each has a savepoint, but one that has the
+    transaction to itself. If the commit fails, all of them fail and nothing is stored. Functions must be short, and
+    must not commit or roll back.
     """
 
     def __init__(self, engine: sa.Engine, *, max_batch: int = 256, max_waiting: int = 10_000) -> None:
@@ -179,11 +180,11 @@ class Writer:
     def _commit(self, batch: list[_Job]) -> None:
         try:
             with write_transaction(self._engine) as connection:
-                for jobs in _group(batch):
-                    if jobs[0].is_grouped:
-                        _run_group_in_savepoint(connection, jobs)
-                    else:
-                        _run_in_savepoint(connection, jobs[0], jobs[0].fn)
+                if len(batch) == 1:
+                    _run_alone(connection, batch[0])
+                else:
+                    for jobs in _group(batch):
+                        _run_in_savepoint(connection, jobs)
         except Exception as error:  # the edge of the writer's loop: whatever it is, every caller hears of it
             self._has_failed = True
             for job in batch:  # those too that were refused: perhaps for what is not stored now
@@ -208,28 +209,39 @@ def _group(batch: list[_Job]) -> list[list[_Job]]:
     return groups
 
 
-def _run_in_savepoint(connection: sa.Connection, job: _Job, fn: Callable[[sa.Connection], Any]) -> None:
+def _run(connection: sa.Connection, jobs: list[_Job]) -> None:
+    """Do the work of one job, or of one group."""
+    if not jobs[0].is_grouped:
+        jobs[0].result = jobs[0].fn(connection)
+        return
+    results = jobs[0].fn(connection, [job.item for job in jobs])
+    for job, result in zip(jobs, results, strict=True):
+        job.result, job.error = (None, result) if isinstance(result, Exception) else (result, None)
+
+
+def _run_alone(connection: sa.Connection, job: _Job) -> None:
+    """The transaction holds no other work: if the job raises, all of it is undone, and needs no savepoint."""
     try:
-        with connection.begin_nested():
-            job.result = fn(connection)
+        _run(connection, [job])
     except Exception as error:
         job.error = error
         if not _is_transaction_open(connection):
             raise
+        connection.rollback()
 
 
-def _run_group_in_savepoint(connection: sa.Connection, jobs: list[_Job]) -> None:
+def _run_in_savepoint(connection: sa.Connection, jobs: list[_Job]) -> None:
     try:
         with connection.begin_nested():
-            results = jobs[0].fn(connection, [job.item for job in jobs])
-    except Exception:
+            _run(connection, jobs)
+    except Exception as error:
         if not _is_transaction_open(connection):
             raise
+        if len(jobs) == 1:
+            jobs[0].error = error
+            return
         for job in jobs:  # one of them may be to blame, and the others are not
-            _run_in_savepoint(connection, job, lambda conn, job=job: job.fn(conn, [job.item])[0])  # type: ignore[misc]
-        results = [job.error or job.result for job in jobs]
-    for job, result in zip(jobs, results, strict=True):
-        job.result, job.error = (None, result) if isinstance(result, Exception) else (result, None)
+            _run_in_savepoint(connection, [job])
 
 
 def _is_transaction_open(connection: sa.Connection) -> bool:

@@ -104,6 +104,22 @@ def test_a_failing_function_undoes_its_own_work_only(engine: sa.Engine) -> None:
     writer.close()
 
 
+def test_a_function_alone_in_its_transaction_needs_no_savepoint_and_is_undone_whole(engine: sa.Engine) -> None:
+    statements: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
+    writer = Writer(engine)
+
+    def add_and_fail(connection: sa.Connection) -> None:
+        connection.execute(sa.insert(marks).values(id=1))
+        connection.execute(sa.insert(marks).values(id=1))
+
+    with pytest.raises(sa.exc.IntegrityError):
+        writer.run(add_and_fail).result(10)
+    assert not writer.is_failing and writer.run(add(2)).result(10) == 2
+    writer.close()
+    assert list_marks(engine) == [2] and not any("SAVEPOINT" in statement for statement in statements)
+
+
 def test_a_failing_commit_fails_everyone_and_stores_nothing(engine: sa.Engine) -> None:
     def refuse(connection: sa.Connection) -> None:
         raise sa.exc.OperationalError("COMMIT", {}, OSError("no space left"))
@@ -229,6 +245,21 @@ async def test_who_stops_waiting_for_a_group_breaks_nothing(engine: sa.Engine) -
     assert await writer.arun_grouped(add_all, 2) == 2
     writer.close()
     assert list_marks(engine) == [1, 2]  # cancelling the wait does not undo the write
+
+
+async def test_an_item_that_comes_alone_and_fails_is_tried_once(engine: sa.Engine) -> None:
+    writer = Writer(engine)
+    calls: list[list[int]] = []
+
+    def add_and_note(connection: sa.Connection, numbers: list[int]) -> list[int | Exception]:
+        calls.append(numbers)
+        return add_all(connection, numbers)
+
+    with pytest.raises(KeyError):
+        await writer.arun_grouped(add_and_note, -1)
+    assert await writer.arun_grouped(add_and_note, 3) == 3
+    writer.close()
+    assert calls == [[-1], [3]] and list_marks(engine) == [3]
 
 
 async def test_arun_gives_the_result(engine: sa.Engine) -> None:
