@@ -66,10 +66,21 @@ def lock_schema(connection: sa.Connection) -> None:
 
 def insert_or_ignore(connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> bool:
     """Insert one row unless a unique key holds it already; return whether it was inserted."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table).values(**values).on_conflict_do_nothing()
+    statement = _insert_ignoring(connection, table).values(**values)
     result = connection.execute(statement, execution_options={"preserve_rowcount": True})  # else unknown on PostgreSQL
     return result.rowcount == 1
+
+
+def insert_missing(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert the rows that no unique key holds already."""
+    if rows:
+        connection.execute(_insert_ignoring(connection, table), rows)
+
+
+def _insert_ignoring(connection: sa.Connection, table: sa.Table) -> sa.Insert:
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing()
+    return sqlite.insert(table).on_conflict_do_nothing()
 
 
 class _Job:

@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from feedback.database import insert_or_ignore, metadata
+from feedback.database import insert_missing, insert_or_ignore, metadata
 from feedback.manifest import Manifest
 from gateway.rollout.observations import Observation
 
@@ -372,13 +372,7 @@ def add_decision(conn: Connection, rollout: str, at: float, verdict: str, digest
 
 def add_observations(conn: Connection, rows: Sequence[Observation]) -> None:
     """Store first requests; one that is already there is left alone."""
-    held: dict[str, set[tuple[str, str]]] = {}
-    for row in rows:
-        if row.rollout not in held:
-            held[row.rollout] = {(o.user, o.arm) for o in load_observations(conn, row.rollout)}
-        if (row.user, row.arm) not in held[row.rollout]:
-            held[row.rollout].add((row.user, row.arm))
-            conn.execute(insert(observations).values(**asdict(row)))
+    insert_missing(conn, observations, [asdict(row) for row in rows])
 
 
 def load_observations(conn: Connection, rollout: str) -> list[Observation]:

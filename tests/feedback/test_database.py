@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from feedback.database import Writer, create_tables, insert_or_ignore, open_database, sqlite_path, write_transaction
+from feedback.database import (
+    Writer,
+    create_tables,
+    insert_missing,
+    insert_or_ignore,
+    open_database,
+    sqlite_path,
+    write_transaction,
+)
 from feedback.errors import DatabaseError, WriterClosed
 
 tables = sa.MetaData()
@@ -272,6 +280,14 @@ def test_insert_or_ignore_tells_whether_it_inserted(engine: sa.Engine) -> None:
     with write_transaction(engine) as connection:
         assert insert_or_ignore(connection, marks, {"id": 1})
         assert not insert_or_ignore(connection, marks, {"id": 1})
+
+
+def test_only_missing_rows_are_inserted(engine: sa.Engine) -> None:
+    with write_transaction(engine) as connection:
+        insert_missing(connection, marks, [])
+        insert_missing(connection, marks, [{"id": 1}])
+        insert_missing(connection, marks, [{"id": 1}, {"id": 2}, {"id": 2}, {"id": 3}])
+    assert list_marks(engine) == [1, 2, 3]
 
 
 def test_writers_of_two_engines_wait_for_each_other(engine: sa.Engine, database_url: str) -> None:
