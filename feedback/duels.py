@@ -26,23 +26,26 @@ class DuelRow:
     canary_first: bool
 
 
+_DUELS = (  # built once: it runs at every look
+    sa.select(
+        comparisons.c.id,
+        comparisons.c.user,
+        comparisons.c.created_at,
+        comparisons.c.canary_first,
+        choices.c.preferred,
+        choices.c.harmful,
+        choices.c.chosen_at,
+    )
+    .select_from(
+        comparisons.outerjoin(choices, (choices.c.comparison_id == comparisons.c.id) & (choices.c.preferred != "skip"))
+    )
+    .where(comparisons.c.rollout == sa.bindparam("rollout"), comparisons.c.canary_first.is_not(None))
+    .order_by(comparisons.c.created_at, comparisons.c.id)
+)
+
+
 def load_duels(connection: sa.Connection, rollout_id: str) -> list[DuelRow]:
     """The rollout's duels in the order in which they were asked, decided or not."""
-    is_decided = (choices.c.comparison_id == comparisons.c.id) & (choices.c.preferred != "skip")
-    query = (
-        sa.select(
-            comparisons.c.id,
-            comparisons.c.user,
-            comparisons.c.created_at,
-            comparisons.c.canary_first,
-            choices.c.preferred,
-            choices.c.harmful,
-            choices.c.chosen_at,
-        )
-        .select_from(comparisons.outerjoin(choices, is_decided))
-        .where(comparisons.c.rollout == rollout_id, comparisons.c.canary_first.is_not(None))
-        .order_by(comparisons.c.created_at, comparisons.c.id)
-    )
     return [
         DuelRow(
             comparison_id=row.id,
@@ -54,7 +57,7 @@ def load_duels(connection: sa.Connection, rollout_id: str) -> list[DuelRow]:
             harmful=bool(row.harmful),
             canary_first=row.canary_first,
         )
-        for row in connection.execute(query)
+        for row in connection.execute(_DUELS, {"rollout": rollout_id})
     ]
 
 

@@ -15,10 +15,11 @@ from sqlalchemy import (
     Connection,
     Float,
     Integer,
-    Row,
+    Select,
     String,
     Table,
     Text,
+    bindparam,
     func,
     insert,
     select,
@@ -202,12 +203,25 @@ class EventRow:
     reason: str
 
 
-def _checkpoint(row: Row[Any]) -> CheckpointRow:
-    return CheckpointRow(**{f.name: getattr(row, f.name) for f in fields(CheckpointRow)})
+def _select(row_type: type, table: Table) -> Select[Any]:
+    """The columns in the order of the type's fields, so that `row_type(*row)` is what was read."""
+    return select(*(table.c[field.name] for field in fields(row_type)))
 
 
-def _rollout(row: Row[Any]) -> RolloutRow:
-    return RolloutRow(**{f.name: getattr(row, f.name) for f in fields(RolloutRow)})
+# Built once: what runs at every look costs less to run than to build.
+_CHECKPOINTS = _select(CheckpointRow, checkpoints)
+_ALL_CHECKPOINTS = _CHECKPOINTS.order_by(checkpoints.c.arrived_at, checkpoints.c.number)
+_CHECKPOINTS_BY_STATUS = _ALL_CHECKPOINTS.where(checkpoints.c.status == bindparam("status"))
+_SERVING = _select(ServingRow, serving).where(serving.c.policy == bindparam("policy"))
+_ROLLOUTS = _select(RolloutRow, rollouts)
+_ACTIVE_ROLLOUTS = _ROLLOUTS.where(
+    rollouts.c.policy == bindparam("policy"), rollouts.c.phase.not_in(FINISHED)
+).order_by(rollouts.c.created_at)
+_OBSERVATIONS = (
+    _select(Observation, observations)
+    .where(observations.c.rollout == bindparam("rollout"))
+    .order_by(observations.c.at, observations.c.user, observations.c.arm)
+)
 
 
 # -- checkpoints
@@ -224,10 +238,10 @@ def register_checkpoint(conn: Connection, manifest: Manifest, path: str, now: fl
             raise ValueError(f"checkpoint {manifest.id} is registered with other content")
         return same_id, False
     if manifest.kind != "aa":  # an A/A copy has its original's files, hence its digest
-        query = select(checkpoints).where(checkpoints.c.digest == manifest.digest, checkpoints.c.kind != "aa")
+        query = _CHECKPOINTS.where(checkpoints.c.digest == manifest.digest, checkpoints.c.kind != "aa")
         found = conn.execute(query).first()
         if found is not None:
-            return _checkpoint(found), False
+            return CheckpointRow(*found), False
     text = msgspec.json.encode(manifest).decode()
     row = CheckpointRow(
         id=manifest.id, number=manifest.number, parent=manifest.parent, kind=manifest.kind, digest=manifest.digest,
@@ -238,16 +252,14 @@ def register_checkpoint(conn: Connection, manifest: Manifest, path: str, now: fl
 
 
 def get_checkpoint(conn: Connection, checkpoint: str) -> CheckpointRow | None:
-    row = conn.execute(select(checkpoints).where(checkpoints.c.id == checkpoint)).first()
-    return None if row is None else _checkpoint(row)
+    row = conn.execute(_CHECKPOINTS.where(checkpoints.c.id == checkpoint)).first()
+    return None if row is None else CheckpointRow(*row)
 
 
 def list_checkpoints(conn: Connection, status: str | None = None) -> list[CheckpointRow]:
     """Return checkpoints in order of arrival."""
-    query = select(checkpoints).order_by(checkpoints.c.arrived_at, checkpoints.c.number)
-    if status is not None:
-        query = query.where(checkpoints.c.status == status)
-    return [_checkpoint(row) for row in conn.execute(query)]
+    query = _ALL_CHECKPOINTS if status is None else _CHECKPOINTS_BY_STATUS
+    return [CheckpointRow(*row) for row in conn.execute(query, {"status": status})]
 
 
 def set_status(conn: Connection, checkpoint: str, status: str) -> None:
@@ -264,15 +276,15 @@ def queue_checkpoint(conn: Connection, checkpoint: str, now: float) -> None:
 
 def get_serving(conn: Connection, policy: str) -> ServingRow:
     """Return the policy's pointer, making an empty one if there is none."""
-    row = conn.execute(select(serving).where(serving.c.policy == policy)).first()
+    row = conn.execute(_SERVING, {"policy": policy}).first()
     if row is None:
         insert_or_ignore(conn, serving, {"policy": policy, "stable": None, "generation": 0, "fence": 0})
         return ServingRow(policy, None, 0, 0)
-    return ServingRow(row.policy, row.stable, row.generation, row.fence)
+    return ServingRow(*row)
 
 
 def get_stable(conn: Connection, policy: str) -> CheckpointRow | None:
-    row = conn.execute(select(serving).where(serving.c.policy == policy)).first()
+    row = conn.execute(_SERVING, {"policy": policy}).first()
     return None if row is None or row.stable is None else get_checkpoint(conn, row.stable)
 
 
@@ -315,14 +327,14 @@ def add_rollout(conn: Connection, row: RolloutRow) -> None:
 
 
 def get_rollout(conn: Connection, rollout: str) -> RolloutRow | None:
-    row = conn.execute(select(rollouts).where(rollouts.c.id == rollout)).first()
-    return None if row is None else _rollout(row)
+    row = conn.execute(_ROLLOUTS.where(rollouts.c.id == rollout)).first()
+    return None if row is None else RolloutRow(*row)
 
 
 def list_rollouts(conn: Connection, limit: int = 100) -> list[RolloutRow]:
     """Return the newest rollouts first."""
-    query = select(rollouts).order_by(rollouts.c.created_at.desc(), rollouts.c.id.desc()).limit(limit)
-    return [_rollout(row) for row in conn.execute(query)]
+    query = _ROLLOUTS.order_by(rollouts.c.created_at.desc(), rollouts.c.id.desc()).limit(limit)
+    return [RolloutRow(*row) for row in conn.execute(query)]
 
 
 def count_rollouts(conn: Connection) -> int:
@@ -331,9 +343,8 @@ def count_rollouts(conn: Connection) -> int:
 
 def active_rollout(conn: Connection, policy: str) -> RolloutRow | None:
     """Return the one rollout that has not finished."""
-    query = select(rollouts).where(rollouts.c.policy == policy, rollouts.c.phase.not_in(FINISHED))
-    row = conn.execute(query.order_by(rollouts.c.created_at)).first()
-    return None if row is None else _rollout(row)
+    row = conn.execute(_ACTIVE_ROLLOUTS, {"policy": policy}).first()
+    return None if row is None else RolloutRow(*row)
 
 
 def move(
@@ -377,7 +388,4 @@ def add_observations(conn: Connection, rows: Sequence[Observation]) -> None:
 
 def load_observations(conn: Connection, rollout: str) -> list[Observation]:
     """Return a rollout's first requests, oldest first."""
-    query = select(observations).where(observations.c.rollout == rollout)
-    query = query.order_by(observations.c.at, observations.c.user, observations.c.arm)
-    names = [f.name for f in fields(Observation)]
-    return [Observation(**{name: getattr(row, name) for name in names}) for row in conn.execute(query)]
+    return [Observation(*row) for row in conn.execute(_OBSERVATIONS, {"rollout": rollout})]

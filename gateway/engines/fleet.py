@@ -16,7 +16,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
-from sqlalchemy import Column, Connection, Float, Integer, String, Table, Text, delete, insert, select, update
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Integer,
+    String,
+    Table,
+    Text,
+    bindparam,
+    delete,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from feedback.database import Writer, insert_or_ignore, metadata
@@ -50,6 +63,13 @@ leases = Table(
     Column("holder", String(64), nullable=False),
     Column("expires_at", Float, nullable=False),
 )
+
+# Built once: what runs at every beat costs less to run than to build.
+_REPORTS = select(gateways).order_by(gateways.c.id)
+_UPDATE_REPORT = update(gateways).where(gateways.c.id == bindparam("gateway"))
+_FORGET_SILENT = delete(gateways).where(gateways.c.seen_at < bindparam("before"))
+_LEASE = select(leases).where(leases.c.policy == bindparam("policy")).with_for_update()
+_RENEW_LEASE = update(leases).where(leases.c.policy == bindparam("of"))
 
 
 @dataclass(frozen=True)
@@ -93,7 +113,7 @@ def store_report(conn: Connection, report: Report) -> None:
         "wanted": msgspec.json.encode(sorted(report.wanted)).decode(),
         "seen_at": report.seen_at,
     }
-    if conn.execute(update(gateways).where(gateways.c.id == report.id).values(**values)).rowcount == 0:
+    if conn.execute(_UPDATE_REPORT, {"gateway": report.id, **values}).rowcount == 0:
         conn.execute(insert(gateways).values(id=report.id, **values))
 
 
@@ -107,17 +127,19 @@ def list_reports(conn: Connection) -> list[Report]:
             wanted=msgspec.json.decode(row.wanted, type=frozenset[str]),
             seen_at=row.seen_at,
         )
-        for row in conn.execute(select(gateways).order_by(gateways.c.id))
+        for row in conn.execute(_REPORTS)
     ]
 
 
 def take_lease(conn: Connection, policy: str, holder: str, now: float, lease_s: float) -> int | None:
     """Lead, or go on leading, until now + lease_s: the fence to write under. None while another gateway leads."""
-    insert_or_ignore(conn, leases, {"policy": policy, "holder": "", "expires_at": 0.0})
-    row = conn.execute(select(leases).where(leases.c.policy == policy).with_for_update()).one()
+    row = conn.execute(_LEASE, {"policy": policy}).first()
+    if row is None:
+        insert_or_ignore(conn, leases, {"policy": policy, "holder": "", "expires_at": 0.0})
+        row = conn.execute(_LEASE, {"policy": policy}).one()
     if row.holder != holder and row.expires_at > now:
         return None
-    conn.execute(update(leases).where(leases.c.policy == policy).values(holder=holder, expires_at=now + lease_s))
+    conn.execute(_RENEW_LEASE, {"of": policy, "holder": holder, "expires_at": now + lease_s})
     if row.holder == holder:
         return tables.get_serving(conn, policy).fence
     return tables.take_fence(conn, policy)
@@ -179,7 +201,7 @@ class Fleet:
             store_report(conn, report)
             fence = take_lease(conn, self._policy, self.id, now, self._settings.lease_s)
             if fence is not None:
-                conn.execute(delete(gateways).where(gateways.c.seen_at < now - _FORGET_AFTER_S))
+                conn.execute(_FORGET_SILENT, {"before": now - _FORGET_AFTER_S})
             return fence, list_reports(conn)
 
         fence, reports = await self._writer.arun(write)

@@ -46,9 +46,12 @@ class RegisteredEngine:
     registered_by: str
 
 
+_ENGINES = select(engines).order_by(engines.c.registered_at, engines.c.url)  # built once: it runs at every look
+
+
 def list_engines(conn: Connection) -> list[RegisteredEngine]:
     """All of them, the oldest first."""
-    rows = conn.execute(select(engines).order_by(engines.c.registered_at, engines.c.url))
+    rows = conn.execute(_ENGINES)
     return [RegisteredEngine(row.url, row.checkpoint, row.registered_at, row.registered_by) for row in rows]
 
 
