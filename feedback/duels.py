@@ -46,18 +46,19 @@ _DUELS = (  # built once: it runs at every look
 
 def load_duels(connection: sa.Connection, rollout_id: str) -> list[DuelRow]:
     """The rollout's duels in the order in which they were asked, decided or not."""
+    rows = connection.execute(_DUELS, {"rollout": rollout_id})
     return [
         DuelRow(
-            comparison_id=row.id,
-            user=row.user,
-            asked_at=row.created_at,
-            chosen_at=row.chosen_at,
-            outcome=_judge_for_canary(row.preferred, row.canary_first),
-            both_bad=row.preferred == "both_bad",
-            harmful=bool(row.harmful),
-            canary_first=row.canary_first,
+            comparison_id=comparison_id,
+            user=user,
+            asked_at=asked_at,
+            chosen_at=chosen_at,
+            outcome=_judge_for_canary(preferred, canary_first),
+            both_bad=preferred == "both_bad",
+            harmful=bool(harmful),
+            canary_first=canary_first,
         )
-        for row in connection.execute(_DUELS, {"rollout": rollout_id})
+        for comparison_id, user, asked_at, canary_first, preferred, harmful, chosen_at in rows
     ]
 
 
