@@ -20,20 +20,18 @@ from feedback.outages import log_failure
 from gateway import tables
 from gateway.engines.deployment import Deployment
 from gateway.engines.register import EngineRegister
-from gateway.rollout import machine
-from gateway.rollout.duels import read_duels
-from gateway.rollout.evidence import Duel, Evidence
-from gateway.rollout.follower import Follower
+from gateway.rollout import machine, transactions
+from gateway.rollout.assessment import Assessor
+from gateway.rollout.follower import Applied, Follower
 from gateway.rollout.guardrails import Guardrails
 from gateway.rollout.machine import Transition
 from gateway.rollout.metrics import Watched, keep_watching
-from gateway.rollout.observations import Observation
-from gateway.rollout.plan import new_rollout, new_statuses, read_settings, weigh
+from gateway.rollout.plan import read_settings
 from gateway.rollout.registry import Registry
-from gateway.rollout.summary import build_view, describe_decision, digest_code
-from gateway.rollout.view import RolloutView
-from gateway.settings import GatewaySettings, RolloutSection
-from gateway.tables import CheckpointRow, RolloutRow, ServingRow
+from gateway.rollout.snapshot import Snapshot, read_snapshot
+from gateway.rollout.summary import describe_decision, digest_code
+from gateway.settings import GatewaySettings
+from gateway.tables import RolloutRow
 
 if TYPE_CHECKING:
     from gateway.engines.fleet import Fleet
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _LOAD_PATIENCE_S = 120.0
-_MOST_MOVES = 4
+_MOST_LOOKS = 8  # of one tick; the next one goes on
 
 
 class Controller:
@@ -67,8 +65,8 @@ class Controller:
         self._wake = asyncio.Event()
         self.registry = Registry(writer, settings, self._wake.set, clock)
         self.engines = EngineRegister(writer, settings, self._wake.set, clock)
+        self.assessor = Assessor(writer, settings.preset, clock)
         self._draining_since: dict[str, float] = {}
-        self._shown: dict[str, RolloutView] = {}
         self._missing_since: float | None = None
         self.watched: Watched | None = None
 
@@ -105,152 +103,135 @@ class Controller:
         """Bring this gateway in line with the tables; the leader then makes the transitions that are due."""
         async with self._lock:
             fence = self.fleet.fence
-            await self._flush()
-            if fence is not None:
-                await self._adopt_first(fence)
-            is_serving = await self._follow(fence)
-            if fence is not None and is_serving:
-                await self._retire(now, fence)
-                await self._move_on(now, fence)
+            for _ in range(_MOST_LOOKS):
+                snapshot = await self._look()
+                applied = await self._follow(snapshot)
+                if fence is None or not await self._move_on(snapshot, applied, now, fence):
+                    break
             self._follower.let_go()
 
-    async def _move_on(self, now: float, fence: int) -> None:
-        for _ in range(_MOST_MOVES):
-            row = await self._active() or await self._open_next(now, fence)
-            if row is None or not await self._step(row, now, fence):
-                return
-            await self._follow(fence)
+    async def _move_on(self, snapshot: Snapshot, applied: Applied, now: float, fence: int) -> bool:
+        """Do the first thing that is due; says whether it changed the tables, so that they must be read again."""
+        row = snapshot.rollout
+        if not applied.is_serving:
+            return await self._adopt_first(snapshot, fence)
+        if applied.lacks_canary and row is not None and await self._give_up(row, fence):
+            return True
+        if await self._retire(snapshot, now, fence):
+            return True
+        if row is None:
+            return await self._open_next(snapshot, now, fence)
+        return await self._step(row, snapshot, now, fence)
 
     async def _do(self, fn: Callable[[Connection], _T]) -> _T:
         return await self._writer.arun(fn)
 
-    async def _active(self) -> RolloutRow | None:
-        return await self._do(lambda conn: tables.active_rollout(conn, self._policy))
-
-    async def _flush(self) -> None:
+    async def _look(self) -> Snapshot:
+        """Store what was observed since the last look, and read what the tables say."""
         observed = self._deployment.observations
         rows = observed.take() if observed is not None else []
-        if observed is None or not rows:
-            return
+
+        def look(conn: Connection) -> Snapshot:
+            tables.add_observations(conn, rows)
+            return read_snapshot(conn, self._policy)
+
         try:
-            await self._do(lambda conn: tables.add_observations(conn, rows))
+            return await self._do(look)
         except Exception:
-            observed.give_back(rows)
+            if observed is not None:
+                observed.give_back(rows)
             raise
 
     # -- what serves
 
-    async def _follow(self, fence: int | None) -> bool:
-        """Apply what the tables say. False while nothing can be served."""
-        applied = await self._follower.follow()
-        self.watched = keep_watching(self.watched, applied.rollout, leads=self.fleet.fence is not None)
-        if applied.missing is None:
+    async def _follow(self, snapshot: Snapshot) -> Applied:
+        applied = await self._follower.follow(snapshot)
+        self.watched = keep_watching(self.watched, snapshot.rollout, leads=self.fleet.fence is not None)
+        if not applied.lacks_canary:
             self._missing_since = None
-        elif fence is not None:
-            await self._give_up(applied.missing, fence)
-        return applied.is_serving
+        return applied
 
-    async def _give_up(self, row: RolloutRow, fence: int) -> None:
-        """A canary that cannot be loaded again ends its rollout."""
+    async def _give_up(self, row: RolloutRow, fence: int) -> bool:
+        """A canary that cannot be loaded again ends its rollout; says whether it did."""
         now = self._clock()
         self._missing_since = self._missing_since or now
         is_late = self._follower.is_refused or now - self._missing_since > await self._patience_s(row.checkpoint)
-        if row.phase in (*machine.ON_TRIAL, machine.PROMOTING) and is_late:
-            self._missing_since = None
-            await self._move(row, machine.abort(row, "LoadFailed", "controller", now), fence)
+        if row.phase not in (*machine.ON_TRIAL, machine.PROMOTING) or not is_late:
+            return False
+        self._missing_since = None
+        await self._move(row, machine.abort(row, "LoadFailed", "controller", now), fence)
+        return True
 
-    async def _adopt_first(self, fence: int) -> None:
+    async def _adopt_first(self, snapshot: Snapshot, fence: int) -> bool:
         """The first checkpoint ever needs no trial: there is nothing to compare it with."""
-        if self._deployment.view.stable is not None:
-            return
+        if snapshot.serving.stable is not None or not snapshot.waiting:
+            return False
+        if not await self._follower.load(snapshot.waiting[0]):
+            return False
+        await self._do(lambda conn: transactions.adopt_first(conn, snapshot, fence))
+        return True
 
-        def read(conn: Connection) -> tuple[ServingRow, list[CheckpointRow]]:
-            return tables.get_serving(conn, self._policy), tables.list_checkpoints(conn, "waiting")
+    async def _retire(self, snapshot: Snapshot, now: float, fence: int) -> bool:
+        """Unload one that no gateway keeps any more. Requests that take too long end without it: the engine has it still."""
+        self._draining_since = {row.id: self._draining_since.get(row.id, now) for row in snapshot.draining}
+        generation = snapshot.serving.generation
+        row = next((row for row in snapshot.draining if self._may_go(row.id, generation, now)), None)
+        if row is None or self.fleet.fence != fence:
+            return False
+        await self._swap.unload(row)
+        await self._do(lambda conn: transactions.set_retired(conn, self._policy, row.id, fence))
+        return True
 
-        serving, waiting = await self._do(read)
-        if serving.stable is not None or not waiting or not await self._follower.load(waiting[0]):
-            return
-        first = waiting[0].id
-
-        def write(conn: Connection) -> None:
-            tables.advance(conn, self._policy, serving.generation, fence, first)
-            tables.set_status(conn, first, "stable")
-
-        await self._do(write)
-
-    async def _retire(self, now: float, fence: int) -> None:
-        """Unload what no gateway keeps any more. Requests that take too long end without it: the engine has it still."""
-
-        def read(conn: Connection) -> tuple[int, list[CheckpointRow]]:
-            return tables.get_serving(conn, self._policy).generation, tables.list_checkpoints(conn, "draining")
-
-        generation, draining = await self._do(read)
-        self._draining_since = {row.id: self._draining_since.get(row.id, now) for row in draining}
-        for row in draining:
-            holdouts = self.fleet.find_holdouts(row.id, generation)
-            is_late = now - self._draining_since[row.id] >= self._settings.rollout.drain_timeout_s
-            if holdouts.behind or holdouts.wanting or (holdouts.answering and not is_late):
-                continue
-            if self.fleet.fence != fence:
-                return
-            await self._swap.unload(row)
-            await self._do(lambda conn, done=row.id: self._set_retired(conn, done, fence))  # type: ignore[misc]
-
-    def _set_retired(self, conn: Connection, checkpoint: str, fence: int) -> None:
-        tables.require_fence(conn, self._policy, fence)
-        tables.set_status(conn, checkpoint, "retired")
+    def _may_go(self, checkpoint: str, generation: int, now: float) -> bool:
+        holdouts = self.fleet.find_holdouts(checkpoint, generation)
+        is_late = now - self._draining_since[checkpoint] >= self._settings.rollout.drain_timeout_s
+        return not (holdouts.behind or holdouts.wanting or (holdouts.answering and not is_late))
 
     # -- transitions
 
-    async def _open_next(self, now: float, fence: int) -> RolloutRow | None:
+    async def _open_next(self, snapshot: Snapshot, now: float, fence: int) -> bool:
         """Put the newest waiting checkpoint on trial, once the last rollout's has left the engines."""
+        if not snapshot.waiting or snapshot.draining:
+            return False
+        await self._do(lambda conn: transactions.open_rollout(conn, snapshot, self._settings.rollout, now, fence))
+        return True
 
-        def write(conn: Connection) -> RolloutRow | None:
-            tables.require_fence(conn, self._policy, fence)
-            waiting = tables.list_checkpoints(conn, "waiting")
-            serving = tables.get_serving(conn, self._policy)
-            if not waiting or serving.stable is None or tables.list_checkpoints(conn, "draining"):
-                return None
-            for older in waiting[:-1]:
-                tables.set_status(conn, older.id, "superseded")
-            row = new_rollout(
-                waiting[-1], serving, self._policy, self._settings.rollout, tables.count_rollouts(conn), now
-            )
-            tables.set_status(conn, row.checkpoint, "canary")
-            tables.add_rollout(conn, row)
-            return row
-
-        return await self._do(write)
-
-    async def _step(self, row: RolloutRow, now: float, fence: int) -> bool:
+    async def _step(self, row: RolloutRow, snapshot: Snapshot, now: float, fence: int) -> bool:
         """Do what the phase asks for; says whether the row moved."""
-        settings = read_settings(row)
-        transition: Transition | None
         if row.phase == machine.PENDING:
-            transition = await self._prepare(row, now, settings)
+            transition = await self._prepare(row, snapshot, now)
         elif row.phase == machine.PROMOTING:
-            transition = machine.promote(row, now, settings)
+            transition = machine.promote(row, now, read_settings(row))
         elif row.phase == machine.ABORTING:
             transition = machine.finish_abort(row, now)
         else:
-            evidence, guardrails, last = await self.assess(row, now)
-            self.watched = Watched(row, evidence, guardrails)
-            transition = machine.decide(row, evidence, guardrails, now, settings)
-            if transition is not None and transition.decides:
-                digest, data = describe_decision(row, transition.reason, evidence, guardrails, last, self._code)
-                transition = replace(transition, row=replace(transition.row, decision_digest=digest))
-                await self._move(row, transition, fence, decision=(digest, data))
-                return True
+            return await self._judge(row, now, fence)
         if transition is None:
             return False
         await self._move(row, transition, fence)
         return True
 
-    async def _prepare(self, row: RolloutRow, now: float, settings: RolloutSection) -> Transition | None:
-        if await self._do(lambda conn: tables.list_checkpoints(conn, "waiting")):
+    async def _judge(self, row: RolloutRow, now: float, fence: int) -> bool:
+        """Weigh what people said, and decide by it; says whether the row moved."""
+        found = await self.assessor.assess(row, now)
+        self.watched = Watched(row, found)
+        transition = machine.decide(row, found.evidence, found.guardrails, now, read_settings(row))
+        if transition is None:
+            return False
+        decision = None
+        if transition.decides:
+            decision = describe_decision(
+                row, transition.reason, found.evidence, found.guardrails, found.last_choice_at, self._code
+            )
+            transition = replace(transition, row=replace(transition.row, decision_digest=decision[0]))
+        await self._move(row, transition, fence, decision)
+        return True
+
+    async def _prepare(self, row: RolloutRow, snapshot: Snapshot, now: float) -> Transition | None:
+        if snapshot.waiting:
             return machine.supersede(row, now)
         if await self._follower.load_by_id(row.checkpoint):
-            return machine.start(row, max(now, self._clock()), settings)
+            return machine.start(row, max(now, self._clock()), read_settings(row))
         if self._follower.is_refused or now - row.created_at > await self._patience_s(row.checkpoint):
             return machine.abort(row, "LoadFailed", "controller", now)
         return None
@@ -263,60 +244,10 @@ class Controller:
     async def _move(
         self, old: RolloutRow, to: Transition, fence: int | None, decision: tuple[str, str] | None = None
     ) -> RolloutRow:
-        """Carry a transition into the tables: row, event, pointer, statuses and decision in one transaction.
-
-        fence: None for an operator's action, which any gateway may carry out.
-        """
         now = self._clock()
-        pointer = None
-        if to.row.phase == machine.BAKING and old.phase == machine.PROMOTING:
-            pointer = old.checkpoint
-        if to.row.phase == machine.ABORTING and old.phase == machine.BAKING:
-            pointer = old.stable
-
-        def write(conn: Connection) -> RolloutRow:
-            for checkpoint, status in new_statuses(old, to.row):
-                tables.set_status(conn, checkpoint, status)
-            if decision is not None:
-                tables.add_decision(conn, old.id, now, to.reason, *decision)
-            return tables.move(
-                conn,
-                old,
-                to.row,
-                fence=fence,
-                actor=to.actor,
-                reason=to.reason,
-                now=to.row.phase_started_at,
-                stable=pointer,
-            )
-
-        new = await self._do(write)
+        new = await self._do(lambda conn: transactions.carry_out(conn, old, to, now, fence, decision))
         _log.info("rollout %s: %s -> %s (%s, %s)", new.id, old.phase, new.phase, to.reason, to.actor)
         return new
-
-    # -- evidence
-
-    async def assess(self, row: RolloutRow, now: float) -> tuple[Evidence, Guardrails, float]:
-        """Weigh a rollout as of `now`; the last number is the time of the newest choice."""
-
-        def read(conn: Connection) -> tuple[list[Duel], list[Observation]]:
-            return read_duels(conn, row.id), tables.load_observations(conn, row.id)
-
-        duels, observed = await self._do(read)
-        return await asyncio.to_thread(weigh, row, duels, observed, now)
-
-    async def show(self, row: RolloutRow) -> RolloutView:
-        """What operators see; a finished rollout is computed once."""
-        if row.id in self._shown:
-            return self._shown[row.id]
-        evidence, guardrails, _ = await self.assess(row, row.finished_at or self._clock())
-        events = await self._do(lambda conn: tables.list_events(conn, row.id))
-        view = build_view(row, evidence, guardrails, events, read_settings(row), self._settings.preset)
-        if row.phase in tables.FINISHED:
-            self._shown[row.id] = view
-            if len(self._shown) > 200:
-                self._shown.pop(next(iter(self._shown)))
-        return view
 
     # -- what operators ask for
 
@@ -326,8 +257,8 @@ class Controller:
             row = await self._do(lambda conn: tables.get_rollout(conn, rollout))
             if row is None:
                 raise LookupError(rollout)
-            _, guardrails, _ = await self.assess(row, self._clock())
-            moved = await self._move(row, plan(row, guardrails), None)
-            await self._follow(None)
+            found = await self.assessor.assess(row, self._clock())
+            moved = await self._move(row, plan(row, found.guardrails), None)
+            await self._follow(await self._look())
         self._wake.set()
         return moved

@@ -15,11 +15,11 @@ from sqlalchemy import Connection
 from feedback.database import Writer
 from gateway import tables
 from gateway.engines.deployment import Deployment, ServingView
-from gateway.engines.register import RegisteredEngine, list_engines
 from gateway.errors import SwapError
 from gateway.rollout.plan import wanted_view
+from gateway.rollout.snapshot import Snapshot
 from gateway.settings import GatewaySettings
-from gateway.tables import CheckpointRow, RolloutRow, ServingRow
+from gateway.tables import CheckpointRow
 
 if TYPE_CHECKING:
     from gateway.engines.swap import Swap
@@ -30,14 +30,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Applied:
-    """What came of following. missing: the rollout whose canary cannot be loaded, so that stable serves alone.
-
-    rollout: the one that is on.
-    """
+    """What came of following. lacks_canary: it cannot be loaded, so that stable serves alone."""
 
     is_serving: bool
-    rollout: RolloutRow | None
-    missing: RolloutRow | None = None
+    lacks_canary: bool = False
 
 
 class Follower:
@@ -52,7 +48,7 @@ class Follower:
         clock: Callable[[], float],
     ) -> None:
         self._writer, self._swap, self._deployment, self._clock = writer, swap, deployment, clock
-        self._policy, self._settings = settings.policy, settings.rollout
+        self._settings = settings.rollout
         self._read_at = clock()
         self._named: frozenset[str] = frozenset()  # what the tables last said is served or tried
         self._left_at: dict[str, float] = {}
@@ -60,26 +56,22 @@ class Follower:
         self.last_swap_s: float | None = None
         self.is_refused = False  # the last load failed for good
 
-    async def follow(self) -> Applied:
-        """Load what the tables say serves and apply it."""
-        serving, row, engines = await self._do(self._read)
+    async def follow(self, snapshot: Snapshot) -> Applied:
+        """Load what the tables say serves and apply it. snapshot: just read."""
         self._read_at = self._clock()
-        self._swap.use_registered({engine.url: engine.checkpoint for engine in engines})
-        view = wanted_view(serving, row)
+        self._swap.use_registered({engine.url: engine.checkpoint for engine in snapshot.engines})
+        row = snapshot.rollout
+        view = wanted_view(snapshot.serving, row)
         on_trial = (row.checkpoint, row.stable) if row is not None else ()
         self._named = frozenset(name for name in (view.stable, view.canary, *on_trial) if name is not None)
         if view.stable is None or not await self.load_by_id(view.stable):
-            return Applied(is_serving=False, rollout=row)
+            return Applied(is_serving=False)
         if view.canary is not None and not await self.load_by_id(view.canary):
             self._deployment.apply(ServingView(generation=view.generation - 1, stable=view.stable))
-            return Applied(is_serving=True, rollout=row, missing=row)
+            return Applied(is_serving=True, lacks_canary=True)
         await self._begin_observing(view)
         self._deployment.apply(view)
-        return Applied(is_serving=True, rollout=row)
-
-    def _read(self, conn: Connection) -> tuple[ServingRow, RolloutRow | None, list[RegisteredEngine]]:
-        row = tables.active_rollout(conn, self._policy)
-        return tables.get_serving(conn, self._policy), row, list_engines(conn)
+        return Applied(is_serving=True)
 
     async def _begin_observing(self, view: ServingView) -> None:
         observed = self._deployment.observations

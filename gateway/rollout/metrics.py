@@ -20,6 +20,7 @@ from gateway.rollout.guardrails import FAIL, NOT_ENOUGH, PASS
 
 if TYPE_CHECKING:
     from gateway.engines.deployment import Deployment
+    from gateway.rollout.assessment import Assessment
     from gateway.rollout.controller import Controller
     from gateway.rollout.evidence import Evidence
     from gateway.rollout.guardrails import Guardrails
@@ -43,8 +44,7 @@ class Watched:
     """The rollout that is on as this gateway last saw it; only the leader weighs it, and while it is on trial or baking."""
 
     row: RolloutRow
-    evidence: Evidence | None = None
-    guardrails: Guardrails | None = None
+    assessment: Assessment | None = None
 
 
 def keep_watching(old: Watched | None, row: RolloutRow | None, *, leads: bool) -> Watched | None:
@@ -70,8 +70,9 @@ class RolloutCollector(Collector):
         yield info
         watched = self._controller.watched
         yield from self._show_row(watched)
-        yield from _show_evidence(watched.evidence if watched is not None else None)
-        yield from _show_guardrails(watched.guardrails if watched is not None else None)
+        assessment = watched.assessment if watched is not None else None
+        yield from _show_evidence(assessment.evidence if assessment is not None else None)
+        yield from _show_guardrails(assessment.guardrails if assessment is not None else None)
 
     def _show_row(self, watched: Watched | None) -> Iterator[GaugeMetricFamily]:
         row = watched.row if watched is not None else None

@@ -15,9 +15,6 @@ import msgspec
 from feedback.manifest import write_manifest
 from gateway.engines.deployment import ServingView
 from gateway.rollout import machine
-from gateway.rollout.evidence import Duel, Evidence, weigh_duels
-from gateway.rollout.guardrails import Guardrails, judge_guardrails
-from gateway.rollout.observations import Observation
 from gateway.settings import RolloutSection
 from gateway.tables import CheckpointRow, RolloutRow, ServingRow
 
@@ -25,22 +22,6 @@ from gateway.tables import CheckpointRow, RolloutRow, ServingRow
 def read_settings(row: RolloutRow) -> RolloutSection:
     """The settings the rollout was opened with: it is judged by them to its end."""
     return RolloutSection.model_validate_json(row.settings)
-
-
-def weigh(
-    row: RolloutRow, duels: list[Duel], observed: list[Observation], now: float
-) -> tuple[Evidence, Guardrails, float]:
-    """Evidence, guardrails and the time of the newest choice."""
-    settings = read_settings(row)
-    evidence = weigh_duels(
-        duels, cap=settings.cap, window_s=settings.window_s, now=now, alpha=settings.alpha, delta=settings.delta,
-        max_users=settings.max_users,
-    )  # fmt: skip
-    guardrails = judge_guardrails(
-        observed, duels, salt=bytes.fromhex(row.salt), ceilings=settings.ceilings.model_dump(), alpha=settings.alpha,
-        max_ratio=settings.max_ratio,
-    )  # fmt: skip
-    return evidence, guardrails, max((duel.chosen_at for duel in duels if duel.chosen_at is not None), default=0.0)
 
 
 def wanted_view(serving: ServingRow, row: RolloutRow | None) -> ServingView:

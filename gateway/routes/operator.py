@@ -96,14 +96,14 @@ def _add_rollout_routes(router: APIRouter, context: Context) -> None:
     @router.get("/rollouts")
     async def rollouts(limit: int = 20) -> dict[str, Any]:
         rows = await context.writer.arun(lambda conn: tables.list_rollouts(conn, max(1, min(limit, 100))))
-        return {"data": [to_plain(await context.controller.show(row)) for row in rows]}
+        return {"data": [to_plain(await context.controller.assessor.show(row)) for row in rows]}
 
     @router.get("/rollouts/{rollout}")
     async def rollout_by_id(rollout: str) -> dict[str, Any]:
         row = await context.writer.arun(lambda conn: tables.get_rollout(conn, rollout))
         if row is None:
             raise not_found(f"No rollout {rollout}.")
-        return to_plain(await context.controller.show(row))
+        return to_plain(await context.controller.assessor.show(row))
 
     @router.post("/rollouts", status_code=201)
     async def start(body: NewRollout) -> dict[str, Any]:
@@ -173,7 +173,7 @@ async def build_status(context: Context) -> dict[str, Any]:
         "preset": context.settings.preset,
         "stable": None if stable is None else _show_checkpoint(stable),
         "canary": None if canary is None else _show_checkpoint(canary),
-        "rollout": None if row is None else to_plain(await context.controller.show(row)),
+        "rollout": None if row is None else to_plain(await context.controller.assessor.show(row)),
         "counters": {
             "requests": counters.requests,
             "failed_requests": counters.failed_requests,
@@ -201,7 +201,7 @@ async def _act(
     context: Context, rollout: str, plan: Callable[[RolloutRow, Guardrails], machine.Transition]
 ) -> dict[str, Any]:
     row = await _refuse_politely(context.controller.act(rollout, plan))
-    return to_plain(await context.controller.show(row))
+    return to_plain(await context.controller.assessor.show(row))
 
 
 async def _refuse_politely(action: Awaitable[_T]) -> _T:

@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from feedback.choices import record_choice, store_comparison
 from feedback.database import Writer, create_tables, metadata, open_database
+from feedback.errors import DatabaseError
 from feedback.events import Candidate, Comparison
 from feedback.manifest import Manifest, Probe, checkpoint_id, combine_hashes, hash_files, write_manifest
 from gateway import tables
@@ -18,6 +20,7 @@ from gateway.rollout import machine
 from gateway.rollout.controller import Controller
 from gateway.rollout.machine import RefusedAction
 from gateway.rollout.observations import Observations
+from gateway.rollout.snapshot import read_snapshot
 from gateway.settings import GatewaySettings
 from gateway.tables import CheckpointRow, RolloutRow
 
@@ -188,7 +191,7 @@ async def test_a_better_canary_walks_to_healthy(make_world: Callable[..., World]
     await world.tick(1)
     row = await world.row()
     assert row.phase == machine.WAITING and len(row.decision_digest) == 64
-    view = await world.controller.show(row)
+    view = await world.controller.assessor.show(row)
     assert view.evidence.users == 60 and view.evidence.e > 20 and view.approve_at == row.phase_started_at + 5
     assert {g.status for g in view.guardrails if g.name in ("errors", "harm", "refusals", "truncation")} == {"pass"}
     await world.tick(5)
@@ -236,7 +239,7 @@ async def test_superiority_without_guardrails_never_promotes(make_world: Callabl
             await world._choose(row, f"u{user}", True)
     await world.tick(1)
     assert (await world.row()).phase == machine.PROGRESSING
-    assert "more clean users" in (await world.controller.show(row)).verdict_sentence
+    assert "more clean users" in (await world.controller.assessor.show(row)).verdict_sentence
 
 
 async def test_a_newer_checkpoint_waits_for_an_active_rollout_and_supersedes_a_pending_one(
@@ -430,3 +433,73 @@ async def test_a_restart_keeps_first_requests(make_world: Callable[..., World]) 
     await world.tick()
     kept = await world.writer.arun(lambda conn: tables.load_observations(conn, row.id))
     assert [(o.user, o.error) for o in kept] == [("u", False)]
+
+
+async def count_transactions(world: World) -> int:
+    """How many a tick makes."""
+    num_begun = 0
+
+    def count(connection: object) -> None:
+        nonlocal num_begun
+        num_begun += 1
+
+    world.time += 2.0  # so that weighing is due
+    if world.fleet.fence is not None:
+        await world.fleet.beat()
+    sa.event.listen(world.engine, "begin", count)
+    await world.controller.tick(world.time)
+    sa.event.remove(world.engine, "begin", count)
+    return num_begun
+
+
+async def test_a_tick_with_nothing_to_do_is_one_transaction_and_one_more_to_weigh(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    await world.publish(0)
+    await world.tick()
+    assert await count_transactions(world) == 1
+    await world.publish(1)
+    await world.tick()
+    row = await world.row()
+    assert row.phase == machine.PROGRESSING
+    for user in ("u1", "u2"):
+        world.observed.note(row.id, user, "canary", False, False, False, 0.1)
+        assert await count_transactions(world) == 2
+    assert len(await world.writer.arun(lambda conn: tables.load_observations(conn, row.id))) == 2
+    await world.fleet.leave()
+    assert await count_transactions(world) == 1  # it only follows
+
+
+async def test_first_requests_are_stored_later_if_the_tables_cannot_be_written_now(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    await world.started()
+    row = await world.row()
+
+    def refuse(connection: object) -> None:
+        raise sa.exc.OperationalError("COMMIT", {}, OSError("no space left"))
+
+    world.observed.note(row.id, "first", "canary", False, False, False, 0.1)
+    sa.event.listen(world.engine, "commit", refuse)
+    with pytest.raises(DatabaseError):
+        await world.controller.tick(world.time)
+    sa.event.remove(world.engine, "commit", refuse)
+    world.time += 1.0
+    world.observed.note(row.id, "second", "canary", False, False, False, 0.1)
+    await world.tick()
+    kept = await world.writer.arun(lambda conn: tables.load_observations(conn, row.id))
+    assert [(o.user, o.at) for o in kept] == [("first", world.time - 1.5), ("second", world.time - 0.5)]
+
+
+async def test_the_pointer_is_read_before_what_it_is_compared_with(make_world: Callable[..., World]) -> None:
+    """What PostgreSQL reads later may be newer: mixed so, a view has the older generation and is replaced."""
+    world = make_world()
+    await world.publish(0)
+    await world.tick()
+    statements: list[str] = []
+    sa.event.listen(world.engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
+    await world.writer.arun(lambda conn: read_snapshot(conn, "default"))
+    reads = [statement for statement in statements if statement.startswith("SELECT")]
+    assert "FROM serving" in reads[0] and len(reads) == 5

@@ -1,0 +1,35 @@
+"""What the tables say at one moment: all that the controller and its followers go by, read in one transaction.
+
+The pointer is read first. Where every statement sees a moment of its own (PostgreSQL), a snapshot that mixes two has the
+older generation: what would follow from it is refused or ignored, and the next look sees the newer one.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from gateway import tables
+from gateway.engines.register import RegisteredEngine, list_engines
+from gateway.tables import CheckpointRow, RolloutRow, ServingRow
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """rollout: the one that has not finished. waiting, draining: checkpoints in order of arrival."""
+
+    serving: ServingRow
+    rollout: RolloutRow | None
+    engines: list[RegisteredEngine]
+    waiting: list[CheckpointRow]
+    draining: list[CheckpointRow]
+
+
+def read_snapshot(conn: Connection, policy: str) -> Snapshot:
+    """Read all of it."""
+    return Snapshot(
+        serving=tables.get_serving(conn, policy),
+        rollout=tables.active_rollout(conn, policy),
+        engines=list_engines(conn),
+        waiting=tables.list_checkpoints(conn, "waiting"),
+        draining=tables.list_checkpoints(conn, "draining"),
+    )

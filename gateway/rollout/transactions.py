@@ -1,0 +1,61 @@
+"""What the controller writes, each function within one transaction: all of it, or StaleController and nothing.
+
+The fence keeps out a leader that was asleep, the generation whoever decided by what has changed since. When to write,
+and what must be loaded or unloaded before, the controller knows.
+"""
+
+from sqlalchemy import Connection
+
+from gateway import tables
+from gateway.rollout import machine
+from gateway.rollout.machine import Transition
+from gateway.rollout.plan import new_rollout, new_statuses
+from gateway.rollout.snapshot import Snapshot
+from gateway.settings import RolloutSection
+from gateway.tables import RolloutRow
+
+
+def adopt_first(conn: Connection, snapshot: Snapshot, fence: int) -> None:
+    """Make the oldest waiting checkpoint stable, where none is."""
+    first = snapshot.waiting[0].id
+    tables.advance(conn, snapshot.serving.policy, snapshot.serving.generation, fence, first)
+    tables.set_status(conn, first, "stable")
+
+
+def set_retired(conn: Connection, policy: str, checkpoint: str, fence: int) -> None:
+    """The checkpoint has left the engines."""
+    tables.require_fence(conn, policy, fence)
+    tables.set_status(conn, checkpoint, "retired")
+
+
+def open_rollout(conn: Connection, snapshot: Snapshot, settings: RolloutSection, now: float, fence: int) -> None:
+    """Put the newest waiting checkpoint on trial, in place of the older ones."""
+    policy = snapshot.serving.policy
+    tables.require_fence(conn, policy, fence)
+    *older, newest = snapshot.waiting
+    for checkpoint in older:
+        tables.set_status(conn, checkpoint.id, "superseded")
+    tables.set_status(conn, newest.id, "canary")
+    number = tables.count_rollouts(conn)
+    tables.add_rollout(conn, new_rollout(newest, snapshot.serving, policy, settings, number, now))
+
+
+def carry_out(
+    conn: Connection, old: RolloutRow, to: Transition, now: float, fence: int | None, decision: tuple[str, str] | None
+) -> RolloutRow:
+    """Move a rollout: row, event, pointer, statuses and decision (digest, JSON). Returns the row under its generation.
+
+    fence: None for an operator's action, which any gateway may carry out.
+    """
+    pointer = None
+    if to.row.phase == machine.BAKING and old.phase == machine.PROMOTING:
+        pointer = old.checkpoint
+    if to.row.phase == machine.ABORTING and old.phase == machine.BAKING:
+        pointer = old.stable
+    for checkpoint, status in new_statuses(old, to.row):
+        tables.set_status(conn, checkpoint, status)
+    if decision is not None:
+        tables.add_decision(conn, old.id, now, to.reason, *decision)
+    return tables.move(
+        conn, old, to.row, fence=fence, actor=to.actor, reason=to.reason, now=to.row.phase_started_at, stable=pointer
+    )
