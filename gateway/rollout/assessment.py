@@ -1,8 +1,15 @@
-"""Weighs a rollout: reads its duels and first requests, and makes evidence and guardrails of them. Decides nothing."""
+"""Weighs a rollout: reads its duels and first requests, and makes evidence and guardrails of them.
+
+All of them every time, and with thousands of users that is seconds of a core that serves. So an assessment knows what it
+cost, and who looks periodically waits while it is recent. Promises 5% of a core for the controller's looks, and as much
+for the operators'. Decides nothing.
+"""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
@@ -17,16 +24,25 @@ from gateway.rollout.summary import build_view
 from gateway.rollout.view import RolloutView
 from gateway.tables import RolloutRow
 
+_T = TypeVar("_T")
+_MOST_OF_A_CORE = 0.05
 _MOST_VIEWS = 200
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """A rollout as weighed. last_choice_at: when the newest choice was made."""
+    """A rollout as weighed at `at`, which took cpu_s of CPU time. last_choice_at: when the newest choice was made."""
 
+    row: RolloutRow
     evidence: Evidence
     guardrails: Guardrails
     last_choice_at: float
+    at: float
+    cpu_s: float
+
+    def is_recent(self, row: RolloutRow, now: float) -> bool:
+        """Whether it is of this very row, and to weigh it again already would take more than 5% of a core."""
+        return self.row == row and 0 <= now - self.at < self.cpu_s / _MOST_OF_A_CORE
 
 
 def weigh(
@@ -46,22 +62,40 @@ def weigh(
 
 
 class Assessor:
-    """Assesses rollouts. preset: the settings' name, as shown. `clock` in epoch seconds."""
+    """Assesses rollouts. preset: the settings' name, as shown. `clock` in epoch seconds, `cpu_clock` of one thread."""
 
-    def __init__(self, writer: Writer, preset: str, clock: Callable[[], float]) -> None:
-        self._writer, self._preset, self._clock = writer, preset, clock
+    def __init__(
+        self,
+        writer: Writer,
+        preset: str,
+        clock: Callable[[], float],
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._writer, self._preset, self._clock, self._cpu_clock = writer, preset, clock, cpu_clock
+        self._newest: Assessment | None = None
         self._views: dict[str, RolloutView] = {}  # of finished rollouts
+        self._lock = asyncio.Lock()
 
     async def assess(self, row: RolloutRow, now: float) -> Assessment:
         """Weigh a rollout as of `now`, by what the tables hold at this moment."""
-        duels, observed = await self._writer.arun(lambda conn: _read(conn, row.id))
-        return Assessment(*await asyncio.to_thread(weigh, row, duels, observed, now))
+        (duels, observed), read_s = await self._writer.arun(lambda conn: self._measure(_read, conn, row.id))
+        weighed, weigh_s = await asyncio.to_thread(self._measure, weigh, row, duels, observed, now)
+        self._newest = Assessment(row, *weighed, at=now, cpu_s=read_s + weigh_s)
+        return self._newest
+
+    def _measure(self, fn: Callable[..., _T], *args: Any) -> tuple[_T, float]:
+        began = self._cpu_clock()
+        return fn(*args), self._cpu_clock() - began
 
     async def show(self, row: RolloutRow) -> RolloutView:
-        """What operators see. A finished rollout is weighed once."""
+        """What operators see, weighed anew unless it was lately. A finished rollout is weighed once."""
         if row.id in self._views:
             return self._views[row.id]
-        found = await self.assess(row, row.finished_at or self._clock())
+        async with self._lock:  # of many who look at once, one weighs
+            now = row.finished_at or self._clock()
+            found = self._newest
+            if found is None or not found.is_recent(row, now):
+                found = await self.assess(row, now)
         events = await self._writer.arun(lambda conn: tables.list_events(conn, row.id))
         view = build_view(row, found.evidence, found.guardrails, events, read_settings(row), self._preset)
         if row.phase in tables.FINISHED:

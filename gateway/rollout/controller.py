@@ -212,7 +212,10 @@ class Controller:
         return True
 
     async def _judge(self, row: RolloutRow, now: float, fence: int) -> bool:
-        """Weigh what people said, and decide by it; says whether the row moved."""
+        """Weigh what people said, unless that was done lately, and decide by it; says whether the row moved."""
+        last = self.watched.assessment if self.watched is not None else None
+        if last is not None and last.is_recent(row, now):
+            return False
         found = await self.assessor.assess(row, now)
         self.watched = Watched(row, found)
         transition = machine.decide(row, found.evidence, found.guardrails, now, read_settings(row))
