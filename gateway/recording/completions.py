@@ -203,12 +203,8 @@ class Completions:
 
 def name_record(record: Record) -> Row | None:
     """The row of a record, its id found in the answer's first bytes if it is not known; None if there is none."""
-    completion_id = record[1]
-    if completion_id is None:
-        completion_id = find_id(record[9])
-        if completion_id is None:
-            return None
-    return (record[0], completion_id, *record[2:])
+    completion_id = record[1] or find_id(record[9])
+    return None if completion_id is None else (record[0], completion_id, *record[2:])
 
 
 def find_id(answer: bytes) -> str | None:
