@@ -6,33 +6,53 @@ Pure, like the meters. Of several windows the headers show the one with least le
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from operator import attrgetter
 
 from gateway.errors import ApiError
-from gateway.limits.allowance import DAY_S, NANO, Ask, KeyLimits, Meter, build_meters
+from gateway.limits.allowance import DAY_S, NANO, Ask, KeyLimits, Kind, Meter, build_meters
+
+_KINDS: tuple[Kind, ...] = ("requests", "tokens", "budget")
+_WITHOUT_END = 2**62
 
 
 class Account:
     """The meters of one key. Windows are all valid from `since` to `until`, in epoch seconds; `roll` enters others.
 
-    `is_used`: since the last tick; `is_awake`: since it was last found idle.
+    Requests spend from a purse per kind, which holds what the least of the kind's leases is. Whoever looks at `meters`
+    has the purses emptied into them first; `fill` fills them again. `is_used`: since the last tick; `is_awake`: since
+    it was last found idle.
     """
 
-    __slots__ = ("_headers", "_second", "budgets", "is_awake", "is_used", "key_id", "limits", "meters", "num_waiting",
-                 "requests", "since", "tokens", "until")  # fmt: skip
+    __slots__ = ("_meters", "_second", "budget", "is_awake", "is_used", "key_id", "limits", "num_waiting", "requests",
+                 "since", "tokens", "until")  # fmt: skip
 
     def __init__(self, key_id: str, limits: KeyLimits, now: float) -> None:
         self.key_id = key_id
         self.limits = limits
-        self.meters = build_meters(key_id, limits, now)
-        self.requests = tuple(meter for meter in self.meters if meter.kind == "requests")
-        self.tokens = tuple(meter for meter in self.meters if meter.kind == "tokens")
-        self.budgets = tuple(meter for meter in self.meters if meter.kind == "budget")
-        self._headers = tuple(tuple(map(_Header, meters)) for meters in (self.requests, self.tokens) if meters)
+        self._meters = build_meters(key_id, limits, now)
+        self.requests, self.tokens, self.budget = (Purse(self._meters, kind) for kind in _KINDS)
         self._second = -1  # for which the headers were rendered
         self.num_waiting = 0
         self.is_awake = self.is_used = True
         self.roll(now)
+
+    @property
+    def meters(self) -> tuple[Meter, ...]:
+        """The meters, with all that was spent. Admits nothing until `fill`."""
+        self.requests.empty()
+        self.tokens.empty()
+        self.budget.empty()
+        self._second = -1
+        return self._meters
+
+    def fill(self) -> bool:
+        """Put what may be spent into the purses; whether there is some of every kind."""
+        purses = self.requests, self.tokens, self.budget
+        for purse in purses:
+            purse.fill()
+        self._second = -1
+        return all(purse.left > 0 for purse in purses)
 
     @property
     def is_exhausted(self) -> bool:
@@ -47,9 +67,8 @@ class Account:
     def roll(self, now: float) -> list[Ask]:
         """Enter the windows of `now`; return what to book of those that ended."""
         booked = [ask for meter in self.meters for ask in meter.roll(now)]
-        self.since = max((meter.since for meter in self.meters), default=0)
-        self.until = min((meter.ends_at for meter in self.meters), default=2**62)
-        self._second = -1
+        self.since = max((meter.since for meter in self._meters), default=0)
+        self.until = min((meter.ends_at for meter in self._meters), default=_WITHOUT_END)
         return booked
 
     def close(self) -> list[Ask]:
@@ -58,20 +77,19 @@ class Account:
 
     def render_headers(self, now: float) -> bytes:
         """The `x-ratelimit-…` lines, each with its CRLF. What remains is over all workers, as last read."""
+        requests, tokens = self.requests, self.tokens
         if self._second != int(now):
+            self.fill()
             self._second = int(now)
-            for headers in self._headers:
-                for header in headers:
-                    header.render_reset(now)
-        lines = b""
-        for headers in self._headers:
-            shown = headers[0]
-            least = shown.meter.left + shown.meter.lease
-            for header in headers[1:]:
-                remaining = header.meter.left + header.meter.lease
-                if remaining < least:
-                    shown, least = header, remaining
-            lines += b"%b%d%b" % (shown.head, least if least > 0 else 0, shown.tail)
+            requests.render(now)
+            tokens.render(now)
+        lines = requests.head
+        if lines:
+            remaining = requests.left + requests.elsewhere
+            lines = b"%b%d%b" % (lines, remaining if remaining > 0 else 0, requests.tail)
+        if tokens.head:
+            remaining = tokens.left + tokens.elsewhere
+            lines = b"%b%b%d%b" % (lines, tokens.head, remaining if remaining > 0 else 0, tokens.tail)
         return lines
 
     def make_refusal(self, now: float) -> ApiError:
@@ -90,19 +108,42 @@ class Account:
         )
 
 
-class _Header:
-    """The lines of one meter, rendered but for what changes with every request."""
+class Purse:
+    """What may be spent of one kind before its meters are asked. Whoever spends subtracts from `left`, and nothing else.
 
-    __slots__ = ("head", "meter", "tail")
+    `head` and `tail`: the header lines of the window with least left around what remains, which is `left` and
+    `elsewhere`; empty where the kind has no limit.
+    """
 
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-        self.head = f"x-ratelimit-limit-{meter.kind}: {meter.limit}\r\nx-ratelimit-remaining-{meter.kind}: ".encode()
-        self.tail = b""
+    __slots__ = ("_filled", "_meters", "elsewhere", "head", "left", "tail")
 
-    def render_reset(self, now: float) -> None:
-        reset = format_duration(self.meter.ends_at - now)
-        self.tail = f"\r\nx-ratelimit-reset-{self.meter.kind}: {reset}\r\n".encode()
+    def __init__(self, meters: Iterable[Meter], kind: Kind) -> None:
+        self._meters = tuple(meter for meter in meters if meter.kind == kind)
+        self.left = self._filled = 0
+        self.elsewhere = 0
+        self.head = self.tail = b""
+
+    def empty(self) -> None:
+        """Let the meters have spent what was spent; nothing is left."""
+        spent = self._filled - self.left
+        self.left = self._filled = 0
+        if spent:
+            for meter in self._meters:
+                meter.lease -= spent
+
+    def fill(self) -> None:
+        """Hold the least of the leases."""
+        self.empty()
+        self.left = self._filled = min((meter.lease for meter in self._meters), default=_WITHOUT_END)
+
+    def render(self, now: float) -> None:
+        """Make the header lines. The purse must be full."""
+        if not self._meters:
+            return
+        shown = min(self._meters, key=lambda meter: meter.left + meter.lease)
+        self.elsewhere = shown.left + shown.lease - self._filled
+        self.head = f"x-ratelimit-limit-{shown.kind}: {shown.limit}\r\nx-ratelimit-remaining-{shown.kind}: ".encode()
+        self.tail = f"\r\nx-ratelimit-reset-{shown.kind}: {format_duration(shown.ends_at - now)}\r\n".encode()
 
 
 def format_duration(seconds: float) -> str:

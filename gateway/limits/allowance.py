@@ -90,7 +90,7 @@ class Meter:
     """One limit of one key in the current window. Not safe for threads.
 
     `lease` may still be spent here, below 0 it is owed; `left` is what no worker had leased when the table was last
-    read. Whoever spends subtracts from `lease`, and nothing else.
+    read. Whoever spends subtracts from `lease`, and nothing else; requests do by their account's purses.
     """
 
     __slots__ = ("_chunk", "_is_closed", "_is_known", "_num_idle", "_num_stale", "_stock", "ahead", "key_id", "kind",

@@ -73,12 +73,11 @@ class Limits:
         if account is None or account.limits is not limits or not account.since <= now < account.until:
             account = self._open_account(identity.key_id, limits, now)
         account.is_awake = account.is_used = True
-        for meter in account.meters:
-            if meter.lease <= 0:
-                return self._look_closer(account)
-        for meter in account.requests:
-            meter.lease -= 1
-        return True
+        requests = account.requests
+        if (requests.left > 0 and account.tokens.left > 0 and account.budget.left > 0) or account.fill():
+            requests.left -= 1
+            return True
+        return self._look_closer(account)
 
     def header_lines(self, identity: Identity, now: float) -> bytes:
         """`x-ratelimit-…` lines as in OpenAI's answers, each with its CRLF; empty without limits."""
@@ -94,13 +93,8 @@ class Limits:
             return
         account = self._find_account(identity.key_id, limits, self._clock())
         account.is_awake = True
-        num_tokens = prompt_tokens + completion_tokens
-        for meter in account.tokens:
-            meter.lease -= num_tokens
-        if account.budgets:
-            cost = round(prompt_tokens * self._prompt_nano + completion_tokens * self._completion_nano)
-            for meter in account.budgets:
-                meter.lease -= cost
+        account.tokens.left -= prompt_tokens + completion_tokens
+        account.budget.left -= round(prompt_tokens * self._prompt_nano + completion_tokens * self._completion_nano)
 
     # -- the rare path
 

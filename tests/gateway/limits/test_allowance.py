@@ -171,14 +171,16 @@ def test_headers_show_the_window_with_least_left() -> None:
     account = Account("k", limits, NOON)
     for meter in account.meters:
         lease(meter, num_waiting=1)
-    account.requests[0].lease -= 1
+    account.fill()
+    account.requests.left -= 1
     assert account.render_headers(NOON + 0.5) == (
         b"x-ratelimit-limit-requests: 60\r\nx-ratelimit-remaining-requests: 59\r\nx-ratelimit-reset-requests: 1m0s\r\n"
         b"x-ratelimit-limit-tokens: 500\r\nx-ratelimit-remaining-tokens: 500\r\nx-ratelimit-reset-tokens: 1m0s\r\n"
     )
-    account.requests[1].left = 7
-    account.requests[1].lease = 3
-    account.tokens[0].lease = -900  # overspent
+    _, per_day, tokens = account.meters
+    per_day.left = 7
+    per_day.lease = 3
+    tokens.lease = -900  # overspent
     assert account.render_headers(NOON + 30) == (
         b"x-ratelimit-limit-requests: 1000\r\nx-ratelimit-remaining-requests: 10\r\n"
         b"x-ratelimit-reset-requests: 11h59m30s\r\n"
@@ -186,13 +188,32 @@ def test_headers_show_the_window_with_least_left() -> None:
     )
 
 
+def test_what_is_spent_from_the_purses_is_spent_from_every_meter() -> None:
+    limits = KeyLimits(requests_per_minute=60, requests_per_day=1000, budget_per_day=1.0)
+    account = Account("k", limits, NOON)
+    assert not account.fill() and account.requests.left == account.budget.left == 0
+    account.budget.left -= 5  # an answer that was asked for before
+    for meter, granted in zip(account.meters, (3, 8, NANO), strict=True):
+        asked = meter.ask(1)
+        assert asked is not None
+        meter.take(asked, Grant(granted, 10))
+    assert account.fill()
+    assert (account.requests.left, account.tokens.left > 10**18, account.budget.left) == (3, True, NANO - 5)
+    account.requests.left -= 2
+    account.meters[0].lease += 4  # granted meanwhile: there once the purse is filled again
+    account.requests.left -= 1
+    assert [meter.lease for meter in account.meters] == [4, 5, NANO - 5]
+    assert account.requests.left == account.budget.left == 0
+    assert account.fill() and account.requests.left == 4
+
+
 def test_a_refusal_waits_for_the_last_window_that_is_used_up() -> None:
     account = Account("k", KeyLimits(requests_per_minute=2, budget_per_day=1.5), NOON)
-    lease(account.requests[0], num_waiting=1, used=2)
+    lease(account.meters[0], num_waiting=1, used=2)
     error = account.make_refusal(NOON + 10.2)
     assert (error.status, error.code, error.headers["retry-after"]) == (429, "rate_limit_exceeded", "50")
     assert error.message == "Limit reached: requests per minute, 2. Try again in 50s."
-    lease(account.budgets[0], num_waiting=1, used=2 * NANO)
+    lease(account.meters[1], num_waiting=1, used=2 * NANO)
     error = account.make_refusal(NOON + 10.2)
     assert (error.code, error.headers["retry-after"]) == ("insufficient_quota", str(12 * 3600 - 10))
     assert error.message == "Limit reached: budget per day, 1.5. Try again in 11h59m50s."
