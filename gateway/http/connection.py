@@ -222,17 +222,19 @@ class Connection(asyncio.Protocol):
             self.drop()
             return
         self.has_bytes = True
-        self.deadline = self.pool.now() + self._idle_timeout_s
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(EngineInterrupted(f"{self.pool.url} does not speak HTTP: {error}"))
             self.drop()
             return
+        is_last = self._ends
+        if not is_last:
+            self.deadline = self.pool.now() + self._idle_timeout_s
         if self._batch:
             batch, self._batch = self._batch, []
-            answer.note_data(batch[0] if len(batch) == 1 else b"".join(batch), is_last=self._ends)
-        if self._ends:
+            answer.note_data(batch[0] if len(batch) == 1 else b"".join(batch), is_last=is_last)
+        if is_last:
             self._ends = False
             if self._answer is answer:  # it was not let go of meanwhile
                 self._complete()
@@ -256,10 +258,11 @@ class Connection(asyncio.Protocol):
     # The parser's callbacks
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(name) == 12 and name.lower() == b"content-type":
+        name = name.lower()
+        if name == b"content-type":
             assert self._answer is not None
             self._answer.content_type = value
-        elif len(name) in (14, 17) and name.lower() in (b"content-length", b"transfer-encoding"):
+        elif name == b"content-length" or name == b"transfer-encoding":
             self._has_length = True
 
     def on_headers_complete(self) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 logger = logging.getLogger("gateway.outbox")
@@ -46,12 +48,10 @@ class Outlet:
     def __init__(self, transport: asyncio.Transport, outbox: Outbox) -> None:
         self._transport = transport
         self._outbox = outbox
+        self.write: Callable[[bytes], None] = partial(outbox.write, transport)
         self.is_closing = transport.is_closing
         self.abort = transport.abort
         self.can_write_eof = transport.can_write_eof
-
-    def write(self, data: bytes) -> None:
-        self._outbox.write(self._transport, data)
 
     def write_eof(self) -> None:
         self._outbox.flush()

@@ -90,8 +90,10 @@ class ServingProtocol(HttpToolsProtocol):
         if self._request_timer is not None:
             self._stop_request_timer()
         self.url = b""
-        self.expect_100_continue = False
         self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))  # uvicorn looks at each, for those that go to ASGI
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -102,10 +104,11 @@ class ServingProtocol(HttpToolsProtocol):
             if (handler := self.serving.handlers.get(path)) is None:
                 handler, make_call = self.serving.find_handler(path), Call
         if handler is None or self.parser.get_method() != b"POST":
-            url, headers, expects = self.url, self.headers, self.expect_100_continue
+            url, headers = self.url, self.headers
             super().on_message_begin()
-            self.url, self.expect_100_continue = url, expects
-            self.headers.extend(headers)
+            self.url = url
+            for name, value in headers:
+                super().on_header(name, value)
             self._newest = None
             super().on_headers_complete()
             self.headers = _NO_TRAILERS
@@ -119,7 +122,8 @@ class ServingProtocol(HttpToolsProtocol):
             call.is_http_11 = call.keep_alive = False
         elif not self.parser.should_keep_alive():
             call.keep_alive = False
-        call.waiting_for_100_continue = self.expect_100_continue
+        if b"expect" in call.headers:
+            call.waiting_for_100_continue = call.headers[b"expect"].lower() == b"100-continue"
         if before is None or before.response_complete:
             self._begin(call)
         else:
@@ -227,6 +231,7 @@ class ServingProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if isinstance(cycle, Call):
             self._begin(cycle)
+            cycle.begin()
         else:
             self._running = cycle
             super()._start_asgi_task(cycle, app)
@@ -247,13 +252,13 @@ class ServingProtocol(HttpToolsProtocol):
         task.add_done_callback(self.tasks.discard)
 
     def _begin(self, call: Call) -> None:
+        """It is the call's turn, whether its body is there or not."""
         if self.transport.is_closing():
             return  # the answer before it was the last
         self._running = call
         call.is_current = True
         if call.waiting_for_100_continue and call.more_body:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        call.begin()
 
     # Requests that are not read to their end
 
