@@ -72,8 +72,7 @@ _decoder = msgspec.json.Decoder(EngineRequest)
 _messages_decoder = msgspec.json.Decoder(list[dict[str, Any]])
 _texts_decoder = msgspec.json.Decoder(list[_Message])
 _KEY = b'"model"'
-_BACKSLASH = ord("\\")
-_VALUE = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")', re.DOTALL)
+_VALUE = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*("[^"\\]*")')
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
 _MEDIA = frozenset({"image_url", "audio_url", "video_url", "input_audio", "file", "file_url", "file_data"})
@@ -105,13 +104,9 @@ def find_model(body: bytes) -> tuple[int, int]:
     is there once is the key.
     """
     found = body.find(_KEY)
-    has_escapes = _BACKSLASH in body
-    if found >= 0 and body.find(_KEY, found + 7) < 0 and not (has_escapes and b"\\u" in body):
-        if not has_escapes and body.startswith(b':"', found + 7):
-            return found + 8, body.index(b'"', found + 9) + 1
-        value = _VALUE.match(body, found + 7)
-        if value is not None:
-            return value.span(1)
+    value = None if found < 0 else _VALUE.match(body, found + 7)
+    if value is not None and body.find(_KEY, found + 7) < 0 and b"\\u" not in body:
+        return value.span(1)
     return _scan_for_model(body)
 
 

@@ -39,7 +39,7 @@ class Exchange(msgspec.Struct):
     @property
     def engine_body(self) -> bytes:
         """The body with the checkpoint as its model."""
-        return self.body_for(self.route.checkpoint)
+        return replace_span(self.body, self.model_span, self.route.checkpoint)
 
     def body_for(self, checkpoint: str) -> bytes:
         """The body with another checkpoint as its model."""
@@ -124,18 +124,14 @@ def note_outcome(exchange: Exchange, outcome: Outcome, *, is_paired: bool = Fals
     context = exchange.context
     metrics = context.metrics
     metrics.count_request(outcome.arm, outcome.code)
-    arm = metrics.arms[outcome.arm]
     if outcome.is_refused:
-        arm.refusals.inc()
-    if outcome.first_byte_s is not None:
-        arm.first_token.observe(outcome.first_byte_s)
-        if outcome.num_tokens > 1:
-            rest_s = time.monotonic() - exchange.started - outcome.first_byte_s
-            arm.per_token.observe(max(0.0, rest_s) / (outcome.num_tokens - 1))
-    if outcome.num_tokens:
-        arm.output_tokens.observe(outcome.num_tokens)
+        metrics.arms[outcome.arm].refusals.inc()
+    if outcome.first_byte_s is not None or outcome.num_tokens:
+        _note_tokens(exchange, outcome)
     view, observations = exchange.view, context.deployment.observations
-    if view.rollout is None or observations is None or exchange.route.is_pinned or not exchange.who.user:
+    if view.rollout is None or observations is None or exchange.route.is_pinned:
+        return
+    if not is_paired and observations.is_settled(view.rollout, exchange.who.user):
         return
     if outcome.code == CLIENT_GONE or 400 <= outcome.code < 500:
         return
@@ -150,3 +146,14 @@ def note_outcome(exchange: Exchange, outcome: Outcome, *, is_paired: bool = Fals
         paired=is_paired,
         weight=view.weight,
     )
+
+
+def _note_tokens(exchange: Exchange, outcome: Outcome) -> None:
+    arm = exchange.context.metrics.arms[outcome.arm]
+    if outcome.first_byte_s is not None:
+        arm.first_token.observe(outcome.first_byte_s)
+        if outcome.num_tokens > 1:
+            rest_s = time.monotonic() - exchange.started - outcome.first_byte_s
+            arm.per_token.observe(max(0.0, rest_s) / (outcome.num_tokens - 1))
+    if outcome.num_tokens:
+        arm.output_tokens.observe(outcome.num_tokens)

@@ -22,21 +22,17 @@ Messages = Callable[[], list[dict[str, Any]]]
 
 
 class Who:
-    """Who is asking, as keyed hashes, which are made only when something needs them; `user` is empty if unknown."""
+    """Who is asking, as keyed hashes. `user`: of the app, if it named one, else empty.
 
-    __slots__ = ("_app", "_conversation", "_given", "_messages", "_named", "_secrets", "_user")
+    The conversation's is made only when something needs it.
+    """
+
+    __slots__ = ("_app", "_conversation", "_given", "_messages", "_secrets", "user")
 
     def __init__(self, secrets: Secrets, app: str, named: str, given: str, messages: Messages) -> None:
-        self._secrets, self._app, self._named, self._given, self._messages = secrets, app, named, given, messages
-        self._user: str | None = None if named else ""
+        self._secrets, self._app, self._given, self._messages = secrets, app, given, messages
+        self.user = secrets.hash_user(app, named) if named else ""
         self._conversation: str | None = None
-
-    @property
-    def user(self) -> str:
-        """The user of the app, if it named one."""
-        if self._user is None:
-            self._user = self._secrets.hash_user(self._app, self._named)
-        return self._user
 
     @property
     def conversation(self) -> str:

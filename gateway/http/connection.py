@@ -43,9 +43,10 @@ class EngineAnswer(Waitable):
     @property
     def body(self) -> bytes:
         """What has come and was not taken: the whole body of a complete answer."""
-        if len(self._pieces) > 1:
-            self._pieces = [b"".join(self._pieces)]
-        return self._pieces[0] if self._pieces else b""
+        pieces = self._pieces
+        if len(pieces) != 1:
+            pieces = self._pieces = [b"".join(pieces)] if pieces else []
+        return pieces[0] if pieces else b""
 
     async def forward(self, sink: Callable[[bytes], None]) -> None:
         """Give every read to `sink`, as it comes, until the answer is complete. Raises EngineInterrupted."""

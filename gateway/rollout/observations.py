@@ -46,6 +46,10 @@ class Observations:
             arms = self._seen.get(user, (paired, frozenset[str]()))[1]
             self._seen[user] = (paired, arms | {arm})
 
+    def is_settled(self, rollout: str, user: str) -> bool:
+        """Whether one more answer to this user changes nothing, unless it is a candidate of a duel."""
+        return not user or user in self._seen or rollout != self._rollout
+
     def note(
         self,
         rollout: str | None,
