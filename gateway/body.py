@@ -5,6 +5,7 @@ two readers could see two different models (a repeated or escaped top-level `mod
 """
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -156,21 +157,22 @@ def _encode_name(name: str) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _model_pair(name: str) -> bytes:
-    return b'"model":' + _encode_name(name)
-
-
-def restore_model(answer: bytes, checkpoint: str, alias: str) -> bytes:
-    """An answer, or whole events of one, with the alias in place of the checkpoint.
+def find_restorer(checkpoint: str, alias: str) -> Callable[[bytes], bytes]:
+    """What puts the alias in place of the checkpoint, in an answer or in whole events of one.
 
     Inside a string the quotes of the pattern would be escaped, so what matches is a key.
     """
-    theirs = _model_pair(checkpoint)
-    restored = answer.replace(theirs, _model_pair(alias))
     name = _encode_name(checkpoint)
-    if restored is not answer or name not in answer:
-        return restored
-    return re.sub(rb'(?<!\\)"model"\s*:\s*' + re.escape(name), lambda _: _model_pair(alias), answer)
+    theirs, ours = b'"model":' + name, b'"model":' + _encode_name(alias)
+    unusual = re.compile(rb'(?<!\\)"model"\s*:\s*' + re.escape(name))
+
+    def restore(answer: bytes) -> bytes:
+        restored = answer.replace(theirs, ours)
+        if restored is not answer or name not in answer:
+            return restored
+        return unusual.sub(lambda _: ours, answer)
+
+    return restore
 
 
 def _is_text(request: EngineRequest) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from gateway.attempts import Begun, ask_engine, begin_asking, drop_asking, end_asking, hide_refusal
-from gateway.body import restore_model
+from gateway.body import find_restorer
 from gateway.errors import ApiError, CheckpointGone, EngineInterrupted
 from gateway.exchange import (
     CLIENT_GONE,
@@ -107,14 +107,15 @@ def _pass_whole(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> N
         return
     settle_answer(exchange, body)
     note_completion(exchange, body, is_stream=False)
-    body = restore_model(body, route.checkpoint, route.alias)
-    exchange.call.send(200, body, answer.content_type, exchange.own_headers)
+    restored = find_restorer(route.checkpoint, route.alias)(body)
+    exchange.call.send(200, restored, answer.content_type, exchange.own_headers)
 
 
 async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> None:
     """Each read of the engine's stream is one write to the client: no task runs in between."""
     call, checkpoint, alias = exchange.call, exchange.route.checkpoint, exchange.route.alias
     engine = exchange.context.deployment.engines[answer.engine]
+    restore = find_restorer(checkpoint, alias)
     tail = EventTail()
     meter = None if exchange.identity.limits is None else StreamMeter(exchange)
     pieces: list[bytes] | None = [] if exchange.is_recorded else None
@@ -126,9 +127,9 @@ async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcom
         nonlocal code
         engine.note_progress(time.monotonic())
         events = tail.feed(data)
+        if meter is not None:
+            events = meter.filter(events)
         if not events:
-            return
-        if meter is not None and not (events := meter.filter(events)):
             return
         if pieces is not None:
             pieces.append(events)
@@ -137,14 +138,14 @@ async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcom
             code = 500
             events = events.replace(checkpoint.encode(), alias.encode())
         outcome.num_tokens += events.count(b"data: ")
-        call.write(restore_model(events, checkpoint, alias))
+        call.write(restore(events))
 
     call.on_pause, call.on_resume = answer.pause, answer.resume
     call.start(answer.content_type, exchange.own_headers)
     try:
         await answer.forward(pass_on)
         if tail.rest:
-            call.write(restore_model(tail.rest, checkpoint, alias))
+            call.write(restore(tail.rest))
         outcome.code = code
     except (EngineInterrupted, ValueError):
         outcome.code = 502

@@ -149,10 +149,13 @@ class Call:
 
     def write(self, data: bytes) -> None:
         """More of the stream. `data` is not empty."""
-        head, self._head = self._head, b""
-        self._write(b"%b%x\r\n%b\r\n" % (head, len(data), data) if self.is_http_11 else head + data)
-        if head and self.on_pause is not None and self._protocol.flow.write_paused:
-            self.on_pause()  # nobody says so if the answer before this one is what the client does not read
+        if self.is_http_11:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if self._head:
+            data, self._head = self._head + data, b""
+            if self.on_pause is not None and self._protocol.flow.write_paused:
+                self.on_pause()  # nobody says so if the answer before this one is what the client does not read
+        self._write(data)
 
     def end(self) -> None:
         """The stream is complete."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.body import add_fields, find_model, parse_request, replace_span, restore_model
+from gateway.body import add_fields, find_model, parse_request, replace_span, find_restorer
 from gateway.errors import ApiError
 
 JSON = st.recursive(
@@ -57,8 +57,8 @@ def test_fields_added_at_the_end_win() -> None:
 def test_an_answer_that_talks_about_its_model_keeps_its_words() -> None:
     said = json.dumps('I am "model":"c-1"')
     answer = f'{{"id":"x","model":"c-1","choices":[{{"message":{{"content":{said}}}}}]}}'.encode()
-    assert restore_model(answer, "c-1", "default") == answer.replace(b'"model":"c-1"', b'"model":"default"', 1)
-    assert restore_model(b'{"model" : "c-1"}', "c-1", "default") == b'{"model":"default"}'
+    assert find_restorer("c-1", "default")(answer) == answer.replace(b'"model":"c-1"', b'"model":"default"', 1)
+    assert find_restorer("c-1", "default")(b'{"model" : "c-1"}') == b'{"model":"default"}'
 
 
 def test_fields_whose_types_only_the_engine_can_judge_pass() -> None:
