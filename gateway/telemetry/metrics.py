@@ -33,7 +33,9 @@ class Metrics(Collector):
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self._num_answers: defaultdict[tuple[str, int], int] = defaultdict(int)  # by arm and code: cheaper than a Counter
+        self._num_answers: defaultdict[tuple[str, int], int] = defaultdict(
+            int
+        )  # by arm and code: cheaper than a Counter
         registry.register(self)
         first = Histogram(
             "prefloop_time_to_first_token_seconds", "Streamed answers: wait for the first byte.", ["arm"],

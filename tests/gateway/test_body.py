@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.body import add_fields, find_model, parse_request, replace_span, find_restorer
+from gateway.body import add_fields, find_model, find_restorer, parse_request, replace_span
 from gateway.errors import ApiError
 
 JSON = st.recursive(
