@@ -139,6 +139,21 @@ class Writer:
         """`run`, awaited. Cancelling the wait does not undo the write."""
         return await asyncio.shield(asyncio.wrap_future(self.run(fn)))
 
+    async def aread(self, fn: Callable[[sa.Connection], T]) -> T:
+        """What `fn` reads on a connection of its own, in a thread of its own: writes need not wait for it.
+
+        Raises DatabaseError.
+        """
+
+        def read() -> T:
+            try:
+                with self._engine.connect() as connection:
+                    return fn(connection)
+            except SQLAlchemyError as error:
+                raise DatabaseError(f"the database could not be read: {error}") from error
+
+        return await asyncio.to_thread(read)
+
     async def arun_grouped(self, fn: Callable[[sa.Connection, list[Item]], Sequence[T | Exception]], item: Item) -> T:
         """`arun` for what comes in numbers: `fn` gets all items of its transaction, and returns a result for each.
 

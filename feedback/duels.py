@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 from feedback.choices import choices, comparisons
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DuelRow:
     """A duel from the canary's side: outcome +1 won, 0 tie or both bad, -1 lost.
 
@@ -44,10 +45,10 @@ _DUELS = (  # built once: it runs at every look
 )
 
 
-def load_duels(connection: sa.Connection, rollout_id: str) -> list[DuelRow]:
+def load_duels(connection: sa.Connection, rollout_id: str) -> Iterator[DuelRow]:
     """The rollout's duels in the order in which they were asked, decided or not."""
     rows = connection.execute(_DUELS, {"rollout": rollout_id})
-    return [
+    return (
         DuelRow(
             comparison_id=comparison_id,
             user=user,
@@ -59,7 +60,7 @@ def load_duels(connection: sa.Connection, rollout_id: str) -> list[DuelRow]:
             canary_first=canary_first,
         )
         for comparison_id, user, asked_at, canary_first, preferred, harmful, chosen_at in rows
-    ]
+    )
 
 
 def _judge_for_canary(preferred: str | None, canary_first: bool) -> int:

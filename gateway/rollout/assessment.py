@@ -78,7 +78,7 @@ class Assessor:
 
     async def assess(self, row: RolloutRow, now: float) -> Assessment:
         """Weigh a rollout as of `now`, by what the tables hold at this moment."""
-        (duels, observed), read_s = await self._writer.arun(lambda conn: self._measure(_read, conn, row.id))
+        (duels, observed), read_s = await self._writer.aread(lambda conn: self._measure(_read, conn, row.id))
         weighed, weigh_s = await asyncio.to_thread(self._measure, weigh, row, duels, observed, now)
         self._newest = Assessment(row, *weighed, at=now, cpu_s=read_s + weigh_s)
         return self._newest

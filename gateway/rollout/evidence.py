@@ -18,7 +18,7 @@ _MAX_POINTS = 200
 FloatArray = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Duel:
     """One duel from the canary's side: outcome +1, 0 or -1. `chosen_at` None: shown and not decided (yet)."""
 

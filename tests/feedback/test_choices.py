@@ -209,7 +209,7 @@ def test_duels_are_seen_from_the_canarys_side_in_the_order_asked(database: sa.En
         show(database, make_comparison(f"d{number}", arms=arms, rollout="r1", created_at=1000.0 + number))
         choose(database, f"d{number}", preferred, now=1010.0)
     with database.connect() as connection:
-        duels = load_duels(connection, "r1")
+        duels = list(load_duels(connection, "r1"))
     assert [duel.outcome for duel in duels] == [outcome for _, _, outcome in verdicts]
     assert [duel.canary_first for duel in duels] == [arms == "canary stable" for arms, _, _ in verdicts]
     assert [duel.both_bad for duel in duels] == [False] * 5 + [True]
@@ -228,4 +228,4 @@ def test_open_and_skipped_duels_are_not_decided(database: sa.Engine) -> None:
 def test_explores_and_other_rollouts_are_no_duels(database: sa.Engine) -> None:
     show(database, make_comparison("explore", rollout="r1"), make_comparison("d", arms="stable canary", rollout="r2"))
     with database.connect() as connection:
-        assert load_duels(connection, "r1") == []
+        assert list(load_duels(connection, "r1")) == []

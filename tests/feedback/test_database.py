@@ -243,6 +243,19 @@ async def test_a_group_whose_commit_fails_fails_whole_and_the_writer_says_that_i
     assert list_marks(engine) == [5]
 
 
+async def test_what_is_read_does_not_wait_for_what_is_written(engine: sa.Engine) -> None:
+    writer = Writer(engine)
+    await writer.arun_grouped(add_all, 1)
+    release = hold_writer(writer)
+    waiting = asyncio.create_task(writer.arun_grouped(add_all, 2))
+    assert await writer.aread(lambda connection: connection.execute(sa.select(marks.c.id)).scalars().all()) == [1]
+    with pytest.raises(DatabaseError, match="could not be read"):
+        await writer.aread(lambda connection: connection.exec_driver_sql("SELECT * FROM nothing"))
+    release.set()
+    assert await waiting == 2
+    writer.close()
+
+
 async def test_who_stops_waiting_for_a_group_breaks_nothing(engine: sa.Engine) -> None:
     writer = Writer(engine)
     release = hold_writer(writer)

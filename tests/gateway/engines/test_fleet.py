@@ -18,6 +18,7 @@ from gateway.engines.deployment import Deployment
 from gateway.engines.fleet import Fleet, Report, find_holdouts, take_lease
 from gateway.engines.swap import Swap
 from gateway.rollout import machine
+from gateway.rollout.assessment import Assessor
 from gateway.rollout.controller import Controller
 from gateway.rollout.observations import Observations
 from gateway.settings import GatewaySettings
@@ -63,6 +64,7 @@ class Side:
         self.swap = Swap(self.deployment, Caller(session), settings.gateway)  # type: ignore[arg-type]
         self.fleet = Fleet(self.writer, self.deployment, self.swap, settings, clock)
         self.controller = Controller(self.writer, self.swap, self.deployment, self.fleet, settings, clock)
+        self.controller.assessor = Assessor(self.writer, settings.preset, clock, cpu_clock=lambda: 0.0)  # at every tick
         self.clock = clock
 
     @property

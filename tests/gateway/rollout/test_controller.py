@@ -17,6 +17,7 @@ from gateway.engines.deployment import Deployment
 from gateway.engines.fleet import Fleet
 from gateway.errors import SwapError
 from gateway.rollout import machine
+from gateway.rollout.assessment import Assessor
 from gateway.rollout.controller import Controller
 from gateway.rollout.machine import RefusedAction
 from gateway.rollout.observations import Observations
@@ -80,6 +81,7 @@ class World:
         clock = lambda: self.time  # noqa: E731
         self.fleet = Fleet(self.writer, self.deployment, self.swap, self.settings, clock)  # type: ignore[arg-type]
         self.controller = Controller(self.writer, self.swap, self.deployment, self.fleet, self.settings, clock)  # type: ignore[arg-type]
+        self.controller.assessor = Assessor(self.writer, "demo", clock, cpu_clock=lambda: 0.0)  # every tick weighs
         self.has_joined = False
 
     async def tick(self, seconds: float = 0.5) -> None:
