@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -46,9 +48,13 @@ def declare_outbox(name: str, metadata: sa.MetaData) -> sa.Table:
     )
 
 
+@cache
+def _select_oldest(outbox: sa.Table) -> sa.Select[Any]:
+    return sa.select(outbox).order_by(outbox.c.id).limit(sa.bindparam("limit")).with_for_update(skip_locked=True)
+
+
 def load_rows(connection: sa.Connection, outbox: sa.Table, limit: int) -> list[OutboxRow]:
     """The oldest rows that wait. With PostgreSQL they stay locked until the transaction ends; others skip them."""
-    query = sa.select(outbox).order_by(outbox.c.id).limit(limit).with_for_update(skip_locked=True)
     return [
         OutboxRow(
             id=row.id,
@@ -57,7 +63,7 @@ def load_rows(connection: sa.Connection, outbox: sa.Table, limit: int) -> list[O
                 key=row.key, value=row.value, headers=msgspec.msgpack.decode(row.headers, type=dict[str, bytes])
             ),
         )
-        for row in connection.execute(query)
+        for row in connection.execute(_select_oldest(outbox), {"limit": limit})
     ]
 
 

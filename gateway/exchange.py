@@ -78,10 +78,9 @@ def served_checkpoints(context: Context) -> frozenset[str]:
 
 def watch_bytes(outcome: Outcome, data: bytes) -> None:
     """Note what the bytes of an answer say of its end; inside strings the quotes of these patterns are escaped."""
-    if b'"finish_reason":"' in data:
-        outcome.is_truncated |= b'"finish_reason":"length"' in data
-        outcome.is_refused |= b'"finish_reason":"content_filter"' in data
-    if b'"refusal":"' in data:
+    if b'"finish_reason":"length"' in data:
+        outcome.is_truncated = True
+    if b'"refusal":"' in data or b'"finish_reason":"content_filter"' in data:
         outcome.is_refused = True
 
 

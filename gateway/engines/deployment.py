@@ -110,7 +110,7 @@ class Deployment:
 
     def begin(self, checkpoint: str, engine: EngineState) -> None:
         """Count one request in flight for the checkpoint and the engine, until `end`."""
-        self.hold(checkpoint)
+        self._in_flight[checkpoint] += 1  # `hold`
         engine.begin()
 
     def end(self, checkpoint: str, engine: EngineState) -> None:

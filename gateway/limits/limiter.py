@@ -84,14 +84,20 @@ class Limits:
         limits = identity.limits
         if limits is None:
             return b""
-        return self._find_account(identity.key_id, limits, now).render_headers(now)
+        account = self._accounts.get(identity.key_id)
+        if account is None:
+            account = self._open_account(identity.key_id, limits, now)
+        return account.render_headers(now)
 
     def settle(self, identity: Identity, prompt_tokens: int, completion_tokens: int) -> None:
         """Count what an answer cost, in the windows of the moment it ended."""
         limits = identity.limits
         if limits is None:
             return
-        account = self._find_account(identity.key_id, limits, self._clock())
+        now = self._clock()
+        account = self._accounts.get(identity.key_id)
+        if account is None or not account.since <= now < account.until:
+            account = self._find_account(identity.key_id, limits, now)
         account.is_awake = True
         account.tokens.left -= prompt_tokens + completion_tokens
         account.budget.left -= round(prompt_tokens * self._prompt_nano + completion_tokens * self._completion_nano)
