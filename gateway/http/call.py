@@ -20,7 +20,7 @@ from gateway.errors import ApiError, error_body
 from gateway.http.eager import Eager
 
 if TYPE_CHECKING:
-    from gateway.http.server import ServingProtocol
+    from gateway.http.protocol import ServingProtocol
     from gateway.telemetry.watched import Watch
 
 logger = logging.getLogger("gateway.call")

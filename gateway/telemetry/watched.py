@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.errors import MissingExtra
 from gateway.exchange import CLIENT_GONE
 from gateway.http.call import Call, CallMaker, Handler
-from gateway.http.server import ServingProtocol
+from gateway.http.protocol import ServingProtocol
 from gateway.telemetry.access import AccessLine, AccessLog
 
 if TYPE_CHECKING:

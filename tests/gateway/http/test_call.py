@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import cast
 
 from gateway.http.call import Call
-from gateway.http.server import ServingProtocol
+from gateway.http.protocol import ServingProtocol
 
 
 async def handle(call: Call) -> None:

@@ -11,7 +11,7 @@ from conftest import QUESTION, Running, wait_until
 from gateway.endpoints import CHAT
 from gateway.exchange import Outcome
 from gateway.http.call import Call
-from gateway.http.server import ServingProtocol
+from gateway.http.protocol import ServingProtocol
 from gateway.http.upstream import EngineAnswer
 from gateway.pairs.asking import Ask, Side
 from gateway.pairs.candidates import Draft, open_showing

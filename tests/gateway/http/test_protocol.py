@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import QUESTION, Running, run_gateway, wait_until
 
-from gateway.http.server import ServingProtocol
+from gateway.http.protocol import ServingProtocol
 
 PATH = "/v1/chat/completions"
 
