@@ -151,11 +151,13 @@ class Call:
         """More of the stream. `data` is not empty."""
         if self.is_http_11:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        if self._head:
-            data, self._head = self._head + data, b""
-            if self.on_pause is not None and self._protocol.flow.write_paused:
-                self.on_pause()  # nobody says so if the answer before this one is what the client does not read
-        self._write(data)
+        if not self._head:
+            self._write(data)
+            return
+        head, self._head = self._head, b""
+        self._write(head + data)
+        if self.on_pause is not None and self._protocol.flow.write_paused:
+            self.on_pause()  # nobody says so if the answer before this one is what the client does not read
 
     def end(self) -> None:
         """The stream is complete."""
