@@ -9,7 +9,6 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
@@ -86,7 +85,7 @@ def find_choice_handler(context: Context, path: bytes) -> Handler | None:
         try:
             if len(call.body) > _MAX_BODY_BYTES:
                 raise ApiError(413, f"The body is larger than {_MAX_BODY_BYTES} bytes.", code="request_too_large")
-            answer = await take_choice(context, comparison_id, b"origin" in call.headers, call.body, call.log_fields)
+            answer = await take_choice(context, comparison_id, call)
         except ApiError as error:
             error.headers.update(CORS)
             raise
@@ -95,14 +94,9 @@ def find_choice_handler(context: Context, path: bytes) -> Handler | None:
     return choose
 
 
-async def take_choice(
-    context: Context, comparison_id: str, is_browser: bool, body: bytes, log_fields: Mapping[str, str]
-) -> bytes:
-    """Store a choice; the answer's body. Raises ApiError 400, 401, 404, 409, 410 or 503.
-
-    `log_fields`: what a log line about the request carries.
-    """
-    request = parse_choice(body)
+async def take_choice(context: Context, comparison_id: str, call: Call) -> bytes:
+    """Store the choice that a call makes; the answer's body. Raises ApiError 400, 401, 404, 409, 410 or 503."""
+    request = parse_choice(call.body)
     claims = read_token(request.token, context.secrets)
     await enter_task()
     try:
@@ -115,7 +109,7 @@ async def take_choice(
                 preferred=request.preferred,
                 strength=request.strength,
                 harmful=request.harmful,
-                channel="browser" if is_browser else "api",
+                channel="browser" if b"origin" in call.headers else "api",
                 at=time.time(),
             )
             stored = await context.writer.arun_grouped(_record, new)
@@ -126,7 +120,7 @@ async def take_choice(
     except ConflictingChoice:
         raise ApiError(409, "Another choice was made of this comparison.", code="conflicting_choice") from None
     except (DatabaseError, SQLAlchemyError, OSError, TimeoutError) as error:
-        logger.error("a choice could not be stored: %s", error or "time-out", extra=log_fields)
+        logger.error("a choice could not be stored: %s", error or "time-out", extra=call.log_fields)
         raise unavailable("The choice could not be stored; send it again.") from error
     reach("choice.committed")
     if stored.status == "created":
