@@ -103,8 +103,8 @@ class Writer:
     """One thread that runs functions in transactions, as many of them in one as are waiting.
 
     If a function raises, only its own work is undone and its future fails: each has a savepoint, but one that has the
-    transaction to itself. If the commit fails, all of them fail and nothing is stored. Functions must be short, and
-    must not commit or roll back.
+    transaction to itself. If the commit fails, all of them fail and nothing is stored. Functions must be short,
+    and must not commit, roll back, or go on after an error of the database.
     """
 
     def __init__(self, engine: sa.Engine, *, max_batch: int = 256, max_waiting: int = 10_000) -> None:

@@ -383,6 +383,7 @@ def add_decision(conn: Connection, rollout: str, at: float, verdict: str, digest
 
 def add_observations(conn: Connection, rows: Sequence[Observation]) -> None:
     """Store first requests; one that is already there is left alone."""
+    rows = sorted(rows, key=lambda row: (row.user, row.arm))  # gateways that store the same ones wait in one order
     insert_missing(conn, observations, [asdict(row) for row in rows])
 
 

@@ -8,7 +8,7 @@ engines.py chooses the engine.
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -64,7 +64,7 @@ class Deployment:
         self.first_answer_at: dict[str, float] = {}  # checkpoint -> when its first answer came, since start
         self.is_single = len(self.engines) == 1  # there is nothing to choose, and never was
         self._states = tuple(self.engines.values())
-        self._in_flight: defaultdict[str, int] = defaultdict(int)
+        self._in_flight: dict[str, int] = {}
 
     def apply(self, view: ServingView) -> bool:
         """Take a view of a higher generation; says whether it was taken."""
@@ -98,7 +98,7 @@ class Deployment:
 
         An await between the choice and this, or a pause between attempts that is not held, could lose the checkpoint.
         """
-        self._in_flight[checkpoint] += 1
+        self._in_flight[checkpoint] = self._in_flight.get(checkpoint, 0) + 1
 
     def release(self, checkpoint: str) -> None:
         """The end of a `hold`."""
@@ -110,7 +110,7 @@ class Deployment:
 
     def begin(self, checkpoint: str, engine: EngineState) -> None:
         """Count one request in flight for the checkpoint and the engine, until `end`."""
-        self._in_flight[checkpoint] += 1  # `hold`
+        self.hold(checkpoint)
         engine.begin()
 
     def end(self, checkpoint: str, engine: EngineState) -> None:

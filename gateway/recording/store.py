@@ -45,6 +45,7 @@ Row = tuple[float, str, str, str, str, str, str, str, bytes, bytes, bool]
 
 MAX_DELETED = 500  # rows in one step
 _STATEMENT_ROWS = 512  # 5,632 parameters, of 32,766
+_STATEMENT_BYTES = 1_000_000
 _SQLITE = (
     "PRAGMA synchronous=NORMAL",
     "PRAGMA cache_size=-16384",  # KiB
@@ -202,6 +203,8 @@ def _insert_many(cursor: Any, rows: Iterable[Row]) -> int:
     num_rows = len(left)
     while left:
         size = min(_STATEMENT_ROWS, 1 << (len(left).bit_length() - 1))  # powers of two: few statements to keep prepared
+        while size > 1 and sum(len(row[8]) + len(row[9]) for row in left[:size]) > _STATEMENT_BYTES:
+            size //= 2  # it copies them in one go, and holds the interpreter's lock meanwhile
         chunk, left = left[:size], left[size:]
         values: list[Any] = []
         for row in chunk:

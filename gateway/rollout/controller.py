@@ -212,13 +212,22 @@ class Controller:
         return True
 
     async def _judge(self, row: RolloutRow, now: float, fence: int) -> bool:
-        """Weigh what people said, unless that was done lately, and decide by it; says whether the row moved."""
+        """Weigh what people said, and decide by it; says whether the row moved.
+
+        What was weighed lately only says whether there is anything to decide: by the clock, or again because it could
+        not be stored.
+        """
+        settings = read_settings(row)
         last = self.watched.assessment if self.watched is not None else None
-        if last is not None and last.is_recent(row, now):
+        if (
+            last is not None
+            and last.is_recent(row, now)
+            and machine.decide(row, last.evidence, last.guardrails, now, settings) is None
+        ):
             return False
         found = await self.assessor.assess(row, now)
         self.watched = Watched(row, found)
-        transition = machine.decide(row, found.evidence, found.guardrails, now, read_settings(row))
+        transition = machine.decide(row, found.evidence, found.guardrails, now, settings)
         if transition is None:
             return False
         decision = None

@@ -23,9 +23,10 @@ def adopt_first(conn: Connection, snapshot: Snapshot, fence: int) -> None:
 
 
 def set_retired(conn: Connection, policy: str, checkpoint: str, fence: int) -> None:
-    """The checkpoint has left the engines."""
+    """The checkpoint has left the engines. If someone has queued it again meanwhile, it waits."""
     tables.require_fence(conn, policy, fence)
-    tables.set_status(conn, checkpoint, "retired")
+    if checkpoint in [row.id for row in tables.list_checkpoints(conn, "draining")]:
+        tables.set_status(conn, checkpoint, "retired")
 
 
 def open_rollout(conn: Connection, snapshot: Snapshot, settings: RolloutSection, now: float, fence: int) -> None:

@@ -239,6 +239,16 @@ def test_a_batch_that_fails_half_way_leaves_nothing_behind(record: Callable[...,
     assert recording.value("dropped_total", reason="store") == 2
 
 
+def test_many_large_answers_are_all_stored(record: Callable[..., Recording]) -> None:
+    recording = record()
+    large = [make_record(str(number), request=b"x" * 300_000) for number in range(9)]
+    for noted in [*large, *(make_record(str(number)) for number in range(9, 30))]:
+        recording.completions.note(noted)
+    recording.completions.start()
+    recording.completions.flush()
+    assert recording.stored_ids() == [f"chatcmpl-{number}" for number in range(30)]
+
+
 def test_a_connection_that_was_lost_costs_nothing(record: Callable[..., Recording], tmp_path: Path) -> None:
     store = FailingStore(f"sqlite:{tmp_path / 'completions.db'}")
     recording = record(store=store)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from test_controller import World
 
-from gateway.rollout import machine
+from feedback.errors import DatabaseError
+from gateway.rollout import machine, transactions
 from gateway.rollout.assessment import Assessment, Assessor
 from gateway.tables import RolloutRow
 
@@ -76,10 +77,28 @@ async def test_a_costly_assessment_is_not_repeated_until_its_time_has_come(world
     await world.tick(5.0)
     await world.tick(4.9)  # 9.9 s: before the ramp's next step is due
     assert cpu.num_assessments == 1
-    await world.tick(10.0)
-    assert cpu.num_assessments == 1 and (await world.row()).phase == machine.PROGRESSING
     await world.tick(0.2)
-    assert (await world.row()).phase == machine.PAUSED  # it had no data, which only a new assessment could say
+    assert (await world.row()).phase == machine.PAUSED  # a step that is due is not put off
+    assert cpu.num_assessments > 1
+
+
+async def test_a_decision_that_could_not_be_stored_is_made_again_at_once(
+    world: World, cpu: CpuClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.started()
+    await world.tick()
+    await world.duel(range(60), 3)
+
+    def fail(*_: object) -> None:
+        raise DatabaseError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transactions, "carry_out", fail)
+        with pytest.raises(DatabaseError):
+            await world.tick(20.0)
+    assert (await world.row()).phase == machine.PROGRESSING
+    await world.tick()
+    assert (await world.row()).phase == machine.WAITING
 
 
 async def test_a_row_that_has_changed_is_assessed_at_once(world: World, cpu: CpuClock) -> None:
@@ -101,8 +120,6 @@ async def test_nothing_is_decided_by_an_assessment_that_is_not_new(world: World)
     await world.started()
     await world.duel(range(60), 3)
     await world.tick(190.0)
-    assert (await world.row()).phase == machine.PROGRESSING
-    await world.tick(10.0)
     assert ((await world.row()).phase, (await world.row()).reason) == (machine.WAITING, "Superior")
 
 

@@ -33,6 +33,7 @@ class FakeSwap:
         self.loaded: list[str] = []
         self.wants_now: set[str] = set()
         self.refuses: dict[str, bool] = {}
+        self.while_unloading: Callable[[], object] = lambda: None
 
     async def load(self, checkpoint: CheckpointRow) -> float:
         if checkpoint.id in self.refuses:
@@ -46,6 +47,7 @@ class FakeSwap:
         assert not engines
 
     async def unload(self, checkpoint: CheckpointRow) -> None:
+        self.while_unloading()
         self.forget(checkpoint.id)
         self.loaded = [name for name in self.loaded if name != checkpoint.id]
 
@@ -221,6 +223,25 @@ async def test_a_worse_canary_is_rolled_back(make_world: Callable[..., World]) -
     assert (row.phase, row.reason, row.analysis) == (machine.DEGRADED, "Inferior", "Failed")
     assert world.deployment.view.canary is None and world.swap.loaded == [old]
     assert await world.status(new) == "retired"
+
+
+async def test_a_checkpoint_that_is_queued_again_while_it_is_unloaded_has_its_trial(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    _, new = await world.started()
+    await world.duel(range(30), 0)
+
+    def queue_again() -> None:
+        world.swap.while_unloading = lambda: None
+        world.writer.run(lambda conn: tables.queue_checkpoint(conn, new, world.time)).result(10)
+
+    world.swap.while_unloading = queue_again
+    for _ in range(4):
+        await world.tick()
+    assert await world.status(new) == "canary"
+    rows = await world.writer.arun(tables.list_rollouts)
+    assert [row.checkpoint for row in rows] == [new, new]
 
 
 async def test_no_verdict_in_time_is_inconclusive_and_not_promoted(make_world: Callable[..., World]) -> None:
