@@ -206,7 +206,7 @@ async def test_a_conversation_that_nobody_named_is_known_by_its_opening(house: H
     house.serve(conversation="")
     assert (await house.signal({"thumb": "up"})).status_code == 200
     who = Who(house.parts.secrets, "app-1", "", "", lambda: MESSAGES)
-    who._user = "user-1"
+    who.user = "user-1"
     assert house.events()[0].conversation == who.conversation
 
 
