@@ -151,7 +151,7 @@ async def tear(tearer: Tearer, port: int) -> None:
     """One connection: sends, reads some of what comes or nothing, and ends in some way."""
     rng = tearer.rng
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    with contextlib.suppress(ConnectionError, TimeoutError):
+    with contextlib.suppress(OSError):  # half-closing what the server has reset is not a ConnectionError
         for piece in tearer.split(tearer.make_pipeline()):
             if writer.is_closing():
                 break
@@ -169,7 +169,7 @@ async def tear(tearer: Tearer, port: int) -> None:
         if end.startswith("abort"):
             writer.transport.abort()
     writer.close()
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(OSError):
         await writer.wait_closed()
 
 
