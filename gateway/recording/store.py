@@ -204,15 +204,15 @@ def _insert_many(cursor: Any, rows: Iterable[Row]) -> int:
     left = list(rows)
     num_rows = len(left)
     while left:
-        size = min(_STATEMENT_ROWS, 1 << (len(left).bit_length() - 1))  # powers of two: few statements to keep prepared
-        while size > 1 and sum(len(row[8]) + len(row[9]) for row in left[:size]) > _STATEMENT_BYTES:
-            size //= 2  # it copies them in one go, and holds the interpreter's lock meanwhile
-        chunk, left = left[:size], left[size:]
+        chunk = left[:_STATEMENT_ROWS]
+        while len(chunk) > 1 and sum(len(row[8]) + len(row[9]) for row in chunk) > _STATEMENT_BYTES:
+            chunk = chunk[: len(chunk) // 2]
+        left = left[len(chunk) :]
         values: list[Any] = []
         for row in chunk:
             values += row[:8]
             values += (bytearray(row[8]), bytearray(row[9]), int(row[10]))
-        cursor.execute(_insert_statement(size), values)
+        cursor.execute(_insert_statement(len(chunk)), values)
     return num_rows
 
 
