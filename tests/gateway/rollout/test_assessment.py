@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,10 +32,8 @@ class CpuClock:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path, auto_approve=False)
-    yield made
-    made.writer.close()
-    made.engine.dispose()
+    with closing(World(tmp_path, auto_approve=False)) as made:
+        yield made
 
 
 def make_costly(world: World, cost_s: float) -> CpuClock:

@@ -86,6 +86,10 @@ class World:
         self.controller.assessor = Assessor(self.writer, "demo", clock, cpu_clock=lambda: 0.0)  # every tick weighs
         self.has_joined = False
 
+    def close(self) -> None:
+        self.writer.close()
+        self.engine.dispose()
+
     async def tick(self, seconds: float = 0.5) -> None:
         self.time += seconds
         if not self.has_joined:
@@ -171,8 +175,7 @@ async def make_world(tmp_path: Path) -> AsyncIterator[Callable[..., World]]:
 
     yield make
     for world in made:
-        world.writer.close()
-        world.engine.dispose()
+        world.close()
 
 
 async def test_the_first_checkpoint_is_stable_at_once(make_world: Callable[..., World]) -> None:

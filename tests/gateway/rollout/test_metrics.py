@@ -1,6 +1,7 @@
 """What Prometheus reads of a rollout, walked through its phases."""
 
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,8 @@ from gateway.rollout.metrics import PHASES, RolloutCollector
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path, auto_approve=False)
-    yield made
-    made.writer.close()
-    made.engine.dispose()
+    with closing(World(tmp_path, auto_approve=False)) as made:
+        yield made
 
 
 def read(world: World) -> dict[tuple[str, ...], float]:
