@@ -121,6 +121,8 @@ class Controller:
             return True
         if row is None:
             return await self._open_next(snapshot, now, fence)
+        if applied.lacks_canary and row.phase == machine.PROMOTING:
+            return False  # everybody would be handed to what no engine holds: it is loaded first, or given up
         return await self._step(row, snapshot, now, fence)
 
     async def _do(self, fn: Callable[[Connection], _T]) -> _T:

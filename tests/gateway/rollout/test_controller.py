@@ -323,6 +323,28 @@ async def test_approval_needs_the_generation_and_digest_that_were_seen(make_worl
     assert (await world.row()).phase == machine.BAKING
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_an_approved_checkpoint_that_the_engines_have_lost_is_not_promoted_until_it_is_loaded(
+    make_world: Callable[..., World], comes_back: bool
+) -> None:
+    world = make_world(auto_approve=False)
+    row = await _wait_for_approval(world)
+    world.swap.forget(row.checkpoint)
+    world.swap.refuses[row.checkpoint] = True
+    await world.controller.act(
+        row.id, lambda r, g: machine.approve(r, g, row.generation, row.decision_digest, "key:1", world.time)
+    )
+    await world.tick(1)
+    assert (await world.row()).phase == machine.PROMOTING
+    assert world.deployment.view.stable == row.stable
+    if comes_back:
+        del world.swap.refuses[row.checkpoint]
+    await world.tick(121)
+    phase = (await world.row()).phase
+    assert phase == (machine.BAKING if comes_back else machine.DEGRADED)
+    assert world.deployment.view.stable == (row.checkpoint if comes_back else row.stable)
+
+
 async def test_abort_while_baking_goes_back_to_the_old_checkpoint_at_once(make_world: Callable[..., World]) -> None:
     world = make_world(approve_countdown_s=0.0)
     old, new = await world.started()
