@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+import msgspec
 import sqlalchemy as sa
 
 from feedback.choices import choices, comparisons
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DuelRow:
+class DuelRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A duel from the canary's side: outcome +1 won, 0 tie or both bad, -1 lost.
 
     chosen_at is None, and outcome 0, where nothing was said: not answered (yet), or skipped.
@@ -41,12 +40,12 @@ _DUELS = (  # built once: it runs at every look
         comparisons.outerjoin(choices, (choices.c.comparison_id == comparisons.c.id) & (choices.c.preferred != "skip"))
     )
     .where(comparisons.c.rollout == sa.bindparam("rollout"), comparisons.c.canary_first.is_not(None))
-    .order_by(comparisons.c.created_at, comparisons.c.id)
+    .order_by(comparisons.c.user, comparisons.c.created_at, comparisons.c.id)
 )
 
 
 def load_duels(connection: sa.Connection, rollout_id: str) -> Iterator[DuelRow]:
-    """The rollout's duels in the order in which they were asked, decided or not."""
+    """The rollout's duels, decided or not: user by user, each one's in the order in which they were asked."""
     rows = connection.execute(_DUELS, {"rollout": rollout_id})
     return (
         DuelRow(

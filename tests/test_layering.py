@@ -21,6 +21,7 @@ HEAVY = {"torch", "transformers", "scipy", "vllm", "peft", "accelerate"}
 PURE = [  # decisions and statistics: no package above them, no input or output
     "gateway/rollout/machine.py",
     "gateway/rollout/evidence.py",
+    "gateway/rollout/voters.py",
     "gateway/rollout/guardrails.py",
     "gateway/rollout/assignment.py",
     "trainer/losses.py",

@@ -1,4 +1,4 @@
-"""Weighs a rollout: reads its duels and first requests, and makes evidence and guardrails of them.
+"""Weighs a rollout: reads its voters and first requests, and makes evidence and guardrails of them.
 
 All of them every time, and with thousands of users that is seconds of a core that serves. So an assessment knows what it
 cost, and who looks periodically waits while it is recent. Promises 5% of a core for the controller's looks, and as much
@@ -15,13 +15,14 @@ from sqlalchemy import Connection
 
 from feedback.database import Writer
 from gateway import tables
-from gateway.rollout.duels import read_duels
-from gateway.rollout.evidence import Duel, Evidence, weigh_duels
+from gateway.rollout.duels import read_voters
+from gateway.rollout.evidence import Evidence, weigh_voters
 from gateway.rollout.guardrails import Guardrails, judge_guardrails
 from gateway.rollout.observations import Observation
 from gateway.rollout.plan import read_settings
 from gateway.rollout.summary import build_view
 from gateway.rollout.view import RolloutView
+from gateway.rollout.voters import Voter
 from gateway.tables import RolloutRow
 
 _T = TypeVar("_T")
@@ -46,19 +47,18 @@ class Assessment:
 
 
 def weigh(
-    row: RolloutRow, duels: list[Duel], observed: list[Observation], now: float
+    row: RolloutRow, voters: list[Voter], observed: list[Observation], now: float
 ) -> tuple[Evidence, Guardrails, float]:
     """Evidence, guardrails and the time of the newest choice."""
     settings = read_settings(row)
-    evidence = weigh_duels(
-        duels, cap=settings.cap, window_s=settings.window_s, now=now, alpha=settings.alpha, delta=settings.delta,
-        max_users=settings.max_users,
-    )  # fmt: skip
+    evidence = weigh_voters(
+        voters, cap=settings.cap, now=now, alpha=settings.alpha, delta=settings.delta, max_users=settings.max_users
+    )
     guardrails = judge_guardrails(
-        observed, duels, salt=bytes.fromhex(row.salt), ceilings=settings.ceilings.model_dump(), alpha=settings.alpha,
+        observed, voters, salt=bytes.fromhex(row.salt), ceilings=settings.ceilings.model_dump(), alpha=settings.alpha,
         max_ratio=settings.max_ratio,
     )  # fmt: skip
-    return evidence, guardrails, max((duel.chosen_at for duel in duels if duel.chosen_at is not None), default=0.0)
+    return evidence, guardrails, max((voter.last_chosen_at for voter in voters), default=0.0)
 
 
 class Assessor:
@@ -78,8 +78,8 @@ class Assessor:
 
     async def assess(self, row: RolloutRow, now: float) -> Assessment:
         """Weigh a rollout as of `now`, by what the tables hold at this moment."""
-        (duels, observed), read_s = await self._writer.aread(lambda conn: self._measure(_read, conn, row.id))
-        weighed, weigh_s = await asyncio.to_thread(self._measure, weigh, row, duels, observed, now)
+        (voters, observed), read_s = await self._writer.aread(lambda conn: self._measure(_read, conn, row))
+        weighed, weigh_s = await asyncio.to_thread(self._measure, weigh, row, voters, observed, now)
         self._newest = Assessment(row, *weighed, at=now, cpu_s=read_s + weigh_s)
         return self._newest
 
@@ -105,5 +105,7 @@ class Assessor:
         return view
 
 
-def _read(conn: Connection, rollout: str) -> tuple[list[Duel], list[Observation]]:
-    return read_duels(conn, rollout), tables.load_observations(conn, rollout)
+def _read(conn: Connection, row: RolloutRow) -> tuple[list[Voter], list[Observation]]:
+    settings = read_settings(row)
+    voters = read_voters(conn, row.id, cap=settings.cap, window_s=settings.window_s)
+    return voters, tables.load_observations(conn, row.id)

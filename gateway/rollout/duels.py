@@ -1,14 +1,18 @@
-"""Reads a rollout's duels from the database in the form that the evidence takes."""
+"""Reads a rollout's duels from the database, summed up user by user: no more than one user's are ever held."""
+
+from itertools import groupby
+from operator import attrgetter
 
 from sqlalchemy import Connection
 
 from feedback.duels import DuelRow, load_duels
-from gateway.rollout.evidence import Duel
+from gateway.rollout.voters import Duel, Voter, sum_up
 
 
-def read_duels(conn: Connection, rollout: str) -> list[Duel]:
-    """Return the duels of known users, decided or not, in the order they were asked."""
-    return [_convert(row) for row in load_duels(conn, rollout) if row.user]
+def read_voters(conn: Connection, rollout: str, *, cap: int, window_s: float) -> list[Voter]:
+    """The known users who were asked, whether they have chosen or not."""
+    duels = (_convert(row) for row in load_duels(conn, rollout) if row.user)
+    return [sum_up(list(own), cap=cap, window_s=window_s) for _, own in groupby(duels, attrgetter("user"))]
 
 
 def _convert(row: DuelRow) -> Duel:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gateway.rollout.voters import Voter
+
 BETS = np.array([0.02, 0.04, 0.08, 0.12, 0.2, 0.3, 0.45, 0.6])
 FUTILITY_MARGIN = 0.10
 _MAX_POINTS = 200
@@ -18,23 +20,9 @@ _MAX_POINTS = 200
 FloatArray = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Duel:
-    """One duel from the canary's side: outcome +1, 0 or -1. `chosen_at` None: shown and not decided (yet)."""
-
-    user: str
-    asked_at: float
-    chosen_at: float | None
-    outcome: int
-    both_bad: bool = False
-    harmful_canary: bool = False
-    harmful_stable: bool = False
-    canary_first: bool = False
-
-
 @dataclass(frozen=True)
 class EnteredUser:
-    """A user who is complete: `score` = wins - losses over the first `cap` decided duels, entered at `at`."""
+    """A user who is complete, entered at `at`, with the score of Voter."""
 
     user: str
     score: int
@@ -75,39 +63,20 @@ class Evidence:
     series: tuple[Point, ...]
 
 
-def enter_users(duels: Iterable[Duel], *, cap: int, window_s: float, now: float) -> tuple[list[EnteredUser], int]:
-    """Replay duels into entered users, in order of first duel; returns them and how many still wait.
+def enter_users(voters: Iterable[Voter], *, now: float) -> tuple[list[EnteredUser], int]:
+    """Voters who are complete by `now`, in order of first duel; returns them and how many still wait.
 
-    A user is complete when `cap` duels are decided, or `window_s` has passed since the first was asked. One who is
-    complete early waits for all before: entering by completion lets heavy users in first.
+    One who is complete early waits for all before: entering by completion lets heavy users in first.
     """
-    by_user: dict[str, list[Duel]] = {}
-    for duel in duels:
-        by_user.setdefault(duel.user, []).append(duel)
-    first_asked = {user: min(duel.asked_at for duel in own) for user, own in by_user.items()}
-    order = sorted(by_user, key=lambda user: (first_asked[user], user))
+    order = sorted(voters, key=lambda voter: (voter.first_asked_at, voter.user))
     entered: list[EnteredUser] = []
     at = -math.inf
-    for user in order:
-        closes_at = first_asked[user] + window_s
-        counted = _counted(by_user[user], cap, closes_at)
-        full = len(counted) == cap
-        complete_at = max(_chosen_at(duel) for duel in counted) if full else closes_at
-        if complete_at > now:
+    for voter in order:
+        if voter.complete_at > now:
             break
-        at = max(at, complete_at)
-        entered.append(EnteredUser(user, sum(duel.outcome for duel in counted), at))
+        at = max(at, voter.complete_at)
+        entered.append(EnteredUser(voter.user, voter.score, at))
     return entered, len(order) - len(entered)
-
-
-def _counted(own: Sequence[Duel], cap: int, closes_at: float) -> list[Duel]:
-    decided = [duel for duel in own if duel.chosen_at is not None and duel.chosen_at <= closes_at]
-    return sorted(decided, key=lambda duel: (_chosen_at(duel), duel.asked_at))[:cap]
-
-
-def _chosen_at(duel: Duel) -> float:
-    assert duel.chosen_at is not None
-    return duel.chosen_at
 
 
 def score_values(cap: int) -> FloatArray:
@@ -159,12 +128,12 @@ def _lower_end(counts: FloatArray, cap: int, alpha: float) -> FloatArray:
     return below
 
 
-def weigh_duels(
-    duels: Sequence[Duel], *, cap: int, window_s: float, now: float, alpha: float = 0.05, delta: float = 0.0,
+def weigh_voters(
+    voters: Sequence[Voter], *, cap: int, now: float, alpha: float = 0.05, delta: float = 0.0,
     max_users: int | None = None,
 ) -> Evidence:  # fmt: skip
-    """Weigh all duels of a rollout as of `now`. Invariant to the order in which duels are given."""
-    entered, waiting = enter_users(duels, cap=cap, window_s=window_s, now=now)
+    """Weigh a rollout's voters as of `now`, summed up with the same `cap`. Invariant to the order they are given in."""
+    entered, waiting = enter_users(voters, now=now)
     if max_users is not None and len(entered) > max_users:
         waiting += len(entered) - max_users
         entered = entered[:max_users]
@@ -173,10 +142,7 @@ def weigh_duels(
         running[row + 1, user.score + cap] = 1
     running = running.cumsum(axis=0)
     total = running[-1]
-    decided = [duel for duel in duels if duel.chosen_at is not None]
-    votes_of: dict[str, int] = {}
-    for duel in decided:
-        votes_of[duel.user] = votes_of.get(duel.user, 0) + 1
+    votes = sum(voter.votes for voter in voters)
     low, high = invert_bets(total[None, :], cap, alpha)
     return Evidence(
         log_e=float(log_superiority(total, cap, delta)),
@@ -184,15 +150,15 @@ def weigh_duels(
         log_e_futile=float(log_futility(total, cap)),
         users=len(entered),
         waiting=waiting,
-        votes=len(decided),
-        wins=sum(duel.outcome > 0 for duel in decided),
-        losses=sum(duel.outcome < 0 for duel in decided),
-        ties=sum(duel.outcome == 0 and not duel.both_bad for duel in decided),
-        both_bad=sum(duel.both_bad for duel in decided),
+        votes=votes,
+        wins=sum(voter.wins for voter in voters),
+        losses=sum(voter.losses for voter in voters),
+        ties=sum(voter.ties for voter in voters),
+        both_bad=sum(voter.both_bad for voter in voters),
         net=float(total @ score_values(cap)) / len(entered) if entered else 0.0,
         low=float(low[0]),
         high=float(high[0]),
-        top_user_share=max(votes_of.values(), default=0) / max(1, len(decided)),
+        top_user_share=max((voter.votes for voter in voters), default=0) / max(1, votes),
         series=_draw_series(entered, running, cap, alpha, delta),
     )
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.rollout.assignment import CANARY, choose_arm
-from gateway.rollout.evidence import Duel
 from gateway.rollout.observations import Observation
+from gateway.rollout.voters import Duel, Voter
 
 PASS, FAIL, NOT_ENOUGH = "pass", "fail", "not enough data"
 LOWER_RATIOS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.2)  # alternatives to "ratio >= 1.5", times r0 / 1.5
@@ -21,7 +21,6 @@ SPLIT_STRENGTH = 100.0
 _NUM_FOR_TAU = 40
 _LATENCY_EDGES_S = tuple(0.01 * 1.25**k for k in range(45))
 _MOST_MISSING = 100_000
-_NEVER = Duel("", math.inf, None, 0)
 
 
 @dataclass(frozen=True)
@@ -131,23 +130,23 @@ def log_split_e(splits: Iterable[tuple[float, int, int]]) -> float:
 
 
 def judge_guardrails(
-    observed: Sequence[Observation], duels: Sequence[Duel], *, salt: bytes, ceilings: Mapping[str, float],
+    observed: Sequence[Observation], voters: Sequence[Voter], *, salt: bytes, ceilings: Mapping[str, float],
     alpha: float = 0.05, max_ratio: float = 1.5,
 ) -> Guardrails:  # fmt: skip
     """Judge every guardrail from first requests (oldest first) and, for harm, from each user's first decided duel."""
     observed = _mark_duels(observed)
+    firsts = [voter.first for voter in voters if voter.first is not None]
     rates = [
         _judge(name, seen, ceilings[name], alpha, max_ratio, needed=True)
         for name, seen in (
             ("errors", [_see(o, o.error) for o in observed]),
             ("truncation", [_see(o, o.truncated) for o in observed if not o.error]),
             ("refusals", [_see(o, o.refused) for o in observed if not o.error]),
-            ("harm", _see_harm(duels)),
+            ("harm", _see_harm(firsts)),
         )
     ]
     rates.append(_judge("latency", _see_latency(observed), 0.10, alpha, max_ratio, needed=False))
     users = {o.user: o.weight for o in observed}
-    firsts = _first_duels(duels)
     num_canary_first = sum(duel.canary_first for duel in firsts)
     return Guardrails(
         rates=tuple(rates),
@@ -228,21 +227,12 @@ def _see(observation: Observation, event: bool) -> _Seen:
     return _Seen(observation.user, observation.arm == CANARY, observation.weight, observation.paired, event)
 
 
-def _see_harm(duels: Sequence[Duel]) -> list[_Seen]:
+def _see_harm(firsts: Sequence[Duel]) -> list[_Seen]:
     return [
         _Seen(duel.user, canary, 0.5, True, harmful)
-        for duel in _first_duels(duels)
+        for duel in firsts
         for canary, harmful in ((True, duel.harmful_canary), (False, duel.harmful_stable))
     ]
-
-
-def _first_duels(duels: Sequence[Duel]) -> list[Duel]:
-    """Each user's first decided duel."""
-    first: dict[str, Duel] = {}
-    for duel in duels:
-        if duel.chosen_at is not None and duel.asked_at < first.get(duel.user, _NEVER).asked_at:
-            first[duel.user] = duel
-    return list(first.values())
 
 
 def _see_latency(observed: Sequence[Observation]) -> list[_Seen]:

@@ -20,7 +20,7 @@ _LARGEST_LOG = 690.0
 def digest_code() -> str:
     """SHA-256 over the files that decide, so that a decision names the code that made it."""
     digest = hashlib.sha256()
-    for name in ("evidence.py", "guardrails.py", "machine.py"):
+    for name in ("voters.py", "evidence.py", "guardrails.py", "machine.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()
 

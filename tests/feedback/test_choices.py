@@ -196,7 +196,7 @@ def test_outbox_gives_the_oldest_first_and_forgets_what_is_deleted(database: sa.
         assert [row.record.key for row in load_rows(connection, outbox, 2)] == [b"cmp-1"]
 
 
-def test_duels_are_seen_from_the_canarys_side_in_the_order_asked(database: sa.Engine) -> None:
+def test_duels_are_seen_from_the_canarys_side_user_by_user_in_the_order_asked(database: sa.Engine) -> None:
     verdicts: list[tuple[str, Preferred, int]] = [
         ("canary stable", "first", 1),
         ("canary stable", "second", -1),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_controller import World
+from world import World
 
 from feedback.errors import DatabaseError
 from gateway.rollout import machine, transactions

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from gateway.rollout.evidence import (
     BETS,
-    Duel,
     enter_users,
     invert_bets,
     log_inferiority,
     log_superiority,
-    weigh_duels,
+    weigh_voters,
 )
+from gateway.rollout.voters import Duel, Voter, sum_up
 
 
 def counts(**score: int) -> np.ndarray:
@@ -51,23 +51,22 @@ def test_the_interval_agrees_with_the_gate_at_zero() -> None:
         assert (high[0] < 0) == (log_inferiority(mix, 1) >= math.log(20))
 
 
-def duel(user: str, asked: float, outcome: int, chosen: float | None = -1.0) -> Duel:
-    return Duel(user, asked, asked + 1 if chosen == -1.0 else chosen, outcome)
+def voter(user: str, asked: float, complete: float, score: int) -> Voter:
+    return Voter(user, asked, complete, score, votes=1, wins=0, losses=0, both_bad=0, last_chosen_at=asked, first=None)
 
 
 def test_a_user_who_is_complete_early_waits_for_all_before() -> None:
-    duels = [duel("slow", 0, 1), duel("fast", 1, 1), duel("fast", 2, 1)]
-    entered, waiting = enter_users(duels, cap=2, window_s=100, now=50)
+    voters = [voter("fast", 1, 3, 2), voter("slow", 0, 100, 1)]
+    entered, waiting = enter_users(voters, now=50)
     assert entered == [] and waiting == 2
-    entered, waiting = enter_users(duels, cap=2, window_s=100, now=100)
+    entered, waiting = enter_users(voters, now=100)
     assert [(user.user, user.score, user.at) for user in entered] == [("slow", 1, 100.0), ("fast", 2, 100.0)]
     assert waiting == 0
 
 
-def test_only_the_first_cap_decided_duels_inside_the_window_count() -> None:
-    duels = [duel("u", 0, -1), duel("u", 1, 1), duel("u", 2, 1), duel("v", 0.5, 1, chosen=99.0)]
-    entered, _ = enter_users(duels, cap=2, window_s=10, now=200)
-    assert [(user.user, user.score) for user in entered] == [("u", 0), ("v", 0)]
+def list_voters(duels: list[Duel]) -> list[Voter]:
+    users = dict.fromkeys(duel.user for duel in duels)
+    return [sum_up([duel for duel in duels if duel.user == user], cap=3, window_s=30) for user in users]
 
 
 duel_lists = st.lists(
@@ -85,7 +84,7 @@ duel_lists = st.lists(
 def test_the_order_in_which_choices_arrive_does_not_matter(duels: list[Duel], rng: random.Random) -> None:
     shuffled = list(duels)
     rng.shuffle(shuffled)
-    assert weigh_duels(duels, cap=3, window_s=30, now=80) == weigh_duels(shuffled, cap=3, window_s=30, now=80)
+    assert weigh_voters(list_voters(duels), cap=3, now=80) == weigh_voters(list_voters(shuffled), cap=3, now=80)
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,8 +93,8 @@ def test_who_has_entered_stays_entered_with_the_same_score(duels: list[Duel], on
     early, late = sorted((one, other))
     known = [d if d.chosen_at is None or d.chosen_at <= early else Duel(d.user, d.asked_at, None, 0) for d in duels]
     known = [d for d in known if d.asked_at <= early]
-    before, _ = enter_users(known, cap=3, window_s=30, now=early)
-    after, _ = enter_users(duels, cap=3, window_s=30, now=late)
+    before, _ = enter_users(list_voters(known), now=early)
+    after, _ = enter_users(list_voters(duels), now=late)
     assert after[: len(before)] == before
 
 

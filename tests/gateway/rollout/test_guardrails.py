@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from gateway.rollout.assignment import choose_arm
-from gateway.rollout.evidence import Duel
 from gateway.rollout.guardrails import (
     CEILING_SHARES,
     Segment,
@@ -17,6 +16,7 @@ from gateway.rollout.guardrails import (
     log_split_e,
 )
 from gateway.rollout.observations import Observation, Observations
+from gateway.rollout.voters import Duel, Voter, sum_up
 
 CEILINGS = {"errors": 0.1, "truncation": 0.1, "refusals": 0.1, "harm": 0.1}
 
@@ -25,8 +25,9 @@ def seen(user: str, arm: str, *, error: bool = False, paired: bool = True, at: f
     return Observation("r", user, arm, paired, 0.5, error, False, False, 0.1, at)
 
 
-def duels(num: int, harmful: int = 0) -> list[Duel]:
-    return [Duel(f"u{n}", n, n + 1, 1, harmful_canary=n < harmful, canary_first=n % 2 == 0) for n in range(num)]
+def voters(num: int, harmful: int = 0) -> list[Voter]:
+    duels = (Duel(f"u{n}", n, n + 1, 1, harmful_canary=n < harmful, canary_first=n % 2 == 0) for n in range(num))
+    return [sum_up([duel], cap=1, window_s=60) for duel in duels]
 
 
 def test_two_events_of_the_canary_at_half_weight() -> None:
@@ -47,7 +48,7 @@ def test_the_missing_clean_users_are_exactly_what_is_missing() -> None:
     assert missing == 43
     for num, passes in ((missing, True), (missing - 1, False)):
         own = [seen(f"u{n}", arm) for n in range(num) for arm in ("canary", "stable")]
-        result = judge_guardrails(own, duels(num), salt=b"s", ceilings=CEILINGS)
+        result = judge_guardrails(own, voters(num), salt=b"s", ceilings=CEILINGS)
         assert result.all_pass is passes
         assert {rate.missing for rate in result.rates if rate.needed} == {missing - num}
 
@@ -72,7 +73,7 @@ def test_a_pair_from_one_arm_is_no_duel() -> None:
 
 
 def test_harm_is_judged_on_each_users_first_duel() -> None:
-    harm = judge_guardrails([], duels(40, harmful=20), salt=b"s", ceilings=CEILINGS).rates[3]
+    harm = judge_guardrails([], voters(40, harmful=20), salt=b"s", ceilings=CEILINGS).rates[3]
     assert harm.name == "harm" and harm.status == "fail" and harm.canary == 0.5
 
 
