@@ -1,8 +1,9 @@
-# The two commands: `make demo` and `make test`. ARGS="…" passes arguments on.
-VENV   := .venv
-PYTHON := $(VENV)/bin/python
-ARGS   ?=
-EXTRA  ?= cpu
+# The two commands: `make demo` and `make test`. ARGS="…" passes arguments on. .venv is made of BASE_PYTHON, the first time.
+VENV        := .venv
+PYTHON      := $(VENV)/bin/python
+BASE_PYTHON ?= python3
+ARGS        ?=
+EXTRA       ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
@@ -14,10 +15,10 @@ help:  ## List the commands
 
 # uv installs in a quarter of pip's time; it does not read pip's find-links, so it is passed on.
 $(VENV)/.installed: pyproject.toml
-	@command -v python3 >/dev/null || { echo "python3 (3.11 or newer) is needed: install it and run make again"; exit 1; }
-	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "python3 is older than 3.11: put a newer one first on PATH"; exit 1; }
+	@command -v $(BASE_PYTHON) >/dev/null || { echo "$(BASE_PYTHON) (3.11 or newer) is needed: install it and run make again"; exit 1; }
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(BASE_PYTHON) is older than 3.11: name a newer one (make BASE_PYTHON=…)"; exit 1; }
 	@echo "== Installing into $(VENV) (about 6 GB the first time; later runs start at once)"
-	@test -x $(PYTHON) || python3 -m venv $(VENV) || { echo "python3 has no venv module: install your system's python3-venv package"; exit 1; }
+	@test -x $(PYTHON) || $(BASE_PYTHON) -m venv $(VENV) || { echo "$(BASE_PYTHON) has no venv module: install your system's python3-venv package"; exit 1; }
 	@$(PYTHON) -m pip install -q --disable-pip-version-check uv
 	@UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(VENV)/bin/uv pip install --python $(PYTHON) -e '.[$(EXTRA)]' --group dev
 	@touch $@

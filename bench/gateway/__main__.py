@@ -8,6 +8,7 @@ Prints medians, then one JSON object; a figure that was not measured is null, wi
 import argparse
 import json
 import os
+import platform
 import shutil
 import sys
 import time
@@ -50,7 +51,8 @@ def main() -> int:
     pair_over_single = measure_pair(arguments, run_folder, reasons)
     figures = compute_figures(samples, recorded, rss_mb[GATEWAY], pair_over_single)
     failed = samples.num_failed()
-    print(f"medians of {arguments.rounds} rounds of {arguments.seconds:g} s; nothing is pinned\n")
+    print(f"medians of {arguments.rounds} rounds of {arguments.seconds:g} s; nothing is pinned")
+    print(f"Python {platform.python_version()} of {Path(sys.executable).resolve()}\n")
     print(render_table(samples, rss_mb))
     for name, reason in reasons.items():
         print(f"{name} was not measured: {reason}")

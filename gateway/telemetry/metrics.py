@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -37,6 +37,7 @@ class Metrics(Collector):
             int
         )  # by arm and code: cheaper than a Counter
         registry.register(self)
+        ProcessCollector(registry=registry)
         first = Histogram(
             "prefloop_time_to_first_token_seconds", "Streamed answers: wait for the first byte.", ["arm"],
             buckets=_SECONDS, registry=registry,

@@ -41,6 +41,7 @@ async def test_both_workers_answer_on_one_port_and_one_scrape_tells_of_both(tmp_
         assert min(of_each) > 0
         assert sum(of_each) == 40
         assert await gateway.metric("prefloop_worker_up") == 2
+        assert await gateway.metric("process_cpu_seconds_total", worker="1") > 0
         _, text = await gateway.get("/metrics")
         assert text.count("# TYPE prefloop_requests_total counter") == 1
         assert all('worker="' in line for line in text.splitlines() if not line.startswith("#"))

@@ -461,7 +461,7 @@ def test_the_status_page_says_why_it_does_not_train(bench):
         server.shutdown()
     assert status["round"]["reason"] == "5 of 40 new decisive preferences"
     assert (status["preferences"], status["new_since_round"], status["round_every"]) == (5, 5, 40)
-    assert "prefloop_preferences 5.0" in text
+    assert "prefloop_preferences 5.0" in text and "process_cpu_seconds_total" in text
 
 
 def test_curves_are_written_for_tensorboard(tmp_path):
