@@ -35,7 +35,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from feedback.database import Writer, insert_or_ignore, metadata
 from feedback.errors import FeedbackError
 from feedback.outages import log_failure
-from gateway import tables
+from gateway.tables.serving import get_serving, take_fence
 
 if TYPE_CHECKING:
     from gateway.engines.deployment import Deployment
@@ -141,8 +141,8 @@ def take_lease(conn: Connection, policy: str, holder: str, now: float, lease_s: 
         return None
     conn.execute(_RENEW_LEASE, {"of": policy, "holder": holder, "expires_at": now + lease_s})
     if row.holder == holder:
-        return tables.get_serving(conn, policy).fence
-    return tables.take_fence(conn, policy)
+        return get_serving(conn, policy).fence
+    return take_fence(conn, policy)
 
 
 class Fleet:

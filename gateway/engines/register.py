@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 from sqlalchemy import Column, Connection, Float, String, Table, Text, delete, insert, select
 
 from feedback.database import Writer, metadata
-from gateway import tables
 from gateway.rollout.machine import RefusedAction
+from gateway.tables.checkpoints import get_checkpoint, list_checkpoints
+from gateway.tables.serving import get_serving
 
 if TYPE_CHECKING:
     from gateway.engines.fleet import Report
     from gateway.settings import GatewaySettings
-    from gateway.tables import CheckpointRow
+    from gateway.tables.checkpoints import CheckpointRow
 
 _MAX_URL = 500
 _NEEDED = ("canary", "stable", "baking", "draining")
@@ -100,7 +101,7 @@ class EngineRegister:
             raise RefusedAction(f"{engine.url} is an engine for adapters, by the settings.")
 
         def write(conn: Connection) -> tuple[RegisteredEngine, bool]:
-            row = tables.get_checkpoint(conn, checkpoint)
+            row = get_checkpoint(conn, checkpoint)
             if row is None:
                 raise LookupError(checkpoint)
             if not row.is_full:
@@ -129,8 +130,8 @@ class EngineRegister:
         """What is wanted, and what is registered."""
 
         def read(conn: Connection) -> tuple[list[CheckpointRow], str | None, list[RegisteredEngine]]:
-            stable = tables.get_serving(conn, self._policy).stable
-            return tables.list_checkpoints(conn), stable, list_engines(conn)
+            stable = get_serving(conn, self._policy).stable
+            return list_checkpoints(conn), stable, list_engines(conn)
 
         checkpoints, stable, registered = await self._writer.arun(read)
         return find_wanted(checkpoints, stable, reports), registered

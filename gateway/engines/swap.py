@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.engines.deployment import Deployment
     from gateway.http.upstream import Upstream
     from gateway.settings import GatewaySection
-    from gateway.tables import CheckpointRow
+    from gateway.tables.checkpoints import CheckpointRow
 
 logger = logging.getLogger("gateway.swap")
 

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 
 from feedback.database import Writer
-from gateway import tables
 from gateway.rollout.duels import read_voters
 from gateway.rollout.evidence import Evidence, weigh_voters
 from gateway.rollout.guardrails import Guardrails, judge_guardrails
@@ -23,7 +22,8 @@ from gateway.rollout.plan import read_settings
 from gateway.rollout.summary import build_view
 from gateway.rollout.view import RolloutView
 from gateway.rollout.voters import Voter
-from gateway.tables import RolloutRow
+from gateway.tables.observations import load_observations
+from gateway.tables.rollouts import FINISHED, RolloutRow, list_events
 
 _T = TypeVar("_T")
 _MOST_OF_A_CORE = 0.05
@@ -96,9 +96,9 @@ class Assessor:
             found = self._newest
             if found is None or not found.is_recent(row, now):
                 found = await self.assess(row, now)
-        events = await self._writer.arun(lambda conn: tables.list_events(conn, row.id))
+        events = await self._writer.arun(lambda conn: list_events(conn, row.id))
         view = build_view(row, found.evidence, found.guardrails, events, read_settings(row), self._preset)
-        if row.phase in tables.FINISHED:
+        if row.phase in FINISHED:
             self._views[row.id] = view
             if len(self._views) > _MOST_VIEWS:
                 self._views.pop(next(iter(self._views)))
@@ -108,4 +108,4 @@ class Assessor:
 def _read(conn: Connection, row: RolloutRow) -> tuple[list[Voter], list[Observation]]:
     settings = read_settings(row)
     voters = read_voters(conn, row.id, cap=settings.cap, window_s=settings.window_s)
-    return voters, tables.load_observations(conn, row.id)
+    return voters, load_observations(conn, row.id)

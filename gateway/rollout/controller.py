@@ -17,7 +17,6 @@ from sqlalchemy import Connection
 
 from feedback.database import Writer
 from feedback.outages import log_failure
-from gateway import tables
 from gateway.engines.deployment import Deployment
 from gateway.engines.register import EngineRegister
 from gateway.rollout import machine, transactions
@@ -31,7 +30,10 @@ from gateway.rollout.registry import Registry
 from gateway.rollout.snapshot import Snapshot, read_snapshot
 from gateway.rollout.summary import describe_decision, digest_code
 from gateway.settings import GatewaySettings
-from gateway.tables import RolloutRow
+from gateway.tables.checkpoints import get_checkpoint
+from gateway.tables.observations import add_observations
+from gateway.tables.rollouts import RolloutRow, get_rollout
+from gateway.tables.serving import StaleController
 
 if TYPE_CHECKING:
     from gateway.engines.fleet import Fleet
@@ -91,7 +93,7 @@ class Controller:
         while True:
             try:
                 await self.tick(self._clock())
-            except tables.StaleController as error:
+            except StaleController as error:
                 _log.info("the tables moved on meanwhile: %s", error)
             except Exception as error:
                 log_failure(_log, "rollout tick failed", error)
@@ -134,7 +136,7 @@ class Controller:
         rows = observed.take() if observed is not None else []
 
         def look(conn: Connection) -> Snapshot:
-            tables.add_observations(conn, rows)
+            add_observations(conn, rows)
             return read_snapshot(conn, self._policy)
 
         try:
@@ -252,7 +254,7 @@ class Controller:
 
     async def _patience_s(self, checkpoint: str) -> float:
         """How long a checkpoint may take to be loaded: an engine of its own must start first for a whole model."""
-        row = await self._do(lambda conn: tables.get_checkpoint(conn, checkpoint))
+        row = await self._do(lambda conn: get_checkpoint(conn, checkpoint))
         return self._settings.rollout.engine_start_s if row is not None and row.is_full else _LOAD_PATIENCE_S
 
     async def _move(
@@ -268,7 +270,7 @@ class Controller:
     async def act(self, rollout: str, plan: Callable[[RolloutRow, Guardrails], Transition]) -> RolloutRow:
         """Carry out an operator's action at once. Raises LookupError, RefusedAction or StaleController."""
         async with self._lock:
-            row = await self._do(lambda conn: tables.get_rollout(conn, rollout))
+            row = await self._do(lambda conn: get_rollout(conn, rollout))
             if row is None:
                 raise LookupError(rollout)
             found = await self.assessor.assess(row, self._clock())

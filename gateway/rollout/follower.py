@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlalchemy import Connection
 
 from feedback.database import Writer
-from gateway import tables
 from gateway.engines.deployment import Deployment, ServingView
 from gateway.errors import SwapError
 from gateway.rollout.plan import wanted_view
 from gateway.rollout.snapshot import Snapshot
 from gateway.settings import GatewaySettings
-from gateway.tables import CheckpointRow
+from gateway.tables.checkpoints import CheckpointRow, get_checkpoint
+from gateway.tables.observations import load_observations
 
 if TYPE_CHECKING:
     from gateway.engines.swap import Swap
@@ -79,7 +79,7 @@ class Follower:
             return
         seen = None
         if view.rollout is not None and view.rollout != self._deployment.view.rollout:
-            rows = await self._do(lambda conn: tables.load_observations(conn, view.rollout or ""))
+            rows = await self._do(lambda conn: load_observations(conn, view.rollout or ""))
             seen = [(o.user, o.arm, o.paired) for o in rows]
         observed.begin(view.rollout, view.weight, seen)
 
@@ -89,7 +89,7 @@ class Follower:
         """Whether a registered checkpoint is loaded, now at the latest."""
         if self._swap.wants(checkpoint):
             return True
-        row = await self._do(lambda conn: tables.get_checkpoint(conn, checkpoint))
+        row = await self._do(lambda conn: get_checkpoint(conn, checkpoint))
         assert row is not None, checkpoint
         return await self.load(row)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from gateway.rollout.evidence import Evidence
 from gateway.rollout.guardrails import Guardrails
 from gateway.settings import RolloutSection
-from gateway.tables import RolloutRow
+from gateway.tables.rollouts import RolloutRow
 
 PENDING, PROGRESSING, PAUSED, WAITING = "Pending", "Progressing", "Paused", "WaitingPromotion"
 PROMOTING, BAKING, HEALTHY, ABORTING, DEGRADED = "Promoting", "Baking", "Healthy", "Aborting", "Degraded"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.rollout.controller import Controller
     from gateway.rollout.evidence import Evidence
     from gateway.rollout.guardrails import Guardrails
-    from gateway.tables import RolloutRow
+    from gateway.tables.rollouts import RolloutRow
 
 PHASES = (
     machine.PENDING, machine.PROGRESSING, machine.PAUSED, machine.WAITING, machine.PROMOTING, machine.BAKING,

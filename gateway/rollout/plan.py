@@ -16,7 +16,9 @@ from feedback.manifest import write_manifest
 from gateway.engines.deployment import ServingView
 from gateway.rollout import machine
 from gateway.settings import RolloutSection
-from gateway.tables import CheckpointRow, RolloutRow, ServingRow
+from gateway.tables.checkpoints import CheckpointRow
+from gateway.tables.rollouts import RolloutRow
+from gateway.tables.serving import ServingRow
 
 
 def read_settings(row: RolloutRow) -> RolloutSection:

@@ -12,12 +12,19 @@ from sqlalchemy import Connection
 
 from feedback.database import Writer
 from feedback.manifest import verify
-from gateway import tables
 from gateway.engines.fleet import list_reports
 from gateway.rollout.machine import RefusedAction
 from gateway.rollout.plan import copy_checkpoint, find_deletable
 from gateway.settings import GatewaySettings
-from gateway.tables import CheckpointRow
+from gateway.tables.checkpoints import (
+    CheckpointRow,
+    get_checkpoint,
+    list_checkpoints,
+    queue_checkpoint,
+    register_checkpoint,
+    set_status,
+)
+from gateway.tables.serving import get_stable
 
 
 class Registry:
@@ -33,7 +40,7 @@ class Registry:
         """Register the checkpoint in a directory; returns (row, whether it is new)."""
         manifest = await asyncio.to_thread(verify, Path(path))
         where = str(await asyncio.to_thread(Path(path).resolve))  # engines run elsewhere
-        found = await self._writer.arun(lambda conn: tables.register_checkpoint(conn, manifest, where, self._clock()))
+        found = await self._writer.arun(lambda conn: register_checkpoint(conn, manifest, where, self._clock()))
         self._on_change()
         return found
 
@@ -42,7 +49,7 @@ class Registry:
 
         def read(conn: Connection) -> list[tuple[CheckpointRow, bool]]:
             deletable = self._list_deletable(conn)
-            return [(row, row.id in deletable) for row in tables.list_checkpoints(conn)]
+            return [(row, row.id in deletable) for row in list_checkpoints(conn)]
 
         return await self._writer.arun(read)
 
@@ -50,33 +57,33 @@ class Registry:
         """Give up a checkpoint's files: it cannot serve again. Harmless to repeat. Raises LookupError, RefusedAction."""
 
         def write(conn: Connection) -> CheckpointRow:
-            row = tables.get_checkpoint(conn, checkpoint)
+            row = get_checkpoint(conn, checkpoint)
             if row is None:
                 raise LookupError(checkpoint)
             if row.status != "deleted" and row.id not in self._list_deletable(conn):
                 raise RefusedAction(f"Checkpoint {checkpoint} is {row.status} and may be needed.")
-            tables.set_status(conn, checkpoint, "deleted")
+            set_status(conn, checkpoint, "deleted")
             return replace(row, status="deleted")
 
         return await self._writer.arun(write)
 
     def _list_deletable(self, conn: Connection) -> frozenset[str]:
         held = (name for report in list_reports(conn) for name in (*report.wanted, *report.in_flight))
-        stable = tables.get_stable(conn, self._policy)
-        return find_deletable(tables.list_checkpoints(conn), stable, frozenset(held), self._settings.keep_checkpoints)
+        stable = get_stable(conn, self._policy)
+        return find_deletable(list_checkpoints(conn), stable, frozenset(held), self._settings.keep_checkpoints)
 
     async def start_rollout(self, checkpoint: str) -> CheckpointRow:
         """Queue a known checkpoint for trial. Raises LookupError or RefusedAction."""
 
         def write(conn: Connection) -> CheckpointRow:
-            row = tables.get_checkpoint(conn, checkpoint)
+            row = get_checkpoint(conn, checkpoint)
             if row is None:
                 raise LookupError(checkpoint)
             if row.status in ("stable", "canary", "baking", "waiting"):
                 raise RefusedAction(f"Checkpoint {checkpoint} is {row.status} already.")
             if row.status == "deleted":
                 raise RefusedAction(f"The files of checkpoint {checkpoint} were deleted.")
-            tables.queue_checkpoint(conn, checkpoint, self._clock())
+            queue_checkpoint(conn, checkpoint, self._clock())
             return row
 
         row = await self._writer.arun(write)
@@ -90,7 +97,7 @@ class Registry:
         """
 
         def read(conn: Connection) -> tuple[CheckpointRow | None, list[CheckpointRow]]:
-            return tables.get_stable(conn, self._policy), tables.list_checkpoints(conn)
+            return get_stable(conn, self._policy), list_checkpoints(conn)
 
         stable, rows = await self._writer.arun(read)
         if stable is None:

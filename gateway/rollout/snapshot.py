@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from gateway import tables
 from gateway.engines.register import RegisteredEngine, list_engines
-from gateway.tables import CheckpointRow, RolloutRow, ServingRow
+from gateway.tables.checkpoints import CheckpointRow, list_checkpoints
+from gateway.tables.rollouts import RolloutRow, active_rollout
+from gateway.tables.serving import ServingRow, get_serving
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Snapshot:
 def read_snapshot(conn: Connection, policy: str) -> Snapshot:
     """Read all of it."""
     return Snapshot(
-        serving=tables.get_serving(conn, policy),
-        rollout=tables.active_rollout(conn, policy),
+        serving=get_serving(conn, policy),
+        rollout=active_rollout(conn, policy),
         engines=list_engines(conn),
-        waiting=tables.list_checkpoints(conn, "waiting"),
-        draining=tables.list_checkpoints(conn, "draining"),
+        waiting=list_checkpoints(conn, "waiting"),
+        draining=list_checkpoints(conn, "draining"),
     )

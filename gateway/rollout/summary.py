@@ -12,7 +12,7 @@ from gateway.rollout.evidence import Evidence
 from gateway.rollout.guardrails import Guardrails
 from gateway.rollout.view import EventView, EvidenceView, GuardrailView, RolloutView, SeriesPoint
 from gateway.settings import RolloutSection
-from gateway.tables import EventRow, RolloutRow
+from gateway.tables.rollouts import EventRow, RolloutRow
 
 _LARGEST_LOG = 690.0
 

@@ -6,39 +6,40 @@ and what must be loaded or unloaded before, the controller knows.
 
 from sqlalchemy import Connection
 
-from gateway import tables
 from gateway.rollout import machine
 from gateway.rollout.machine import Transition
 from gateway.rollout.plan import new_rollout, new_statuses
 from gateway.rollout.snapshot import Snapshot
 from gateway.settings import RolloutSection
-from gateway.tables import RolloutRow
+from gateway.tables.checkpoints import list_checkpoints, set_status
+from gateway.tables.rollouts import RolloutRow, add_decision, add_rollout, count_rollouts, move_rollout
+from gateway.tables.serving import advance_serving, require_fence
 
 
 def adopt_first(conn: Connection, snapshot: Snapshot, fence: int) -> None:
     """Make the oldest waiting checkpoint stable, where none is."""
     first = snapshot.waiting[0].id
-    tables.advance(conn, snapshot.serving.policy, snapshot.serving.generation, fence, first)
-    tables.set_status(conn, first, "stable")
+    advance_serving(conn, snapshot.serving.policy, snapshot.serving.generation, fence, first)
+    set_status(conn, first, "stable")
 
 
 def set_retired(conn: Connection, policy: str, checkpoint: str, fence: int) -> None:
     """The checkpoint has left the engines. If someone has queued it again meanwhile, it waits."""
-    tables.require_fence(conn, policy, fence)
-    if checkpoint in [row.id for row in tables.list_checkpoints(conn, "draining")]:
-        tables.set_status(conn, checkpoint, "retired")
+    require_fence(conn, policy, fence)
+    if checkpoint in [row.id for row in list_checkpoints(conn, "draining")]:
+        set_status(conn, checkpoint, "retired")
 
 
 def open_rollout(conn: Connection, snapshot: Snapshot, settings: RolloutSection, now: float, fence: int) -> None:
     """Put the newest waiting checkpoint on trial, in place of the older ones."""
     policy = snapshot.serving.policy
-    tables.require_fence(conn, policy, fence)
+    require_fence(conn, policy, fence)
     *older, newest = snapshot.waiting
     for checkpoint in older:
-        tables.set_status(conn, checkpoint.id, "superseded")
-    tables.set_status(conn, newest.id, "canary")
-    number = tables.count_rollouts(conn)
-    tables.add_rollout(conn, new_rollout(newest, snapshot.serving, policy, settings, number, now))
+        set_status(conn, checkpoint.id, "superseded")
+    set_status(conn, newest.id, "canary")
+    number = count_rollouts(conn)
+    add_rollout(conn, new_rollout(newest, snapshot.serving, policy, settings, number, now))
 
 
 def carry_out(
@@ -54,9 +55,9 @@ def carry_out(
     if to.row.phase == machine.ABORTING and old.phase == machine.BAKING:
         pointer = old.stable
     for checkpoint, status in new_statuses(old, to.row):
-        tables.set_status(conn, checkpoint, status)
+        set_status(conn, checkpoint, status)
     if decision is not None:
-        tables.add_decision(conn, old.id, now, to.reason, *decision)
-    return tables.move(
+        add_decision(conn, old.id, now, to.reason, *decision)
+    return move_rollout(
         conn, old, to.row, fence=fence, actor=to.actor, reason=to.reason, now=to.row.phase_started_at, stable=pointer
     )

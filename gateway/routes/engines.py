@@ -11,7 +11,7 @@ from gateway.engines.engine import EngineState
 from gateway.errors import ApiError, bad_request, not_found
 from gateway.rollout.machine import RefusedAction
 from gateway.routes.guarded import OperatorRoute
-from gateway.tables import CheckpointRow
+from gateway.tables.checkpoints import CheckpointRow
 
 
 class NewEngine(BaseModel):

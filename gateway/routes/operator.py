@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field
 
 from feedback.choices import count_outbox
 from feedback.errors import ManifestError
-from gateway import tables
 from gateway.auth import require_scope
 from gateway.context import Context
 from gateway.errors import ApiError, bad_request, not_found
@@ -21,7 +20,9 @@ from gateway.rollout.guardrails import Guardrails
 from gateway.rollout.view import to_plain
 from gateway.routes.engines import show_engine
 from gateway.routes.guarded import OperatorRoute
-from gateway.tables import CheckpointRow, RolloutRow
+from gateway.tables.checkpoints import CheckpointRow, get_checkpoint
+from gateway.tables.rollouts import RolloutRow, active_rollout, get_rollout, list_rollouts
+from gateway.tables.serving import StaleController, get_stable
 
 _T = TypeVar("_T")
 
@@ -95,12 +96,12 @@ def _add_checkpoint_routes(router: APIRouter, context: Context) -> None:
 def _add_rollout_routes(router: APIRouter, context: Context) -> None:
     @router.get("/rollouts")
     async def rollouts(limit: int = 20) -> dict[str, Any]:
-        rows = await context.writer.arun(lambda conn: tables.list_rollouts(conn, max(1, min(limit, 100))))
+        rows = await context.writer.arun(lambda conn: list_rollouts(conn, max(1, min(limit, 100))))
         return {"data": [to_plain(await context.controller.assessor.show(row)) for row in rows]}
 
     @router.get("/rollouts/{rollout}")
     async def rollout_by_id(rollout: str) -> dict[str, Any]:
-        row = await context.writer.arun(lambda conn: tables.get_rollout(conn, rollout))
+        row = await context.writer.arun(lambda conn: get_rollout(conn, rollout))
         if row is None:
             raise not_found(f"No rollout {rollout}.")
         return to_plain(await context.controller.assessor.show(row))
@@ -120,10 +121,10 @@ def _add_rollout_routes(router: APIRouter, context: Context) -> None:
         """While baking: back to the old checkpoint at once. Otherwise: put stable's parent on trial."""
         actor = "key:" + require_scope(request, "operator").key_id
         now = context.controller.now()
-        row = await context.writer.arun(lambda conn: tables.active_rollout(conn, context.settings.policy))
+        row = await context.writer.arun(lambda conn: active_rollout(conn, context.settings.policy))
         if row is not None and row.phase == machine.BAKING:
             return await _act(context, row.id, lambda r, _: machine.abort(r, "RolledBack", actor, now))
-        stable = await context.writer.arun(lambda conn: tables.get_stable(conn, context.settings.policy))
+        stable = await context.writer.arun(lambda conn: get_stable(conn, context.settings.policy))
         if stable is None or stable.parent is None:
             raise ApiError(409, "Stable has no parent to go back to.", code="conflict")
         return _show_checkpoint(await _refuse_politely(context.controller.registry.start_rollout(stable.parent)))
@@ -165,9 +166,9 @@ async def build_status(context: Context) -> dict[str, Any]:
     """What the demo's screen and the console poll: what serves, the rollout that is on, and counters."""
     policy = context.settings.policy
     view, counters = context.deployment.view, context.deployment.counters
-    stable = await context.writer.arun(lambda conn: tables.get_stable(conn, policy))
-    row = await context.writer.arun(lambda conn: tables.active_rollout(conn, policy))
-    canary = await context.writer.arun(lambda conn: tables.get_checkpoint(conn, view.canary or ""))
+    stable = await context.writer.arun(lambda conn: get_stable(conn, policy))
+    row = await context.writer.arun(lambda conn: active_rollout(conn, policy))
+    canary = await context.writer.arun(lambda conn: get_checkpoint(conn, view.canary or ""))
     return {
         "policy": policy,
         "preset": context.settings.preset,
@@ -211,7 +212,7 @@ async def _refuse_politely(action: Awaitable[_T]) -> _T:
         raise not_found(f"Not found: {error}.") from error
     except machine.RefusedAction as error:
         raise ApiError(409, str(error), code="conflict") from error
-    except tables.StaleController as error:
+    except StaleController as error:
         raise ApiError(409, "The rollout moved on at this moment: look again.", code="conflict") from error
 
 

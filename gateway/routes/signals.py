@@ -33,7 +33,7 @@ from gateway.recording.shown import NotShown, Shown, find_shown, may_be_pair
 from gateway.recording.store import StoredCompletion
 from gateway.requests import read_body
 from gateway.routing import find_opening
-from gateway.tables import get_checkpoint
+from gateway.tables.checkpoints import get_checkpoint
 from gateway.telemetry.metrics import ARMS
 
 logger = logging.getLogger("gateway.signals")

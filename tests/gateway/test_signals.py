@@ -31,7 +31,7 @@ from gateway.routes.signals import build_signals_router, parse_signal
 from gateway.routing import Who
 from gateway.secrets import Secrets, load_secrets
 from gateway.settings import GatewaySettings
-from gateway.tables import checkpoints
+from gateway.tables.checkpoints import checkpoints
 from gateway.telemetry.metrics import Metrics
 
 SERVED_AT = time.time()  # a completion of long ago would be deleted at once

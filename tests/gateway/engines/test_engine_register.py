@@ -12,7 +12,7 @@ from bench.gateway.checkpoints import make_checkpoint
 from feedback.manifest import read_manifest
 from gateway.engines.fleet import Report
 from gateway.engines.register import check_url, find_wanted
-from gateway.tables import CheckpointRow
+from gateway.tables.checkpoints import CheckpointRow
 
 
 def row(name: str, status: str, kind: str = "full") -> CheckpointRow:

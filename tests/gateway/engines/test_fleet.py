@@ -13,7 +13,6 @@ from full_engine import FullEngine, make_full_checkpoint
 from bench.gateway.checkpoints import make_checkpoint
 from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.relay import RelayState
-from gateway import tables
 from gateway.engines.deployment import Deployment
 from gateway.engines.fleet import Fleet, Report, find_holdouts, take_lease
 from gateway.engines.swap import Swap
@@ -22,7 +21,8 @@ from gateway.rollout.assessment import Assessor
 from gateway.rollout.controller import Controller
 from gateway.rollout.observations import Observations
 from gateway.settings import GatewaySettings
-from gateway.tables import RolloutRow
+from gateway.tables.checkpoints import get_checkpoint
+from gateway.tables.rollouts import RolloutRow, list_rollouts
 from gateway.telemetry.state_metrics import StateCollector
 
 
@@ -109,10 +109,10 @@ class Town:
         return row.id
 
     async def row(self) -> RolloutRow:
-        return (await self.first.writer.arun(tables.list_rollouts))[0]
+        return (await self.first.writer.arun(list_rollouts))[0]
 
     async def status(self, checkpoint: str) -> str:
-        row = await self.first.writer.arun(lambda conn: tables.get_checkpoint(conn, checkpoint))
+        row = await self.first.writer.arun(lambda conn: get_checkpoint(conn, checkpoint))
         assert row is not None
         return row.status
 

@@ -17,7 +17,7 @@ from gateway.engines.engine import BreakerLimits, EngineState
 from gateway.engines.swap import Swap, read_metric
 from gateway.errors import SwapError
 from gateway.settings import GatewaySection, GatewaySettings
-from gateway.tables import CheckpointRow
+from gateway.tables.checkpoints import CheckpointRow
 
 
 def row(folder: Path, number: int) -> CheckpointRow:

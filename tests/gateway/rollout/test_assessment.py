@@ -12,7 +12,7 @@ from world import World
 from feedback.errors import DatabaseError
 from gateway.rollout import machine, transactions
 from gateway.rollout.assessment import Assessment, Assessor
-from gateway.tables import RolloutRow
+from gateway.tables.rollouts import RolloutRow
 
 
 class CpuClock:

@@ -8,12 +8,14 @@ import sqlalchemy as sa
 from world import World
 
 from feedback.errors import DatabaseError
-from gateway import tables
 from gateway.rollout import machine
 from gateway.rollout.controller import Controller
 from gateway.rollout.machine import RefusedAction
 from gateway.rollout.snapshot import read_snapshot
-from gateway.tables import RolloutRow
+from gateway.tables.checkpoints import queue_checkpoint
+from gateway.tables.observations import load_observations
+from gateway.tables.rollouts import RolloutRow, list_events, list_rollouts
+from gateway.tables.serving import StaleController
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ async def test_the_first_checkpoint_is_stable_at_once(make_world: Callable[..., 
     await world.tick()
     assert world.deployment.view.stable == first and world.swap.loaded == [first]
     assert await world.status(first) == "stable"
-    assert await world.writer.arun(tables.list_rollouts) == []
+    assert await world.writer.arun(list_rollouts) == []
 
 
 async def test_a_better_canary_walks_to_healthy(make_world: Callable[..., World]) -> None:
@@ -61,7 +63,7 @@ async def test_a_better_canary_walks_to_healthy(make_world: Callable[..., World]
     assert (await world.row()).phase == machine.HEALTHY
     assert (world.deployment.view.stable, world.deployment.view.canary) == (new, None)
     assert world.swap.loaded == [new] and await world.status(old) == "retired"
-    phases = [event.to_phase for event in await world.writer.arun(lambda c: tables.list_events(c, row.id))]
+    phases = [event.to_phase for event in await world.writer.arun(lambda c: list_events(c, row.id))]
     assert phases == [
         "Pending", "Progressing", "Paused", "Progressing", "WaitingPromotion", "Promoting", "Baking", "Healthy",
     ]  # fmt: skip
@@ -88,13 +90,13 @@ async def test_a_checkpoint_that_is_queued_again_while_it_is_unloaded_has_its_tr
 
     def queue_again() -> None:
         world.swap.while_unloading = lambda: None
-        world.writer.run(lambda conn: tables.queue_checkpoint(conn, new, world.time)).result(10)
+        world.writer.run(lambda conn: queue_checkpoint(conn, new, world.time)).result(10)
 
     world.swap.while_unloading = queue_again
     for _ in range(4):
         await world.tick()
     assert await world.status(new) == "canary"
-    rows = await world.writer.arun(tables.list_rollouts)
+    rows = await world.writer.arun(list_rollouts)
     assert [row.checkpoint for row in rows] == [new, new]
 
 
@@ -250,7 +252,7 @@ async def test_a_leader_that_was_asleep_while_another_took_over_changes_nothing(
     world.restart()
     await world.tick()
     assert sleeper.fleet.fence is not None  # by its own clock its lease runs on
-    with pytest.raises(tables.StaleController):
+    with pytest.raises(StaleController):
         await sleeper.tick(world.time + 200)  # inconclusive by now
     assert (await world.row()).phase == machine.PROGRESSING
 
@@ -263,9 +265,9 @@ async def test_a_leader_that_was_asleep_opens_no_rollout(make_world: Callable[..
     world.restart()
     await world.tick()
     new = await world.publish(1)
-    with pytest.raises(tables.StaleController):
+    with pytest.raises(StaleController):
         await sleeper.tick(world.time)
-    assert await world.writer.arun(tables.list_rollouts) == [] and await world.status(new) == "waiting"
+    assert await world.writer.arun(list_rollouts) == [] and await world.status(new) == "waiting"
 
 
 @pytest.mark.parametrize("kill_after", range(1, 9))
@@ -299,7 +301,7 @@ async def test_a_gateway_killed_after_any_transition_goes_on(
             await world.tick(1.0)
         except Killed:
             world.restart()
-        rows = await world.writer.arun(tables.list_rollouts)
+        rows = await world.writer.arun(list_rollouts)
         if rows and rows[0].phase == machine.PROGRESSING and world.deployment.view.canary and not has_dueled:
             await world.duel(range(60), 3)
             has_dueled = True
@@ -330,7 +332,7 @@ async def test_a_restart_keeps_first_requests(make_world: Callable[..., World]) 
     await world.tick()
     world.observed.note(row.id, "u", "canary", True, False, False, 0.1)
     await world.tick()
-    kept = await world.writer.arun(lambda conn: tables.load_observations(conn, row.id))
+    kept = await world.writer.arun(lambda conn: load_observations(conn, row.id))
     assert [(o.user, o.error) for o in kept] == [("u", False)]
 
 
@@ -365,7 +367,7 @@ async def test_a_tick_with_nothing_to_do_is_one_transaction_and_one_more_to_weig
     for user in ("u1", "u2"):
         world.observed.note(row.id, user, "canary", False, False, False, 0.1)
         assert await count_transactions(world) == 2
-    assert len(await world.writer.arun(lambda conn: tables.load_observations(conn, row.id))) == 2
+    assert len(await world.writer.arun(lambda conn: load_observations(conn, row.id))) == 2
     await world.fleet.leave()
     assert await count_transactions(world) == 1  # it only follows
 
@@ -388,7 +390,7 @@ async def test_first_requests_are_stored_later_if_the_tables_cannot_be_written_n
     world.time += 1.0
     world.observed.note(row.id, "second", "canary", False, False, False, 0.1)
     await world.tick()
-    kept = await world.writer.arun(lambda conn: tables.load_observations(conn, row.id))
+    kept = await world.writer.arun(lambda conn: load_observations(conn, row.id))
     assert [(o.user, o.at) for o in kept] == [("first", world.time - 1.5), ("second", world.time - 0.5)]
 
 

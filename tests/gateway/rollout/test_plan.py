@@ -1,7 +1,7 @@
 """What may be deleted, by hand-made tables."""
 
 from gateway.rollout.plan import find_deletable
-from gateway.tables import CheckpointRow
+from gateway.tables.checkpoints import CheckpointRow
 
 
 def row(number: int, status: str, parent: int | None = None) -> CheckpointRow:

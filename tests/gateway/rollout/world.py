@@ -8,7 +8,6 @@ from feedback.choices import record_choice, store_comparison
 from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.events import Candidate, Comparison
 from feedback.manifest import Manifest, Probe, checkpoint_id, combine_hashes, hash_files, write_manifest
-from gateway import tables
 from gateway.engines.deployment import Deployment
 from gateway.engines.fleet import Fleet
 from gateway.errors import SwapError
@@ -17,7 +16,8 @@ from gateway.rollout.assessment import Assessor
 from gateway.rollout.controller import Controller
 from gateway.rollout.observations import Observations
 from gateway.settings import GatewaySettings
-from gateway.tables import CheckpointRow, RolloutRow
+from gateway.tables.checkpoints import CheckpointRow, get_checkpoint
+from gateway.tables.rollouts import RolloutRow, list_rollouts
 
 
 class FakeSwap:
@@ -108,10 +108,10 @@ class World:
         return row.id
 
     async def row(self) -> RolloutRow:
-        return (await self.writer.arun(tables.list_rollouts))[0]
+        return (await self.writer.arun(list_rollouts))[0]
 
     async def status(self, checkpoint: str) -> str:
-        row = await self.writer.arun(lambda conn: tables.get_checkpoint(conn, checkpoint))
+        row = await self.writer.arun(lambda conn: get_checkpoint(conn, checkpoint))
         assert row is not None
         return row.status
 

@@ -1,0 +1,180 @@
+"""Rollouts, the events that they went through, and what each decision rested on."""
+
+from dataclasses import asdict, dataclass, replace
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    Integer,
+    String,
+    Table,
+    Text,
+    bindparam,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from feedback.database import metadata
+from gateway.tables.rows import select_rows
+from gateway.tables.serving import StaleController, advance_serving, get_serving
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("policy", String(200), nullable=False),
+    Column("checkpoint", String(200), nullable=False),
+    Column("stable", String(200), nullable=False),
+    Column("aa", Boolean, nullable=False),
+    Column("phase", String(30), nullable=False, index=True),
+    Column("analysis", String(30), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("step_started_at", Float, nullable=False),
+    Column("weight", Float, nullable=False),
+    Column("duel_share", Float, nullable=False),
+    Column("salt", String(64), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("phase_started_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Column("resume_phase", String(30), nullable=False),
+    Column("split_waived", Boolean, nullable=False),
+    Column("decision_digest", String(64), nullable=False),
+    Column("settings", Text, nullable=False),
+)
+
+rollout_events = Table(
+    "rollout_events",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("rollout", String(64), nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("from_phase", String(30), nullable=False),
+    Column("to_phase", String(30), nullable=False),
+    Column("actor", String(200), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("generation", Integer, nullable=False),
+)
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("rollout", String(64), nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("verdict", String(40), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("data", Text, nullable=False),
+)
+
+
+FINISHED = ("Healthy", "Degraded")
+
+
+@dataclass(frozen=True)
+class RolloutRow:
+    """One rollout, all of its state. `analysis`: Pending, Running, Successful, Failed, Error or Inconclusive."""
+
+    id: str
+    policy: str
+    checkpoint: str
+    stable: str
+    aa: bool
+    phase: str
+    analysis: str
+    reason: str
+    step: int
+    step_started_at: float
+    weight: float
+    duel_share: float
+    salt: str
+    generation: int
+    created_at: float
+    started_at: float | None
+    phase_started_at: float
+    finished_at: float | None
+    resume_phase: str
+    split_waived: bool
+    decision_digest: str
+    settings: str
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """One append-only line of a rollout's audit trail."""
+
+    at: float
+    from_phase: str
+    to_phase: str
+    actor: str
+    reason: str
+
+
+# Built once: what runs at every look costs less to run than to build.
+_ROLLOUTS = select_rows(RolloutRow, rollouts)
+_ACTIVE_ROLLOUTS = _ROLLOUTS.where(
+    rollouts.c.policy == bindparam("policy"), rollouts.c.phase.not_in(FINISHED)
+).order_by(rollouts.c.created_at)
+
+
+def add_rollout(conn: Connection, row: RolloutRow) -> None:
+    conn.execute(insert(rollouts).values(**asdict(row)))
+    _add_event(conn, row, "", "controller", row.reason or "Created", row.created_at)
+
+
+def get_rollout(conn: Connection, rollout: str) -> RolloutRow | None:
+    row = conn.execute(_ROLLOUTS.where(rollouts.c.id == rollout)).first()
+    return None if row is None else RolloutRow(*row)
+
+
+def list_rollouts(conn: Connection, limit: int = 100) -> list[RolloutRow]:
+    """Return the newest rollouts first."""
+    query = _ROLLOUTS.order_by(rollouts.c.created_at.desc(), rollouts.c.id.desc()).limit(limit)
+    return [RolloutRow(*row) for row in conn.execute(query)]
+
+
+def count_rollouts(conn: Connection) -> int:
+    return conn.execute(select(func.count()).select_from(rollouts)).scalar_one()
+
+
+def active_rollout(conn: Connection, policy: str) -> RolloutRow | None:
+    """Return the one rollout that has not finished."""
+    row = conn.execute(_ACTIVE_ROLLOUTS, {"policy": policy}).first()
+    return None if row is None else RolloutRow(*row)
+
+
+def move_rollout(
+    conn: Connection, old: RolloutRow, new: RolloutRow, *, fence: int | None, actor: str, reason: str, now: float,
+    stable: str | None = None,
+) -> RolloutRow:  # fmt: skip
+    """Replace `old` by `new` under the next generation and append the event, all or nothing.
+
+    Raises StaleController if the row is not at `old.generation` or the fence has moved.
+    """
+    generation = advance_serving(conn, old.policy, get_serving(conn, old.policy).generation, fence, stable)
+    new = replace(new, generation=generation)
+    where = (rollouts.c.id == old.id, rollouts.c.generation == old.generation)
+    if conn.execute(update(rollouts).where(*where).values(**asdict(new))).rowcount != 1:
+        raise StaleController(f"rollout {old.id} is past generation {old.generation}")
+    _add_event(conn, new, old.phase, actor, reason, now)
+    return new
+
+
+def _add_event(conn: Connection, row: RolloutRow, old_phase: str, actor: str, reason: str, now: float) -> None:
+    values = {"from_phase": old_phase, "to_phase": row.phase, "actor": actor, "reason": reason}
+    conn.execute(insert(rollout_events).values(rollout=row.id, at=now, generation=row.generation, **values))
+
+
+def list_events(conn: Connection, rollout: str) -> list[EventRow]:
+    query = select(rollout_events).where(rollout_events.c.rollout == rollout).order_by(rollout_events.c.id)
+    return [EventRow(r.at, r.from_phase, r.to_phase, r.actor, r.reason) for r in conn.execute(query)]
+
+
+def add_decision(conn: Connection, rollout: str, at: float, verdict: str, digest: str, data: str) -> None:
+    conn.execute(insert(decisions).values(rollout=rollout, at=at, verdict=verdict, digest=digest, data=data))
