@@ -24,6 +24,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from feedback.outages import log_failure
+
 if TYPE_CHECKING:
     from gateway.telemetry.metrics import Metrics
 
@@ -129,8 +131,8 @@ class Siblings:
                     await self._refresh()
                 writer.write(msgspec.msgpack.encode(_dump(self._metrics.registry)) if question == _METRICS else b"ok")
                 await writer.drain()
-        except Exception:
-            logger.exception("a sibling's question failed")
+        except Exception as error:
+            log_failure(logger, "a sibling's question failed", error)
         finally:
             writer.close()
 

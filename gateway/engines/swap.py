@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from feedback.outages import log_failure
 from gateway.engines.engine import EngineState
 from gateway.engines.probe import build_probe, judge_probe, read_probe_logprobs
 from gateway.errors import EngineUnavailable, SwapError
@@ -155,8 +156,8 @@ class Swap:
             state.nudge.clear()
             try:
                 await self._reconcile_one(state)
-            except Exception:
-                logger.exception("reconciling %s failed", state.url)
+            except Exception as error:
+                log_failure(logger, f"reconciling {state.url} failed", error)
             await asyncio.sleep(_NUDGE_PAUSE_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.reconcile_s):

@@ -166,9 +166,12 @@ async def build_status(context: Context) -> dict[str, Any]:
     """What the demo's screen and the console poll: what serves, the rollout that is on, and counters."""
     policy = context.settings.policy
     view, counters = context.deployment.view, context.deployment.counters
-    stable = await context.writer.arun(lambda conn: get_stable(conn, policy))
-    row = await context.writer.arun(lambda conn: active_rollout(conn, policy))
-    canary = await context.writer.arun(lambda conn: get_checkpoint(conn, view.canary or ""))
+    stable, canary, row, num_pending = await context.writer.aread(
+        lambda conn: (
+            get_stable(conn, policy), get_checkpoint(conn, view.canary or ""), active_rollout(conn, policy),
+            count_outbox(conn),
+        )
+    )  # fmt: skip
     return {
         "policy": policy,
         "preset": context.settings.preset,
@@ -181,7 +184,7 @@ async def build_status(context: Context) -> dict[str, Any]:
             "comparisons": counters.comparisons,
             "choices": counters.choices,
             "not_paired": dict(counters.not_paired),
-            "outbox_pending": await context.writer.arun(count_outbox),
+            "outbox_pending": num_pending,
         },
         "canary_first_answer_at": context.deployment.first_answer_at,
         "swap": {"last_swap_s": context.controller.last_swap_s},
