@@ -1,4 +1,4 @@
-"""What the parts of one running gateway hand to each other: built once by app.py, passed explicitly."""
+"""What the parts of one running gateway hand to each other: built once by opening.py, passed explicitly."""
 
 from __future__ import annotations
 
