@@ -97,18 +97,20 @@ async def answer_single(exchange: Exchange, begun: Begun | None = None) -> None:
 
 
 def _pass_whole(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> None:
+    """The answer goes out first, then it is booked: in one step, so nobody can ask about it in between."""
     outcome.code = answer.status
     body = answer.body
-    watch_bytes(outcome, body)
-    note_outcome(exchange, outcome)
     route = exchange.route
     if answer.status != 200:
         exchange.call.send(*hide_refusal(answer, route.checkpoint, route.alias))
+        note_outcome(exchange, outcome)
         return
-    settle_answer(exchange, body)
-    note_completion(exchange, body, is_stream=False)
     restored = find_restorer(route.checkpoint, route.alias)(body)
     exchange.call.send(200, restored, answer.content_type, exchange.own_headers)
+    watch_bytes(outcome, body)
+    note_outcome(exchange, outcome)
+    settle_answer(exchange, body)
+    note_completion(exchange, body, is_stream=False)
 
 
 async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> None:

@@ -246,6 +246,8 @@ class Call:
             self.refuse(error)
             return
         logger.error("a request failed", exc_info=error, extra=self.log_fields)
+        if self.response_complete:  # while it was booked
+            return
         if self.response_started:
             self._protocol.transport.abort()
         else:

@@ -1,7 +1,8 @@
 """Writes at the end of the event loop's turn: what many connections have to say goes out in one go.
 
 Each write may wake a process that sleeps, which costs more than the write; one that is woken to several stays awake. With
-16 connections this makes a third more requests a second; one alone loses two microseconds.
+16 connections this makes a third more requests a second. Where turns have one write each, there is nothing to wait for:
+after such a turn the next few writes go out at once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 logger = logging.getLogger("gateway.outbox")
 
+_AT_ONCE = 7  # writes after a turn that had one: then a turn is looked at again
+
 
 class Outbox:
     """What is to be written in this turn, in order. For one event loop."""
@@ -21,10 +24,15 @@ class Outbox:
     def __init__(self) -> None:
         self._waiting: list[tuple[asyncio.Transport, bytes]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._num_at_once = 0
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Write soon; never, if the transport is closed before."""
+        """Write now or soon, in order; never, if the transport is closed before."""
         if not self._waiting:
+            if self._num_at_once:
+                self._num_at_once -= 1
+                _write(transport, data)
+                return
             if self._loop is None:
                 self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self.flush)
@@ -33,13 +41,18 @@ class Outbox:
     def flush(self) -> None:
         """Write now what waits."""
         waiting, self._waiting = self._waiting, []
+        self._num_at_once = _AT_ONCE if len(waiting) == 1 else 0
         for transport, data in waiting:
-            if not transport.is_closing():  # uvloop's raises until its end is told
-                try:
-                    transport.write(data)
-                except Exception:  # the others' writes must go out
-                    logger.exception("a connection took no more")
-                    transport.abort()
+            _write(transport, data)
+
+
+def _write(transport: asyncio.Transport, data: bytes) -> None:
+    if not transport.is_closing():  # uvloop's raises until its end is told
+        try:
+            transport.write(data)
+        except Exception:  # the others' writes must go out
+            logger.exception("a connection took no more")
+            transport.abort()
 
 
 class Outlet:
