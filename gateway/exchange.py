@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -70,6 +70,11 @@ class Outcome(msgspec.Struct):
     first_byte_s: float | None = None
     num_tokens: int = 0
 
+    @property
+    def is_telling(self) -> bool:
+        """Whether it says anything of the checkpoint: neither the client's mistake nor its leaving does."""
+        return self.code == 200 or self.code >= 500
+
 
 def served_checkpoints(context: Context) -> frozenset[str]:
     """The checkpoints that engines hold, or will hold again when they are back."""
@@ -119,32 +124,53 @@ def note_failure(exchange: Exchange) -> None:
         exchange.call.watch.is_broken = True
 
 
-def note_outcome(exchange: Exchange, outcome: Outcome, *, is_paired: bool = False) -> None:
-    """Count one finished answer, and let the rollout's guardrails see a known user's."""
-    context = exchange.context
-    metrics = context.metrics
+def note_outcome(exchange: Exchange, outcome: Outcome) -> None:
+    """Count one finished answer, and let the rollout's guardrails see a known user's first."""
+    _count_outcome(exchange, outcome)
+    view, observations = exchange.view, exchange.context.deployment.observations
+    if view.rollout is None or observations is None or exchange.route.is_pinned:
+        return
+    if not observations.is_settled(view.rollout, exchange.who.user) and outcome.is_telling:
+        _observe(exchange, outcome, is_duel=False)
+
+
+def note_pair(exchange: Exchange, outcomes: Sequence[Outcome], *, is_duel: bool) -> None:
+    """Count two finished answers to one request, in the same step.
+
+    The guardrails see both halves of a duel or neither, for one says nothing of their ratio; else the first that tells.
+    """
+    for outcome in outcomes:
+        _count_outcome(exchange, outcome)
+    if exchange.view.rollout is None or exchange.context.deployment.observations is None or exchange.route.is_pinned:
+        return
+    telling = [outcome for outcome in outcomes if outcome.is_telling]
+    if len(telling) == len(outcomes) or not is_duel:
+        for outcome in telling:
+            _observe(exchange, outcome, is_duel=is_duel)
+
+
+def _count_outcome(exchange: Exchange, outcome: Outcome) -> None:
+    metrics = exchange.context.metrics
     metrics.count_request(outcome.arm, outcome.code)
     if outcome.is_refused:
         metrics.arms[outcome.arm].refusals.inc()
     if outcome.first_byte_s is not None or outcome.num_tokens:
         _note_tokens(exchange, outcome)
-    view, observations = exchange.view, context.deployment.observations
-    if view.rollout is None or observations is None or exchange.route.is_pinned:
-        return
-    if not is_paired and observations.is_settled(view.rollout, exchange.who.user):
-        return
-    if outcome.code == CLIENT_GONE or 400 <= outcome.code < 500:
-        return
+
+
+def _observe(exchange: Exchange, outcome: Outcome, *, is_duel: bool) -> None:
+    observations = exchange.context.deployment.observations
+    assert observations is not None
     observations.note(
-        view.rollout,
+        exchange.view.rollout,
         exchange.who.user,
         outcome.arm,
         outcome.code >= 500,
         outcome.is_truncated,
         outcome.is_refused,
         outcome.first_byte_s,
-        paired=is_paired,
-        weight=view.weight,
+        paired=is_duel,
+        weight=exchange.view.weight,
     )
 
 

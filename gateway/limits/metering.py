@@ -1,7 +1,8 @@
 """Settles an answer with its key's limits: the tokens that it took, as its usage says.
 
 A key without limits passes by one look at an attribute. Tokens of a stream are read from its usage event, which the
-engine is asked for; a client that did not ask for it does not see it.
+engine is asked for; a client that did not ask for it does not see it. Responses name tokens otherwise, and their streams
+end with an event that holds the whole response.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ _COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
 _USAGE = re.compile(
     rb'"usage":\{"prompt_tokens":(\d+),(?:"total_tokens":\d+,)?"completion_tokens":(\d+)'
 )  # as vLLM does
+_INPUT = re.compile(rb'"input_tokens"\s*:\s*(\d+)')
+_OUTPUT = re.compile(rb'"output_tokens"\s*:\s*(\d+)')
 _NO_CHOICES = b'"choices":[]'
+_RESPONSES = b"/v1/responses"
 _BYTES_PER_TOKEN = 4  # of a prompt whose tokens nobody counted, because its client left
 
 
@@ -29,7 +33,10 @@ def read_usage(answer: bytes) -> tuple[int, int]:
     usual = _USAGE.match(answer, answer.rfind(b'"usage":{"prompt_tokens"'))
     if usual is not None:
         return int(usual[1]), int(usual[2])
-    return _read_last(answer, b'"prompt_tokens"', _PROMPT), _read_last(answer, b'"completion_tokens"', _COMPLETION)
+    return (
+        _read_last(answer, b'"prompt_tokens"', _PROMPT) or _read_last(answer, b'"input_tokens"', _INPUT),
+        _read_last(answer, b'"completion_tokens"', _COMPLETION) or _read_last(answer, b'"output_tokens"', _OUTPUT),
+    )
 
 
 def _read_last(answer: bytes, key: bytes, pattern: re.Pattern[bytes]) -> int:
@@ -48,6 +55,11 @@ def settle_tokens(exchange: Exchange, prompt: int, completion: int) -> None:
     exchange.context.limits.settle(exchange.identity, prompt, completion)
 
 
+def guess_prompt(exchange: Exchange) -> int:
+    """About how many tokens the request has, where no usage says it."""
+    return len(exchange.body) // _BYTES_PER_TOKEN
+
+
 class StreamMeter:
     """Reads a stream's usage event for a key with limits, and takes it out where the client did not ask for it."""
 
@@ -58,13 +70,19 @@ class StreamMeter:
 
     @staticmethod
     def ask_for_usage(exchange: Exchange, body: bytes) -> bytes:
-        """The body with the usage event asked for."""
+        """The body with the usage event asked for, where the path has one."""
+        if exchange.path == _RESPONSES:
+            return body
         given = exchange.request.stream_options
         options = given if isinstance(given, dict) else {}
         return add_fields(body, {"stream_options": {**options, "include_usage": True}})
 
     def filter(self, events: bytes) -> bytes:
         """The events that the client may see."""
+        if self._exchange.path == _RESPONSES:
+            if b'"output_tokens"' in events:
+                self._usage = read_usage(events)
+            return events
         if _NO_CHOICES not in events:
             return events
         shown = []
@@ -81,5 +99,5 @@ class StreamMeter:
     def settle(self, num_events: int) -> None:
         """The stream has ended; where it ended early, its events are its tokens."""
         exchange = self._exchange
-        prompt, completion = self._usage or (len(exchange.body) // _BYTES_PER_TOKEN, num_events)
+        prompt, completion = self._usage or (guess_prompt(exchange), num_events)
         exchange.context.limits.settle(exchange.identity, prompt, completion)

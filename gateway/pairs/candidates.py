@@ -29,6 +29,7 @@ class Draft:
     finish_reason: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    num_chunks: int = 0  # of a stream, so far
     is_ended: bool = False
     has_failed: bool = False
     seconds_to_finish: float | None = None
@@ -57,6 +58,11 @@ class Showing:
     drafts: tuple[Draft, Draft]
     asked: tuple[Draft, Draft]
 
+    @property
+    def is_duel(self) -> bool:
+        """Whether one is the canary's and one is stable's."""
+        return self.drafts[0].side.arm != self.drafts[1].side.arm
+
 
 def open_showing(sides: tuple[Side, Side], order_key: bytes) -> Showing:
     """Give a comparison its ids, and the order that follows from them."""
@@ -70,8 +76,7 @@ def open_showing(sides: tuple[Side, Side], order_key: bytes) -> Showing:
 def build_comparison(exchange: Exchange, ask: Ask, showing: Showing, engine: str, now: float) -> Comparison:
     """The record of what was shown."""
     first, second = showing.drafts
-    is_duel = first.side.arm != second.side.arm
-    asked: Asked = "duel" if is_duel else "random" if ask.reason == "random" else "explore"
+    asked: Asked = "duel" if showing.is_duel else "random" if ask.reason == "random" else "explore"
     return Comparison(
         id=showing.comparison_id,
         policy=exchange.context.settings.policy,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,10 @@ import msgspec
 
 from gateway.engines.engine import EngineState
 from gateway.errors import EngineInterrupted
-from gateway.exchange import CLIENT_GONE, Exchange, Outcome, failure_events, note_failure, note_outcome, watch_bytes
+from gateway.exchange import CLIENT_GONE, Exchange, Outcome, failure_events, note_failure, note_pair, watch_bytes
 from gateway.http.connection import EngineAnswer
 from gateway.http.sse import DONE, EventSplitter, encode_event, event_data
-from gateway.limits.metering import settle_tokens
+from gateway.limits.metering import guess_prompt, settle_tokens
 from gateway.pairs.asking import Ask
 from gateway.pairs.candidates import Draft, Showing, count_unasked, merge_usage, offer_comparison
 
@@ -45,8 +45,10 @@ class _End:
 _Queue = asyncio.Queue[tuple[Strand, "dict[str, Any] | _End"]]
 
 
-async def weave(exchange: Exchange, ask: Ask, showing: Showing, strands: list[Strand]) -> AsyncGenerator[bytes, None]:
-    """The events for the client."""
+async def weave(
+    exchange: Exchange, ask: Ask, showing: Showing, strands: list[Strand], lost: Sequence[Outcome] = ()
+) -> AsyncGenerator[bytes, None]:
+    """The events for the client. lost: how the one ended that is no strand, because it failed before its first byte."""
     queue: _Queue = asyncio.Queue(_MAX_QUEUED)
     engines = exchange.context.deployment.engines
     readers = [
@@ -64,6 +66,9 @@ async def weave(exchange: Exchange, ask: Ask, showing: Showing, strands: list[St
                 _end_strand(strand, item)
                 if strand.draft.has_failed and strand.draft.index == 0:
                     note_failure(exchange)
+                    for other in strands:
+                        if not other.draft.is_ended:
+                            other.outcome.code = 200  # cut short by us; which one breaks first is the order's coin
                     yield failure_events()
                     return
                 continue
@@ -78,12 +83,13 @@ async def weave(exchange: Exchange, ask: Ask, showing: Showing, strands: list[St
     finally:
         for reader in readers:
             reader.cancel()
-        usage = merge_usage(drafts)
-        settle_tokens(exchange, usage["prompt_tokens"], usage["completion_tokens"])
-        for strand in strands:  # before anything is awaited: the client may leave just now
+        # Before anything is awaited: the client may leave just now.
+        num_completion = sum(draft.completion_tokens or draft.num_chunks for draft in drafts)
+        settle_tokens(exchange, merge_usage(drafts)["prompt_tokens"] or guess_prompt(exchange), num_completion)
+        for strand in strands:
             strand.answer.close()
             strand.outcome.num_tokens = strand.draft.completion_tokens
-            note_outcome(exchange, strand.outcome, is_paired=exchange.view.rollout is not None)
+        note_pair(exchange, [*(strand.outcome for strand in strands), *lost], is_duel=showing.is_duel)
         await asyncio.gather(*readers, return_exceptions=True)
 
 
@@ -146,6 +152,7 @@ def _show(strand: Strand, chunk: dict[str, Any], alias: str, showing: Showing) -
     choices = chunk.get("choices") or []
     if not choices:
         return None
+    draft.num_chunks += 1
     choice = dict(choices[0])
     delta = choice.get("delta") or {}
     draft.text += delta.get("content") or ""

@@ -19,7 +19,7 @@ import msgspec
 from gateway.attempts import ask_engine, hide_refusal
 from gateway.body import add_fields
 from gateway.errors import ApiError
-from gateway.exchange import Exchange, Outcome, note_outcome, watch_bytes
+from gateway.exchange import Exchange, Outcome, note_pair, watch_bytes
 from gateway.http.connection import EngineAnswer
 from gateway.limits.metering import settle_tokens
 from gateway.pairs.asking import Ask, choose_sides
@@ -51,9 +51,10 @@ async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> None:
     drawn: list[tuple[Draft, dict[str, Any]]] = []
     for draft, answer in zip(showing.drafts, answers, strict=True):
         completion = _read_completion(answer, draft)
-        _note(exchange, draft, answer)
         if completion is not None:
             drawn.append((draft, completion))
+    outcomes = [_find_outcome(draft, answer) for draft, answer in zip(showing.drafts, answers, strict=True)]
+    note_pair(exchange, outcomes, is_duel=showing.is_duel)
     if not drawn:
         _refuse(exchange, showing, answers)
         return
@@ -112,14 +113,15 @@ def _without_id(call: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in call.items() if name != "id"}
 
 
-def _note(exchange: Exchange, draft: Draft, answer: EngineAnswer | BaseException) -> None:
+def _find_outcome(draft: Draft, answer: EngineAnswer | BaseException) -> Outcome:
+    """How an answer that is no stream ended."""
     outcome = Outcome(draft.side.arm, num_tokens=draft.completion_tokens)
     if isinstance(answer, EngineAnswer):
         outcome.code = answer.status if draft.is_ended or answer.status != 200 else 502
         watch_bytes(outcome, answer.body)
     else:
         outcome.code = answer.status if isinstance(answer, ApiError) else 503
-    note_outcome(exchange, outcome, is_paired=exchange.view.rollout is not None)
+    return outcome
 
 
 def _refuse(exchange: Exchange, showing: Showing, answers: Sequence[EngineAnswer | Strand | BaseException]) -> None:
@@ -143,10 +145,13 @@ async def _answer_streamed(exchange: Exchange, ask: Ask, showing: Showing) -> No
             task.add_done_callback(_close_late)
         raise
     strands = [strand for strand in opened if isinstance(strand, Strand)]
+    lost = [
+        _find_outcome(draft, answer)
+        for draft, answer in zip(showing.drafts, opened, strict=True)
+        if not isinstance(answer, Strand)
+    ]
     if not strands:
-        for draft, answer in zip(showing.drafts, opened, strict=True):
-            if isinstance(answer, EngineAnswer | BaseException):
-                _note(exchange, draft, answer)
+        note_pair(exchange, lost, is_duel=showing.is_duel)
         _refuse(exchange, showing, opened)
         return
     if len(strands) == 1:
@@ -154,7 +159,7 @@ async def _answer_streamed(exchange: Exchange, ask: Ask, showing: Showing) -> No
         strands[0].draft.index = 0
     call = exchange.call
     call.start()
-    async with aclosing(weave(exchange, ask, showing, strands)) as events:
+    async with aclosing(weave(exchange, ask, showing, strands, lost)) as events:
         async for data in events:
             call.write(data)
             await call.drain()

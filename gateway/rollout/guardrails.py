@@ -7,7 +7,7 @@ Pure. Latency raises an alarm and does not certify. Length and KL are not covere
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gateway.rollout.assignment import CANARY, choose_arm
 from gateway.rollout.observations import Observation
@@ -134,7 +134,7 @@ def judge_guardrails(
     alpha: float = 0.05, max_ratio: float = 1.5,
 ) -> Guardrails:  # fmt: skip
     """Judge every guardrail from first requests (oldest first) and, for harm, from each user's first decided duel."""
-    observed = _mark_duels(observed)
+    observed = _keep_first(observed)
     firsts = [voter.first for voter in voters if voter.first is not None]
     rates = [
         _judge(name, seen, ceilings[name], alpha, max_ratio, needed=True)
@@ -215,12 +215,23 @@ def _segment(seen: Sequence[_Seen]) -> list[Segment]:
     return [Segment(key[1], stable + canary, canary) for key, (stable, canary) in sorted(counts.items())]
 
 
-def _mark_duels(observed: Sequence[Observation]) -> list[Observation]:
-    """Only a pair with one candidate from each arm is a duel; a pair from one arm counts as a single answer."""
-    arms: dict[str, set[str]] = {}
+def _keep_first(observed: Sequence[Observation]) -> list[Observation]:
+    """Each user's first request: a single answer, or both halves of a duel.
+
+    A gateway does not know whom another has seen. Of a later duel there, the half of the user's own arm meets the row of
+    the first request, and the other one alone enters the table: no user's first, and all from one arm.
+    """
+    rows_of: dict[str, list[Observation]] = {}
     for o in observed:
-        arms.setdefault(o.user, set()).add(o.arm)
-    return [o if not o.paired or len(arms[o.user]) == 2 else replace(o, paired=False) for o in observed]
+        rows_of.setdefault(o.user, []).append(o)
+    first: list[Observation] = []
+    for rows in rows_of.values():
+        single = next((o for o in rows if not o.paired), None)
+        if single is not None:
+            first.append(single)
+        elif len(rows) == 2:
+            first += rows
+    return first
 
 
 def _see(observation: Observation, event: bool) -> _Seen:

@@ -73,6 +73,48 @@ def test_usage_is_what_the_answer_says_last() -> None:
     text = b'{"choices":[{"message":{"content":"\\"prompt_tokens\\": 7"}}],"usage":{"prompt_tokens":5,"completion_tokens":4}}'
     assert read_usage(text) == (5, 4)
     assert read_usage(b"{}") == (0, 0)
+    response = b'{"output":[],"usage":{"input_tokens":5,"input_tokens_details":{"cached_tokens":0},"output_tokens":4}}'
+    assert read_usage(response) == (5, 4)
+
+
+class ResponsesEngine(FakeEngine):
+    """Answers /v1/responses as vLLM does."""
+
+    def build(self) -> web.Application:
+        app = super().build()
+        app.router.add_post("/v1/responses", self._respond)
+        return app
+
+    async def _respond(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        assert "stream_options" not in body
+        usage = {"input_tokens": 5, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": 4, "total_tokens": 9}
+        whole = {"id": "resp_1", "object": "response", "model": body["model"], "output": [], "usage": usage}
+        if not body.get("stream"):
+            return web.json_response(whole)
+        events: list[dict[str, Any]] = [
+            {"type": "response.created", "response": {**whole, "usage": None}},
+            {"type": "response.output_text.delta", "delta": "Oslo"},
+            {"type": "response.completed", "response": whole},
+        ]
+        text = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
+        return web.Response(text=text, content_type="text/event-stream")
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_responses_cost_their_tokens_too(tmp_path: Path, is_stream: bool) -> None:
+    runner, port = await start_engine(ResponsesEngine())
+    try:
+        async with run_gateway(tmp_path, engines=[f"http://127.0.0.1:{port}"]) as gateway:
+            key = await make_limited_key(gateway, tokens_per_day=1000)
+            body = {"model": "default", "input": "Norway?", "stream": is_stream}
+            for left in ("1000", "991"):
+                async with gateway.http.post(f"{gateway.url}/v1/responses", json=body, headers=key) as answer:
+                    assert answer.status == 200, await answer.text()
+                    assert answer.headers["x-ratelimit-remaining-tokens"] == left
+                    await answer.read()
+    finally:
+        await runner.cleanup()
 
 
 class OneReadEngine(FakeEngine):

@@ -66,10 +66,18 @@ def test_a_canary_that_errs_fails_and_stable_that_errs_does_not_fail_it() -> Non
     assert judge_guardrails(good, [], salt=b"s", ceilings=CEILINGS).rates[0].status == "pass"
 
 
-def test_a_pair_from_one_arm_is_no_duel() -> None:
+def test_half_a_duel_says_nothing() -> None:
     own = [seen(f"u{n}", "stable", error=True) for n in range(5)]
     rates = judge_guardrails(own, [], salt=b"s", ceilings=CEILINGS).rates
-    assert rates[0].stable == 1.0 and rates[0].canary is None
+    assert rates[0].stable is None and rates[0].canary is None
+
+
+def test_of_a_user_whom_two_gateways_saw_first_the_first_request_counts() -> None:
+    """The second one's row of the same arm is not stored: of its duel the other arm's half is left."""
+    duel = [seen("a", "stable", paired=False, at=1.0), seen("a", "canary", error=True, at=2.0)]
+    ramp = [seen("b", "stable", paired=False, at=1.0), seen("b", "canary", error=True, paired=False, at=2.0)]
+    errors = judge_guardrails([*duel, *ramp], [], salt=b"s", ceilings=CEILINGS).rates[0]
+    assert (errors.stable, errors.canary) == (0.0, None)
 
 
 def test_harm_is_judged_on_each_users_first_duel() -> None:
