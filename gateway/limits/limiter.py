@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from operator import attrgetter
 
 from feedback.database import Writer
@@ -114,6 +115,8 @@ class Limits:
             async with asyncio.timeout(self._patience_s):
                 while (is_admitted := self.try_admit(identity, now)) is None:
                     await self._wait_for_lease(self._accounts[identity.key_id])
+                    if (account := self._accounts.get(identity.key_id)) is not None:  # its limits may have changed
+                        identity = replace(identity, limits=account.limits)
         except TimeoutError:
             self.num_failures += 1
             logger.error("key %s waited %.1f s for a lease", identity.key_id, self._patience_s, extra=log_fields)

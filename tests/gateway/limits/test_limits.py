@@ -270,6 +270,16 @@ async def test_tokens_are_counted_afterwards_and_may_overshoot_by_what_was_in_fl
     assert await is_admitted(two, identity, NOON + 60)
 
 
+async def test_who_waits_for_a_lease_while_the_limits_change_passes_by_the_new_ones(world: World) -> None:
+    limits = world.start_worker()
+    old, new = make_identity(requests_per_minute=1000), make_identity(requests_per_minute=2000)
+    waiting = asyncio.create_task(is_admitted(limits, old, world.now))
+    await asyncio.sleep(0)
+    assert await asyncio.gather(waiting, *(is_admitted(limits, new, world.now) for _ in range(5))) == [True] * 6
+    await limits.close()
+    assert (world.used(), world.num_commits < 12) == ({int(world.now): 6}, True)
+
+
 async def test_a_budget_is_spent_at_the_settings_prices(world: World) -> None:
     limits = world.start_worker(price_per_million_prompt_tokens=0.15, price_per_million_completion_tokens=0.6)
     identity = make_identity(budget_per_day=0.001)
