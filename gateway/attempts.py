@@ -169,8 +169,8 @@ def _own_lines(exchange: Exchange, suffix: str = "") -> bytes:
 
 
 def hide_refusal(answer: EngineAnswer, checkpoint: str, alias: str) -> tuple[int, bytes]:
-    """The engine's refusal of a request, without the checkpoint's name. Raises ApiError 503 if the engine failed."""
-    if answer.status >= 500 or answer.status in (401, 403):
+    """The engine's refusal of a request, without the checkpoint's name. Raises ApiError 503 if it is none."""
+    if not 400 <= answer.status < 500 or answer.status in (401, 403):
         raise ApiError(503, "The engine failed to answer.", code="engine_error", headers={"retry-after": "1"})
     body = answer.body.replace(checkpoint.encode(), alias.encode())
     if not body.startswith(b'{"error"'):

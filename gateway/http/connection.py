@@ -259,10 +259,13 @@ class Connection(asyncio.Protocol):
     # The parser's callbacks
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        answer = self._answer
+        assert answer is not None
+        if answer.status:
+            return  # a trailer
         name = name.lower()
         if name == b"content-type":
-            assert self._answer is not None
-            self._answer.content_type = value
+            answer.content_type = value
         elif name == b"content-length" or name == b"transfer-encoding":
             self._has_length = True
 
@@ -277,6 +280,8 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() >= 200:
             self._ends = True
+        elif self._answer is not None:
+            self._answer.status = 0  # the answer is still to come
 
     def _complete(self) -> None:
         answer, self._answer = self._answer, None

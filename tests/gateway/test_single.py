@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiohttp import web
 from conftest import QUESTION, Running, wait_until
 
 from gateway import single
@@ -55,3 +56,17 @@ async def test_what_is_not_as_usual_is_gone_on_with_and_counted_once(gateway: Ru
     counters = gateway.context.deployment.counters
     assert (counters.requests, counters.num_in_flight, counters.failed_requests) == (3, 0, 0)
     assert gateway.context.deployment.all_in_flight() == {}
+
+
+@pytest.mark.parametrize("status", [204, 205, 304])
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_status_without_an_answer_is_the_engines_failure(
+    gateway: Running, status: int, is_stream: bool
+) -> None:
+    async def say_nothing(*_: Any) -> web.Response:
+        return web.Response(status=status)
+
+    gateway.engine._answer = say_nothing  # type: ignore[method-assign]
+    for _ in range(2):  # the same connection: nothing of the first answer is read as the second
+        refused, answer = await ask(gateway, stream=is_stream)
+        assert (refused, answer["error"]["code"]) == (503, "engine_error")

@@ -242,3 +242,32 @@ async def test_who_gives_up_connecting_lets_the_next_in() -> None:
         await asyncio.sleep(0)  # the first is connecting, the second waits for its turn
         first.cancel()
         assert (await asyncio.wait_for(second, 5)).body == b"1234567"
+
+
+async def test_what_comes_before_an_answer_and_after_its_body_is_no_part_of_it() -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\nContent-Type: text/early\r\n\r\n"
+    late = b"7\r\n1234567\r\n0\r\nContent-Type: text/late\r\n\r\n"
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(early)
+            await asyncio.sleep(0.02)
+            writer.write(CHUNKED + late)
+
+    async with serve(talk) as (upstream, url, server):
+        for _ in range(2):
+            answer = await upstream.post(url, b"/", b"", is_stream=False)
+            assert (answer.status, answer.content_type, answer.body) == (200, b"text/event-stream", b"1234567")
+    assert server.num_connections == 1
+
+
+async def test_an_engine_that_only_says_continue_has_not_answered() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await writer.drain()
+
+    async with serve(talk) as (upstream, url, _):
+        with pytest.raises(EngineInterrupted):
+            await upstream.post(url, b"/", b"", is_stream=False)
