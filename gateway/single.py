@@ -127,20 +127,19 @@ async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcom
 
     def pass_on(data: bytes) -> None:
         nonlocal code
-        engine.note_progress(time.monotonic())
         events = tail.feed(data)
         if meter is not None:
             events = meter.filter(events)
-        if not events:
-            return
-        if pieces is not None:
-            pieces.append(events)
-        watch_bytes(outcome, events)
-        if b'data: {"error"' in events:
-            code = 500
-            events = events.replace(checkpoint.encode(), alias.encode())
-        outcome.num_tokens += events.count(b"data: ")
-        call.write(restore(events))
+        if events:
+            if b'data: {"error"' in events:
+                code = 500
+                events = events.replace(checkpoint.encode(), alias.encode())
+            call.write(restore(events))
+            if pieces is not None:
+                pieces.append(events)
+            watch_bytes(outcome, events)
+            outcome.num_tokens += events.count(b"data: ")
+        engine.note_progress(time.monotonic())
 
     call.on_pause, call.on_resume = answer.pause, answer.resume
     call.start(answer.content_type, exchange.own_headers)
