@@ -2,7 +2,7 @@
 
 Each write may wake a process that sleeps, which costs more than the write; one that is woken to several stays awake. With
 16 connections this makes a third more requests a second. Where turns have one write each, there is nothing to wait for:
-after such a turn the next few writes go out at once.
+after some such turns most writes go out at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 logger = logging.getLogger("gateway.outbox")
 
-_AT_ONCE = 7  # writes after a turn that had one: then a turn is looked at again
+_LONE_TURNS = 4  # of one write each, in a row, before writes go out at once
+_AT_ONCE = 7  # writes: then a turn is looked at again
 
 
 class Outbox:
@@ -24,7 +25,7 @@ class Outbox:
     def __init__(self) -> None:
         self._waiting: list[tuple[asyncio.Transport, bytes]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._num_at_once = 0
+        self._num_lone = self._num_at_once = 0
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
         """Write now or soon, in order; never, if the transport is closed before."""
@@ -41,7 +42,9 @@ class Outbox:
     def flush(self) -> None:
         """Write now what waits."""
         waiting, self._waiting = self._waiting, []
-        self._num_at_once = _AT_ONCE if len(waiting) == 1 else 0
+        self._num_lone = self._num_lone + 1 if len(waiting) == 1 else 0
+        if self._num_lone >= _LONE_TURNS:
+            self._num_at_once = _AT_ONCE
         for transport, data in waiting:
             _write(transport, data)
 
