@@ -181,6 +181,7 @@ class ServingProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_request_timer()
         self._stop_stall_timer()
+        self._unset_keepalive_if_required()  # uvicorn leaves it after a reset
         self.pipeline.clear()  # what waits there has not begun
         if isinstance(self._running, Call):
             self._running.lose()

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -42,6 +44,20 @@ class Wire:
 
     async def is_closed(self) -> bool:
         return await asyncio.wait_for(self.reader.read(1), 5) == b""
+
+
+@pytest.fixture
+def protocols(monkeypatch: pytest.MonkeyPatch) -> list[ServingProtocol]:
+    """The gateway's side of every connection, in order; each keeps an idle connection for 0.2 s."""
+    made, all_made = ServingProtocol.connection_made, []
+
+    def hurry(protocol: ServingProtocol, transport: asyncio.Transport) -> None:
+        made(protocol, transport)
+        protocol.timeout_keep_alive = 0.2  # type: ignore[assignment]
+        all_made.append(protocol)
+
+    monkeypatch.setattr(ServingProtocol, "connection_made", hurry)
+    return all_made
 
 
 @asynccontextmanager
@@ -306,17 +322,23 @@ async def test_answers_before_a_broken_request_go_out(
 
 
 async def test_a_pipelined_answer_that_takes_long_is_no_silence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, protocols: list[ServingProtocol]
 ) -> None:
-    made = ServingProtocol.connection_made
-
-    def hurry(protocol: ServingProtocol, transport: asyncio.Transport) -> None:
-        made(protocol, transport)
-        protocol.timeout_keep_alive = 0.2
-
-    monkeypatch.setattr(ServingProtocol, "connection_made", hurry)
     async with run_gateway(tmp_path, body_timeout_s=0.2) as gateway, connect(gateway) as wire:
         gateway.engine.delay_s = 1.0
         wire.writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + chat(gateway))
         assert [(await wire.read_answer())[0] for _ in range(2)] == [200, 200]
         assert await wire.is_closed()  # once it is silent
+
+
+async def test_a_client_that_resets_its_connection_leaves_no_timer(
+    protocols: list[ServingProtocol], gateway: Running
+) -> None:
+    gateway.engine.delay_s = 0.1
+    async with connect(gateway) as wire:
+        wire.writer.write(chat(gateway))
+        await wait_until(lambda: len(gateway.engine.requests) == 1)
+        wire.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    protocol = protocols[-1]
+    await wait_until(lambda: protocol not in protocol.connections)
+    assert protocol.timeout_keep_alive_task is None
