@@ -67,8 +67,7 @@ class ServingProtocol(HttpToolsProtocol):
         self._running: Any = None  # the one whose turn it is, ours or uvicorn's
         self._is_in_head = self._is_in_request = False  # what the parser waits for more of
         self._num_head_bytes = 0
-        self._is_silent = True  # nothing is being asked
-        self._silent_since = 0.0  # on the loop's clock
+        self._silent_since = 0.0  # on the loop's clock, if nothing is being asked
         self._silence_limit_s = 0.0
         self._is_deaf = False  # what still comes is not read as HTTP
         self._request_timer: asyncio.TimerHandle | None = None
@@ -156,8 +155,6 @@ class ServingProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
             return
-        was_in_head = self._is_in_head
-        self._is_silent = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -167,16 +164,16 @@ class ServingProtocol(HttpToolsProtocol):
         if self._is_deaf:
             return
         if self._is_in_request:
-            if was_in_head and self._is_in_head:
+            if self._request_timer is None:  # it began in this read
+                self._num_head_bytes = 0
+                self._request_timer = self.loop.call_later(self.serving.body_timeout_s, self._expire_request)
+            elif self._is_in_head:
                 self._num_head_bytes += len(data)
                 if self._num_head_bytes > _MAX_HEAD_BYTES:
                     self._stop_reading(ApiError(431, f"The head is larger than {_MAX_HEAD_BYTES} bytes."))
-                    return
-            if self._request_timer is None:
-                self._num_head_bytes = 0
-                self._request_timer = self.loop.call_later(self.serving.body_timeout_s, self._expire_request)
         elif self._request_timer is not None:
             self._stop_request_timer()
+            self._silent_since = self.loop.time()  # it may have been answered before its end
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_request_timer()
@@ -208,18 +205,18 @@ class ServingProtocol(HttpToolsProtocol):
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
-        elif not self._is_in_request:
-            self._is_silent = True
+        else:
             self._silent_since = self.loop.time()
 
     def _watch_silence(self, limit_s: float) -> None:
         """One timer for the life of the connection, in place of one after every answer."""
-        self._is_silent, self._silent_since, self._silence_limit_s = True, self.loop.time(), limit_s
+        self._silent_since, self._silence_limit_s = self.loop.time(), limit_s
         self.timeout_keep_alive_task = self.loop.call_later(limit_s, self._end_silence)
 
     def _end_silence(self) -> None:
         limit_s = self.timeout_keep_alive
-        left_s = self._silent_since + self._silence_limit_s - self.loop.time() if self._is_silent else limit_s
+        is_silent = not self._is_in_request and (self.cycle is None or self.cycle.response_complete)
+        left_s = self._silent_since + self._silence_limit_s - self.loop.time() if is_silent else limit_s
         self._silence_limit_s = limit_s
         if left_s <= 0:
             self.timeout_keep_alive_handler()

@@ -342,3 +342,28 @@ async def test_a_client_that_resets_its_connection_leaves_no_timer(
     protocol = protocols[-1]
     await wait_until(lambda: protocol not in protocol.connections)
     assert protocol.timeout_keep_alive_task is None
+
+
+@pytest.mark.parametrize("start", ["", "answered", "early"])
+async def test_empty_lines_and_ends_of_bodies_keep_no_connection_open(
+    tmp_path: Path, protocols: list[ServingProtocol], start: str
+) -> None:
+    async with run_gateway(tmp_path, body_timeout_s=0.5) as gateway, connect(gateway) as wire:
+        if start == "answered":
+            wire.writer.write(chat(gateway) + b"\r\n")
+            assert (await wire.read_answer())[0] == 200
+        if start == "early":
+            wire.writer.write(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
+            assert (await wire.read_answer())[0] == 404
+            wire.writer.write(b"body")
+        wire.writer.write(b"\r\n")
+        assert await wire.is_closed()
+
+
+async def test_the_head_of_a_request_is_not_counted_with_the_ones_before_it(gateway: Running) -> None:
+    requests = chat(gateway, "X-Long: " + "y" * 50_000) * 5
+    async with connect(gateway) as wire:
+        for i in range(0, len(requests), 80_000):  # each piece begins and ends in a head, but not in the same
+            wire.writer.write(requests[i : i + 80_000])
+            await asyncio.sleep(0.05)
+        assert [(await wire.read_answer())[0] for _ in range(5)] == [200] * 5
