@@ -67,6 +67,7 @@ class ServingProtocol(HttpToolsProtocol):
         self._running: Any = None  # the one whose turn it is, ours or uvicorn's
         self._is_in_head = self._is_in_request = False  # what the parser waits for more of
         self._num_head_bytes = 0
+        self._is_beginning = False
         self._silent_since = 0.0  # on the loop's clock, if nothing is being asked
         self._silence_limit_s = 0.0
         self._is_deaf = False  # what still comes is not read as HTTP
@@ -203,10 +204,18 @@ class ServingProtocol(HttpToolsProtocol):
         if self.flow.read_paused:
             self.flow.resume_reading()
         if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
+            self._begin_pipelined()
         else:
             self._silent_since = self.loop.time()
+
+    def _begin_pipelined(self) -> None:
+        """Begin what waits, until one takes its time. One that is answered at once calls this again from within."""
+        if self._is_beginning:
+            return
+        self._is_beginning = True
+        while self.pipeline and self._running.response_complete and not self.transport.is_closing():
+            self._start_asgi_task(*self.pipeline.pop())
+        self._is_beginning = False
 
     def _watch_silence(self, limit_s: float) -> None:
         """One timer for the life of the connection, in place of one after every answer."""

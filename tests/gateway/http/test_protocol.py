@@ -367,3 +367,10 @@ async def test_the_head_of_a_request_is_not_counted_with_the_ones_before_it(gate
             wire.writer.write(requests[i : i + 80_000])
             await asyncio.sleep(0.05)
         assert [(await wire.read_answer())[0] for _ in range(5)] == [200] * 5
+
+
+async def test_hundreds_of_pipelined_requests_that_are_refused_at_once_are_all_answered(gateway: Running) -> None:
+    gateway.engine.delay_s = 0.1
+    async with connect(gateway) as wire:
+        wire.writer.write(chat(gateway) + f"POST {PATH} HTTP/1.1\r\n\r\n".encode() * 1000)
+        assert [(await wire.read_answer())[0] for _ in range(1001)] == [200] + [401] * 1000
