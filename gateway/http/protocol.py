@@ -187,6 +187,7 @@ class ServingProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self.flow.pause_reading()  # or answers that nobody reads pile up: the client that takes none is left
         self._stall_timer = self.loop.call_later(self.serving.idle_timeout_s, self.transport.abort)
         if isinstance(self._running, Call) and self._running.on_pause is not None:
             self._running.on_pause()
@@ -194,6 +195,8 @@ class ServingProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._stop_stall_timer()
+        self._silent_since = self.loop.time()
+        self._read_on()
         if isinstance(self._running, Call) and self._running.on_resume is not None:
             self._running.on_resume()
 
@@ -202,11 +205,15 @@ class ServingProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.flow.read_paused:
-            self.flow.resume_reading()
+            self._read_on()
         if self.pipeline:
             self._begin_pipelined()
         else:
             self._silent_since = self.loop.time()
+
+    def _read_on(self) -> None:
+        if not self.flow.write_paused and len(self.pipeline) < _MAX_PIPELINED:
+            self.flow.resume_reading()
 
     def _begin_pipelined(self) -> None:
         """Begin what waits, until one takes its time. One that is answered at once calls this again from within."""
@@ -224,7 +231,8 @@ class ServingProtocol(HttpToolsProtocol):
 
     def _end_silence(self) -> None:
         limit_s = self.timeout_keep_alive
-        is_silent = not self._is_in_request and (self.cycle is None or self.cycle.response_complete)
+        is_asked = self._is_in_request or (self.cycle is not None and not self.cycle.response_complete)
+        is_silent = not is_asked and not self.flow.write_paused  # when nothing is read, nobody knows
         left_s = self._silent_since + self._silence_limit_s - self.loop.time() if is_silent else limit_s
         self._silence_limit_s = limit_s
         if left_s <= 0:

@@ -374,3 +374,26 @@ async def test_hundreds_of_pipelined_requests_that_are_refused_at_once_are_all_a
     async with connect(gateway) as wire:
         wire.writer.write(chat(gateway) + f"POST {PATH} HTTP/1.1\r\n\r\n".encode() * 1000)
         assert [(await wire.read_answer())[0] for _ in range(1001)] == [200] + [401] * 1000
+
+
+async def test_a_client_that_reads_no_answers_is_not_read_until_it_does(
+    gateway: Running, protocols: list[ServingProtocol]
+) -> None:
+    requests, num = f"POST {PATH} HTTP/1.1\r\n\r\n".encode() * 1000, 0
+    async with connect(gateway) as wire:
+        client = wire.writer.get_extra_info("socket")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await wait_until(lambda: protocols[-1].client == wire.writer.get_extra_info("sockname"))
+        flow, state = protocols[-1].flow, protocols[-1].server_state
+        while not flow.write_paused:
+            wire.writer.write(requests)
+            num += 1000
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        num_answered = state.total_requests
+        wire.writer.write(requests)
+        num += 1000
+        await asyncio.sleep(0.5)  # longer than it may be silent
+        assert state.total_requests == num_answered
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1_000_000)
+        assert {(await wire.read_answer())[0] for _ in range(num)} == {401}
