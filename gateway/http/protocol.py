@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MAX_PIPELINED = 32
 _MAX_HEAD_BYTES = 65_536  # counted by reads, so up to one read more
+_MAX_TURN_BYTES = 65_536  # read in one turn of the loop, by one read more: uvloop reads on while there is more
 _LINGER_S = 2.0
 
 
@@ -164,6 +165,9 @@ class ServingProtocol(HttpToolsProtocol):
             self._go_on_in_http(data[error.args[0] :])
         if self._is_deaf:
             return
+        if len(data) > _MAX_TURN_BYTES and not self.flow.read_paused:
+            self.flow.pause_reading()
+            self.loop.call_soon(self._read_on)
         if self._is_in_request:
             if self._request_timer is None:  # it began in this read
                 self._num_head_bytes = 0

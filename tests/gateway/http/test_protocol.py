@@ -1,6 +1,7 @@
 """HTTP as clients really speak it, byte by byte: what uvicorn promises must hold on the paths taken out of it."""
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 from conftest import QUESTION, Running, run_gateway, wait_until
 
 from gateway.http.protocol import ServingProtocol
@@ -397,3 +399,22 @@ async def test_a_client_that_reads_no_answers_is_not_read_until_it_does(
         assert state.total_requests == num_answered
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1_000_000)
         assert {(await wire.read_answer())[0] for _ in range(num)} == {401}
+
+
+def test_a_connection_is_read_once_in_a_turn_of_the_loop(tmp_path: Path, protocols: list[ServingProtocol]) -> None:
+    def send(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as client, contextlib.suppress(TimeoutError):
+            client.settimeout(0.5)
+            for _ in range(1000):
+                client.sendall(f"POST {PATH} HTTP/1.1\r\n\r\n".encode() * 1000)
+
+    async def serve() -> int:
+        async with run_gateway(tmp_path) as gateway:
+            sent = asyncio.create_task(asyncio.to_thread(send, int(gateway.url.rsplit(":", 1)[1])))
+            await wait_until(lambda: protocols[-1].flow.write_paused)
+            num_unread_bytes = protocols[-1].transport.get_write_buffer_size()
+            await sent
+            return num_unread_bytes
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # what the gateway runs on
+        assert runner.run(serve()) < 8_000_000  # the answers to what one read holds
