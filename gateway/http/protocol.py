@@ -94,8 +94,8 @@ class ServingProtocol(HttpToolsProtocol):
         self.headers.append((name.lower(), value))  # uvicorn looks at each, for those that go to ASGI
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade():
-            return  # the parser stops here: _go_on_in_http
+        if self._is_deaf or self.parser.should_upgrade():
+            return  # answered before its end, or the parser stops here: _go_on_in_http
         make_call = self.serving.make_call
         if (handler := self.serving.handlers.get(self.url)) is None:
             path = self._find_path()
@@ -284,6 +284,8 @@ class ServingProtocol(HttpToolsProtocol):
 
     def _stop_reading(self, error: ApiError) -> None:
         """Refuse what was being read if it is its turn, let the answers before it go out, close the connection."""
+        if self._is_deaf:
+            return  # in the read that is at its end
         self._is_deaf = True
         self._stop_request_timer()
         cycle = self.cycle  # of the request that is being read, or of the one before if this is still in its head

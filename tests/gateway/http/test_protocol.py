@@ -152,6 +152,19 @@ async def test_a_body_that_is_too_large_is_refused_before_it_has_come(tmp_path: 
         assert await wire.is_closed()
 
 
+@pytest.mark.parametrize(
+    "rest", ["a request", "GET /livez HTTP/1.1\r\n\r\n", "no HTTP", "CONNECT x:1 HTTP/1.1\r\n\r\n"]
+)
+async def test_nothing_that_follows_a_body_that_is_too_large_is_asked(tmp_path: Path, rest: str) -> None:
+    async with run_gateway(tmp_path, max_body_bytes=1000) as gateway, connect(gateway) as wire:
+        after = chat(gateway) if rest == "a request" else rest.encode()
+        wire.writer.write(chat(gateway, pad="x" * 1000) + after)
+        assert (await wire.read_answer())[0] == 413
+        assert await wire.is_closed()
+        await asyncio.sleep(0.05)
+        assert gateway.engine.requests == []
+
+
 async def test_a_body_that_never_comes_times_out(tmp_path: Path) -> None:
     async with run_gateway(tmp_path, body_timeout_s=0.2) as gateway, connect(gateway) as wire:
         wire.writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12".encode())
