@@ -107,6 +107,8 @@ class ServingProtocol(HttpToolsProtocol):
             self.url = url
             for name, value in headers:
                 super().on_header(name, value)
+            if self.parser.get_http_version() == "1.0":
+                self.expect_100_continue = False
             self._newest = None
             super().on_headers_complete()
             self.headers = _NO_TRAILERS
@@ -120,7 +122,7 @@ class ServingProtocol(HttpToolsProtocol):
             call.is_http_11 = call.keep_alive = False
         elif not self.parser.should_keep_alive():
             call.keep_alive = False
-        if b"expect" in call.headers:
+        if b"expect" in call.headers and call.is_http_11:
             call.waiting_for_100_continue = call.headers[b"expect"].lower() == b"100-continue"
         if before is None or before.response_complete:
             self._begin(call)
@@ -162,7 +164,7 @@ class ServingProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._stop_reading(bad_request("This is not HTTP."))
         except httptools.HttpParserUpgrade as error:
-            self._go_on_in_http(data[error.args[0] :])
+            self._go_on_in_http(memoryview(data)[error.args[0] :])
         if self._is_deaf:
             return
         if len(data) > _MAX_TURN_BYTES and not self.flow.read_paused:
@@ -337,16 +339,25 @@ class ServingProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.loop.call_later(_LINGER_S, self.transport.close)
 
-    def _go_on_in_http(self, rest: bytes) -> None:
-        """Read a request that offers to speak something else (h2c, websocket) as if it did not.
+    def _go_on_in_http(self, rest: memoryview) -> None:
+        """Read requests that offer to speak something else (h2c, websocket) as if they did not.
 
         The parser takes the body for that other language, so a new one starts again without the offer.
         """
-        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        if method == b"CONNECT":
-            self._stop_reading(bad_request("This is no proxy."))
-            return
-        lines = [b"%b %b HTTP/%b\r\n" % (method, self.url, version)]
-        lines += [b"%b: %b\r\n" % header for header in self.headers if header[0] not in (b"upgrade", b"connection")]
-        self.parser = httptools.HttpRequestParser(self)
-        self.data_received(b"".join([*lines, b"\r\n", rest]))
+        while not self._is_deaf:
+            method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+            if method == b"CONNECT":
+                self._stop_reading(bad_request("This is no proxy."))
+                return
+            lines = [b"%b %b HTTP/%b\r\n" % (method, self.url, version)]
+            lines += [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn makes it
+            try:
+                self.parser.feed_data(b"".join([*lines, b"\r\n"]))
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserError:
+                self._stop_reading(bad_request("This is not HTTP."))
+            except httptools.HttpParserUpgrade as error:
+                rest = rest[error.args[0] :]

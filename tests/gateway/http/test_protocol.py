@@ -140,6 +140,16 @@ async def test_a_client_that_expects_100_continue_is_told_to_go_on(gateway: Runn
         assert (await wire.read_answer())[0] == 200
 
 
+@pytest.mark.parametrize("path", [PATH, "/v1/comparisons/cmp_1/choice"])
+async def test_http_1_0_is_never_told_to_go_on(gateway: Running, path: str) -> None:
+    async with connect(gateway) as wire:
+        head, _, body = chat(gateway, "Expect: 100-continue", path=path, version="1.0").partition(b"\r\n\r\n")
+        wire.writer.write(head + b"\r\n\r\n")
+        await asyncio.sleep(0.1)
+        wire.writer.write(body)
+        assert (await wire.read_answer())[0] != 100
+
+
 async def test_a_body_that_is_too_large_is_refused_before_it_has_come(tmp_path: Path) -> None:
     async with run_gateway(tmp_path, max_body_bytes=1000) as gateway, connect(gateway) as wire:
         wire.writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n".encode())
@@ -280,6 +290,22 @@ async def test_offers_to_speak_something_else_are_answered_in_http(gateway: Runn
             assert (await wire.read_answer())[0] == 200
         wire.writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         assert (await wire.read_answer())[0] == 200
+
+
+async def test_an_offer_to_speak_something_else_may_come_with_a_wish_to_close(gateway: Running) -> None:
+    async with connect(gateway) as wire:
+        wire.writer.write(chat(gateway, "Connection: Upgrade, close", "Upgrade: h2c") + chat(gateway))
+        status, headers, _ = await wire.read_answer()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await wire.is_closed()
+    assert len(gateway.engine.requests) == 1
+
+
+async def test_hundreds_of_offers_may_be_pipelined(gateway: Running) -> None:
+    async with connect(gateway) as wire:
+        offer = f"POST {PATH} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n".encode()
+        wire.writer.write(offer * 1000)
+        assert [(await wire.read_answer())[0] for _ in range(1000)] == [401] * 1000
 
 
 async def test_an_address_may_be_given_whole(gateway: Running) -> None:
