@@ -8,6 +8,7 @@ HttpToolsProtocol, whose version is pinned.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -26,6 +27,7 @@ _MAX_PIPELINED = 32
 _MAX_HEAD_BYTES = 65_536  # counted by reads, so up to one read more
 _MAX_TURN_BYTES = 65_536  # read in one turn of the loop, by one read more: uvloop reads on while there is more
 _LINGER_S = 2.0
+_NO_TRAILERS: deque[tuple[bytes, bytes]] = deque(maxlen=0)  # keeps nothing: what comes after a body is nobody's
 
 
 class Serving(Protocol):
@@ -41,16 +43,6 @@ class Serving(Protocol):
     max_body_bytes: int
     body_timeout_s: float
     idle_timeout_s: float
-
-
-class _NoTrailers(list[tuple[bytes, bytes]]):
-    """Where the parser puts headers once a request has begun: what comes after a body is nobody's."""
-
-    def append(self, header: tuple[bytes, bytes]) -> None:
-        """Forget it."""
-
-
-_NO_TRAILERS = _NoTrailers()
 
 
 class ServingProtocol(HttpToolsProtocol):
@@ -79,7 +71,8 @@ class ServingProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.transport = Outlet(transport, self.serving.outbox)  # type: ignore[assignment]
         # Nor may a connection be silent before its first request for longer than in one.
-        self._watch_silence(self.serving.body_timeout_s)
+        self._silence_limit_s, self._silent_since = self.serving.body_timeout_s, self.loop.time()
+        self.timeout_keep_alive_task = self.loop.call_later(self._silence_limit_s, self._end_silence)
 
     # The scope of ASGI is made only for what goes there.
 
@@ -111,12 +104,12 @@ class ServingProtocol(HttpToolsProtocol):
                 self.expect_100_continue = False
             self._newest = None
             super().on_headers_complete()
-            self.headers = _NO_TRAILERS
+            self.headers = _NO_TRAILERS  # type: ignore[assignment]
             self._is_in_head = False
             return
         before = self.cycle
         self.cycle = self._newest = call = make_call(self, handler, self.headers)  # type: ignore[assignment]
-        self.headers = _NO_TRAILERS
+        self.headers = _NO_TRAILERS  # type: ignore[assignment]
         self._is_in_head = False
         if self.parser.get_http_version() == "1.0":
             call.is_http_11 = call.keep_alive = False
@@ -230,12 +223,8 @@ class ServingProtocol(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         self._is_beginning = False
 
-    def _watch_silence(self, limit_s: float) -> None:
-        """One timer for the life of the connection, in place of one after every answer."""
-        self._silent_since, self._silence_limit_s = self.loop.time(), limit_s
-        self.timeout_keep_alive_task = self.loop.call_later(limit_s, self._end_silence)
-
     def _end_silence(self) -> None:
+        """One timer for the life of the connection, in place of one after every answer."""
         limit_s = self.timeout_keep_alive
         is_asked = self._is_in_request or (self.cycle is not None and not self.cycle.response_complete)
         is_silent = not is_asked and not self.flow.write_paused  # when nothing is read, nobody knows
