@@ -6,6 +6,7 @@ engine when other requests share the batch. Pure: the swap sends the request.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from feedback.manifest import Manifest
 
 _TOP_LOGPROBS = 20  # vLLM's own limit
+_MOST_UNLISTED = -math.log(_TOP_LOGPROBS + 1)  # a token is not listed if twenty are likelier
 _MIN_PROBED = 3  # tokens that must be among the likeliest
 
 
@@ -63,22 +65,28 @@ def judge_probe(measured: list[float | None], manifest: Manifest, tolerance: flo
     """Why the measured log-probabilities do not prove the adapter; None if they do. Distances in nats, worst token.
 
     Where the adapter differs from the base, the measurement must lie nearer to the adapter: one with wrong module names
-    is loaded without complaint, and answers as the base.
+    is loaded without complaint, and answers as the base. A token that was not listed says that it is unlikely: there all
+    three are compared by how far they are above what an unlisted token can have.
     """
     expected, base = manifest.probe.logprobs, manifest.probe.base_logprobs
     if not expected or len(measured) != len(expected):
         return f"gave {len(measured)} log-probabilities, {len(expected)} were expected"
-    known = [i for i, value in enumerate(measured) if value is not None]
-    if len(known) < min(_MIN_PROBED, len(expected)):
-        return f"gave only {len(known)} of {len(expected)} tokens among the likeliest"
-    seen = [value for value in measured if value is not None]
-    own = [expected[i] for i in known]
+    num_known = sum(value is not None for value in measured)
+    if num_known < min(_MIN_PROBED, len(expected)):
+        return f"gave only {num_known} of {len(expected)} tokens among the likeliest"
+    seen = [_MOST_UNLISTED if value is None else value for value in measured]
+    own = _clip(expected, measured)
     off = _distance(seen, own)
     if len(base) == len(expected):
-        without = [base[i] for i in known]
+        without = _clip(base, measured)
         if _distance(own, without) > tolerance and _distance(seen, without) <= off:
             return f"answers as the base does (off by {off:.2g} nats)"
     return None if off <= tolerance else f"answers off by {off:.2g} nats (tolerance {tolerance:.2g})"
+
+
+def _clip(values: list[float], measured: list[float | None]) -> list[float]:
+    pairs = zip(values, measured, strict=True)
+    return [max(value, _MOST_UNLISTED) if seen is None else value for value, seen in pairs]
 
 
 def _distance(one: list[float], other: list[float]) -> float:

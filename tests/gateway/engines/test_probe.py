@@ -31,6 +31,19 @@ def test_the_probe_must_lie_within_the_tolerance_and_nearer_to_the_adapter_than_
     assert judge_probe([-1.0], trained, 1e-3) is not None
 
 
+def test_a_token_that_is_not_listed_is_unlikely() -> None:
+    """The adapter makes the second token likely, which the base does not have among its twenty likeliest."""
+    trained = manifest([-0.01, -0.5, -0.01, -0.01], [-0.01, -9.0, -0.01, -0.01])
+    assert judge_probe([-0.01, -0.5, -0.01, -0.01], trained, 0.3) is None
+    assert "as the base" in (judge_probe([-0.01, None, -0.01, -0.01], trained, 0.3) or "")
+    unlikely = manifest([-0.01, -7.0, -0.2, -0.01], [-0.01, -9.0, -1.2, -0.01])
+    assert judge_probe([-0.01, None, -0.2, -0.01], unlikely, 0.3) is None
+    assert "as the base" in (judge_probe([-0.01, None, -1.2, -0.01], unlikely, 0.3) or "")
+    lost = manifest([-0.01, -9.0, -0.01, -0.01], [-0.01, -0.5, -0.01, -0.01])  # by the adapter it is unlikely
+    assert judge_probe([-0.01, None, -0.01, -0.01], lost, 0.3) is None
+    assert "as the base" in (judge_probe([-0.01, -0.5, -0.01, -0.01], lost, 0.3) or "")
+
+
 def test_an_adapter_that_changes_nothing_may_answer_as_the_base() -> None:
     assert judge_probe(BASE_LOGPROBS, manifest(BASE_LOGPROBS, BASE_LOGPROBS), 1e-3) is None
 
