@@ -7,6 +7,7 @@ loop, so that a key revoked or limited through another gateway is so here within
 import hashlib
 import hmac
 import secrets as random_secrets
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,11 +139,12 @@ def ensure_admin_key(conn: Connection, secrets: Secrets, now: float) -> None:
     """The admin key of the secrets directory works, and is the only key with that id."""
     key_id = key_id_of(secrets.admin_key)
     digest = digest_key(secrets.admin_key, secrets.pepper)
-    row = conn.execute(select(keys_table.c.digest).where(keys_table.c.id == key_id)).first()
+    query = select(keys_table.c.digest, keys_table.c.revoked_at).where(keys_table.c.id == key_id)
+    row = conn.execute(query).first()
     if row is None:
         _store(conn, secrets.admin_key, secrets.pepper, app="admin", scopes=frozenset({"admin"}), pairs=True, now=now)
-    elif row.digest != digest:
-        conn.execute(update(keys_table).where(keys_table.c.id == key_id).values(digest=digest))
+    elif row.digest != digest or row.revoked_at is not None:
+        conn.execute(update(keys_table).where(keys_table.c.id == key_id).values(digest=digest, revoked_at=None))
 
 
 def revoke_key(conn: Connection, key_id: str, now: float) -> bool:
@@ -174,9 +176,14 @@ class KeyRing:
         self._pepper = pepper
         self._keys: dict[str, tuple[str, Identity]] = {}
         self._recent: dict[bytes, Identity] = {}
+        self._refreshing = threading.Lock()  # one that read before a key was revoked may not end after one that did not
 
     def refresh(self, database: Engine) -> None:
         """Read the table again; may run in any thread."""
+        with self._refreshing:
+            self._read(database)
+
+    def _read(self, database: Engine) -> None:
         with database.connect() as conn:
             rows = conn.execute(select(_keys_with_limits).where(keys_table.c.revoked_at.is_(None))).all()
         known = self._keys

@@ -146,6 +146,8 @@ def parse_choice(body: bytes) -> ChoiceRequest:
 
 
 def _demand_known(context: Context, comparison_id: str) -> None:
+    if "\0" in comparison_id:  # PostgreSQL has no such text
+        raise UnknownComparison(comparison_id)
     with context.database.connect() as conn:
         load_comparison(conn, comparison_id)
 

@@ -56,8 +56,8 @@ def build_keys_router(context: Context) -> APIRouter:
     async def add_key(request: Request) -> Response:
         require_scope(request, "admin")
         asked = _parse(await read_body(request, _MAX_BODY_BYTES), KeyRequest)
-        if not asked.name.strip() or len(asked.name) > _MAX_NAME:
-            raise bad_request(f"`name` must have 1 to {_MAX_NAME} characters.", param="name")
+        if not asked.name.strip() or len(asked.name) > _MAX_NAME or not asked.name.isprintable():
+            raise bad_request(f"`name` must have 1 to {_MAX_NAME} printable characters.", param="name")
         try:
             key, row = await context.writer.arun(
                 lambda conn: create_key(

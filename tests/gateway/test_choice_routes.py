@@ -211,7 +211,9 @@ async def test_a_revoked_key_stops_working(gateway: Running) -> None:
         assert answer.status == 404
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b'{"name": ""}', b'{"name": "x", "scope": "root"}', b'{"name": 1}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b'{"name": ""}', b'{"name": "x", "scope": "root"}', b'{"name": 1}', b'{"name": "a\\u0000b"}']
+)
 async def test_bad_key_requests_get_400(gateway: Running, body: bytes) -> None:
     async with gateway.http.post(f"{gateway.url}/operator/v1/keys", data=body, headers=gateway.admin) as answer:
         assert answer.status == 400

@@ -1,8 +1,10 @@
 """Keys and their limits: stored, listed, changed by the operator's routes, and seen by the ring."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from starlette.responses import Response
 
 from feedback.database import Writer, create_tables, metadata, open_database
 from gateway.errors import ApiError
-from gateway.keys import KeyRing, create_key, ensure_admin_key, key_id_of, key_limits_table, keys_table
+from gateway.keys import KeyRing, create_key, ensure_admin_key, key_id_of, key_limits_table, keys_table, revoke_key
 from gateway.limits.allowance import KeyLimits
 from gateway.routes.keys import build_keys_router
 from gateway.secrets import Secrets, load_secrets
@@ -157,3 +159,50 @@ def test_a_database_from_before_limits_goes_on_working(tmp_path: Path, secrets: 
     identity = ring.by_id("old")
     assert identity is not None and identity.limits is None
     database.dispose()
+
+
+def test_the_admin_key_of_the_secrets_directory_works_again_after_a_restart(
+    database: sa.Engine, secrets: Secrets
+) -> None:
+    ring = KeyRing(secrets.pepper)
+    with database.begin() as conn:
+        ensure_admin_key(conn, secrets, 1.0)
+        assert revoke_key(conn, key_id_of(secrets.admin_key), 2.0)
+    ring.refresh(database)
+    assert ring.check(secrets.admin_key) is None
+    with database.begin() as conn:
+        ensure_admin_key(conn, secrets, 3.0)
+    ring.refresh(database)
+    assert ring.check(secrets.admin_key) is not None
+
+
+def test_a_refresh_that_began_before_a_key_was_revoked_does_not_bring_it_back(
+    database: sa.Engine, secrets: Secrets
+) -> None:
+    with database.begin() as conn:
+        ensure_admin_key(conn, secrets, 1.0)
+    ring = KeyRing(secrets.pepper)
+    has_read, may_end = threading.Event(), threading.Event()
+
+    class Slow:
+        """The database to a refresh that takes its time after it has read."""
+
+        @contextmanager
+        def connect(self) -> Iterator[sa.Connection]:
+            with database.connect() as conn:
+                yield conn
+                has_read.set()
+                may_end.wait(5)
+
+    early = threading.Thread(target=ring.refresh, args=(Slow(),))
+    early.start()
+    assert has_read.wait(5)
+    with database.begin() as conn:
+        revoke_key(conn, key_id_of(secrets.admin_key), 2.0)
+    late = threading.Thread(target=ring.refresh, args=(database,))
+    late.start()
+    late.join(0.2)
+    may_end.set()
+    early.join(5)
+    late.join(5)
+    assert ring.check(secrets.admin_key) is None
