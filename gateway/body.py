@@ -52,7 +52,7 @@ class EngineRequest(msgspec.Struct, frozen=True):
     def token_limit(self) -> int | None:
         """The most tokens of an answer, if the request says so."""
         limit = self.max_completion_tokens or self.max_tokens
-        return limit if isinstance(limit, int) else None
+        return limit if type(limit) is int else None
 
     def read_messages(self) -> list[dict[str, Any]]:
         """The messages; empty where the engine will refuse them."""

@@ -108,7 +108,7 @@ def find_first_to_finish(first_s: float | None, second_s: float | None) -> Posit
 async def offer_comparison(exchange: Exchange, ask: Ask, showing: Showing, engine: str) -> dict[str, Any] | None:
     """Record the comparison; what the client needs to answer it, or None if it must not be asked.
 
-    None if the answers are the same or the row did not commit in time; both are counted.
+    None if the answers are the same, too long for an event, or the row did not commit in time; all are counted.
     """
     context = exchange.context
     first, second = showing.drafts
@@ -116,6 +116,9 @@ async def offer_comparison(exchange: Exchange, ask: Ask, showing: Showing, engin
         count_unasked(exchange, "identical")
         return None
     comparison = build_comparison(exchange, ask, showing, engine, time.time())
+    if len(msgspec.json.encode(comparison)) > context.settings.gateway.max_event_bytes:  # longer than was foreseen
+        count_unasked(exchange, "size")
+        return None
     wait_s = context.settings.gateway.comparison_commit_ms / 1000
     if not await context.recorder.record(comparison, wait_s, exchange.call.log_fields):
         count_unasked(exchange, "database" if context.recorder.is_failing else "late")
@@ -155,6 +158,7 @@ def merge_usage(drafts: list[Draft]) -> dict[str, int]:
 
 
 def _candidate(exchange: Exchange, showing: Showing, draft: Draft) -> Candidate:
+    temperature = exchange.request.temperature
     return Candidate(
         completion_id=f"{showing.completion_id}-{draft.index}",
         text=draft.content,
@@ -165,11 +169,13 @@ def _candidate(exchange: Exchange, showing: Showing, draft: Draft) -> Candidate:
         prompt_tokens=draft.prompt_tokens,
         completion_tokens=draft.completion_tokens,
         seed=draft.side.seed,
-        temperature=exchange.request.temperature,
+        temperature=temperature if type(temperature) in (int, float) else None,  # engines take a string too
         max_tokens=exchange.request.token_limit,
         seconds_to_finish=draft.seconds_to_finish,
     )
 
 
-def _read_tags(metadata: dict[str, Any] | None) -> dict[str, str]:
-    return {name: value for name in _TAGS if isinstance(value := (metadata or {}).get(name), str)}
+def _read_tags(metadata: Any) -> dict[str, str]:
+    """What the app says of the request, as far as it is what it should be: engines ignore the field."""
+    given = metadata if isinstance(metadata, dict) else {}
+    return {name: value for name in _TAGS if isinstance(value := given.get(name), str)}

@@ -52,7 +52,7 @@ async def weave(
     queue: _Queue = asyncio.Queue(_MAX_QUEUED)
     engines = exchange.context.deployment.engines
     readers = [
-        asyncio.create_task(_read_strand(strand, engines[strand.answer.engine], queue, exchange.started))
+        asyncio.create_task(_read_strand(strand, engines.get(strand.answer.engine), queue, exchange.started))
         for strand in strands
     ]
     drafts = [strand.draft for strand in strands]
@@ -123,13 +123,17 @@ def _is_last(draft: Draft, drafts: list[Draft]) -> bool:
     return all(other is draft or other.finish_reason or other.has_failed for other in drafts)
 
 
-async def _read_strand(strand: Strand, engine: EngineState, queue: _Queue, started: float) -> None:
-    """Put every chunk of one stream into the queue, and its end; notes when that was, whatever the client has read."""
+async def _read_strand(strand: Strand, engine: EngineState | None, queue: _Queue, started: float) -> None:
+    """Put every chunk of one stream into the queue, and its end; notes when that was, whatever the client has read.
+
+    engine: None if it was withdrawn after a stream that came in one read.
+    """
     splitter = EventSplitter()
     has_failed = False
     try:
         async for data in strand.answer.chunks():
-            engine.note_progress(time.monotonic())
+            if engine is not None:
+                engine.note_progress(time.monotonic())
             for event in splitter.feed(data):
                 watch_bytes(strand.outcome, event)
                 payload = event_data(event)

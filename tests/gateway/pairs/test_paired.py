@@ -206,3 +206,24 @@ async def test_a_client_that_leaves_a_streamed_pair_frees_both_answers(gateway: 
     await asyncio.gather(task, return_exceptions=True)
     stable = gateway.context.deployment.view.stable or ""
     await wait_until(lambda: gateway.context.deployment.in_flight(stable) == 0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"temperature": "0.7"}, {"temperature": True}, {"max_tokens": True}, {"metadata": "x"}, {"metadata": ["a"]}],
+)
+async def test_what_engines_take_leniently_is_stored_as_it_should_be_or_not(
+    gateway: Running, fields: dict[str, Any]
+) -> None:
+    await stream_pair(gateway, **fields)
+    answer = await gateway.ask(PAIR, **fields)
+    row = stored(gateway, answer["comparison"]["id"])
+    assert (row.first.temperature, row.first.max_tokens, row.tags) == (None, None, {})
+    assert (await gateway.choose(answer["comparison"]))[0] == 200
+
+
+async def test_answers_that_became_too_long_for_an_event_are_not_asked_about(tmp_path: Path) -> None:
+    async with run_gateway(tmp_path, max_event_bytes=600) as gateway:
+        chunks = await stream_pair(gateway, max_tokens=10)  # from the request alone it is not to be seen
+        assert not any("comparison" in chunk for chunk in chunks)
+        assert gateway.context.deployment.counters.not_paired["size"] == 1
