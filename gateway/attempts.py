@@ -1,8 +1,8 @@
 """Asks an engine, and asks again while nothing has reached the client.
 
-Asks again when an engine refuses, restarts, forgot the adapter or died early: at most `connect_wait_s` in all. After
-the first byte of a stream nothing is repeated. An answer that is not streamed is read to its end here, so that losing
-the engine halfway costs the client only time.
+Asks again when an engine refuses, restarts, forgot the adapter or died early: at most `connect_wait_s` in all, and half
+a pair for three seconds beside the other half. After the first byte of a stream nothing is repeated. An answer that is
+not streamed is read to its end here, so that losing the engine halfway costs the client only time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from gateway.engines.engine import EngineState
@@ -22,6 +23,7 @@ logger = logging.getLogger("gateway.attempts")
 _MAX_INTERNAL_ERRORS = 5  # an engine whose core has died answers 500 for a while; a bad input does so for ever
 _RESTARTING = frozenset({502, 503, 504})
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
+_WAIT_BESIDE_OTHER_S = 3.0  # a user waits for the answer that is there
 
 
 class Begun(NamedTuple):
@@ -71,14 +73,15 @@ async def ask_engine(
     is_stream: bool,
     suffix: str = "",
     begun: Begun | None = None,
+    has_other: Callable[[], bool] = lambda: False,
 ) -> EngineAnswer:
     """A complete answer, or a stream whose first bytes have come, which the caller closes.
 
-    `suffix` tells the two requests of a pair apart. Raises ApiError 503 or 504, CheckpointGone.
+    `suffix` tells the two requests of a pair apart; `has_other`: whether the other one has its answer, or begins to.
+    Raises ApiError 503 or 504, CheckpointGone.
     """
     context = exchange.context
     headers = _own_lines(exchange, suffix)
-    deadline = 0.0
     num_internal = 0
     pause_s = _FIRST_PAUSE_S
     while True:
@@ -101,8 +104,8 @@ async def ask_engine(
             if problem == "unknown checkpoint" and not context.swap.wants(checkpoint):
                 raise CheckpointGone(checkpoint)
         now = time.monotonic()
-        deadline = deadline or exchange.started + context.settings.gateway.connect_wait_s
-        if now + pause_s > deadline:
+        wait_s = context.settings.gateway.connect_wait_s
+        if now + pause_s > exchange.started + (min(wait_s, _WAIT_BESIDE_OTHER_S) if has_other() else wait_s):
             logger.error("gave up on %s: %s", checkpoint, problem, extra=exchange.call.log_fields)
             raise unavailable("No engine can answer now.", retry_after_s=5)
         context.metrics.retries.inc()

@@ -30,6 +30,7 @@ class Draft:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     num_chunks: int = 0  # of a stream, so far
+    is_there: bool = False  # whole, or its stream's first bytes
     is_ended: bool = False
     has_failed: bool = False
     seconds_to_finish: float | None = None

@@ -47,7 +47,7 @@ async def answer_pair(exchange: Exchange, ask: Ask) -> None:
 
 
 async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> None:
-    answers = await asyncio.gather(*_ask_both(showing, partial(_fetch, exchange)), return_exceptions=True)
+    answers = await asyncio.gather(*_ask_both(showing, partial(_fetch, exchange, showing)), return_exceptions=True)
     drawn: list[tuple[Draft, dict[str, Any]]] = []
     for draft, answer in zip(showing.drafts, answers, strict=True):
         completion = _read_completion(answer, draft)
@@ -84,10 +84,8 @@ def _ask_both(showing: Showing, ask: Callable[[Draft], Coroutine[Any, Any, T]]) 
     return [begun[draft.index] for draft in showing.drafts]
 
 
-async def _fetch(exchange: Exchange, draft: Draft) -> EngineAnswer:
-    side = draft.side
-    body = add_fields(exchange.body_for(side.checkpoint), {"seed": side.seed})
-    answer = await ask_engine(exchange, side.checkpoint, body, is_stream=False, suffix=f"-{draft.index}")
+async def _fetch(exchange: Exchange, showing: Showing, draft: Draft) -> EngineAnswer:
+    answer = await _ask(exchange, showing, draft, {"seed": draft.side.seed}, is_stream=False)
     draft.seconds_to_finish = time.monotonic() - exchange.started
     return answer
 
@@ -137,7 +135,7 @@ def _refuse(exchange: Exchange, showing: Showing, answers: Sequence[EngineAnswer
 
 
 async def _answer_streamed(exchange: Exchange, ask: Ask, showing: Showing) -> None:
-    tasks = _ask_both(showing, partial(_open, exchange))
+    tasks = _ask_both(showing, partial(_open, exchange, showing))
     try:
         opened = await asyncio.gather(*tasks, return_exceptions=True)
     except asyncio.CancelledError:
@@ -166,13 +164,25 @@ async def _answer_streamed(exchange: Exchange, ask: Ask, showing: Showing) -> No
     call.end()
 
 
-async def _open(exchange: Exchange, draft: Draft) -> Strand | EngineAnswer:
+async def _ask(
+    exchange: Exchange, showing: Showing, draft: Draft, fields: dict[str, Any], *, is_stream: bool
+) -> EngineAnswer:
+    checkpoint, other = draft.side.checkpoint, showing.drafts[1 - draft.index]
+    body = add_fields(exchange.body_for(checkpoint), fields)
+    answer = await ask_engine(
+        exchange, checkpoint, body, is_stream=is_stream, suffix=f"-{draft.index}", has_other=lambda: other.is_there
+    )
+    draft.is_there = answer.status == 200
+    return answer
+
+
+async def _open(exchange: Exchange, showing: Showing, draft: Draft) -> Strand | EngineAnswer:
     given = exchange.request.stream_options
     options = {
         **(given if isinstance(given, dict) else {}), "include_usage": True, "continuous_usage_stats": False,
     }  # fmt: skip
-    body = add_fields(exchange.body_for(draft.side.checkpoint), {"seed": draft.side.seed, "stream_options": options})
-    answer = await ask_engine(exchange, draft.side.checkpoint, body, is_stream=True, suffix=f"-{draft.index}")
+    fields = {"seed": draft.side.seed, "stream_options": options}
+    answer = await _ask(exchange, showing, draft, fields, is_stream=True)
     if answer.status != 200:
         return answer
     return Strand(draft, answer, Outcome(draft.side.arm, first_byte_s=time.monotonic() - exchange.started))

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from conftest import QUESTION, Running, run_gateway, wait_until
 
+from gateway import attempts
 from gateway.engines.deployment import ServingView
 from gateway.rollout.observations import Observation, Observations
 
@@ -73,6 +74,23 @@ async def test_a_canary_that_fails_before_its_first_byte_is_heard_of(gateway: Ru
     assert await ask(gateway, "ann", stream=is_stream) == 200
     user = kept.rows[0][0]
     assert sorted(kept.rows) == [(user, "canary", True, True), (user, "stable", True, False)]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_an_answer_that_is_there_is_not_kept_for_an_engine_that_is_away(
+    tmp_path: Path, is_stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "_WAIT_BESIDE_OTHER_S", 0.3)
+    async with run_gateway(tmp_path, connect_wait_s=30.0) as gateway:
+        _, canary = await start_trial(gateway)
+        answer = gateway.engine._answer
+
+        async def be_away(request: web.Request, body: dict[str, Any], rank: int) -> web.StreamResponse:
+            return web.Response(status=503) if body["model"] == canary else await answer(request, body, rank)
+
+        gateway.engine._answer = be_away  # type: ignore[method-assign]
+        async with asyncio.timeout(5):
+            assert await ask(gateway, "ann", stream=is_stream) == 200
 
 
 async def test_of_two_streams_that_break_with_their_engine_both_are_heard_of(gateway: Running) -> None:
