@@ -68,7 +68,7 @@ class Gateway:
         self.body_timeout_s = settings.gateway.body_timeout_s
         self.idle_timeout_s = settings.gateway.idle_timeout_s
         self._context: Context | None = None
-        self._api = build_api(self._run, {*ENDPOINTS, PLAYGROUND_PATH})
+        self._api = build_api(self._run, {*ENDPOINTS, PLAYGROUND_PATH} if settings.gateway.playground else ENDPOINTS)
 
     @property
     def context(self) -> Context:
@@ -109,7 +109,9 @@ class Gateway:
                 api.include_router(build(context))
             api.include_router(build_choices_router())
             api.include_router(build_document_router(api.routes))
-            self.handlers |= build_handlers(context) | {PLAYGROUND_PATH: build_playground_handler(context)}
+            self.handlers |= build_handlers(context)
+            if self._settings.gateway.playground:
+                self.handlers[PLAYGROUND_PATH] = build_playground_handler(context)
             self.find_handler = partial(find_choice_handler, context)
             yield
             if watching is not None:

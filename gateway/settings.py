@@ -129,6 +129,10 @@ class GatewaySection(BaseModel):
     log_format: LogFormat = Field(
         default="text", description="Log lines on stderr: `text`, or `json` for one object a line."
     )
+    playground: bool = Field(
+        default=True,
+        description="Serve the playground, which answers anybody without a key; turn it off where strangers can reach it.",
+    )
     access_log: bool = Field(
         default=False,
         description="Log each finished request to an engine: who, how long, how it ended; never its text.",

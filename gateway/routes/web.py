@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from gateway import web_session
 from gateway.errors import bad_request, forbidden, not_found, unauthorized
@@ -97,6 +97,8 @@ def build_web_router(context: Context) -> APIRouter:
 
     @router.get("/")
     async def show_playground(request: Request) -> Response:
+        if not settings.gateway.playground:
+            return RedirectResponse("/console", 307)
         return _send_file(files["playground.html"], request)
 
     @router.get("/console")

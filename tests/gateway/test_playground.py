@@ -1,9 +1,10 @@
 """What the playground's chat box may ask, and how it is answered."""
 
 import json
+from pathlib import Path
 
 import pytest
-from conftest import Running
+from conftest import Running, run_gateway
 
 from gateway.playground import build_chat_body
 
@@ -24,6 +25,14 @@ async def test_pages_of_other_sites_may_not_ask(gateway: Running) -> None:
     async with gateway.http.post(gateway.url + URL, json=QUESTION, headers={"sec-fetch-site": "cross-site"}) as answer:
         assert answer.status == 403
     assert gateway.engine.requests == []
+
+
+async def test_the_playground_can_be_turned_off(tmp_path: Path) -> None:
+    async with run_gateway(tmp_path, playground=False) as gateway:
+        async with gateway.http.post(gateway.url + URL, json=QUESTION) as answer:
+            assert answer.status == 404
+        async with gateway.http.get(gateway.url + "/", allow_redirects=False) as page:
+            assert (page.status, page.headers["location"]) == (307, "/console")
 
 
 @pytest.mark.parametrize("raw", [b"{", b"[]", b'{"messages": []}', b'{"messages": 3}', b"\xff"])

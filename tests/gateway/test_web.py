@@ -30,7 +30,7 @@ class TwoKeys:
 
 @pytest.fixture
 def client(tmp_path: Path) -> TestClient:
-    settings = SimpleNamespace(base=str(tmp_path), policy="default", gateway=SimpleNamespace(max_body_bytes=10_000))
+    settings = SimpleNamespace(base=str(tmp_path), policy="default", gateway=SimpleNamespace(playground=True))
     context: Any = SimpleNamespace(settings=settings, keys=TwoKeys(), secrets=SimpleNamespace(token_key=b"k"))
     app = FastAPI()
 
