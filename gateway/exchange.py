@@ -35,6 +35,7 @@ class Exchange(msgspec.Struct):
     route: Route
     started: float
     is_recorded: bool = False  # its single answers are kept
+    is_asked: bool = False  # its user was shown a comparison
 
     @property
     def engine_body(self) -> bytes:

@@ -70,12 +70,18 @@ class AskLedger:
         return until is not None and now < until
 
     def note_asked(self, user: str, now: float) -> None:
-        """The user was shown a comparison."""
+        """The user is about to be shown a comparison: counted before, so that requests at once do not pass the cap."""
         self._asked.setdefault(user, deque(maxlen=self._max_asks)).append(now)
         self._asked.move_to_end(user)
         while len(self._asked) > self._max_users:
             forgotten, _ = self._asked.popitem(last=False)
             self._quiet_until.pop(forgotten, None)
+
+    def take_back(self, user: str, asked_at: float) -> None:
+        """The user was not shown a comparison after all."""
+        times = self._asked.get(user)
+        if times is not None and asked_at in times:
+            times.remove(asked_at)
 
     def note_skipped(self, user: str, until: float) -> None:
         """The user would rather not be asked before `until`."""

@@ -124,8 +124,7 @@ async def offer_comparison(exchange: Exchange, ask: Ask, showing: Showing, engin
     if not await context.recorder.record(comparison, wait_s, exchange.call.log_fields):
         count_unasked(exchange, "database" if context.recorder.is_failing else "late")
         return None
-    if comparison.user:
-        context.asks.note_asked(comparison.user, comparison.created_at)
+    exchange.is_asked = True
     context.deployment.counters.comparisons += 1
     context.metrics.comparisons.labels(comparison.asked).inc()
     if exchange.call.watch is not None:

@@ -35,13 +35,18 @@ async def answer_pair(exchange: Exchange, ask: Ask) -> None:
     if exchange.call.watch is not None:
         exchange.call.watch.is_paired = True
     sides = choose_sides(exchange.view, exchange.who, exchange.route, _rng)
-    deployment = exchange.context.deployment
+    deployment, asks, user = exchange.context.deployment, exchange.context.asks, exchange.who.user
+    asked_at = time.time()
+    if user:
+        asks.note_asked(user, asked_at)
     for side in sides:  # their requests begin in tasks of their own, a moment later
         deployment.hold(side.checkpoint)
     try:
         showing = open_showing(sides, exchange.context.secrets.pepper)
         await (_answer_streamed if exchange.request.is_stream else _answer_whole)(exchange, ask, showing)
     finally:
+        if not exchange.is_asked:
+            asks.take_back(user, asked_at)
         for side in sides:
             deployment.release(side.checkpoint)
 

@@ -227,3 +227,13 @@ async def test_answers_that_became_too_long_for_an_event_are_not_asked_about(tmp
         chunks = await stream_pair(gateway, max_tokens=10)  # from the request alone it is not to be seen
         assert not any("comparison" in chunk for chunk in chunks)
         assert gateway.context.deployment.counters.not_paired["size"] == 1
+
+
+async def test_requests_at_once_do_not_pass_the_daily_cap_and_what_was_not_shown_does_not_count(tmp_path: Path) -> None:
+    async with run_gateway(tmp_path, ask_rate=1.0, random_share=0.0, max_asks_per_user_day=3) as gateway:
+        headers = {"x-prefloop-compare": "auto", "x-prefloop-user": "ann"}
+        gateway.engine.same_text = True
+        assert "comparison" not in await gateway.ask(headers)
+        gateway.engine.same_text = False
+        answers = await asyncio.gather(*(gateway.ask(headers) for _ in range(12)))
+        assert sum("comparison" in answer for answer in answers) == 3
