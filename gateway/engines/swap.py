@@ -164,13 +164,13 @@ class Swap:
                     await state.nudge.wait()
 
     async def _reconcile_one(self, state: EngineState) -> None:
-        try:
+        with contextlib.suppress(EngineUnavailable):  # state.up says so
             await self._look_at(state)
-        except EngineUnavailable:
-            return
-        if state.is_usable and state.is_silent(time.monotonic(), self._settings.hang_s):
+        if not state.is_hung and state.is_silent(time.monotonic(), self._settings.hang_s):
             logger.error("%s hangs: %d requests and no token", state.url, state.num_in_flight)
             state.take_out(time.monotonic())
+        if not state.up:
+            return
         if state.breaker.phase == "closed":
             await self._load_missing(state, _CALL_TIMEOUT_S)
         elif state.begin_trial(time.monotonic()):

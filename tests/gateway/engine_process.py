@@ -17,12 +17,13 @@ from gateway.errors import EngineUnavailable
 
 @dataclass
 class EngineProcess(FakeEngine):
-    """Dies and comes back without its adapters; hangs: alive to every look, but no completion ever ends."""
+    """Dies and comes back without its adapters; hangs: alive to every look, but no completion ever ends; freezes: answers nothing."""
 
     started_at: float = 1000.0
     num_tokens: int = 0
     has_metrics: bool = True
     is_hung: bool = False
+    is_frozen: bool = False
     port: int = 0
     unloads: list[str] = field(default_factory=list)
     probes: list[str] = field(default_factory=list)
@@ -50,6 +51,11 @@ class EngineProcess(FakeEngine):
         app = super().build()
         app.router.add_get("/metrics", self._metrics)
         return app
+
+    async def _models(self, request: web.Request) -> web.Response:
+        if self.is_frozen:
+            await asyncio.sleep(3600)
+        return await super()._models(request)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         if not self.has_metrics:

@@ -148,6 +148,26 @@ async def test_an_engine_that_hangs_is_taken_out_and_comes_back_by_a_trial(stati
     assert state.is_usable and not state.is_hung and state.proven == {checkpoint.id}
 
 
+async def test_an_engine_that_answers_no_look_either_is_taken_out_once_and_comes_back_by_a_trial(
+    station: Station, tmp_path: Path
+) -> None:
+    checkpoint, process, state = row(tmp_path, 1), station.processes[0], station.states[0]
+    await station.swap.load(checkpoint)
+    calls: list[str] = []
+    state.on_hang = lambda: calls.append("hang")
+    process.is_frozen = True
+    await station.swap.reconcile()
+    assert not state.up and not state.is_hung  # away, with nothing in flight
+    state.begin()
+    state.last_progress_at -= 0.3
+    for _ in range(2):
+        await station.swap.reconcile()
+        assert state.is_hung and not state.up and calls == ["hang"]
+    process.is_frozen = False
+    await station.swap.reconcile()
+    assert state.is_usable and not state.is_hung and state.proven == {checkpoint.id}
+
+
 async def test_an_engine_that_counts_tokens_does_not_hang_however_long_its_answer_takes(station: Station) -> None:
     process, state = station.processes[0], station.states[0]
     await station.swap.reconcile()
