@@ -25,6 +25,7 @@ from gateway.settings import GatewaySection
 _CONNECT_TIMEOUT_S = 5.0
 _IDLE_LIMIT_S = 4.0  # vLLM's server closes a connection after 5 s of silence: be first
 _SWEEP_S = 0.25
+_MAX_OWN_CONNECTIONS = 16  # to one engine, for our own calls: more than are ever made at once
 
 
 class Pool:
@@ -122,6 +123,11 @@ class Pool:
         for connection in list(self.open):
             connection.give_up()
 
+    def close(self) -> None:
+        """Drop every connection."""
+        for connection in list(self.open):
+            connection.drop()
+
     def _let_next_in(self) -> None:
         while self._waiting:
             turn = self._waiting.popleft()
@@ -139,20 +145,20 @@ class Upstream:
         self._stream_timeouts_s = settings.first_byte_timeout_s, settings.idle_timeout_s
         self._outbox = Outbox()
         self._pools: dict[str, Pool] = {}
+        self._own_pools: dict[str, Pool] = {}  # for our own calls, which must not wait behind requests
 
     async def run(self) -> None:
         """Look at the deadlines for ever."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_SWEEP_S)
-            for pool in list(self._pools.values()):
+            for pool in self._all_pools():
                 pool.sweep(loop.time())
 
     def close(self) -> None:
         """Drop every connection."""
-        for pool in self._pools.values():
-            for connection in list(pool.open):
-                connection.drop()
+        for pool in self._all_pools():
+            pool.close()
 
     def begin(self, engine: str, path: bytes, body: bytes, *, headers: bytes = b"") -> EngineAnswer | None:
         """Send a request for a whole answer in this very step; None if no connection is idle. `headers`: whole lines."""
@@ -188,17 +194,20 @@ class Upstream:
 
     def forget(self, engine: str) -> None:
         """The engine is gone for good: keep nothing of it. No request to it may be in flight."""
-        if (pool := self._pools.pop(engine, None)) is not None:
-            for connection in list(pool.open):
-                connection.drop()
+        for pools in (self._pools, self._own_pools):
+            if (pool := pools.pop(engine, None)) is not None:
+                pool.close()
 
     async def call(
         self, engine: str, path: str, payload: dict[str, Any] | None, *, timeout_s: float
     ) -> tuple[int, bytes]:
-        """A short call of our own (adapters, probes): POST with a payload, GET without. Raises EngineUnavailable."""
+        """A short call of our own (adapters, probes): POST with a payload, GET without. Raises EngineUnavailable.
+
+        Has connections of its own beside the limit: how an engine does must be known while requests use all of theirs.
+        """
         method = b"GET" if payload is None else b"POST"
         body = b"" if payload is None else msgspec.json.encode(payload)
-        pool = self._find_pool(engine)
+        pool = self._find_pool(engine, is_own=True)
         data = pool.render(method, path.encode(), b"", body)
         try:
             async with asyncio.timeout(timeout_s):
@@ -207,11 +216,16 @@ class Upstream:
             raise EngineUnavailable(f"{engine}: {error or 'no answer in time'}") from error
         return answer.status, answer.body
 
-    def _find_pool(self, engine: str) -> Pool:
-        pool = self._pools.get(engine)
+    def _find_pool(self, engine: str, *, is_own: bool = False) -> Pool:
+        pools = self._own_pools if is_own else self._pools
+        pool = pools.get(engine)
         if pool is None:
-            pool = self._pools[engine] = Pool(engine, self._max_connections, asyncio.get_running_loop(), self._outbox)
+            limit = _MAX_OWN_CONNECTIONS if is_own else self._max_connections
+            pool = pools[engine] = Pool(engine, limit, asyncio.get_running_loop(), self._outbox)
         return pool
+
+    def _all_pools(self) -> list[Pool]:
+        return [*self._pools.values(), *self._own_pools.values()]
 
 
 async def _ask(

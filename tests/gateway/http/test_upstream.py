@@ -232,6 +232,21 @@ async def test_own_calls_have_a_time_limit() -> None:
             await upstream.call(url, "/hang", None, timeout_s=0.1)
 
 
+async def test_own_calls_do_not_wait_for_requests_that_use_every_connection() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if (await reader.readuntil(b"\r\n\r\n")).startswith(b"POST"):
+            await asyncio.sleep(5)
+        writer.write(WHOLE + b"1234567")
+
+    async with serve(talk, max_upstream_connections=1) as (upstream, url, server), asyncio.TaskGroup() as group:
+        asked = [group.create_task(upstream.post(url, b"/", b"", is_stream=False)) for _ in range(2)]
+        await asyncio.sleep(0.05)  # one is being answered, the other waits for its turn
+        assert await upstream.call(url, "/v1/models", None, timeout_s=0.5) == (200, b"1234567")
+        assert server.num_connections == 2  # the other still waits
+        for task in asked:
+            task.cancel()
+
+
 async def test_who_gives_up_connecting_lets_the_next_in() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
