@@ -158,6 +158,7 @@ async def _ask_once(
                 attempt.end(answer)
         else:
             answer.on_close = lambda: deployment.end(checkpoint, engine)
+            answer.tell_pauses(engine.note_paused)
             if attempt is not None:
                 attempt.follow(answer)
 

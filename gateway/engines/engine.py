@@ -88,8 +88,9 @@ class EngineState:
     """One engine. `adapters`: the names it answers to; `proven`: those whose probe has passed since it started.
 
     checkpoint: the whole model it holds, None if it holds adapters of one base. started_at, num_tokens: what its metrics
-    say, None where they say nothing. on_hang is called when the engine is taken out for a hang, so that requests without
-    a first byte can be asked elsewhere. is_withdrawn: never to be asked again.
+    say, None where they say nothing. num_paused: answers in flight that their readers hold back. on_hang is called when
+    the engine is taken out for a hang, so that requests without a first byte can be asked elsewhere. is_withdrawn: never
+    to be asked again.
     """
 
     url: str
@@ -101,6 +102,7 @@ class EngineState:
     adapters: frozenset[str] = frozenset()
     proven: frozenset[str] = frozenset()
     num_in_flight: int = 0
+    num_paused: int = 0
     last_progress_at: float = 0.0
     started_at: float | None = None
     num_tokens: float | None = None
@@ -169,8 +171,8 @@ class EngineState:
         self.proven = frozenset() if has_restarted else self.proven & names
 
     def is_silent(self, now: float, hang_s: float) -> bool:
-        """Whether requests are in flight and neither bytes nor tokens came for hang_s."""
-        return self.num_in_flight > 0 and now - self.last_progress_at >= hang_s
+        """Whether answers are waited for and neither bytes nor tokens came for hang_s."""
+        return self.num_in_flight > self.num_paused and now - self.last_progress_at >= hang_s
 
     def take_out(self, now: float) -> None:
         """It hangs: out until a trial has passed."""
@@ -196,13 +198,25 @@ class EngineState:
 
     def begin(self) -> None:
         """One more request is sent to it."""
-        if not self.num_in_flight:
-            self.last_progress_at = time.monotonic()  # silence counts from the first of them
+        self._await_progress()
         self.num_in_flight += 1
 
     def end(self) -> None:
         """One request less."""
         self.num_in_flight -= 1
+
+    def note_paused(self, is_paused: bool) -> None:
+        """Nothing more is read of one of its answers for now, which makes it silent whatever it does; or again."""
+        if is_paused:
+            self.num_paused += 1
+        else:
+            self._await_progress()
+            self.num_paused -= 1
+
+    def _await_progress(self) -> None:
+        """One more answer is waited for: silence counts from the first of them."""
+        if self.num_in_flight == self.num_paused:
+            self.last_progress_at = time.monotonic()
 
 
 def choose_engine(engines: Sequence[EngineState], conversation: str = "") -> EngineState:

@@ -31,6 +31,8 @@ class EngineAnswer(Waitable):
     is_complete = False
     error: Exception | None = None  # what broke it
     on_close: Callable[[], None] | None = None
+    _on_pause: Callable[[bool], None] | None = None
+    _is_paused = False  # its reader is not done, and nothing more is read from the engine
     _num_buffered = 0
     _sink: Callable[[bytes], None] | None = None
 
@@ -71,17 +73,26 @@ class EngineAnswer(Waitable):
         """Read no more from the engine for now."""
         if self._connection is not None:
             self._connection.pause()
+            self._note_paused(True)
 
     def resume(self) -> None:
         """Read on."""
         if self._connection is not None:
             self._connection.resume()
+            self._note_paused(False)
+
+    def tell_pauses(self, on_pause: Callable[[bool], None]) -> None:
+        """Call `on_pause` with True when nothing more is read from the engine, with False when it is, or at the close."""
+        self._on_pause = on_pause
+        if self._is_paused:
+            on_pause(True)
 
     def close(self) -> None:
         """Let go of the answer; closes the connection if it is not complete. Harmless to repeat."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abandon(self)
+        self._note_paused(False)
         done, self.on_close = self.on_close, None
         if done is not None:
             done()
@@ -103,12 +114,20 @@ class EngineAnswer(Waitable):
     def note_complete(self) -> None:
         self.is_complete = True
         self._connection = None
+        if self._first_wins and self._sink is None:  # whoever iterates may take long to close it
+            self._note_paused(True)
         self.wake()
 
     def note_failure(self, error: Exception) -> None:
         self.error = error
         self._connection = None
         self.wake()
+
+    def _note_paused(self, is_paused: bool) -> None:
+        if self._is_paused != is_paused:
+            self._is_paused = is_paused
+            if self._on_pause is not None:
+                self._on_pause(is_paused)
 
     # Waiting
 

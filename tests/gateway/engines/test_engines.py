@@ -83,6 +83,23 @@ def test_silence_counts_from_the_first_request_in_flight_and_ends_with_bytes_or_
     assert not engine.is_silent(began + 1000.0, 30.0)
 
 
+def test_answers_that_are_held_back_are_no_silence_of_the_engine() -> None:
+    [engine] = make_engines(0)
+    engine.begin()
+    engine.note_paused(True)
+    engine.last_progress_at = 0.0
+    assert not engine.is_silent(1000.0, 30.0)
+    engine.begin()  # is waited for: silence counts from here
+    began = engine.last_progress_at
+    assert began > 0 and not engine.is_silent(began + 29.9, 30.0) and engine.is_silent(began + 30.0, 30.0)
+    engine.end()
+    engine.last_progress_at = 0.0
+    assert not engine.is_silent(1000.0, 30.0)
+    engine.note_paused(False)
+    again = engine.last_progress_at
+    assert again > 0 and not engine.is_silent(again + 29.9, 30.0) and engine.is_silent(again + 30.0, 30.0)
+
+
 def test_an_engine_that_hangs_is_out_until_its_trial_has_passed() -> None:
     [engine] = make_engines(1)
     engine.proven = frozenset({"c"})

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
-from conftest import Running, run_gateway, wait_until
+from conftest import QUESTION, Running, run_gateway, wait_until
 from engine_process import EngineProcess
 
 from gateway.engines.engine import EngineState
@@ -102,3 +103,30 @@ async def test_an_engine_that_fails_again_and_again_is_spared_until_its_trial(pa
     num_before = len(victim.requests)
     assert await pair.ask(conversation) is other
     assert len(victim.requests) == num_before
+
+
+async def test_a_client_that_stops_reading_does_not_make_its_engine_hang(tmp_path: Path) -> None:
+    async with run_gateway(tmp_path, hang_s=0.3, reconcile_s=0.05) as gateway:
+        [state] = gateway.context.deployment.states
+        gateway.engine.num_words = 400_000  # more than all buffers hold
+        port = int(gateway.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        body = msgspec.json.encode({**QUESTION, "stream": True})
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nContent-Length: %d\r\n\r\n%b"
+            % (gateway.key.encode(), len(body), body)
+        )
+        await reader.readuntil(b"data: ")
+        written = -1
+        async with asyncio.timeout(20):
+            while gateway.engine.num_written != written:  # until it waits
+                written = gateway.engine.num_written
+                await asyncio.sleep(0.2)
+        await asyncio.sleep(0.6)
+        assert state.num_in_flight == 1 and state.is_usable and not state.is_hung
+        async with asyncio.timeout(20):
+            while gateway.engine.num_written == written:
+                await reader.read(1_000_000)
+        assert state.is_usable
+        writer.transport.abort()
+        await wait_until(lambda: state.num_in_flight == state.num_paused == 0)

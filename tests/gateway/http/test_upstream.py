@@ -150,6 +150,30 @@ async def test_a_stream_can_be_read_piece_by_piece() -> None:
         assert size == 1_000_000 and answer.is_complete
 
 
+async def test_an_answer_tells_when_its_reader_holds_it_back_and_when_it_is_only_not_let_go_of() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(CHUNKED + b"3\r\none\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(b"f4240\r\n" + b"x" * 1_000_000 + b"\r\n0\r\n\r\n")
+
+    async with serve(talk) as (upstream, url, _):
+        told: list[bool] = []
+        answer = await upstream.post(url, b"/", b"", is_stream=True)
+        answer.tell_pauses(told.append)
+        async with asyncio.timeout(5):
+            while not told:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert told == [True]
+            async for _ in answer.chunks():
+                await asyncio.sleep(0.001)
+        assert told[:3] == [True, False, True] and told[-1] and answer.is_complete
+        num_told = len(told)
+        for _ in range(2):
+            answer.close()
+        assert told[num_told:] == [False]
+
+
 async def test_a_body_without_a_length_ends_with_its_connection() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
