@@ -64,6 +64,7 @@ class Deployment:
         self.first_answer_at: dict[str, float] = {}  # checkpoint -> when its first answer came, since start
         self.is_single = len(self.engines) == 1  # there is nothing to choose, and never was
         self._states = tuple(self.engines.values())
+        self._withdrawn: list[EngineState] = []  # until idle, also those whose URL was registered again
         self._in_flight: dict[str, int] = {}
 
     def apply(self, view: ServingView) -> bool:
@@ -152,11 +153,14 @@ class Deployment:
     def withdraw_engine(self, state: EngineState) -> None:
         """Ask the engine no more; it is known until its last request has ended."""
         state.withdraw()
+        self._withdrawn.append(state)
         self._states = tuple(other for other in self._states if other is not state)
 
     def forget_withdrawn(self) -> list[str]:
-        """Drop the engines that were withdrawn and have nothing left in flight; their URLs."""
-        gone = [url for url, state in self.engines.items() if state.is_withdrawn and not state.num_in_flight]
+        """Drop the engines that were withdrawn and have nothing left in flight; the URLs that nothing uses any more."""
+        self._withdrawn = [state for state in self._withdrawn if state.num_in_flight]
+        busy = {state.url for state in self._withdrawn}
+        gone = [url for url, state in self.engines.items() if state.is_withdrawn and url not in busy]
         if gone:
             self.engines = {url: state for url, state in self.engines.items() if url not in gone}
         return gone

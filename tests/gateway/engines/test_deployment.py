@@ -113,3 +113,17 @@ def test_an_engine_that_is_withdrawn_is_never_asked_again_and_known_until_its_la
     deployment.withdraw_engine(second)
     with pytest.raises(EngineUnavailable):
         deployment.pick_engine("whole")
+
+
+def test_an_engine_that_is_withdrawn_again_is_known_until_the_requests_of_its_first_registration_have_ended() -> None:
+    deployment = Deployment([])
+    first = deployment.add_engine("http://w:1", "whole")
+    deployment.begin("whole", first)
+    deployment.withdraw_engine(first)
+    for checkpoint in ("whole", "other"):
+        deployment.withdraw_engine(deployment.add_engine("http://w:1", checkpoint))
+        assert deployment.forget_withdrawn() == [] and "http://w:1" in deployment.engines
+    deployment.end("whole", first)
+    assert deployment.forget_withdrawn() == ["http://w:1"] and deployment.engines == {}
+    again = deployment.add_engine("http://w:1", "whole")
+    assert deployment.forget_withdrawn() == [] and deployment.states == (again,)
