@@ -31,13 +31,14 @@ class Endpoint:
 
 
 CHAT = Endpoint(b"/v1/chat/completions", is_recorded=True, may_pair=True)
+RESPONSES = Endpoint(b"/v1/responses", is_recorded=True, is_stateless=True)
 ENDPOINTS = {
     endpoint.path: endpoint
     for endpoint in (
         CHAT,
         Endpoint(b"/v1/completions", is_recorded=True),
         Endpoint(b"/v1/embeddings"),
-        Endpoint(b"/v1/responses", is_recorded=True, is_stateless=True),
+        RESPONSES,
         Endpoint(b"/tokenize"),
         Endpoint(b"/detokenize"),
     )

@@ -15,6 +15,7 @@ from gateway.errors import ApiError, CheckpointGone, error_body, unavailable
 from gateway.http.call import Call
 from gateway.http.sse import DONE, encode_event
 from gateway.keys import Identity
+from gateway.rollout.observations import Observations
 from gateway.routing import Arm, Route, Who, choose_route
 
 CLIENT_GONE = 499  # nginx's code for a client that left: not our failure
@@ -128,11 +129,11 @@ def note_failure(exchange: Exchange) -> None:
 def note_outcome(exchange: Exchange, outcome: Outcome) -> None:
     """Count one finished answer, and let the rollout's guardrails see a known user's first."""
     _count_outcome(exchange, outcome)
-    view, observations = exchange.view, exchange.context.deployment.observations
-    if view.rollout is None or observations is None or exchange.route.is_pinned:
+    observations = _find_observations(exchange)
+    if observations is None or observations.is_settled(exchange.view.rollout or "", exchange.who.user):
         return
-    if not observations.is_settled(view.rollout, exchange.who.user) and outcome.is_telling:
-        _observe(exchange, outcome, is_duel=False)
+    if outcome.is_telling:
+        _observe(observations, exchange, outcome, is_duel=False)
 
 
 def note_pair(exchange: Exchange, outcomes: Sequence[Outcome], *, is_duel: bool) -> None:
@@ -142,12 +143,18 @@ def note_pair(exchange: Exchange, outcomes: Sequence[Outcome], *, is_duel: bool)
     """
     for outcome in outcomes:
         _count_outcome(exchange, outcome)
-    if exchange.view.rollout is None or exchange.context.deployment.observations is None or exchange.route.is_pinned:
-        return
+    observations = _find_observations(exchange)
     telling = [outcome for outcome in outcomes if outcome.is_telling]
-    if len(telling) == len(outcomes) or not is_duel:
-        for outcome in telling:
-            _observe(exchange, outcome, is_duel=is_duel)
+    if observations is None or (is_duel and len(telling) < len(outcomes)):
+        return
+    for outcome in telling:
+        _observe(observations, exchange, outcome, is_duel=is_duel)
+
+
+def _find_observations(exchange: Exchange) -> Observations | None:
+    """Where the rollout's first requests are noted; None if this request is not part of one."""
+    is_outside = exchange.view.rollout is None or exchange.route.is_pinned
+    return None if is_outside else exchange.context.deployment.observations
 
 
 def _count_outcome(exchange: Exchange, outcome: Outcome) -> None:
@@ -159,9 +166,7 @@ def _count_outcome(exchange: Exchange, outcome: Outcome) -> None:
         _note_tokens(exchange, outcome)
 
 
-def _observe(exchange: Exchange, outcome: Outcome, *, is_duel: bool) -> None:
-    observations = exchange.context.deployment.observations
-    assert observations is not None
+def _observe(observations: Observations, exchange: Exchange, outcome: Outcome, *, is_duel: bool) -> None:
     observations.note(
         exchange.view.rollout,
         exchange.who.user,

@@ -116,7 +116,7 @@ def _pass_whole(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> N
 async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> None:
     """Each read of the engine's stream is one write to the client: no task runs in between."""
     call, checkpoint, alias = exchange.call, exchange.route.checkpoint, exchange.route.alias
-    engine = exchange.context.deployment.engines.get(answer.engine)  # None: withdrawn since, and the answer is complete
+    note_progress = exchange.context.deployment.note_progress
     restore = find_restorer(checkpoint, alias)
     tail = EventTail()
     meter = None if exchange.identity.limits is None else StreamMeter(exchange)
@@ -139,8 +139,7 @@ async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcom
                 pieces.append(events)
             watch_bytes(outcome, events)
             outcome.num_tokens += events.count(b"data: ")
-        if engine is not None:
-            engine.note_progress(time.monotonic())
+        note_progress(answer.engine, time.monotonic())
 
     call.on_pause, call.on_resume = answer.pause, answer.resume
     call.start(answer.content_type, exchange.own_headers)

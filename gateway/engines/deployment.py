@@ -150,6 +150,12 @@ class Deployment:
         self.is_single = False
         return state
 
+    def note_progress(self, url: str, now: float) -> None:
+        """Bytes of an answer came from the engine; of a complete one, it may have been withdrawn and forgotten since."""
+        state = self.engines.get(url)
+        if state is not None:
+            state.note_progress(now)
+
     def withdraw_engine(self, state: EngineState) -> None:
         """Ask the engine no more; it is known until its last request has ended."""
         state.withdraw()

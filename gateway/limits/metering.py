@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from gateway.body import add_fields
+from gateway.endpoints import RESPONSES
 from gateway.http.sse import EventSplitter
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ _USAGE = re.compile(
 _INPUT = re.compile(rb'"input_tokens"\s*:\s*(\d+)')
 _OUTPUT = re.compile(rb'"output_tokens"\s*:\s*(\d+)')
 _NO_CHOICES = b'"choices":[]'
-_RESPONSES = b"/v1/responses"
 _BYTES_PER_TOKEN = 4  # of a prompt whose tokens nobody counted, because its client left
 
 
@@ -71,7 +71,7 @@ class StreamMeter:
     @staticmethod
     def ask_for_usage(exchange: Exchange, body: bytes) -> bytes:
         """The body with the usage event asked for, where the path has one."""
-        if exchange.path == _RESPONSES:
+        if exchange.path == RESPONSES.path:
             return body
         given = exchange.request.stream_options
         options = given if isinstance(given, dict) else {}
@@ -79,7 +79,7 @@ class StreamMeter:
 
     def filter(self, events: bytes) -> bytes:
         """The events that the client may see."""
-        if self._exchange.path == _RESPONSES:
+        if self._exchange.path == RESPONSES.path:
             if b'"output_tokens"' in events:
                 self._usage = read_usage(events)
             return events

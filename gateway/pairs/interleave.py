@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 
-from gateway.engines.engine import EngineState
 from gateway.errors import EngineInterrupted
 from gateway.exchange import CLIENT_GONE, Exchange, Outcome, failure_events, note_failure, note_pair, watch_bytes
 from gateway.http.connection import EngineAnswer
@@ -50,11 +49,7 @@ async def weave(
 ) -> AsyncGenerator[bytes, None]:
     """The events for the client. lost: how the one ended that is no strand, because it failed before its first byte."""
     queue: _Queue = asyncio.Queue(_MAX_QUEUED)
-    engines = exchange.context.deployment.engines
-    readers = [
-        asyncio.create_task(_read_strand(strand, engines.get(strand.answer.engine), queue, exchange.started))
-        for strand in strands
-    ]
+    readers = [asyncio.create_task(_read_strand(exchange, strand, queue)) for strand in strands]
     drafts = [strand.draft for strand in strands]
     for strand in strands:
         strand.outcome.code = CLIENT_GONE  # until it has ended
@@ -123,17 +118,13 @@ def _is_last(draft: Draft, drafts: list[Draft]) -> bool:
     return all(other is draft or other.finish_reason or other.has_failed for other in drafts)
 
 
-async def _read_strand(strand: Strand, engine: EngineState | None, queue: _Queue, started: float) -> None:
-    """Put every chunk of one stream into the queue, and its end; notes when that was, whatever the client has read.
-
-    engine: None if it was withdrawn after a stream that came in one read.
-    """
+async def _read_strand(exchange: Exchange, strand: Strand, queue: _Queue) -> None:
+    """Put every chunk of one stream into the queue, and its end; notes when that was, whatever the client has read."""
     splitter = EventSplitter()
     has_failed = False
     try:
         async for data in strand.answer.chunks():
-            if engine is not None:
-                engine.note_progress(time.monotonic())
+            exchange.context.deployment.note_progress(strand.answer.engine, time.monotonic())
             for event in splitter.feed(data):
                 watch_bytes(strand.outcome, event)
                 payload = event_data(event)
@@ -143,7 +134,7 @@ async def _read_strand(strand: Strand, engine: EngineState | None, queue: _Queue
                 if "error" in chunk:
                     raise EngineInterrupted(str(chunk["error"]))
                 await queue.put((strand, chunk))
-        strand.draft.seconds_to_finish = time.monotonic() - started
+        strand.draft.seconds_to_finish = time.monotonic() - exchange.started
     except (EngineInterrupted, ValueError, RecursionError):
         has_failed = True
     await queue.put((strand, _End(has_failed)))

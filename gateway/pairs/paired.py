@@ -54,11 +54,12 @@ async def answer_pair(exchange: Exchange, ask: Ask) -> None:
 async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> None:
     answers = await asyncio.gather(*_ask_both(showing, partial(_fetch, exchange, showing)), return_exceptions=True)
     drawn: list[tuple[Draft, dict[str, Any]]] = []
+    outcomes: list[Outcome] = []
     for draft, answer in zip(showing.drafts, answers, strict=True):
         completion = _read_completion(answer, draft)
+        outcomes.append(_find_outcome(draft, answer))
         if completion is not None:
             drawn.append((draft, completion))
-    outcomes = [_find_outcome(draft, answer) for draft, answer in zip(showing.drafts, answers, strict=True)]
     note_pair(exchange, outcomes, is_duel=showing.is_duel)
     if not drawn:
         _refuse(exchange, showing, answers)
