@@ -22,31 +22,31 @@ from starlette.types import Receive, Scope, Send
 from feedback.connection import wait_for_database
 from feedback.errors import DatabaseError
 from feedback.schema import migrate_url
-from gateway.api import build_api, with_request_id
-from gateway.context import Context
-from gateway.endpoints import ENDPOINTS
+from gateway.access.secrets import Secrets, check_listening, load_secrets
+from gateway.api.application import build_api, with_request_id
+from gateway.api.choices import build_choices_router, find_choice_handler
+from gateway.api.document import build_document_router
+from gateway.api.engines import build_engines_router
+from gateway.api.feedback import build_feedback_router
+from gateway.api.health import build_health_router
+from gateway.api.keys import build_keys_router
+from gateway.api.models import build_models_router
+from gateway.api.operator import build_operator_router
+from gateway.api.playground import PLAYGROUND_PATH, build_playground_handler
+from gateway.api.signals import build_signals_router
+from gateway.api.web import build_web_router
 from gateway.errors import GatewayError
 from gateway.http.call import Call, CallMaker, Handler, make_request_id, read_request_id
 from gateway.http.outbox import Outbox
 from gateway.http.server import build_server
-from gateway.openapi.document import build_document_router
 from gateway.opening import open_context
-from gateway.playground import PLAYGROUND_PATH, build_playground_handler
-from gateway.routes.choices import build_choices_router, find_choice_handler
-from gateway.routes.engines import build_engines_router
-from gateway.routes.feedback import build_feedback_router
-from gateway.routes.health import build_health_router
-from gateway.routes.keys import build_keys_router
-from gateway.routes.models import build_models_router
-from gateway.routes.operator import build_operator_router
-from gateway.routes.signals import build_signals_router
-from gateway.routes.web import build_web_router
-from gateway.secrets import Secrets, check_listening, load_secrets
+from gateway.serving.context import Context
+from gateway.serving.dispatch import build_handlers
+from gateway.serving.endpoints import ENDPOINTS
 from gateway.settings import GatewaySection, GatewaySettings
 from gateway.siblings import Place
 from gateway.telemetry.logs import current_request_id, set_up_logging
 from gateway.telemetry.watched import check_tracing, open_watchers
-from gateway.wire import build_handlers
 from gateway.workers import Worker, Workers
 
 logger = logging.getLogger("gateway")

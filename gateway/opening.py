@@ -13,24 +13,24 @@ from feedback.database import Writer, open_database
 from feedback.outages import log_failure
 from feedback.relay import Relay
 from feedback.schema import migrate
-from gateway.context import Context
+from gateway.access.keys import KeyRing, ensure_admin_key
+from gateway.access.limits.limiter import Limits
+from gateway.access.secrets import Secrets
 from gateway.engines.deployment import Deployment
-from gateway.engines.fleet import Fleet
 from gateway.engines.swap import Swap
 from gateway.http.upstream import Upstream
-from gateway.keys import KeyRing, ensure_admin_key
-from gateway.limits.limiter import Limits
-from gateway.pairs.asking import AskLedger
-from gateway.recording.completions import Completions
-from gateway.recording.recorder import Recorder
-from gateway.recording.store import CompletionStore
 from gateway.rollout.controller import Controller
+from gateway.rollout.membership import Fleet
 from gateway.rollout.metrics import RolloutCollector
 from gateway.rollout.observations import Observations
-from gateway.secrets import Secrets
+from gateway.serving.context import Context
+from gateway.serving.metrics import Metrics
+from gateway.serving.pairs.asking import AskLedger
+from gateway.serving.recording.completions import Completions
+from gateway.serving.recording.recorder import Recorder
+from gateway.serving.recording.store import CompletionStore
 from gateway.settings import GatewaySettings
 from gateway.siblings import Place, Siblings
-from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.state_metrics import StateCollector
 
 logger = logging.getLogger("gateway")

@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 from feedback.outages import log_failure
 
 if TYPE_CHECKING:
-    from gateway.telemetry.metrics import Metrics
+    from gateway.serving.metrics import Metrics
 
 logger = logging.getLogger("gateway.siblings")
 

@@ -19,11 +19,11 @@ MAY_IMPORT = {
 }
 HEAVY = {"torch", "transformers", "scipy", "vllm", "peft", "accelerate"}
 PURE = [  # decisions and statistics: no package above them, no input or output
-    "gateway/rollout/machine.py",
-    "gateway/rollout/evidence.py",
-    "gateway/rollout/voters.py",
-    "gateway/rollout/guardrails.py",
-    "gateway/rollout/assignment.py",
+    "gateway/rollout/pure/machine.py",
+    "gateway/rollout/pure/evidence.py",
+    "gateway/rollout/pure/users.py",
+    "gateway/rollout/pure/guardrails.py",
+    "gateway/rollout/pure/assignment.py",
     "trainer/losses.py",
 ]
 INPUT_OUTPUT = {"sqlalchemy", "aiohttp", "fastapi", "requests", "httpx", "socket", "subprocess", "asyncio", "feedback"}

@@ -17,8 +17,8 @@ from feedback.choices import store_comparison
 from feedback.connection import open_database, write_transaction
 from feedback.events import Candidate, Comparison
 from feedback.schema import migrate
-from gateway.secrets import Secrets, load_secrets
-from gateway.tokens import ComparisonToken, sign_token, text_digest
+from gateway.access.secrets import Secrets, load_secrets
+from gateway.access.tokens import ComparisonToken, sign_token, text_digest
 from prefloop.ports import find_port
 
 _QUESTION = "Write a short note that thanks the whole team for a hard week. " * 4

@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 
 from feedback.database import Writer
+from gateway.rollout.desired_state import read_settings
 from gateway.rollout.duels import read_voters
-from gateway.rollout.evidence import Evidence, weigh_voters
-from gateway.rollout.guardrails import Guardrails, judge_guardrails
 from gateway.rollout.observations import Observation
-from gateway.rollout.plan import read_settings
-from gateway.rollout.summary import build_view
+from gateway.rollout.pure.evidence import Evidence, weigh_voters
+from gateway.rollout.pure.guardrails import Guardrails, judge_guardrails
+from gateway.rollout.pure.users import Voter
+from gateway.rollout.pure.verdict import build_view
 from gateway.rollout.view import RolloutView
-from gateway.rollout.voters import Voter
 from gateway.tables.observations import load_observations
 from gateway.tables.rollouts import FINISHED, RolloutRow, list_events
 

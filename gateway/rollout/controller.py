@@ -18,17 +18,18 @@ from sqlalchemy import Connection
 from feedback.database import Writer
 from feedback.outages import log_failure
 from gateway.engines.deployment import Deployment
-from gateway.engines.register import EngineRegister
-from gateway.rollout import machine, transactions
+from gateway.engines.full_engines import EngineRegister
+from gateway.rollout import transactions
 from gateway.rollout.assessment import Assessor
-from gateway.rollout.follower import Applied, Follower
-from gateway.rollout.guardrails import Guardrails
-from gateway.rollout.machine import Transition
+from gateway.rollout.checkpoints import Registry
+from gateway.rollout.desired_state import read_settings
 from gateway.rollout.metrics import Watched, keep_watching
-from gateway.rollout.plan import read_settings
-from gateway.rollout.registry import Registry
+from gateway.rollout.pure import machine
+from gateway.rollout.pure.guardrails import Guardrails
+from gateway.rollout.pure.machine import Transition
+from gateway.rollout.pure.verdict import describe_decision, digest_code
+from gateway.rollout.reconciler import Applied, Follower
 from gateway.rollout.snapshot import Snapshot, read_snapshot
-from gateway.rollout.summary import describe_decision, digest_code
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import get_checkpoint
 from gateway.tables.observations import add_observations
@@ -36,8 +37,8 @@ from gateway.tables.rollouts import RolloutRow, get_rollout
 from gateway.tables.serving import StaleController
 
 if TYPE_CHECKING:
-    from gateway.engines.fleet import Fleet
     from gateway.engines.swap import Swap
+    from gateway.rollout.membership import Fleet
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

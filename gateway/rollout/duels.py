@@ -6,7 +6,7 @@ from operator import attrgetter
 from sqlalchemy import Connection
 
 from feedback.duels import DuelRow, load_duels
-from gateway.rollout.voters import Duel, Voter, sum_up
+from gateway.rollout.pure.users import Duel, Voter, sum_up
 
 
 def read_voters(conn: Connection, rollout: str, *, cap: int, window_s: float) -> list[Voter]:

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from gateway.rollout import machine
-from gateway.rollout.guardrails import FAIL, NOT_ENOUGH, PASS
+from gateway.rollout.pure import machine
+from gateway.rollout.pure.guardrails import FAIL, NOT_ENOUGH, PASS
 
 if TYPE_CHECKING:
     from gateway.engines.deployment import Deployment
     from gateway.rollout.assessment import Assessment
     from gateway.rollout.controller import Controller
-    from gateway.rollout.evidence import Evidence
-    from gateway.rollout.guardrails import Guardrails
+    from gateway.rollout.pure.evidence import Evidence
+    from gateway.rollout.pure.guardrails import Guardrails
     from gateway.tables.rollouts import RolloutRow
 
 PHASES = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from gateway.engines.register import RegisteredEngine, list_engines
+from gateway.engines.full_engines import RegisteredEngine, list_engines
 from gateway.tables.checkpoints import CheckpointRow, list_checkpoints
 from gateway.tables.rollouts import RolloutRow, active_rollout
 from gateway.tables.serving import ServingRow, get_serving

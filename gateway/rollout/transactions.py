@@ -6,9 +6,9 @@ and what must be loaded or unloaded before, the controller knows.
 
 from sqlalchemy import Connection
 
-from gateway.rollout import machine
-from gateway.rollout.machine import Transition
-from gateway.rollout.plan import new_rollout, new_statuses
+from gateway.rollout.desired_state import new_rollout, new_statuses
+from gateway.rollout.pure import machine
+from gateway.rollout.pure.machine import Transition
 from gateway.rollout.snapshot import Snapshot
 from gateway.settings import RolloutSection
 from gateway.tables.checkpoints import list_checkpoints, set_status

@@ -13,7 +13,7 @@ from gateway.engines.engine import BREAKER_PHASES
 if TYPE_CHECKING:
     from feedback.relay import RelayState
     from gateway.engines.deployment import Deployment
-    from gateway.engines.fleet import Fleet
+    from gateway.rollout.membership import Fleet
 
 
 class StateCollector(Collector):

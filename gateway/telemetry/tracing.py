@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
     from prometheus_client import CollectorRegistry
 
-    from gateway.exchange import Exchange
     from gateway.http.connection import EngineAnswer
+    from gateway.serving.exchange import Exchange
     from gateway.telemetry.watched import Watch
 
 _OPERATIONS = {  # of the semantic conventions for generative AI

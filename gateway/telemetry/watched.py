@@ -16,17 +16,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import MissingExtra
-from gateway.exchange import CLIENT_GONE
 from gateway.http.call import Call, CallMaker, Handler
 from gateway.http.protocol import ServingProtocol
+from gateway.serving.exchange import CLIENT_GONE
 from gateway.telemetry.access import AccessLine, AccessLog
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from gateway.exchange import Exchange
-    from gateway.keys import Identity
-    from gateway.routing import Route
+    from gateway.access.keys import Identity
+    from gateway.serving.exchange import Exchange
+    from gateway.serving.routing import Route
     from gateway.settings import GatewaySection
     from gateway.telemetry.tracing import Attempt, RequestTrace, Tracing
 

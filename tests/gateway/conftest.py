@@ -15,9 +15,9 @@ from engine import FakeEngine
 
 from bench.gateway.checkpoints import make_checkpoint
 from gateway.app import Gateway, create_app
-from gateway.context import Context
 from gateway.engines.deployment import ServingView
 from gateway.http.server import build_server
+from gateway.serving.context import Context
 from gateway.settings import GatewaySettings
 
 QUESTION = {"model": "default", "messages": [{"role": "user", "content": "How are you?"}]}

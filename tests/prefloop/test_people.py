@@ -181,14 +181,14 @@ async def test_people_compare_choose_and_are_acknowledged_streaming_or_not():
     stats, rows = await talk_to(gateway, until_choices=40)
     assert stats.acks >= 40 and stats.failed_requests == 0
     assert stats.requests == stats.comparisons == stats.choices == stats.acks == len(rows) == len(gateway.choices)
-    assert {bool(body.get("stream")) for _, _, body in gateway.requests} == {True, False}
-    assert all(user.startswith("person-") and compare == "auto" for user, compare, _ in gateway.requests)
+    assert {bool(body.get("stream")) for _, _, body in gateway.api.request_body} == {True, False}
+    assert all(user.startswith("person-") and compare == "auto" for user, compare, _ in gateway.api.request_body)
     assert {row["comparison"]: row["preferred"] for row in rows} == {
         name: body["preferred"] for name, body in gateway.choices.items()
     }
     assert all(body["token"] == name.replace("cmp", "t") for name, body in gateway.choices.items())
     assert stats.preferred["first"] > stats.preferred["second"]  # the kind answer comes first here
-    turns = Counter(user for user, _, _ in gateway.requests)
+    turns = Counter(user for user, _, _ in gateway.api.request_body)
     assert max(turns.values()) == 1  # 200 people: nobody speaks twice before the others
 
 
@@ -245,9 +245,9 @@ async def test_the_examination_asks_each_policy_and_keeps_the_seed_s_answers(tmp
         ]
         await people.examine(people.parse_options([*arguments, "c-0"]), World(), "pl_key")
         num_questions = len(people.held_out_questions())
-        assert len(gateway.requests) == 2 * num_questions and not (tmp_path / "final.json").exists()
+        assert len(gateway.api.request_body) == 2 * num_questions and not (tmp_path / "final.json").exists()
         await people.examine(people.parse_options([*arguments, "c-0", "--policy", "c-1"]), World(), "pl_key")
-    asked = Counter(body["model"] for _, _, body in gateway.requests)
+    asked = Counter(body["model"] for _, _, body in gateway.api.request_body)
     assert asked == {"c-0": 2 * num_questions, "c-1": num_questions} and num_questions >= 200
     result = json.loads((tmp_path / "final.json").read_text())
     assert result["win_rate_before"]["value"] == result["win_rate_after"]["value"] == 0.5

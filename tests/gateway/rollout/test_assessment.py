@@ -10,8 +10,9 @@ import pytest
 from world import World
 
 from feedback.errors import DatabaseError
-from gateway.rollout import machine, transactions
+from gateway.rollout import transactions
 from gateway.rollout.assessment import Assessment, Assessor
+from gateway.rollout.pure import machine
 from gateway.tables.rollouts import RolloutRow
 
 

@@ -8,9 +8,9 @@ import sqlalchemy as sa
 from world import World
 
 from feedback.errors import DatabaseError
-from gateway.rollout import machine
 from gateway.rollout.controller import Controller
-from gateway.rollout.machine import RefusedAction
+from gateway.rollout.pure import machine
+from gateway.rollout.pure.machine import RefusedAction
 from gateway.rollout.snapshot import read_snapshot
 from gateway.tables.checkpoints import queue_checkpoint
 from gateway.tables.observations import load_observations

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from test_controller import World
 
-from gateway.rollout import machine
 from gateway.rollout.metrics import PHASES, RolloutCollector
+from gateway.rollout.pure import machine
 
 
 @pytest.fixture

@@ -1,0 +1,290 @@
+"""Takes what an app says of one completion that it was served: thumb, rating, edited text, outcome, comment.
+
+Acknowledged only after the transaction that holds the signal has committed; if it cannot, 503 and Retry-After. An
+`Idempotency-Key` makes repeats harmless, as in draft-ietf-httpapi-idempotency-key-header: the same request replays the
+stored answer, another request under the same key gets 422. Keys are kept as long as their signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Request
+from msgspec.structs import asdict, replace
+from prometheus_client import Counter
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.responses import Response
+
+from feedback.errors import ConflictingSignal, DatabaseError
+from feedback.events import Outcome, Signal
+from feedback.signals import StoredSignal, find_signal, fingerprint_signal, record_signal
+from gateway.access.auth import authenticate
+from gateway.access.keys import Identity
+from gateway.api.request_body import read_body
+from gateway.errors import ApiError, bad_request, not_found, unavailable
+from gateway.serving.context import Context
+from gateway.serving.metrics import ARMS
+from gateway.serving.recording.answers import NoSuchChoice, check_depth, read_messages, read_prompt, read_text
+from gateway.serving.recording.shown import NotShown, Shown, find_shown, may_be_pair
+from gateway.serving.recording.store import StoredCompletion
+from gateway.serving.routing import find_opening
+from gateway.tables.checkpoints import get_checkpoint
+
+logger = logging.getLogger("gateway.signals")
+
+_COMMIT_TIMEOUT_S = 10.0
+_ID = re.compile(r"[^\x00-\x1f\x7f]{1,300}")
+_MAX_KEY = 255
+_MAX_NAME = 200
+_MAX_COMMENT = 10_000
+_SCALE = 5  # unless the request says another
+_MAX_SCALE = 1000
+_SAID = ("thumb", "rating", "edited_text", "outcome", "comment")
+
+
+class StrictOutcome(Outcome, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An outcome as an app sends it."""
+
+
+class SignalRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of a signal: one or several of `thumb` … `comment`.
+
+    `rating` lies between 1 and `scale`; `index` is the choice's among several; `messages` and `answer` are for a
+    completion that was not recorded.
+    """
+
+    thumb: Literal["up", "down"] | None = None
+    rating: float | None = None
+    scale: int | None = None
+    edited_text: str | None = None
+    outcome: StrictOutcome | None = None
+    comment: str | None = None
+    index: int = 0
+    messages: list[dict[str, Any]] | None = None
+    answer: str | None = None
+
+
+def build_signals_router(context: Context) -> APIRouter:
+    """POST /v1/completions/{completion_id}/signal."""
+    router = APIRouter()
+    counter = Counter("prefloop_signals", "Signals acknowledged.", registry=context.metrics.registry)
+
+    @router.post("/v1/completions/{completion_id}/signal")
+    async def signal(completion_id: str, request: Request) -> Response:
+        identity = authenticate(request.headers, context.keys, "app", "chooser")
+        body = await read_body(request, context.settings.gateway.max_event_bytes)
+        stored = await take_signal(context, identity, completion_id, request.headers, body)
+        if stored.status == "created":
+            counter.inc()
+            context.relay.notify()
+        answer = {
+            "id": stored.id,
+            "object": "completion.signal",
+            "completion_id": stored.completion_id,
+            "created": int(stored.created_at),
+        }
+        headers = {"idempotent-replayed": "true"} if stored.status == "replayed" else None
+        return Response(msgspec.json.encode(answer), media_type="application/json", headers=headers)
+
+    return router
+
+
+async def take_signal(
+    context: Context, identity: Identity, completion_id: str, headers: Mapping[str, str], body: bytes
+) -> StoredSignal:
+    """Store a signal. Raises ApiError 400, 404, 413, 422 or 503."""
+    request = parse_signal(body)
+    key = read_idempotency_key(headers)
+    fingerprint = fingerprint_signal(completion_id, request)
+    try:
+        if key is not None:
+            stored = await asyncio.to_thread(_find_signal, context, identity.app, key, fingerprint)
+            if stored is not None:
+                return stored  # also when the completion is no longer kept
+        signal = await describe_signal(context, identity, completion_id, headers, request)
+        return await asyncio.wait_for(
+            context.writer.arun(lambda conn: record_signal(conn, signal, fingerprint=fingerprint, idempotency_key=key)),
+            _COMMIT_TIMEOUT_S,
+        )
+    except ConflictingSignal as error:
+        raise ApiError(422, str(error), code="idempotency_key_reused", param="idempotency-key") from None
+    except (DatabaseError, SQLAlchemyError, OSError, TimeoutError) as error:
+        logger.error("a signal could not be stored: %s", error)
+        raise unavailable("The signal could not be stored; send it again.") from error
+
+
+def parse_signal(body: bytes) -> SignalRequest:
+    """Read the body. Raises ApiError 400."""
+    try:
+        request = msgspec.json.decode(body, type=SignalRequest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        message, _, path = str(error).partition(" - at `$")
+        unknown = re.search(r"unknown field `(.+)`", message)
+        param = path.strip("`").lstrip(".") or (unknown[1] if unknown else None)
+        raise bad_request(f"Invalid signal: {message}.", param=param) from None
+    if all(getattr(request, name) is None for name in _SAID):
+        raise bad_request(f"Say one of {', '.join(_SAID)}.")
+    _check_rating(request)
+    if request.edited_text == "":
+        raise bad_request("`edited_text` is empty.", param="edited_text")
+    if request.comment is not None and not 0 < len(request.comment) <= _MAX_COMMENT:
+        raise bad_request(f"`comment` must have 1 to {_MAX_COMMENT} characters.", param="comment")
+    if request.outcome is not None:
+        if request.outcome.success is None and request.outcome.score is None:
+            raise bad_request("`outcome` needs `success` or `score`.", param="outcome")
+        if len(request.outcome.name or "") > _MAX_NAME:
+            raise bad_request(f"`outcome.name` has more than {_MAX_NAME} characters.", param="outcome.name")
+    if request.index < 0:
+        raise bad_request("`index` must not be negative.", param="index")
+    if (request.messages is None) != (request.answer is None) or request.messages == []:
+        raise bad_request("`messages` and `answer` go together, and neither is empty.", param="messages")
+    try:
+        check_depth(request.messages)
+    except ValueError as error:
+        raise bad_request(f"`messages` is {error}.", param="messages") from None
+    return request
+
+
+def _check_rating(request: SignalRequest) -> None:
+    if request.scale is not None:
+        if request.rating is None:
+            raise bad_request("`scale` says nothing without `rating`.", param="scale")
+        if not 2 <= request.scale <= _MAX_SCALE:
+            raise bad_request(f"`scale` must lie between 2 and {_MAX_SCALE}.", param="scale")
+    scale = request.scale or _SCALE
+    if request.rating is not None and not 1 <= request.rating <= scale:
+        raise bad_request(f"`rating` must lie between 1 and {scale}.", param="rating")
+
+
+def read_idempotency_key(headers: Mapping[str, str]) -> str | None:
+    """The key, without the quotes that the draft asks for and most clients leave out. Raises ApiError 400."""
+    value = headers.get("idempotency-key")
+    if value is None:
+        return None
+    key = value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
+    if not 0 < len(key) <= _MAX_KEY or not key.isascii() or not key.isprintable():
+        raise bad_request(f"`Idempotency-Key` must have 1 to {_MAX_KEY} printable characters.", param="idempotency-key")
+    return key
+
+
+async def describe_signal(
+    context: Context, identity: Identity, completion_id: str, headers: Mapping[str, str], request: SignalRequest
+) -> Signal:
+    """The signal with what it was said of. Raises ApiError 400, 404 or 413, and what reading the databases raises."""
+    is_possible = _ID.fullmatch(completion_id) is not None
+    shown = await _find_shown(context, identity.app, completion_id, request.index)
+    is_single = is_possible and shown is None
+    row = await context.completions.find(identity.app, completion_id) if is_single else None
+    if row is None and shown is None and (request.messages is None or not is_possible):
+        raise not_found(
+            "No completion with this id was recorded for this key's app; send `messages` and `answer` along.",
+            code="unknown_completion",
+        )
+    signal = Signal(
+        completion_id=completion_id,
+        kind="said",
+        created_at=time.time(),
+        index=request.index,
+        app=identity.app,
+        thumb=request.thumb,
+        rating=request.rating,
+        scale=None if request.rating is None else request.scale or _SCALE,
+        edited_text=request.edited_text,
+        outcome=None if request.outcome is None else Outcome(**asdict(request.outcome)),
+        comment=request.comment,
+    )
+    if shown is not None:
+        return _add_shown(context, signal, shown)
+    if row is not None:
+        return await asyncio.to_thread(_add_recorded, context, signal, row)
+    named = headers.get("x-prefloop-user", "")
+    user = context.secrets.hash_user(identity.app, named) if named else ""
+    signal = replace(signal, messages=request.messages, answer=request.answer, user=user)
+    _check_size(context, signal)
+    return signal
+
+
+async def _find_shown(context: Context, app: str, completion_id: str, index: int) -> Shown | None:
+    """The answer of a pair that has this id. Raises ApiError 400 for an index that it does not have."""
+    if not may_be_pair(completion_id):
+        return None
+
+    def find() -> Shown | None:
+        with context.database.connect() as conn:
+            return find_shown(conn, app, completion_id, index)
+
+    try:
+        return await asyncio.to_thread(find)
+    except NotShown as error:
+        raise bad_request(f"{str(error).capitalize()}.", param="index") from None
+
+
+def _add_shown(context: Context, signal: Signal, shown: Shown) -> Signal:
+    """The signal with what its comparison says of the answer, the words only if they fit into an event."""
+    comparison, candidate = shown.comparison, shown.candidate
+    signal = replace(
+        signal,
+        is_recorded=True,
+        completed_at=comparison.created_at,
+        policy=comparison.policy,
+        user=comparison.user,
+        conversation=comparison.conversation,
+        checkpoint=candidate.checkpoint,
+        digest=candidate.digest,
+        arm=candidate.arm,
+    )
+    _check_size(context, signal)
+    whole = replace(signal, messages=comparison.messages, answer=candidate.text)
+    return whole if _fits(context, whole) else signal
+
+
+def _add_recorded(context: Context, signal: Signal, row: StoredCompletion) -> Signal:
+    """The signal with the recorded request and answer, as far as they can be read and fit into an event."""
+    with context.database.connect() as conn:
+        checkpoint = get_checkpoint(conn, row.checkpoint)
+    signal = replace(
+        signal,
+        is_recorded=True,
+        completed_at=row.created_at,
+        policy=row.policy,
+        user=row.user,
+        conversation=row.conversation,
+        checkpoint=row.checkpoint,
+        digest="" if checkpoint is None else checkpoint.digest,
+        arm=row.arm if row.arm in ARMS else None,
+    )
+    _check_size(context, signal)
+    try:
+        messages = read_messages(row)
+        if messages is not None and not row.conversation:  # the hot path makes this hash only when it needs it
+            opening = find_opening(messages)
+            conversation = context.secrets.keyed_hash("conversation", row.app, row.user, *opening)
+            signal = replace(signal, conversation=conversation)
+        whole = replace(signal, messages=messages, prompt=read_prompt(row), answer=read_text(row, signal.index))
+    except NoSuchChoice as error:
+        raise bad_request(f"{str(error).capitalize()}.", param="index") from None
+    except ValueError as error:
+        logger.warning("a signal goes without its completion: %s", error)
+        return signal
+    return whole if _fits(context, whole) else signal
+
+
+def _fits(context: Context, signal: Signal) -> bool:
+    return len(msgspec.json.encode(signal)) <= context.settings.gateway.max_event_bytes
+
+
+def _check_size(context: Context, signal: Signal) -> None:
+    if not _fits(context, signal):
+        max_bytes = context.settings.gateway.max_event_bytes
+        raise ApiError(413, f"The signal takes more than {max_bytes} bytes.", code="request_too_large")
+
+
+def _find_signal(context: Context, app: str, key: str, fingerprint: str) -> StoredSignal | None:
+    with context.database.connect() as conn:
+        return find_signal(conn, app, key, fingerprint)

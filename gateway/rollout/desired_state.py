@@ -1,0 +1,95 @@
+"""What follows from the tables: the view to serve, the checkpoints' statuses, a fresh row, an A/A copy, what may go.
+
+Pure but for `copy_checkpoint`, which writes one directory.
+"""
+
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from feedback.manifest import write_manifest
+from gateway.engines.deployment import ServingView
+from gateway.rollout.pure import machine
+from gateway.settings import RolloutSection
+from gateway.tables.checkpoints import CheckpointRow
+from gateway.tables.rollouts import RolloutRow
+from gateway.tables.serving import ServingRow
+
+
+def read_settings(row: RolloutRow) -> RolloutSection:
+    """The settings the rollout was opened with: it is judged by them to its end."""
+    return RolloutSection.model_validate_json(row.settings)
+
+
+def wanted_view(serving: ServingRow, row: RolloutRow | None) -> ServingView:
+    """What should serve, by the tables alone."""
+    view = ServingView(generation=serving.generation, stable=serving.stable)
+    if row is None or row.phase in (machine.PENDING, machine.ABORTING):
+        return view
+    salt = bytes.fromhex(row.salt)
+    if row.phase == machine.BAKING:
+        return replace(view, canary=row.stable, weight=row.weight, salt=salt)
+    return replace(view, canary=row.checkpoint, weight=row.weight, duel_share=row.duel_share, salt=salt, rollout=row.id)
+
+
+def new_statuses(old: RolloutRow, new: RolloutRow) -> list[tuple[str, str]]:
+    """The checkpoints' statuses that change with a transition."""
+    if new.phase == machine.BAKING:
+        return [(new.checkpoint, "stable"), (new.stable, "baking")]
+    if new.phase == machine.HEALTHY:
+        return [(new.stable, "draining")]
+    if new.phase == machine.ABORTING and old.phase == machine.BAKING:
+        return [(new.checkpoint, "canary"), (new.stable, "stable")]
+    if new.phase == machine.DEGRADED:
+        return [(new.checkpoint, "superseded" if old.phase == machine.PENDING else "draining")]
+    return []
+
+
+def new_rollout(
+    checkpoint: CheckpointRow, serving: ServingRow, policy: str, settings: RolloutSection, number: int, now: float
+) -> RolloutRow:
+    """A Pending rollout with a salt of its own."""
+    assert serving.stable is not None
+    return RolloutRow(
+        id=f"r-{number + 1:06d}", policy=policy, checkpoint=checkpoint.id, stable=serving.stable,
+        aa=checkpoint.kind == "aa", phase=machine.PENDING, analysis="Pending", reason="Created", step=0,
+        step_started_at=now, weight=0.0, duel_share=settings.duel_share, salt=secrets.token_hex(16),
+        generation=serving.generation, created_at=now, started_at=None, phase_started_at=now, finished_at=None,
+        resume_phase="", split_waived=False, decision_digest="", settings=settings.model_dump_json(),
+    )  # fmt: skip
+
+
+def find_deletable(
+    rows: Sequence[CheckpointRow], stable: CheckpointRow | None, held: frozenset[str], keep: int
+) -> frozenset[str]:
+    """The checkpoints whose files nobody needs: not stable or its parent, not of the `keep` newest, not on trial.
+
+    held: what any gateway loads, or answers with. keep: 0 keeps all.
+    """
+    if keep == 0:
+        return frozenset()
+    newest = sorted(rows, key=lambda row: row.number)[-keep:]
+    needed = {row.id for row in newest} | held
+    if stable is not None:
+        needed |= {stable.id, stable.parent or ""}
+    return frozenset(row.id for row in rows if row.status in ("retired", "superseded")) - needed
+
+
+def copy_checkpoint(stable: CheckpointRow, number: int) -> Path:
+    """Copy a checkpoint's directory under an A/A id beside it; the manifest goes in last, the name at the very end."""
+    suffix = sha256(f"{stable.digest} {number} {secrets.token_hex(8)}".encode()).hexdigest()[:12]
+    name = f"a-{number:06d}-{suffix}"
+    source = Path(stable.path)
+    final, partial = source.parent / name, source.parent / f".{name}.partial"
+    manifest = msgspec.structs.replace(
+        stable.parsed, id=name, number=number, parent=stable.id, kind="aa", metrics={**stable.parsed.metrics, "aa": 1.0}
+    )
+    shutil.copytree(source, partial)
+    write_manifest(partial, manifest)
+    partial.rename(final)
+    return final

@@ -1,0 +1,205 @@
+"""Decides the next transition of a rollout from what is known now. Pure: no clock, no database, no engine.
+
+Operators' wishes (approve, abort, pause, resume) are functions too. A transition is carried out by the controller.
+Never promotes by itself for lack of evidence, or without every guardrail.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from gateway.rollout.pure.evidence import Evidence
+from gateway.rollout.pure.guardrails import Guardrails
+from gateway.settings import RolloutSection
+from gateway.tables.rollouts import RolloutRow
+
+PENDING, PROGRESSING, PAUSED, WAITING = "Pending", "Progressing", "Paused", "WaitingPromotion"
+PROMOTING, BAKING, HEALTHY, ABORTING, DEGRADED = "Promoting", "Baking", "Healthy", "Aborting", "Degraded"
+ON_TRIAL = (PROGRESSING, PAUSED, WAITING)  # phases in which both arms serve and evidence is gathered
+_BY_THEMSELVES = ("NoData",)  # pauses that end when their cause ends
+_ROLLBACK_WEIGHTS = (("Inferior", 0.4), ("Harm", 0.3), ("Errors", 0.2), ("Latency", 0.1))
+
+
+class RefusedAction(Exception):
+    """An operator's action does not fit the rollout as it stands; the message says why."""
+
+
+@dataclass(frozen=True)
+class Transition:
+    """The row as it should become, and the one-word reason for the audit trail. `decides`: write a decision row."""
+
+    row: RolloutRow
+    reason: str
+    actor: str = "controller"
+    decides: bool = False
+
+
+def log_rollback(evidence: Evidence, guardrails: Guardrails) -> tuple[float, str]:
+    """log of .4 E_preference + .3 E_harm + .2 E_errors + .1 E_latency, and the reason that weighs most."""
+    logs = {
+        "Inferior": evidence.log_e_inferior,
+        "Harm": guardrails.log_alarm("harm"),
+        "Errors": guardrails.log_alarm("errors"),
+        "Latency": guardrails.log_alarm("latency"),
+    }
+    terms = {name: math.log(weight) + logs[name] for name, weight in _ROLLBACK_WEIGHTS}
+    top = max(terms.values())
+    return top + math.log(sum(math.exp(term - top) for term in terms.values())), max(
+        terms, key=lambda name: terms[name]
+    )
+
+
+def is_superior(row: RolloutRow, evidence: Evidence, settings: RolloutSection, now: float) -> bool:
+    """Whether the canary has proved better, with enough users and after enough time."""
+    old_enough = now - (row.started_at if row.started_at is not None else now) >= settings.min_s
+    return evidence.log_e >= -math.log(settings.alpha) and evidence.users >= settings.min_users and old_enough
+
+
+def decide(
+    row: RolloutRow, evidence: Evidence, guardrails: Guardrails, now: float, settings: RolloutSection
+) -> Transition | None:
+    """Return the transition that is due, or None. Covers the phases on trial and Baking's end."""
+    if row.phase == BAKING:
+        if now - row.phase_started_at >= settings.baking_s:
+            return Transition(_enter(row, HEALTHY, "Promoted", now, weight=0.0, finished_at=now), "Baked")
+        return None
+    if row.phase not in ON_TRIAL:
+        return None
+    log_e, worst = log_rollback(evidence, guardrails)
+    if log_e >= math.log(settings.rollback_threshold):
+        return Transition(_enter(row, ABORTING, worst, now, analysis="Failed"), worst, decides=True)
+    if row.phase == WAITING:
+        return _approve_by_itself(row, guardrails, now, settings)
+    if row.phase == PAUSED and row.resume_phase == WAITING:
+        return None
+    if row.phase == PAUSED and row.reason not in _BY_THEMSELVES:
+        return None
+    if row.phase == PROGRESSING and not row.split_waived:
+        skewed = max(guardrails.log_e_split, guardrails.log_e_order) >= math.log(settings.sample_ratio_threshold)
+        if skewed:
+            return Transition(pause(row, "SampleRatioMismatch", now).row, "SampleRatioMismatch", decides=True)
+    if row.phase == PROGRESSING and is_superior(row, evidence, settings, now) and guardrails.all_pass:
+        return Transition(_enter(row, WAITING, "Superior", now, analysis="Successful"), "Superior", decides=True)
+    if _is_spent(row, evidence, now, settings):
+        aborting = _enter(row, ABORTING, "Inconclusive", now, analysis="Inconclusive")
+        return Transition(aborting, "Inconclusive", decides=True)
+    return _walk(row, has_data=evidence.votes > 0 or guardrails.users > 0, now=now, settings=settings)
+
+
+def _is_spent(row: RolloutRow, evidence: Evidence, now: float, settings: RolloutSection) -> bool:
+    age_s = now - (row.started_at if row.started_at is not None else now)
+    return evidence.users >= settings.max_users or age_s >= settings.max_s
+
+
+def _walk(row: RolloutRow, *, has_data: bool, now: float, settings: RolloutSection) -> Transition | None:
+    """Advance a step whose time is over; without any data pause instead, and go on when there is some."""
+    if row.phase == PAUSED:
+        return Transition(_enter(row, PROGRESSING, "Running", now, step_started_at=now), "Data") if has_data else None
+    hold_s = settings.steps[row.step].hold_s
+    if hold_s is None or now - row.step_started_at < hold_s:
+        return None
+    if not has_data:
+        return pause(row, "NoData", now)
+    if row.step + 1 >= len(settings.steps):
+        return None
+    step = row.step + 1
+    moved = replace(row, step=step, weight=settings.steps[step].weight, step_started_at=now)
+    return Transition(moved, f"Step{step + 1}")
+
+
+def _approve_by_itself(
+    row: RolloutRow, guardrails: Guardrails, now: float, settings: RolloutSection
+) -> Transition | None:
+    due_at = approve_at(row, settings)
+    if due_at is None or now < due_at or not guardrails.all_pass:
+        return None
+    return Transition(_enter(row, PROMOTING, "AutoApproved", now), "AutoApproved")
+
+
+def approve_at(row: RolloutRow, settings: RolloutSection) -> float | None:
+    """When the rollout approves itself (epoch seconds); None if only an operator can."""
+    return (
+        row.phase_started_at + settings.approve_countdown_s if settings.auto_approve and row.phase == WAITING else None
+    )
+
+
+def next_move_at(row: RolloutRow, settings: RolloutSection) -> float | None:
+    """When the row next moves by the clock alone; None if it waits for evidence or for a person."""
+    if row.phase == PROGRESSING and row.step + 1 < len(settings.steps):
+        hold_s = settings.steps[row.step].hold_s
+        return None if hold_s is None else row.step_started_at + hold_s
+    if row.phase == BAKING:
+        return row.phase_started_at + settings.baking_s
+    return approve_at(row, settings)
+
+
+def start(row: RolloutRow, now: float, settings: RolloutSection) -> Transition:
+    """Pending -> Progressing, once the canary is loaded and proved."""
+    first = settings.steps[0].weight
+    moved = _enter(
+        row, PROGRESSING, "Running", now, analysis="Running", started_at=now, step_started_at=now, weight=first
+    )
+    return Transition(replace(moved, step=0), "Loaded")
+
+
+def promote(row: RolloutRow, now: float, settings: RolloutSection) -> Transition:
+    """Promoting -> Baking: the canary is stable from here on, the old one keeps a share."""
+    return Transition(_enter(row, BAKING, "Promoted", now, weight=settings.baking_weight, duel_share=0.0), "Promoted")
+
+
+def finish_abort(row: RolloutRow, now: float) -> Transition:
+    """Aborting -> Degraded, once nobody is served by the canary."""
+    return Transition(_enter(row, DEGRADED, row.reason, now, weight=0.0, finished_at=now), row.reason)
+
+
+def supersede(row: RolloutRow, now: float) -> Transition:
+    """Pending -> Degraded: a newer checkpoint takes its place, or it could not be loaded."""
+    return Transition(_enter(row, DEGRADED, "Superseded", now, weight=0.0, finished_at=now), "Superseded")
+
+
+def approve(
+    row: RolloutRow, guardrails: Guardrails, generation: int, digest: str, actor: str, now: float
+) -> Transition:
+    """WaitingPromotion -> Promoting. Raises RefusedAction unless the operator saw this very decision and gates hold."""
+    if row.phase != WAITING:
+        raise RefusedAction(f"The rollout is {row.phase}, not {WAITING}.")
+    if generation != row.generation or digest != row.decision_digest:
+        raise RefusedAction("The rollout has moved on since you looked: look again, then approve.")
+    if not guardrails.all_pass:
+        names = ", ".join(r.name for r in guardrails.rates if r.needed and r.status != "pass")
+        raise RefusedAction(f"Guardrails no longer pass: {names}.")
+    return Transition(_enter(row, PROMOTING, "Approved", now), "Approved", actor)
+
+
+def promote_past(row: RolloutRow, reason: str, actor: str, now: float) -> Transition:
+    """On trial -> Promoting whatever the gates say: an admin answers for it, in writing."""
+    if row.phase not in ON_TRIAL:
+        raise RefusedAction(f"The rollout is {row.phase}, not on trial.")
+    return Transition(_enter(row, PROMOTING, "Forced", now), reason, actor)
+
+
+def abort(row: RolloutRow, reason: str, actor: str, now: float) -> Transition:
+    """Any active phase -> Aborting. In Baking this goes back to the old checkpoint."""
+    if row.phase in (HEALTHY, DEGRADED, ABORTING):
+        raise RefusedAction(f"The rollout is {row.phase} already.")
+    return Transition(_enter(row, ABORTING, reason, now, analysis="Failed"), reason, actor)
+
+
+def pause(row: RolloutRow, reason: str, now: float, actor: str = "controller") -> Transition:
+    """Progressing or WaitingPromotion -> Paused: the weight stays, nothing moves."""
+    if row.phase not in (PROGRESSING, WAITING):
+        raise RefusedAction(f"The rollout is {row.phase}: only {PROGRESSING} and {WAITING} can pause.")
+    return Transition(_enter(row, PAUSED, reason, now, resume_phase=row.phase), reason, actor)
+
+
+def resume(row: RolloutRow, actor: str, now: float) -> Transition:
+    """Paused -> where it was. After a skewed split, resuming accepts the split for this rollout."""
+    if row.phase != PAUSED:
+        raise RefusedAction(f"The rollout is {row.phase}, not {PAUSED}.")
+    waived = row.split_waived or row.reason == "SampleRatioMismatch"
+    back = row.resume_phase or PROGRESSING
+    reason = "Superior" if back == WAITING else "Running"
+    return Transition(_enter(row, back, reason, now, split_waived=waived, step_started_at=now), "Resumed", actor)
+
+
+def _enter(row: RolloutRow, phase: str, reason: str, now: float, **changes: object) -> RolloutRow:
+    return replace(row, phase=phase, reason=reason, phase_started_at=now, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,47 @@
+"""What the parts of one running gateway hand to each other: built once by opening.py, passed explicitly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from feedback.database import Writer
+    from feedback.relay import Relay
+    from gateway.access.keys import KeyRing
+    from gateway.access.limits.limiter import Limits
+    from gateway.access.secrets import Secrets
+    from gateway.engines.deployment import Deployment
+    from gateway.engines.swap import Swap
+    from gateway.http.upstream import Upstream
+    from gateway.rollout.controller import Controller
+    from gateway.serving.metrics import Metrics
+    from gateway.serving.pairs.asking import AskLedger
+    from gateway.serving.recording.completions import Completions
+    from gateway.serving.recording.recorder import Recorder
+    from gateway.settings import GatewaySettings
+    from gateway.siblings import Siblings
+
+
+@dataclass(frozen=True)
+class Context:
+    """`database` is for reads, every write goes through `writer`; `upstream` is the client to the engines."""
+
+    settings: GatewaySettings
+    writer: Writer
+    database: Engine
+    deployment: Deployment
+    swap: Swap
+    controller: Controller
+    secrets: Secrets
+    keys: KeyRing
+    metrics: Metrics
+    recorder: Recorder
+    asks: AskLedger
+    upstream: Upstream
+    relay: Relay
+    completions: Completions
+    limits: Limits
+    siblings: Siblings

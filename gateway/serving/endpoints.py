@@ -1,0 +1,45 @@
+"""The paths of an engine that apps may ask for, and what is refused on each before it reaches one.
+
+Whether an engine has them all depends on its model: what it does not have, it answers with 404.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.errors import bad_request
+from gateway.serving.body import EngineRequest
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One path. `may_pair`: its answers can be shown two at a time; `is_recorded`: they are texts, told of by signals."""
+
+    path: bytes
+    is_recorded: bool = False
+    may_pair: bool = False
+    is_stateless: bool = False
+
+    def refuse(self, request: EngineRequest) -> None:
+        """Raises ApiError 400 for what only a server that keeps state could answer."""
+        if not self.is_stateless:
+            return
+        if request.previous_response_id is not None:
+            raise bad_request("Responses are not kept: send the whole input.", param="previous_response_id")
+        if request.background:
+            raise bad_request("Responses are not kept: ask in the foreground.", param="background")
+
+
+CHAT = Endpoint(b"/v1/chat/completions", is_recorded=True, may_pair=True)
+RESPONSES = Endpoint(b"/v1/responses", is_recorded=True, is_stateless=True)
+ENDPOINTS = {
+    endpoint.path: endpoint
+    for endpoint in (
+        CHAT,
+        Endpoint(b"/v1/completions", is_recorded=True),
+        Endpoint(b"/v1/embeddings"),
+        RESPONSES,
+        Endpoint(b"/tokenize"),
+        Endpoint(b"/detokenize"),
+    )
+}

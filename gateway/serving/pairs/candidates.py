@@ -1,0 +1,181 @@
+"""The two answers of a comparison as they were drawn, and the record and token made of them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from feedback.events import Asked, Candidate, Comparison, Position
+from gateway.access.tokens import ComparisonToken, sign_token, text_digest
+from gateway.serving.exchange import Exchange
+from gateway.serving.pairs.asking import Ask, Side, is_last_asked_first, is_swapped
+from gateway.serving.recording.shown import name_pair
+
+_TAGS = ("domain", "language", "task")
+
+
+@dataclass
+class Draft:
+    """One answer while it is made; `index` is its place in what the client sees."""
+
+    side: Side
+    index: int
+    text: str = ""
+    tool_calls: dict[int, Any] = field(default_factory=dict)
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    num_chunks: int = 0  # of a stream, so far
+    is_there: bool = False  # whole, or its stream's first bytes
+    is_ended: bool = False
+    has_failed: bool = False
+    seconds_to_finish: float | None = None
+
+    @property
+    def content(self) -> str:
+        """The text by which two answers are told apart: what is said, then the tools that are called."""
+        if not self.tool_calls:
+            return self.text
+        return self.text + msgspec.json.encode([self.tool_calls[key] for key in sorted(self.tool_calls)]).decode()
+
+    def read_usage(self, usage: Any) -> None:
+        """Take the token counts of an OpenAI usage object."""
+        if isinstance(usage, dict):
+            self.prompt_tokens = int(usage.get("prompt_tokens") or 0)
+            self.completion_tokens = int(usage.get("completion_tokens") or 0)
+
+
+@dataclass(frozen=True)
+class Showing:
+    """One comparison to be: the ids the client will see, and the drafts in display order, and as engines are asked."""
+
+    comparison_id: str
+    completion_id: str
+    created: int
+    drafts: tuple[Draft, Draft]
+    asked: tuple[Draft, Draft]
+
+    @property
+    def is_duel(self) -> bool:
+        """Whether one is the canary's and one is stable's."""
+        return self.drafts[0].side.arm != self.drafts[1].side.arm
+
+
+def open_showing(sides: tuple[Side, Side], order_key: bytes) -> Showing:
+    """Give a comparison its ids, and the order that follows from them."""
+    comparison_id, completion_id = name_pair(uuid.uuid4().hex)
+    first, second = sides[::-1] if is_swapped(comparison_id, order_key) else sides
+    drafts = (Draft(first, 0), Draft(second, 1))
+    asked = (drafts[1], drafts[0]) if is_last_asked_first(comparison_id, order_key) else drafts
+    return Showing(comparison_id, completion_id, int(time.time()), drafts, asked)
+
+
+def build_comparison(exchange: Exchange, ask: Ask, showing: Showing, engine: str, now: float) -> Comparison:
+    """The record of what was shown."""
+    first, second = showing.drafts
+    asked: Asked = "duel" if showing.is_duel else "random" if ask.reason == "random" else "explore"
+    return Comparison(
+        id=showing.comparison_id,
+        policy=exchange.context.settings.policy,
+        app=exchange.identity.app,
+        user=exchange.who.user,
+        conversation=exchange.who.conversation,
+        messages=exchange.request.read_messages(),
+        first=_candidate(exchange, showing, first),
+        second=_candidate(exchange, showing, second),
+        asked=asked,
+        propensity=ask.propensity,
+        engine=engine,
+        rollout=exchange.view.rollout,
+        weight=exchange.view.weight,
+        created_at=now,
+        expires_at=now + exchange.context.settings.gateway.comparison_ttl_s,
+        tags=_read_tags(exchange.request.metadata),
+        finished_first=find_first_to_finish(first.seconds_to_finish, second.seconds_to_finish),
+    )
+
+
+def find_first_to_finish(first_s: float | None, second_s: float | None) -> Position | None:
+    """Which of two answers was complete before the other; None if that is not known, or neither was."""
+    if first_s is None or second_s is None or first_s == second_s:
+        return None
+    return "first" if first_s < second_s else "second"
+
+
+async def offer_comparison(exchange: Exchange, ask: Ask, showing: Showing, engine: str) -> dict[str, Any] | None:
+    """Record the comparison; what the client needs to answer it, or None if it must not be asked.
+
+    None if the answers are the same, too long for an event, or the row did not commit in time; all are counted.
+    """
+    context = exchange.context
+    first, second = showing.drafts
+    if first.content == second.content:
+        count_unasked(exchange, "identical")
+        return None
+    comparison = build_comparison(exchange, ask, showing, engine, time.time())
+    if len(msgspec.json.encode(comparison)) > context.settings.gateway.max_event_bytes:  # longer than was foreseen
+        count_unasked(exchange, "size")
+        return None
+    wait_s = context.settings.gateway.comparison_commit_ms / 1000
+    if not await context.recorder.record(comparison, wait_s, exchange.call.log_fields):
+        count_unasked(exchange, "database" if context.recorder.is_failing else "late")
+        return None
+    exchange.is_asked = True
+    context.deployment.counters.comparisons += 1
+    context.metrics.comparisons.labels(comparison.asked).inc()
+    if exchange.call.watch is not None:
+        exchange.call.watch.comparison = comparison.id
+    expires_at = int(comparison.expires_at)
+    token = sign_token(
+        ComparisonToken(
+            comparison=comparison.id,
+            app=comparison.app,
+            chooser=comparison.user,
+            order=(comparison.first.completion_id, comparison.second.completion_id),
+            digests=(text_digest(first.content), text_digest(second.content)),
+            expires_at=expires_at,
+        ),
+        context.secrets,
+    )
+    return {"id": comparison.id, "token": token, "expires_at": expires_at}
+
+
+def count_unasked(exchange: Exchange, reason: str) -> None:
+    """Two answers were made, but nobody can be asked about them."""
+    exchange.context.deployment.counters.not_paired[reason] += 1
+    exchange.context.metrics.count_not_paired(reason)
+
+
+def merge_usage(drafts: list[Draft]) -> dict[str, int]:
+    """Usage as OpenAI counts n=2: the prompt once, completions summed."""
+    prompt = max((draft.prompt_tokens for draft in drafts), default=0)
+    completion = sum(draft.completion_tokens for draft in drafts)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _candidate(exchange: Exchange, showing: Showing, draft: Draft) -> Candidate:
+    temperature = exchange.request.temperature
+    return Candidate(
+        completion_id=f"{showing.completion_id}-{draft.index}",
+        text=draft.content,
+        checkpoint=draft.side.checkpoint,
+        digest=exchange.context.swap.digest(draft.side.checkpoint),
+        arm=draft.side.arm,
+        finish_reason=draft.finish_reason,
+        prompt_tokens=draft.prompt_tokens,
+        completion_tokens=draft.completion_tokens,
+        seed=draft.side.seed,
+        temperature=temperature if type(temperature) in (int, float) else None,  # engines take a string too
+        max_tokens=exchange.request.token_limit,
+        seconds_to_finish=draft.seconds_to_finish,
+    )
+
+
+def _read_tags(metadata: Any) -> dict[str, str]:
+    """What the app says of the request, as far as it is what it should be: engines ignore the field."""
+    given = metadata if isinstance(metadata, dict) else {}
+    return {name: value for name in _TAGS if isinstance(value := given.get(name), str)}

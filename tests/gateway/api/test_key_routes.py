@@ -1,0 +1,216 @@
+"""Keys and their limits: stored, listed, changed by the operator's routes, and seen by the ring."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from feedback.database import Writer, create_tables, metadata, open_database
+from gateway.access.keys import (
+    KeyRing,
+    create_key,
+    ensure_admin_key,
+    key_id_of,
+    key_limits_table,
+    keys_table,
+    revoke_key,
+)
+from gateway.access.limits.allowance import KeyLimits
+from gateway.access.secrets import Secrets, load_secrets
+from gateway.api.keys import build_keys_router
+from gateway.errors import ApiError
+from gateway.serving.metrics import Metrics
+from gateway.siblings import Place, Siblings
+
+KEYS = "/operator/v1/keys"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[sa.Engine]:
+    engine = open_database(f"sqlite:{tmp_path / 'gateway.db'}")
+    create_tables(engine, metadata)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Secrets:
+    return load_secrets(tmp_path)
+
+
+@pytest.fixture
+async def client(database: sa.Engine, secrets: Secrets) -> AsyncIterator[httpx.AsyncClient]:
+    """The keys' routes, asked with the admin key."""
+    writer, ring = Writer(database), KeyRing(secrets.pepper)
+    await writer.arun(lambda conn: ensure_admin_key(conn, secrets, time.time()))
+    ring.refresh(database)
+    siblings = Siblings(Place(), Metrics(), partial(asyncio.to_thread, ring.refresh, database))
+    context: Any = SimpleNamespace(writer=writer, database=database, secrets=secrets, keys=ring, siblings=siblings)
+    app = FastAPI()
+    app.state.context = context
+    app.include_router(build_keys_router(context))
+
+    @app.exception_handler(ApiError)
+    async def refuse(_: Request, error: ApiError) -> Response:
+        return Response(error.body(), error.status, media_type="application/json")
+
+    headers = {"authorization": f"Bearer {secrets.admin_key}"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers) as client:
+        client.ring = ring  # type: ignore[attr-defined]
+        yield client
+    writer.close()
+
+
+def find_limits(client: httpx.AsyncClient, key: str) -> KeyLimits | None:
+    identity = client.ring.check(key)  # type: ignore[attr-defined]
+    assert identity is not None
+    return identity.limits  # type: ignore[no-any-return]
+
+
+async def test_a_key_is_made_with_limits_and_listed_with_them(client: httpx.AsyncClient) -> None:
+    body = {"name": "shop", "limits": {"requests_per_minute": 60, "budget_per_day": 2.5}}
+    created = await client.post(KEYS, json=body)
+    assert created.status_code == 201
+    limits = {
+        "requests_per_minute": 60,
+        "requests_per_day": None,
+        "tokens_per_minute": None,
+        "tokens_per_day": None,
+        "budget_per_minute": None,
+        "budget_per_day": 2.5,
+    }
+    assert created.json()["limits"] == limits
+    assert find_limits(client, created.json()["key"]) == KeyLimits(requests_per_minute=60, budget_per_day=2.5)
+    listed = {row["name"]: row["limits"] for row in (await client.get(KEYS)).json()["data"]}
+    assert listed == {"admin": None, "shop": limits}
+
+
+@pytest.mark.parametrize("body", [{"name": "shop"}, {"name": "shop", "limits": {}}, {"name": "shop", "limits": None}])
+async def test_a_key_without_limits_has_none(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    created = (await client.post(KEYS, json=body)).json()
+    assert created["limits"] is None and find_limits(client, created["key"]) is None
+
+
+async def test_limits_are_changed_one_by_one_and_lifted(client: httpx.AsyncClient) -> None:
+    created = (await client.post(KEYS, json={"name": "shop", "limits": {"requests_per_minute": 60}})).json()
+    url, key = f"{KEYS}/{created['id']}", created["key"]
+    changed = await client.patch(url, json={"limits": {"tokens_per_day": 1000}})
+    assert changed.status_code == 200 and changed.json()["limits"]["requests_per_minute"] == 60
+    assert find_limits(client, key) == KeyLimits(requests_per_minute=60, tokens_per_day=1000)
+    await client.patch(url, json={"limits": {"requests_per_minute": None, "tokens_per_day": 0}})
+    assert find_limits(client, key) == KeyLimits(tokens_per_day=0)
+    lifted = await client.patch(url, json={"limits": {"tokens_per_day": None}})
+    assert lifted.json()["limits"] is None and find_limits(client, key) is None
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"requests_per_minute": -1}, {"requests_per_minute": 1.5}, {"requests_a_minute": 5}, {"budget_per_day": "5"},
+     {"budget_per_day": 1e10}, {"tokens_per_day": 10**16}, 7],
+)  # fmt: skip
+async def test_limits_that_make_no_sense_are_refused(client: httpx.AsyncClient, limits: object) -> None:
+    created = (await client.post(KEYS, json={"name": "shop"})).json()
+    assert (await client.post(KEYS, json={"name": "other", "limits": limits})).status_code == 400
+    refused = await client.patch(f"{KEYS}/{created['id']}", json={"limits": limits})
+    assert refused.status_code == 400 and refused.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_limits_are_the_administrators(client: httpx.AsyncClient) -> None:
+    operator = (await client.post(KEYS, json={"name": "ops", "scope": "operator"})).json()
+    headers = {"authorization": f"Bearer {operator['key']}"}
+    change = {"limits": {"requests_per_minute": 1}}
+    assert (await client.patch(f"{KEYS}/{operator['id']}", json=change, headers=headers)).status_code == 403
+    assert (await client.patch(f"{KEYS}/nobody", json=change)).status_code == 404
+    assert (await client.patch(f"{KEYS}/{operator['id']}", json={})).status_code == 400
+
+
+def test_an_unchanged_key_keeps_its_identity_object(database: sa.Engine, secrets: Secrets) -> None:
+    ring = KeyRing(secrets.pepper)
+    with database.begin() as conn:
+        limits = KeyLimits(requests_per_minute=5)
+        key, row = create_key(
+            conn, secrets.pepper, app="shop", scopes=frozenset({"app"}), pairs=True, now=1.0, limits=limits
+        )
+    ring.refresh(database)
+    before = ring.check(key)
+    ring.refresh(database)
+    assert before is not None and ring.check(key) is before
+    with database.begin() as conn:
+        conn.execute(sa.update(key_limits_table).values(requests_per_minute=6))
+    ring.refresh(database)
+    assert ring.by_id(row.id) != before and key_id_of(key) == row.id
+
+
+def test_a_database_from_before_limits_goes_on_working(tmp_path: Path, secrets: Secrets) -> None:
+    database = open_database(f"sqlite:{tmp_path / 'old.db'}")
+    keys_table.create(database)
+    with database.begin() as conn:
+        conn.execute(
+            sa.insert(keys_table).values(
+                id="old", digest="d", app="shop", scopes="app", pairs=True, created_at=1.0, revoked_at=None
+            )
+        )
+    create_tables(database, metadata)
+    ring = KeyRing(secrets.pepper)
+    ring.refresh(database)
+    identity = ring.by_id("old")
+    assert identity is not None and identity.limits is None
+    database.dispose()
+
+
+def test_the_admin_key_of_the_secrets_directory_works_again_after_a_restart(
+    database: sa.Engine, secrets: Secrets
+) -> None:
+    ring = KeyRing(secrets.pepper)
+    with database.begin() as conn:
+        ensure_admin_key(conn, secrets, 1.0)
+        assert revoke_key(conn, key_id_of(secrets.admin_key), 2.0)
+    ring.refresh(database)
+    assert ring.check(secrets.admin_key) is None
+    with database.begin() as conn:
+        ensure_admin_key(conn, secrets, 3.0)
+    ring.refresh(database)
+    assert ring.check(secrets.admin_key) is not None
+
+
+def test_a_refresh_that_began_before_a_key_was_revoked_does_not_bring_it_back(
+    database: sa.Engine, secrets: Secrets
+) -> None:
+    with database.begin() as conn:
+        ensure_admin_key(conn, secrets, 1.0)
+    ring = KeyRing(secrets.pepper)
+    has_read, may_end = threading.Event(), threading.Event()
+
+    class Slow:
+        """The database to a refresh that takes its time after it has read."""
+
+        @contextmanager
+        def connect(self) -> Iterator[sa.Connection]:
+            with database.connect() as conn:
+                yield conn
+                has_read.set()
+                may_end.wait(5)
+
+    early = threading.Thread(target=ring.refresh, args=(Slow(),))
+    early.start()
+    assert has_read.wait(5)
+    with database.begin() as conn:
+        revoke_key(conn, key_id_of(secrets.admin_key), 2.0)
+    late = threading.Thread(target=ring.refresh, args=(database,))
+    late.start()
+    late.join(0.2)
+    may_end.set()
+    early.join(5)
+    late.join(5)
+    assert ring.check(secrets.admin_key) is None

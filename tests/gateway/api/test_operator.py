@@ -1,0 +1,141 @@
+"""The operators' routes over a real controller and database."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+from test_controller import World, make_world  # noqa: F401
+
+from gateway.access.keys import Identity
+from gateway.api.operator import build_operator_router
+from gateway.errors import ApiError
+
+
+def open_client(world: World) -> httpx.AsyncClient:
+    keys = SimpleNamespace(check=lambda key: Identity("k1", "ops", frozenset({key})))
+    context = SimpleNamespace(
+        settings=world.settings,
+        writer=world.writer,
+        deployment=world.deployment,
+        controller=world.controller,
+        keys=keys,
+    )
+    app = FastAPI()
+    app.state.context = context
+    app.include_router(build_operator_router(context))  # type: ignore[arg-type]
+
+    @app.exception_handler(ApiError)
+    async def refuse(_: Request, error: ApiError) -> Response:
+        return Response(error.body(), error.status, media_type="application/json")
+
+    headers = {"authorization": "Bearer operator"}
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers)
+
+
+async def test_an_operator_watches_and_approves(make_world: Callable[..., World]) -> None:  # noqa: F811
+    world = make_world(auto_approve=False)
+    async with open_client(world) as client:
+        assert (await client.get("/operator/v1/status")).json()["stable"] is None
+        old, new = await world.started()
+        await world.duel(range(60), 3)
+        await world.tick(1)
+        status = (await client.get("/operator/v1/status")).json()
+        assert (status["stable"]["id"], status["canary"]["id"]) == (old, new)
+        shown = status["rollout"]
+        assert shown["phase"] == "WaitingPromotion" and shown["approve_at"] is None
+        assert shown["events"][0]["from"] == "" and shown["events"][0]["to"] == "Pending"
+        approve = f"/operator/v1/rollouts/{shown['id']}:approve"
+        stale = {"generation": shown["generation"] - 1, "decision_digest": shown["decision_digest"]}
+        assert (await client.post(approve, json=stale)).status_code == 409
+        seen = {"generation": shown["generation"], "decision_digest": shown["decision_digest"]}
+        approved = await client.post(approve, json=seen)
+        assert approved.status_code == 200 and approved.json()["phase"] == "Promoting"
+        assert approved.json()["events"][-1]["actor"] == "key:k1"
+        await world.tick()
+        rolled_back = await client.post("/operator/v1/rollouts:rollback")
+        assert rolled_back.json()["phase"] == "Aborting" and world.deployment.view.stable == old
+        data = (await client.get("/operator/v1/rollouts")).json()["data"]
+        assert [row["id"] for row in data] == [shown["id"]]
+
+
+async def test_pause_resume_abort(make_world: Callable[..., World]) -> None:  # noqa: F811
+    world = make_world()
+    async with open_client(world) as client:
+        await world.started()
+        path = f"/operator/v1/rollouts/{(await world.row()).id}"
+        assert (await client.post(f"{path}:pause", json={"reason": "Look"})).json()["phase"] == "Paused"
+        assert (await client.post(f"{path}:resume")).json()["phase"] == "Progressing"
+        assert (await client.post(f"{path}:resume")).status_code == 409
+        assert (await client.post(f"{path}:abort")).json()["reason"] == "Operator"
+        assert (await client.get("/operator/v1/rollouts/none")).status_code == 404
+
+
+async def test_checkpoints_are_registered_once_and_bad_paths_refused(make_world: Callable[..., World]) -> None:  # noqa: F811
+    world = make_world()
+    async with open_client(world) as client:
+        first = await world.publish(0)
+        again = await client.post("/operator/v1/checkpoints", json={"path": str(world.root / "c0")})
+        assert again.status_code == 200 and again.json()["id"] == first
+        bad = await client.post("/operator/v1/checkpoints", json={"path": str(world.root / "nothing")})
+        assert bad.status_code == 400
+        assert (await client.post("/operator/v1/rollouts", json={"aa": True})).status_code == 409
+        await world.tick()
+        started = await client.post("/operator/v1/rollouts", json={"aa": True})
+        assert started.status_code == 201 and started.json()["id"].startswith("a-")
+        assert [row["status"] for row in (await client.get("/operator/v1/checkpoints")).json()["data"]] == [
+            "stable", "waiting",
+        ]  # fmt: skip
+
+
+async def test_an_admin_promotes_past_the_gate_with_a_written_reason(make_world: Callable[..., World]) -> None:  # noqa: F811
+    world = make_world()
+    async with open_client(world) as client:
+        old, new = await world.started()
+        path = f"/operator/v1/rollouts/{(await world.row()).id}:promote"
+        assert (await client.post(path, json={"reason": "The gate cannot see it."})).status_code == 403
+        client.headers["authorization"] = "Bearer admin"
+        assert (await client.post(path, json={"reason": ""})).status_code == 422
+        promoted = (await client.post(path, json={"reason": "The gate cannot see it."})).json()
+        assert (promoted["phase"], promoted["reason"]) == ("Promoting", "Forced")
+        assert (promoted["events"][-1]["actor"], promoted["events"][-1]["reason"]) == (
+            "key:k1", "The gate cannot see it.",
+        )  # fmt: skip
+        await world.tick()
+        assert (world.deployment.view.stable, world.deployment.view.canary) == (new, old)
+        assert (await client.post(path, json={"reason": "Again."})).status_code == 409
+
+
+async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: Callable[..., World]) -> None:  # noqa: F811
+    world = make_world(keep_checkpoints=1, baking_s=0.0)
+    async with open_client(world) as client:
+        client.headers["authorization"] = "Bearer admin"
+        first, second = await world.started()
+        for _ in range(2):
+            if (await world.row()).phase != "Progressing":
+                await world.publish(2)
+                await world.tick()
+            await client.post(f"/operator/v1/rollouts/{(await world.row()).id}:promote", json={"reason": "Test."})
+            for _ in range(4):
+                await world.tick()
+        rows = (await client.get("/operator/v1/checkpoints")).json()["data"]
+        assert [(row["status"], row["may_delete"]) for row in rows] == [
+            ("retired", True), ("retired", True), ("stable", False),
+        ]  # fmt: skip
+        assert (await client.delete(f"/operator/v1/checkpoints/{rows[2]['id']}")).status_code == 409
+        assert (await client.delete("/operator/v1/checkpoints/none")).status_code == 404
+        for _ in range(2):
+            assert (await client.delete(f"/operator/v1/checkpoints/{first}")).json()["status"] == "deleted"
+        again = await client.post("/operator/v1/rollouts", json={"checkpoint": first})
+        assert again.status_code == 409 and "deleted" in again.json()["error"]["message"]
+        assert (await client.post("/operator/v1/rollouts", json={"checkpoint": second})).status_code == 201
+        assert (await client.delete(f"/operator/v1/checkpoints/{second}")).status_code == 409
+
+
+@pytest.mark.parametrize("path", ["status", "checkpoints", "rollouts"])
+async def test_an_app_key_sees_nothing(make_world: Callable[..., World], path: str) -> None:  # noqa: F811
+    async with open_client(make_world()) as client:
+        answer = await client.get(f"/operator/v1/{path}", headers={"authorization": "Bearer app"})
+        assert answer.status_code == 403

@@ -1,0 +1,125 @@
+"""Guardrails and sample ratio against numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gateway.rollout.observations import Observation, Observations
+from gateway.rollout.pure.assignment import choose_arm
+from gateway.rollout.pure.guardrails import (
+    CEILING_SHARES,
+    Segment,
+    clean_users_missing,
+    judge_guardrails,
+    log_ceiling_e,
+    log_ratio_e,
+    log_split_e,
+)
+from gateway.rollout.pure.users import Duel, Voter, sum_up
+
+CEILINGS = {"errors": 0.1, "truncation": 0.1, "refusals": 0.1, "harm": 0.1}
+
+
+def seen(user: str, arm: str, *, error: bool = False, paired: bool = True, at: float = 0.0) -> Observation:
+    return Observation("r", user, arm, paired, 0.5, error, False, False, 0.1, at)
+
+
+def voters(num: int, harmful: int = 0) -> list[Voter]:
+    duels = (Duel(f"u{n}", n, n + 1, 1, harmful_canary=n < harmful, canary_first=n % 2 == 0) for n in range(num))
+    return [sum_up([duel], cap=1, window_s=60) for duel in duels]
+
+
+def test_two_events_of_the_canary_at_half_weight() -> None:
+    # theta(2) = 2/3, theta(1) = 1/2: E = ((2/3) / (1/2))^2
+    assert math.exp(log_ratio_e([Segment(0.5, 2, 2)], 1.0, [2.0])) == pytest.approx(16 / 9, rel=1e-12)
+    # at weight 1/4: theta(2) = .5 / 1.25 = .4, theta(1) = .25; one event each way
+    assert math.exp(log_ratio_e([Segment(0.25, 2, 1)], 1.0, [2.0])) == pytest.approx(1.6 * 0.8, rel=1e-12)
+
+
+def test_ceiling_without_events_is_the_mean_of_the_clean_products() -> None:
+    expected = sum(((1 - share * 0.1) / 0.9) ** 29 for share in CEILING_SHARES) / len(CEILING_SHARES)
+    assert math.exp(log_ceiling_e(29, 0, 0.1)) == pytest.approx(expected, rel=1e-12)
+    assert (1 / 0.9) ** 29 > 20 > (1 / 0.9) ** 28  # p = 0 alone passes 20 after 29 clean users
+
+
+def test_the_missing_clean_users_are_exactly_what_is_missing() -> None:
+    missing = clean_users_missing(0, 0, 0.1, 0.0, 20)
+    assert missing == 43
+    for num, passes in ((missing, True), (missing - 1, False)):
+        own = [seen(f"u{n}", arm) for n in range(num) for arm in ("canary", "stable")]
+        result = judge_guardrails(own, voters(num), salt=b"s", ceilings=CEILINGS)
+        assert result.all_pass is passes
+        assert {rate.missing for rate in result.rates if rate.needed} == {missing - num}
+
+
+def test_without_data_nothing_passes() -> None:
+    result = judge_guardrails([], [], salt=b"s", ceilings=CEILINGS)
+    assert not result.all_pass
+    assert {rate.status for rate in result.rates} == {"not enough data"}
+
+
+def test_a_canary_that_errs_fails_and_stable_that_errs_does_not_fail_it() -> None:
+    bad = [seen(f"u{n}", arm, error=arm == "canary") for n in range(30) for arm in ("canary", "stable")]
+    assert judge_guardrails(bad, [], salt=b"s", ceilings=CEILINGS).rates[0].status == "fail"
+    good = [seen(f"u{n}", arm, error=arm == "stable") for n in range(60) for arm in ("canary", "stable")]
+    assert judge_guardrails(good, [], salt=b"s", ceilings=CEILINGS).rates[0].status == "pass"
+
+
+def test_half_a_duel_says_nothing() -> None:
+    own = [seen(f"u{n}", "stable", error=True) for n in range(5)]
+    rates = judge_guardrails(own, [], salt=b"s", ceilings=CEILINGS).rates
+    assert rates[0].stable is None and rates[0].canary is None
+
+
+def test_of_a_user_whom_two_gateways_saw_first_the_first_request_counts() -> None:
+    """The second one's row of the same arm is not stored: of its duel the other arm's half is left."""
+    duel = [seen("a", "stable", paired=False, at=1.0), seen("a", "canary", error=True, at=2.0)]
+    ramp = [seen("b", "stable", paired=False, at=1.0), seen("b", "canary", error=True, paired=False, at=2.0)]
+    errors = judge_guardrails([*duel, *ramp], [], salt=b"s", ceilings=CEILINGS).rates[0]
+    assert (errors.stable, errors.canary) == (0.0, None)
+
+
+def test_harm_is_judged_on_each_users_first_duel() -> None:
+    harm = judge_guardrails([], voters(40, harmful=20), salt=b"s", ceilings=CEILINGS).rates[3]
+    assert harm.name == "harm" and harm.status == "fail" and harm.canary == 0.5
+
+
+def test_an_even_split_raises_no_alarm_and_a_skewed_one_does() -> None:
+    assert log_split_e([(0.5, 500, 500)]) < 0
+    assert log_split_e([(0.5, 620, 380)]) > math.log(1000)
+    assert log_split_e([(0.5, 1, 0)]) == pytest.approx(0.0, abs=1e-12)  # B(51, 50) / B(50, 50) = 1/2
+
+
+def test_users_split_by_their_hash_raise_no_alarm() -> None:
+    own = [seen(f"u{n}", choose_arm(b"s", f"u{n}", 0.5), paired=False) for n in range(1000)]
+    assert judge_guardrails(own, [], salt=b"s", ceilings=CEILINGS).log_e_split < math.log(1000)
+
+
+def test_a_canary_at_the_ceiling_and_at_one_and_a_half_times_rarely_passes() -> None:
+    rng = np.random.default_rng(3)
+    passed = 0
+    for _ in range(200):
+        events = rng.random(300) < 0.1
+        total = np.cumsum(events)
+        looks = range(10, 300, 10)
+        passed += any(log_ceiling_e(n, int(total[n - 1]), 0.1) >= math.log(39) for n in looks)
+    assert passed / 200 <= 0.05
+
+
+def test_only_the_first_request_of_a_user_is_noted_and_a_duel_counts_once_an_arm() -> None:
+    table = Observations(clock=lambda: 5.0)
+    table.begin("r", 0.25)
+    table.note("r", "a", "stable", False, False, False, 0.1)
+    table.note("r", "a", "canary", True, False, False, 0.1)
+    table.note("r", "b", "stable", False, False, False, 0.1, paired=True)
+    table.note("r", "b", "canary", False, False, False, 0.1, paired=True)
+    table.note("r", "b", "canary", True, False, False, 0.1, paired=True)
+    table.note("r", "", "canary", True, False, False, 0.1)
+    table.note("old", "c", "canary", True, False, False, 0.1)
+    taken = table.take()
+    assert [(o.user, o.arm, o.error, o.weight) for o in taken] == [
+        ("a", "stable", False, 0.25), ("b", "stable", False, 0.25), ("b", "canary", False, 0.25),
+    ]  # fmt: skip
+    table.give_back(taken)
+    assert table.take() == taken and table.take() == []
