@@ -32,10 +32,6 @@ class SecretsError(GatewayError):
     """The secrets are missing, unreadable or not fit for how the gateway is asked to listen."""
 
 
-class WorkersNeedPostgres(GatewayError):
-    """Several workers were asked for, with a database that one process alone may write."""
-
-
 class MissingExtra(GatewayError):
     """A setting asks for a package that is not installed; the message says which to install."""
 

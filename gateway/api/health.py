@@ -26,7 +26,7 @@ def build_health_router(context: Context) -> APIRouter:
 
     @router.get("/metrics")
     async def show_metrics() -> Response:
-        return Response(await context.siblings.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 

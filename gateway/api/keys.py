@@ -72,7 +72,7 @@ def build_keys_router(context: Context) -> APIRouter:
             )
         except ValueError as error:
             raise bad_request(str(error), param="scope") from None
-        await context.siblings.refresh_keys()
+        await asyncio.to_thread(context.keys.refresh, context.database)
         return _json({**msgspec.to_builtins(row), "key": key}, status=201)
 
     @router.patch("/operator/v1/keys/{key_id}")
@@ -82,7 +82,7 @@ def build_keys_router(context: Context) -> APIRouter:
         row = await context.writer.arun(lambda conn: change_limits(conn, key_id, asked.limits))
         if row is None:
             raise not_found("There is no such key.", code="unknown_key")
-        await context.siblings.refresh_keys()
+        await asyncio.to_thread(context.keys.refresh, context.database)
         return _json(row)
 
     @router.delete("/operator/v1/keys/{key_id}")
@@ -90,7 +90,7 @@ def build_keys_router(context: Context) -> APIRouter:
         require_scope(request, "admin")
         if not await context.writer.arun(lambda conn: revoke_key(conn, key_id, time.time())):
             raise not_found("There is no such key.", code="unknown_key")
-        await context.siblings.refresh_keys()
+        await asyncio.to_thread(context.keys.refresh, context.database)
         return _json({"id": key_id, "object": "key", "revoked": True})
 
     return router
