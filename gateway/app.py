@@ -55,6 +55,7 @@ from gateway.serving.context import Context
 from gateway.serving.dispatch import build_handlers
 from gateway.serving.endpoints import ENDPOINTS
 from gateway.serving.metrics import Metrics
+from gateway.serving.outcome import count_refusals, record_unread
 from gateway.serving.pairs.asking import AskLedger
 from gateway.serving.recording.completions import Completions
 from gateway.serving.recording.recorder import Recorder
@@ -77,6 +78,7 @@ class Gateway:
         self.secrets = secrets
         self.handlers: dict[bytes, Handler] = {}  # of the paths that reach an engine, for the server's protocol
         self.find_handler: Callable[[bytes], Handler | None] = lambda path: None
+        self.note_unread: Callable[[int], None] = lambda status: None
         self.make_call: CallMaker = Call
         self.outbox = Outbox()
         self.max_body_bytes = settings.gateway.max_body_bytes
@@ -125,7 +127,8 @@ class Gateway:
             api.include_router(build_document_router(api.routes))
             self.handlers |= build_handlers(context)
             if self._settings.gateway.playground:
-                self.handlers[PLAYGROUND_PATH] = build_playground_handler(context)
+                self.handlers[PLAYGROUND_PATH] = count_refusals(context, build_playground_handler(context))
+            self.note_unread = partial(record_unread, context)
             self.find_handler = partial(find_choice_handler, context)
             yield
 

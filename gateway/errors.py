@@ -40,6 +40,10 @@ class EngineUnavailable(GatewayError):
     """No engine answered before the first byte, within the time that requests may wait."""
 
 
+class EngineLost(EngineUnavailable):
+    """The engine went away, or hung, after it had the request and before the first byte: the request may be why."""
+
+
 class StaleConnection(EngineUnavailable):
     """A connection that was used before had been closed by the engine: another one may do."""
 
