@@ -21,9 +21,9 @@ class _Commands(typer.core.TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name != "feedback":
             return super().get_command(ctx, cmd_name)
-        from prefloop import feedback
+        from prefloop.feedback import commands
 
-        return typer.main.get_command(feedback.commands)
+        return typer.main.get_command(commands.commands)
 
 
 app = typer.Typer(

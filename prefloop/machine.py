@@ -19,8 +19,8 @@ from typing import Literal
 import httpx
 from rich.console import Console
 
-from prefloop.kafka import KafkaFailed, run_kafka
-from prefloop.postgres import PostgresError, run_postgres
+from prefloop.servers.kafka import KafkaFailed, run_kafka
+from prefloop.servers.postgres import PostgresError, run_postgres
 from prefloop.services import Layout, engine_host, engine_service, gateway_service, trainer_service
 from prefloop.supervisor import Supervisor
 

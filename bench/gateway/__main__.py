@@ -24,7 +24,7 @@ from bench.gateway.peers import AGAIN, GATEWAY, LITELLM_PEER, WORKERS, Field, Pe
 from bench.gateway.servers import Bystanders, ServerFailed
 from bench.gateway.tools import MissingTool, compile_program, find_wrk
 from gateway.settings import GatewaySection
-from prefloop.postgres import PostgresError, run_postgres
+from prefloop.servers.postgres import PostgresError, run_postgres
 
 LOADS = (Load.SIXTEEN, Load.ONE, Load.STREAMS, Load.PACED, Load.FIRST)
 SHARES = {Load.FIRST: 0.5}  # of a load's seconds

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from gateway_process import find_port, launch, run_gateway_process
 
-from prefloop.postgres import Postgres
+from prefloop.servers.postgres import Postgres
 from tests.postgres import run_server
 
 

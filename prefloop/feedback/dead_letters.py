@@ -14,8 +14,8 @@ import typer
 
 from feedback.database import write_transaction
 from feedback.letters import DeadLetter, discard_letters, find_letter, load_letters, retry_letters
-from prefloop.feedback_sources import JsonOption, StateOption, opened_database, read_sources, speak_plainly
-from prefloop.feedback_view import letter_as_dict, print_letter, print_letters, quote
+from prefloop.feedback.sources import JsonOption, StateOption, opened_database, read_sources, speak_plainly
+from prefloop.feedback.view import letter_as_dict, print_letter, print_letters, quote
 from prefloop.operator import console, fail
 
 commands = typer.Typer(help="Show, retry and discard records that could not be read.", no_args_is_help=True)

@@ -27,8 +27,8 @@ from feedback.log import Record
 from feedback.replay import is_open_elsewhere, replay
 from feedback.scan import find_ends, find_last, find_starts, follow, scan
 from feedback.statistics import Statistics, count_gateway, count_log, count_trainer
-from prefloop import feedback_letters
-from prefloop.feedback_sources import (
+from prefloop.feedback import dead_letters
+from prefloop.feedback.sources import (
     GROUP,
     FromOffset,
     FromTime,
@@ -46,11 +46,11 @@ from prefloop.feedback_sources import (
     read_time,
     speak_plainly,
 )
-from prefloop.feedback_view import describe_record, print_statistics, record_as_json
+from prefloop.feedback.view import describe_record, print_statistics, record_as_json
 from prefloop.operator import console, fail
 
 commands = typer.Typer(help="Look at what people said, rebuild, export and import it.", no_args_is_help=True)
-commands.add_typer(feedback_letters.commands, name="dead-letters")
+commands.add_typer(dead_letters.commands, name="dead-letters")
 
 MAX_SHOWN_PROBLEMS = 5
 

@@ -24,7 +24,7 @@ from feedback.events import PREFERRED, Choice, new_event
 from feedback.log import NewRecord, open_log
 from feedback.outbox import delete_rows, load_rows
 from prefloop.cli import app
-from prefloop.feedback_sources import read_time
+from prefloop.feedback.sources import read_time
 from tests.feedback.samples import make_choice, make_comparison, make_signal
 from tests.feedback.stores import consume_all, dump, make_new, opened_store
 
@@ -144,7 +144,7 @@ def test_stats_of_nothing_say_so(tmp_path: Path) -> None:
 
 
 def test_stats_cannot_write(state: Path) -> None:
-    from prefloop.feedback_sources import opened_to_read
+    from prefloop.feedback.sources import opened_to_read
 
     run(state, "replay")
     with opened_to_read(f"sqlite:{state / 'trainer.db'}", inbox.preferences) as connection:
@@ -280,7 +280,7 @@ def test_times_are_absolute_or_so_long_ago() -> None:
 def test_settings_are_those_of_gateway_and_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from feedback.settings import SharedSettings
     from gateway.settings import GatewaySettings
-    from prefloop.feedback_sources import Sources
+    from prefloop.feedback.sources import Sources
     from trainer.settings import TrainerSettings
 
     for environment in ({}, {"GATEWAY__DATABASE_URL": "sqlite:g.db", "TRAINER__DATABASE_URL": "sqlite:t.db"}):

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from prefloop.ports import find_port
+from prefloop.servers.ports import find_port
 
 POM = Path(__file__).with_name("kafka-pom.xml")
 MIN_JAVA = 17
