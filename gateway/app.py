@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from feedback.connection import wait_for_database
 from feedback.errors import DatabaseError
 from feedback.schema import migrate_url
+from feedback.settings import load_settings
 from gateway.api import build_api, with_request_id
 from gateway.context import Context
 from gateway.endpoints import ENDPOINTS
@@ -126,7 +127,7 @@ def create_app(settings: GatewaySettings) -> Gateway:
 
 def main() -> int:
     """Run the gateway until SIGTERM or SIGINT; requests in flight may end first."""
-    settings = GatewaySettings()
+    settings = load_settings(GatewaySettings)
     set_up_logging(settings.gateway.log_format)
     try:
         return run_gateway(settings)
