@@ -74,7 +74,7 @@ def install_kafka(say: Say = print) -> Path:
     missing = check_programs()
     if missing:
         raise KafkaFailed(missing)
-    version = re.findall(r"<version>([^<]+)</version>", POM.read_text())[1]  # the first is the pom's own
+    version = str(re.findall(r"<version>([^<]+)</version>", POM.read_text())[1])  # the first is the pom's own
     folder = cache_dir() / version
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "lock").open("w") as lock:

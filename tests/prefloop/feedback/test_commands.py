@@ -255,13 +255,37 @@ def test_a_foreign_dataset_comes_in_whole_or_not_at_all(state: Path, tmp_path: P
         (["dead-letters", "list"], "There is no trainer's database"),
         (["tail", "--from-time", "tomorrow"], "is no time"),
         (["tail", "--from-time", "1h", "--from-offset", "1"], "not both"),
-        (["tail", "--log", "amqp://x"], "no log back end"),
+        (["tail", "--log", "amqp://x"], "must begin with sqlite: or kafka://"),
+        (["import", "missing.jsonl", "--log", "sqlite:no/such/log.db"], "cannot be read"),
+        (["replay", "--into", "mysql://x"], "no URL of a database"),
+        (["replay", "--into", "sqlite://"], "no URL of a database"),
+        (["dead-letters", "discard", "0:1", "--reason", " "], "Say why"),
+        (["stats", "--log", "kafka://"], "must begin with"),
     ],
 )
 def test_mistakes_are_named_in_one_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
     result = run(tmp_path / "nowhere", *arguments, code=1)
     assert words in result.stderr.replace("\n", " ") and "Traceback" not in result.output
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_no_command_makes_a_directory(state: Path, tmp_path: Path) -> None:
+    run(state, "export", str(tmp_path / "all.jsonl"))
+    missing = tmp_path / "no" / "such"
+    for arguments in (
+        ["export", str(missing / "all.jsonl")],
+        ["replay", "--into", f"sqlite:///{missing / 'other.db'}"],
+        ["import", str(tmp_path / "all.jsonl"), "--log", f"sqlite:{missing / 'log.db'}"],
+    ):
+        refused = run(state, *arguments, code=1)
+        assert f"There is no directory {missing}" in refused.stderr
+    assert f"There is no directory {missing}" in run(missing, "import", str(tmp_path / "all.jsonl"), code=1).stderr
+    assert not (tmp_path / "no").exists()
+
+
+def test_help_offers_nothing_that_does_nothing() -> None:
+    help_text = runner.invoke(app, ["feedback", "--help"]).output
+    assert "feedback [OPTIONS] COMMAND" in help_text and "completion" not in help_text
 
 
 @pytest.mark.parametrize("place", ["7", "a:b", "0:999"])
