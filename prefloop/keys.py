@@ -1,24 +1,52 @@
-"""The keys of the command line: made, listed, limited, revoked. A client of the gateway's HTTP API and nothing more."""
+"""`prefloop keys`: makes, lists, limits and revokes API keys, as a client of the gateway's HTTP API."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.table import Table
 
-from prefloop.operator import (
-    DEFAULT_GATEWAY,
-    DEFAULT_STATE,
-    GatewayOption,
-    KeyOption,
-    StateOption,
-    call,
-    console,
-    fail,
-    format_time,
-)
+from prefloop.gateway_client import DEFAULT_GATEWAY, GatewayOption, KeyOption, StateOption, connect, quote_id
+from prefloop.terminal import fail, format_time, plain
 
 commands = typer.Typer(help="Create, list, limit and revoke API keys.", no_args_is_help=True)
+
+
+Limits = dict[str, int | float | None]  # by name; None lifts one
+
+
+class Key(msgspec.Struct, frozen=True):
+    """A key without its secret."""
+
+    id: str
+    name: str
+    scope: str
+    pairs: bool
+    created_at: float
+    revoked_at: float | None = None
+    limits: Limits | None = None
+
+
+class KeyList(msgspec.Struct, frozen=True):
+    """All keys."""
+
+    data: list[Key]
+
+
+class NewKey(msgspec.Struct, frozen=True):
+    """The key itself, which is told once."""
+
+    key: str
+
+
+class ChangedKey(msgspec.Struct, frozen=True):
+    """The limits that hold now."""
+
+    limits: Limits | None = None
 
 
 def limit_option(what: str) -> Any:
@@ -33,9 +61,9 @@ BudgetPerMinute = Annotated[str, limit_option("money a minute, in the currency o
 BudgetPerDay = Annotated[str, limit_option("money a day")]
 
 
-def read_limits(**given: str) -> dict[str, float | None]:
+def read_limits(**given: str) -> Limits:
     """The limits that were given, by name; None lifts one. Leaves with its own words at what is neither."""
-    limits: dict[str, float | None] = {}
+    limits: Limits = {}
     for name, text in given.items():
         if text.lower() == "none":
             limits[name] = None
@@ -50,7 +78,7 @@ def read_limits(**given: str) -> dict[str, float | None]:
     return limits
 
 
-def format_limits(limits: dict[str, float | None] | None) -> str:
+def format_limits(limits: Mapping[str, int | float | None] | None) -> str:
     """Such as `60 requests/minute`, one a line."""
     lines = []
     for name, limit in (limits or {}).items():
@@ -73,7 +101,7 @@ def create_key(
     budget_per_day: BudgetPerDay = "",
     gateway: GatewayOption = DEFAULT_GATEWAY,
     key: KeyOption = "",
-    state_dir: StateOption = DEFAULT_STATE,
+    state_dir: StateOption = None,
 ) -> None:
     """Create a key and print it, once."""
     limits = read_limits(
@@ -85,28 +113,24 @@ def create_key(
         budget_per_day=budget_per_day,
     )
     body = {"name": name, "scope": scope, "pairs": pairs, "limits": limits}
-    created = call(gateway, key, state_dir, "POST", "/operator/v1/keys", body)
-    typer.echo(created["key"])
+    typer.echo(connect(gateway, key, state_dir).ask("POST", "/operator/v1/keys", NewKey, body).key)
 
 
 @commands.command("list")
-def list_keys(
-    gateway: GatewayOption = DEFAULT_GATEWAY, key: KeyOption = "", state_dir: StateOption = DEFAULT_STATE
-) -> None:
+def list_keys(gateway: GatewayOption = DEFAULT_GATEWAY, key: KeyOption = "", state_dir: StateOption = None) -> None:
     """List the keys, never their secrets."""
     table = Table("id", "name", "scope", "pairs", "limits", "created", "revoked")
-    for row in call(gateway, key, state_dir, "GET", "/operator/v1/keys")["data"]:
-        revoked = row.get("revoked_at")
+    for row in connect(gateway, key, state_dir).ask("GET", "/operator/v1/keys", KeyList).data:
         table.add_row(
-            row["id"],
-            row["name"],
-            row["scope"],
-            "yes" if row["pairs"] else "no",
-            format_limits(row.get("limits")),
-            format_time(row["created_at"]),
-            format_time(revoked) if revoked else "",
+            row.id,
+            row.name,
+            row.scope,
+            "yes" if row.pairs else "no",
+            format_limits(row.limits),
+            format_time(row.created_at),
+            format_time(row.revoked_at),
         )
-    console.print(table)
+    plain.print(table)
 
 
 @commands.command("limit")
@@ -120,7 +144,7 @@ def limit_key(
     budget_per_day: BudgetPerDay = "",
     gateway: GatewayOption = DEFAULT_GATEWAY,
     key: KeyOption = "",
-    state_dir: StateOption = DEFAULT_STATE,
+    state_dir: StateOption = None,
 ) -> None:
     """Change a key's limits; those not given stay."""
     limits = read_limits(
@@ -133,8 +157,9 @@ def limit_key(
     )
     if not limits:
         raise fail("Say at least one limit, such as --requests-per-minute 60.")
-    changed = call(gateway, key, state_dir, "PATCH", f"/operator/v1/keys/{key_id}", {"limits": limits})
-    typer.echo(format_limits(changed["limits"]) or "no limits")
+    path, body = f"/operator/v1/keys/{quote_id(key_id)}", {"limits": limits}
+    changed = connect(gateway, key, state_dir).ask("PATCH", path, ChangedKey, body)
+    typer.echo(format_limits(changed.limits) or "no limits")
 
 
 @commands.command("revoke")
@@ -142,8 +167,8 @@ def revoke_key(
     key_id: Annotated[str, typer.Argument(help="The id that `prefloop keys list` shows.")],
     gateway: GatewayOption = DEFAULT_GATEWAY,
     key: KeyOption = "",
-    state_dir: StateOption = DEFAULT_STATE,
+    state_dir: StateOption = None,
 ) -> None:
     """Revoke a key at once."""
-    call(gateway, key, state_dir, "DELETE", f"/operator/v1/keys/{key_id}")
+    connect(gateway, key, state_dir).send("DELETE", f"/operator/v1/keys/{quote_id(key_id)}")
     typer.echo(f"revoked {key_id}")

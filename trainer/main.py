@@ -26,6 +26,7 @@ from feedback.errors import DatabaseError
 from feedback.manifest import Probe
 from feedback.relay import Relay
 from feedback.schema import migrate_url
+from feedback.settings import load_settings
 from trainer import preferences
 from trainer.checkpoints import digest_base, list_published
 from trainer.consumer import Consumer
@@ -58,7 +59,7 @@ def main() -> int:
     stopping = threading.Event()
     _stop_on_signals(stopping)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    settings = TrainerSettings()
+    settings = load_settings(TrainerSettings)
     if settings.trainer.nice:
         os.nice(settings.trainer.nice)
     metrics, board, curves = Metrics(), Board(), Curves(settings.tensorboard_dir)

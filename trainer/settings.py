@@ -1,16 +1,16 @@
 """The trainer's settings: when it learns, how a round trains, and what a checkpoint must pass before any traffic.
 
 `preset = "demo"` replaces defaults by those for a short world with a tiny policy; values that were given explicitly
-still win.
+still win. Run as a program it only says whether the settings can be used.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from feedback.database import locate_store
-from feedback.settings import SharedSettings
+from feedback.settings import DatabaseUrl, HttpUrl, SharedSettings, load_settings
 
 
 class RewardSection(BaseModel):
@@ -43,12 +43,12 @@ class TrainerSection(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address of the status server.")
     port: int = Field(8802, ge=0, le=65535, description="Port of the status server.")
-    gateway_url: str = Field("http://127.0.0.1:8800", description="Where checkpoints are registered.")
+    gateway_url: HttpUrl = Field("http://127.0.0.1:8800", description="Where checkpoints are registered.")
     gateway_timeout_s: float = Field(5.0, gt=0, description="Longest wait for one answer of the gateway.")
     register_every_s: float = Field(
         15.0, gt=0, description="Pause between looks at which published checkpoints the gateway lacks."
     )
-    database_url: str = Field("", description="SQLAlchemy URL; empty means `<state_dir>/trainer.db`.")
+    database_url: DatabaseUrl = Field("", description="SQLAlchemy URL; empty means `<state_dir>/trainer.db`.")
     database_wait_s: float = Field(
         60.0, ge=0, description="How long the start waits for a database that does not answer, before it fails."
     )
@@ -68,6 +68,17 @@ class TrainerSection(BaseModel):
     consume_batch: int = Field(500, ge=1, description="Most records of one partition in one transaction.")
     reward: RewardSection = Field(default_factory=RewardSection, description="The reward model's updates.")
     dpo: DpoSection = Field(default_factory=DpoSection, description="DPO rounds.")
+
+    @model_validator(mode="after")
+    def refuse_contradictions(self) -> Self:
+        """Raises ValueError if rounds that are asked for by time would never come before those by number."""
+        is_asked = self.round_every_minutes > 0 and "round_min_preferences" in self.model_fields_set
+        if is_asked and self.round_min_preferences > self.round_every_preferences:
+            raise ValueError(
+                f"round_min_preferences ({self.round_min_preferences}) is above round_every_preferences"
+                f" ({self.round_every_preferences}): no round would ever be due by time"
+            )
+        return self
 
 
 _DEMO: dict[str, Any] = {
@@ -104,3 +115,7 @@ class TrainerSettings(SharedSettings):
     @property
     def tensorboard_dir(self) -> Path:
         return self.state_dir / "tensorboard"
+
+
+if __name__ == "__main__":
+    load_settings(TrainerSettings)

@@ -20,7 +20,7 @@ from bench.gateway.servers import Server
 from feedback.connection import open_database
 from feedback.inbox import preferences
 from feedback.schema import migrate
-from prefloop.ports import find_port
+from prefloop.servers.ports import find_port
 
 _EVERY_S = 0.025
 _LOOK_EVERY_S = 0.004

@@ -19,7 +19,7 @@ from feedback.events import Candidate, Comparison
 from feedback.schema import migrate
 from gateway.access.secrets import Secrets, load_secrets
 from gateway.access.tokens import ComparisonToken, sign_token, text_digest
-from prefloop.ports import find_port
+from prefloop.servers.ports import find_port
 
 _QUESTION = "Write a short note that thanks the whole team for a hard week. " * 4
 _ANSWER = "Thank you all for what you did this week; it was a lot, and it shows in every part of it. " * 6

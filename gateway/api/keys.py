@@ -28,7 +28,7 @@ class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     scope: str = "app"
-    pairs: bool = False
+    pairs: bool = True  # as the command line makes them: whether to ask for pairs is each request's to say
     limits: KeyLimits | None = None
 
 
@@ -58,6 +58,7 @@ def build_keys_router(context: Context) -> APIRouter:
         asked = _parse(await read_body(request, _MAX_BODY_BYTES), KeyRequest)
         if not asked.name.strip() or len(asked.name) > _MAX_NAME or not asked.name.isprintable():
             raise bad_request(f"`name` must have 1 to {_MAX_NAME} printable characters.", param="name")
+        _refuse_budget_without_prices(asked.limits, context)
         try:
             key, row = await context.writer.arun(
                 lambda conn: create_key(
@@ -79,6 +80,7 @@ def build_keys_router(context: Context) -> APIRouter:
     async def change_key(key_id: str, request: Request) -> Response:
         require_scope(request, "admin")
         asked = _parse(await read_body(request, _MAX_BODY_BYTES), KeyChange)
+        _refuse_budget_without_prices(asked.limits, context)
         row = await context.writer.arun(lambda conn: change_limits(conn, key_id, asked.limits))
         if row is None:
             raise not_found("There is no such key.", code="unknown_key")
@@ -94,6 +96,17 @@ def build_keys_router(context: Context) -> APIRouter:
         return _json({"id": key_id, "object": "key", "revoked": True})
 
     return router
+
+
+def _refuse_budget_without_prices(limits: KeyLimits | LimitsChange | None, context: Context) -> None:
+    """A budget that nothing is ever taken from is no limit, whatever its owner believes."""
+    budgets = () if limits is None else (limits.budget_per_minute, limits.budget_per_day)
+    if any(isinstance(budget, int | float) for budget in budgets) and not context.settings.gateway.has_prices:
+        raise bad_request(
+            "A budget needs prices: set gateway.price_per_million_prompt_tokens or"
+            " gateway.price_per_million_completion_tokens first.",
+            param="limits",
+        )
 
 
 def _parse(body: bytes, type_: type[T]) -> T:

@@ -23,7 +23,7 @@ from feedback.inbox import consume, count_signals, load_preferences, load_signal
 from feedback.schema import find_pending, migrate, version_table
 from gateway.serving.recording.store import metadata as completions_metadata
 from prefloop.cli import app
-from prefloop.postgres import Postgres
+from prefloop.servers.postgres import Postgres
 from tests.databases import make_url
 from tests.feedback.samples import make_choice, make_comparison, make_record, make_signal
 

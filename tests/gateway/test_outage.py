@@ -17,7 +17,7 @@ from gateway_process import GatewayProcess, find_port, launch, run_gateway_proce
 
 from feedback.choices import choices, outbox
 from feedback.connection import open_database
-from prefloop.postgres import Postgres
+from prefloop.servers.postgres import Postgres
 from tests.faults import Faults
 from tests.postgres import run_server
 

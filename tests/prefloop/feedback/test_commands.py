@@ -24,7 +24,7 @@ from feedback.events import PREFERRED, Choice, new_event
 from feedback.log import NewRecord, open_log
 from feedback.outbox import delete_rows, load_rows
 from prefloop.cli import app
-from prefloop.feedback_sources import read_time
+from prefloop.feedback.sources import read_time
 from tests.feedback.samples import make_choice, make_comparison, make_signal
 from tests.feedback.stores import consume_all, dump, make_new, opened_store
 
@@ -144,7 +144,7 @@ def test_stats_of_nothing_say_so(tmp_path: Path) -> None:
 
 
 def test_stats_cannot_write(state: Path) -> None:
-    from prefloop.feedback_sources import opened_to_read
+    from prefloop.feedback.sources import opened_to_read
 
     run(state, "replay")
     with opened_to_read(f"sqlite:{state / 'trainer.db'}", inbox.preferences) as connection:
@@ -255,13 +255,37 @@ def test_a_foreign_dataset_comes_in_whole_or_not_at_all(state: Path, tmp_path: P
         (["dead-letters", "list"], "There is no trainer's database"),
         (["tail", "--from-time", "tomorrow"], "is no time"),
         (["tail", "--from-time", "1h", "--from-offset", "1"], "not both"),
-        (["tail", "--log", "amqp://x"], "no log back end"),
+        (["tail", "--log", "amqp://x"], "must begin with sqlite: or kafka://"),
+        (["import", "missing.jsonl", "--log", "sqlite:no/such/log.db"], "cannot be read"),
+        (["replay", "--into", "mysql://x"], "no URL of a database"),
+        (["replay", "--into", "sqlite://"], "no URL of a database"),
+        (["dead-letters", "discard", "0:1", "--reason", " "], "Say why"),
+        (["stats", "--log", "kafka://"], "must begin with"),
     ],
 )
 def test_mistakes_are_named_in_one_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
     result = run(tmp_path / "nowhere", *arguments, code=1)
     assert words in result.stderr.replace("\n", " ") and "Traceback" not in result.output
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_no_command_makes_a_directory(state: Path, tmp_path: Path) -> None:
+    run(state, "export", str(tmp_path / "all.jsonl"))
+    missing = tmp_path / "no" / "such"
+    for arguments in (
+        ["export", str(missing / "all.jsonl")],
+        ["replay", "--into", f"sqlite:///{missing / 'other.db'}"],
+        ["import", str(tmp_path / "all.jsonl"), "--log", f"sqlite:{missing / 'log.db'}"],
+    ):
+        refused = run(state, *arguments, code=1)
+        assert f"There is no directory {missing}" in refused.stderr
+    assert f"There is no directory {missing}" in run(missing, "import", str(tmp_path / "all.jsonl"), code=1).stderr
+    assert not (tmp_path / "no").exists()
+
+
+def test_help_offers_nothing_that_does_nothing() -> None:
+    help_text = runner.invoke(app, ["feedback", "--help"]).output
+    assert "feedback [OPTIONS] COMMAND" in help_text and "completion" not in help_text
 
 
 @pytest.mark.parametrize("place", ["7", "a:b", "0:999"])
@@ -280,7 +304,7 @@ def test_times_are_absolute_or_so_long_ago() -> None:
 def test_settings_are_those_of_gateway_and_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from feedback.settings import SharedSettings
     from gateway.settings import GatewaySettings
-    from prefloop.feedback_sources import Sources
+    from prefloop.feedback.sources import Sources
     from trainer.settings import TrainerSettings
 
     for environment in ({}, {"GATEWAY__DATABASE_URL": "sqlite:g.db", "TRAINER__DATABASE_URL": "sqlite:t.db"}):

@@ -1,4 +1,4 @@
-"""`prefloop feedback`: looks at what people said on its way to the trainer, mends it, and carries it in and out.
+"""`prefloop feedback`: shows what people said on its way to the trainer, rebuilds, exports and imports it.
 
 Works on the log and the databases themselves, with no gateway or trainer running. What changes something says so.
 """
@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from feedback import inbox
 from feedback.choices import comparisons
+from feedback.connection import sqlite_path
 from feedback.errors import ExchangeError
 from feedback.events import Event
 from feedback.exchange import ROWS, Kind, append_events, make_rows, read_event
@@ -27,16 +28,15 @@ from feedback.log import Record
 from feedback.replay import is_open_elsewhere, replay
 from feedback.scan import find_ends, find_last, find_starts, follow, scan
 from feedback.statistics import Statistics, count_gateway, count_log, count_trainer
-from prefloop import feedback_letters
-from prefloop.feedback_sources import (
+from prefloop.feedback import dead_letters
+from prefloop.feedback.sources import (
     GROUP,
     FromOffset,
     FromTime,
-    JsonOption,
     LogOption,
     Sources,
-    StateOption,
     answers,
+    check_database,
     is_there,
     one_start,
     opened_database,
@@ -44,13 +44,16 @@ from prefloop.feedback_sources import (
     opened_to_read,
     read_sources,
     read_time,
-    speak_plainly,
+    require_folder,
 )
-from prefloop.feedback_view import describe_record, print_statistics, record_as_json
-from prefloop.operator import console, fail
+from prefloop.feedback.view import describe_record, print_statistics, record_as_json
+from prefloop.gateway_client import JsonOption, StateOption
+from prefloop.terminal import console, fail
 
-commands = typer.Typer(help="Look at what people said, rebuild, export and import it.", no_args_is_help=True)
-commands.add_typer(feedback_letters.commands, name="dead-letters")
+commands = typer.Typer(
+    help="Look at what people said, rebuild, export and import it.", no_args_is_help=True, add_completion=False
+)
+commands.add_typer(dead_letters.commands, name="dead-letters")
 
 MAX_SHOWN_PROBLEMS = 5
 
@@ -66,21 +69,21 @@ def tail_log(
     log_url: LogOption = "",
 ) -> None:
     """Show events as they arrive in the log, one a line."""
-    with speak_plainly():
-        sources = read_sources(state_dir, log_url)
-        since_s = read_time(from_time, time.time())
-        one_start(from_offset, since_s)
-        with opened_log(sources) as log:
-            ends = find_ends(log, sources.topic)
-            if from_offset is None and since_s is None:
-                shown = deque(scan(log, sources.topic, find_last(log, sources.topic, lines), ends), maxlen=lines)
-                for record in shown:
-                    _show(record, as_json)
-            else:
-                starts = find_starts(log, sources.topic, offset=from_offset or 0, since_s=since_s)
-                for record in scan(log, sources.topic, starts, ends):
-                    _show(record, as_json)
-            if follows:
+    sources = read_sources(state_dir, log_url)
+    since_s = read_time(from_time, time.time())
+    one_start(from_offset, since_s)
+    with opened_log(sources) as log:
+        ends = find_ends(log, sources.topic)
+        if from_offset is None and since_s is None:
+            shown = deque(scan(log, sources.topic, find_last(log, sources.topic, lines), ends), maxlen=lines)
+            for record in shown:
+                _show(record, as_json)
+        else:
+            starts = find_starts(log, sources.topic, offset=from_offset or 0, since_s=since_s)
+            for record in scan(log, sources.topic, starts, ends):
+                _show(record, as_json)
+        if follows:
+            with suppress(KeyboardInterrupt):  # how it is meant to end
                 for record in follow(log, sources.topic, ends):
                     _show(record, as_json)
 
@@ -88,12 +91,11 @@ def tail_log(
 @commands.command("stats")
 def show_statistics(as_json: JsonOption = False, state_dir: StateOption = None, log_url: LogOption = "") -> None:
     """Count what was said and where it is: outbox, log, lag, trainer, dead letters, gaps."""
-    with speak_plainly():
-        found = collect_statistics(read_sources(state_dir, log_url))
-        if as_json:
-            typer.echo(msgspec.json.encode(found))
-        else:
-            print_statistics(console, found)
+    found = collect_statistics(read_sources(state_dir, log_url))
+    if as_json:
+        typer.echo(msgspec.json.encode(found))
+    else:
+        print_statistics(console, found)
 
 
 @commands.command("replay")
@@ -111,27 +113,27 @@ def replay_log(
     Offsets move only over what was stored, so a trainer goes on behind the replay. What came of the choices (rounds,
     how often a choice was used) is not in the log and does not come back.
     """
-    with speak_plainly():
-        sources = read_sources(state_dir, log_url)
-        url = into or sources.trainer_database
-        since_s = read_time(from_time, time.time())
-        one_start(from_offset, since_s)
-        if not force:
-            _demand_no_trainer(sources, url)
-        with opened_log(sources) as log, opened_database(url, "trainer", may_create=True) as database:
-            starts = find_starts(log, sources.topic, offset=from_offset or 0, since_s=since_s)
-            total = sum(end - starts.get(p, 0) for p, end in find_ends(log, sources.topic).items())
-            with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
-                task = progress.add_task("replaying", total=total)
-                done = replay(log, sources.topic, database, starts, lambda num: progress.update(task, completed=num))
-        if as_json:
-            typer.echo(msgspec.json.encode(done))
-            return
-        console.print(
-            f"{done.num_records:,} records read: {done.num_preferences:,} choices, {done.num_signals:,} signals and"
-            f" {done.num_dead_letters:,} dead letters that the store did not have.",
-            highlight=False,
-        )
+    sources = read_sources(state_dir, log_url)
+    url = into or sources.trainer_database
+    since_s = read_time(from_time, time.time())
+    one_start(from_offset, since_s)
+    check_database(url)
+    if not force:
+        _require_no_trainer(sources, url)
+    with opened_log(sources) as log, opened_database(url, "trainer", may_create=True) as database:
+        starts = find_starts(log, sources.topic, offset=from_offset or 0, since_s=since_s)
+        total = sum(end - starts.get(p, 0) for p, end in find_ends(log, sources.topic).items())
+        with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
+            task = progress.add_task("replaying", total=total)
+            done = replay(log, sources.topic, database, starts, lambda num: progress.update(task, completed=num))
+    if as_json:
+        typer.echo(msgspec.json.encode(done))
+        return
+    console.print(
+        f"{done.num_records:,} records read: {done.num_preferences:,} choices, {done.num_signals:,} signals and"
+        f" {done.num_dead_letters:,} dead letters that the store did not have.",
+        highlight=False,
+    )
 
 
 @commands.command("export")
@@ -149,19 +151,19 @@ def export_feedback(
     log_url: LogOption = "",
 ) -> None:
     """Write choices (or signals) of the log into a file as TRL reads it; importing it loses nothing."""
-    with speak_plainly():
-        check_format(path)
-        if path.exists() and not force:
-            raise fail(f"{path} is there already: pass --force to replace it.")
-        sources = read_sources(state_dir, log_url)
-        since_s = read_time(from_time, time.time())
-        one_start(from_offset, since_s)
-        with opened_log(sources) as log:
-            starts = find_starts(log, sources.topic, offset=from_offset or 0, since_s=since_s)
-            records = scan(log, sources.topic, starts, find_ends(log, sources.topic))
-            rows = make_rows(records, kind, has_all=has_all)
-            chosen = (row for row in rows if not policy or row.policy == policy)
-            num_rows = write_rows(path, ROWS[kind], chosen)
+    check_format(path)
+    if path.exists() and not force:
+        raise fail(f"{path} is there already: pass --force to replace it.")
+    require_folder(path)
+    sources = read_sources(state_dir, log_url)
+    since_s = read_time(from_time, time.time())
+    one_start(from_offset, since_s)
+    with opened_log(sources) as log:
+        starts = find_starts(log, sources.topic, offset=from_offset or 0, since_s=since_s)
+        records = scan(log, sources.topic, starts, find_ends(log, sources.topic))
+        rows = make_rows(records, kind, has_all=has_all)
+        chosen = (row for row in rows if not policy or row.policy == policy)
+        num_rows = write_rows(path, ROWS[kind], chosen)
     typer.echo(f"{num_rows:,} {kind} written to {path}")
 
 
@@ -178,22 +180,21 @@ def import_feedback(
     log_url: LogOption = "",
 ) -> None:
     """Append choices and signals of a file to the log. Event ids are kept or follow from the row: twice adds nothing."""
-    with speak_plainly():
-        sources = read_sources(state_dir, log_url)
-        origin = Origin(policy or sources.policy, app, time.time())
-        num_rows, problems = check_file(path, origin)
-        for problem in problems[:MAX_SHOWN_PROBLEMS]:
-            console.print(f"[yellow]{path.name}[/yellow] ", end="")
-            console.print(problem, markup=False, highlight=False)
-        if problems and not skips_bad:
-            raise fail(f"{len(problems):,} of {num_rows:,} rows cannot be read; nothing was imported (--skip-bad).")
-        if dry_run:
-            typer.echo(f"{num_rows - len(problems):,} of {num_rows:,} rows can be imported")
-            return
-        if not sources.log_url and not is_there(sources.log) and not sources.state_dir.is_dir():
-            raise fail(f"There is no state directory {sources.state_dir}: pass --state-dir or --log.")
-        with opened_log(sources, may_create=True) as log:
-            num_events = append_events(log, sources.topic, good_events(path, origin))
+    sources = read_sources(state_dir, log_url)
+    origin = Origin(policy or sources.policy, app, time.time())
+    num_rows, problems = check_file(path, origin)
+    for problem in problems[:MAX_SHOWN_PROBLEMS]:
+        console.print(f"[yellow]{path.name}[/yellow] ", end="")
+        console.print(problem, markup=False, highlight=False)
+    if problems and not skips_bad:
+        raise fail(f"{len(problems):,} of {num_rows:,} rows cannot be read; nothing was imported (--skip-bad).")
+    if dry_run:
+        typer.echo(f"{num_rows - len(problems):,} of {num_rows:,} rows can be imported")
+        return
+    if sources.log.startswith("sqlite"):
+        require_folder(sqlite_path(sources.log))
+    with opened_log(sources, may_create=True) as log:
+        num_events = append_events(log, sources.topic, good_events(path, origin))
     typer.echo(f"{num_events:,} events appended to {sources.topic}")
 
 
@@ -239,7 +240,7 @@ def _show(record: Record, as_json: bool) -> None:
         console.print(describe_record(record), soft_wrap=True)
 
 
-def _demand_no_trainer(sources: Sources, url: str) -> None:
+def _require_no_trainer(sources: Sources, url: str) -> None:
     """A store has one writer: leaves with its own words if a trainer is at work on this one."""
     if is_open_elsewhere(url):
         raise fail(f"Another process has {url} open: stop the trainer first, or pass --force.")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from prefloop.postgres import Postgres, PostgresError
+from prefloop.servers.postgres import Postgres, PostgresError
 from tests.postgres import run_server
 
 
@@ -82,8 +82,8 @@ def test_a_server_left_behind_by_a_killed_owner_is_replaced(server: Postgres) ->
 def test_the_command_prints_the_settings_and_ends_on_a_signal(server: Postgres) -> None:
     port, folder = server.port, server.folder
     server.stop()
-    argv = [sys.executable, "-m", "prefloop.postgres", "--folder", str(folder), "--port", str(port)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as command:
+    argv = [sys.executable, "-m", "prefloop.servers.postgres", "--folder", str(folder), "--port", str(port)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as command:
         assert command.stdout is not None
         said = dict(command.stdout.readline().strip().split("=") for _ in range(2))
         assert sorted(said) == ["PREFLOOP_GATEWAY__DATABASE_URL", "PREFLOOP_TRAINER__DATABASE_URL"]

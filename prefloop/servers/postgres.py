@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefloop.ports import find_port
+from prefloop.servers.ports import find_port
 
 _USER = "prefloop"
 _START_TIMEOUT_S = 60.0

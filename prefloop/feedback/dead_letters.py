@@ -14,9 +14,10 @@ import typer
 
 from feedback.database import write_transaction
 from feedback.letters import DeadLetter, discard_letters, find_letter, load_letters, retry_letters
-from prefloop.feedback_sources import JsonOption, StateOption, opened_database, read_sources, speak_plainly
-from prefloop.feedback_view import letter_as_dict, print_letter, print_letters, quote
-from prefloop.operator import console, fail
+from prefloop.feedback.sources import opened_database, read_sources
+from prefloop.feedback.view import letter_as_dict, print_letter, print_letters, quote
+from prefloop.gateway_client import JsonOption, StateOption
+from prefloop.terminal import console, fail
 
 commands = typer.Typer(help="Show, retry and discard records that could not be read.", no_args_is_help=True)
 
@@ -33,30 +34,28 @@ def list_letters(
     state_dir: StateOption = None,
 ) -> None:
     """List the dead letters in the order of the log."""
-    with speak_plainly():
-        sources = read_sources(state_dir)
-        with opened_database(sources.trainer_database, "trainer") as database, database.connect() as connection:
-            letters = load_letters(connection, with_discarded=with_discarded)
-        if as_json:
-            for letter in letters:
-                typer.echo(msgspec.json.encode(letter_as_dict(letter)))
-        elif letters:
-            print_letters(console, letters)
-        else:
-            console.print("No dead letters.")
+    sources = read_sources(state_dir)
+    with opened_database(sources.trainer_database, "trainer") as database, database.connect() as connection:
+        letters = load_letters(connection, with_discarded=with_discarded)
+    if as_json:
+        for letter in letters:
+            typer.echo(msgspec.json.encode(letter_as_dict(letter)))
+    elif letters:
+        print_letters(console, letters)
+    else:
+        console.print("No dead letters.")
 
 
 @commands.command("show")
 def show_letter(place: Place, as_json: JsonOption = False, state_dir: StateOption = None) -> None:
     """Show one letter: why it could not be read, its headers, its bytes."""
-    with speak_plainly():
-        sources = read_sources(state_dir)
-        with opened_database(sources.trainer_database, "trainer") as database, database.connect() as connection:
-            [letter] = _find(connection, sources.topic, [place])
-        if as_json:
-            typer.echo(msgspec.json.encode(letter_as_dict(letter)))
-        else:
-            print_letter(console, letter)
+    sources = read_sources(state_dir)
+    with opened_database(sources.trainer_database, "trainer") as database, database.connect() as connection:
+        [letter] = _find(connection, sources.topic, [place])
+    if as_json:
+        typer.echo(msgspec.json.encode(letter_as_dict(letter)))
+    else:
+        print_letter(console, letter)
 
 
 @commands.command("retry")
@@ -65,23 +64,22 @@ def retry(places: Places = None, as_json: JsonOption = False, state_dir: StateOp
 
     Each letter leaves the dead letters in the transaction that stores what it says.
     """
-    with speak_plainly():
-        sources = read_sources(state_dir)
-        with (
-            opened_database(sources.trainer_database, "trainer") as database,
-            write_transaction(database) as connection,
-        ):
-            letters = _find(connection, sources.topic, places) if places else load_letters(connection)
-            done = retry_letters(connection, letters)
-        num_stored = sum(not one.problem for one in done)
-        if as_json:
-            typer.echo(msgspec.json.encode({"stored": num_stored, "unreadable": len(done) - num_stored}))
-            return
-        console.print(f"{num_stored:,} stored, {len(done) - num_stored:,} still cannot be read")
-        for one in done:
-            if one.problem:
-                where = f"  {one.letter.record.partition}:{one.letter.record.offset}  {quote(one.problem, 200)[1:-1]}"
-                console.print(where, markup=False, highlight=False)
+    sources = read_sources(state_dir)
+    with (
+        opened_database(sources.trainer_database, "trainer") as database,
+        write_transaction(database) as connection,
+    ):
+        letters = _find(connection, sources.topic, places) if places else load_letters(connection)
+        done = retry_letters(connection, letters)
+    num_stored = sum(not one.problem for one in done)
+    if as_json:
+        typer.echo(msgspec.json.encode({"stored": num_stored, "unreadable": len(done) - num_stored}))
+        return
+    console.print(f"{num_stored:,} stored, {len(done) - num_stored:,} still cannot be read")
+    for one in done:
+        if one.problem:
+            where = f"  {one.letter.record.partition}:{one.letter.record.offset}  {quote(one.problem, 200)[1:-1]}"
+            console.print(where, markup=False, highlight=False)
 
 
 @commands.command("discard")
@@ -93,14 +91,15 @@ def discard(
     state_dir: StateOption = None,
 ) -> None:
     """Set letters aside, with a reason. They are marked and kept: `list --all` shows them, `retry PLACE` takes them."""
-    with speak_plainly():
-        sources = read_sources(state_dir)
-        with (
-            opened_database(sources.trainer_database, "trainer") as database,
-            write_transaction(database) as connection,
-        ):
-            num = discard_letters(connection, _find(connection, sources.topic, places), reason, time.time())
-        typer.echo(f"{num:,} discarded")
+    if not reason.strip():
+        raise fail("Say why with --reason: it is kept with them.")
+    sources = read_sources(state_dir)
+    with (
+        opened_database(sources.trainer_database, "trainer") as database,
+        write_transaction(database) as connection,
+    ):
+        num = discard_letters(connection, _find(connection, sources.topic, places), reason, time.time())
+    typer.echo(f"{num:,} discarded")
 
 
 def _find(connection: sa.Connection, topic: str, places: list[str]) -> list[DeadLetter]:

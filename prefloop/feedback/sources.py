@@ -1,5 +1,6 @@
-"""Where the `prefloop feedback` commands read and write: the settings they share with gateway and trainer, and the log
-and databases behind them. Opens only what is there already, unless told to make it.
+"""What offline commands read and write: the settings they share with gateway and trainer, the log and the databases.
+
+Opens only what is there already, unless told to make it, and never makes a directory.
 """
 
 from __future__ import annotations
@@ -14,22 +15,17 @@ from typing import Annotated, Any
 
 import sqlalchemy as sa
 import typer
-from pydantic import BaseModel, Field, ValidationError
-from sqlalchemy.exc import SQLAlchemyError
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import ArgumentError
 
-from feedback.database import open_database, sqlite_path
-from feedback.errors import FeedbackError
+from feedback.database import locate_store, open_database, sqlite_path
 from feedback.log import Log
 from feedback.schema import migrate
-from feedback.settings import SharedSettings
-from prefloop.operator import fail
+from feedback.settings import DatabaseUrl, SharedSettings
+from prefloop.terminal import fail
 
 GROUP = "trainer"  # under which the trainer publishes how far it has read
 
-StateOption = Annotated[
-    Path | None,
-    typer.Option("--state-dir", envvar="PREFLOOP_STATE_DIR", help="The state directory.", show_default="state"),
-]
 LogOption = Annotated[
     str,
     typer.Option("--log", metavar="URL", help="The log.", show_default="as prefloop.toml says, else in --state-dir"),
@@ -46,7 +42,6 @@ FromTime = Annotated[
         show_default=False,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -55,13 +50,13 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 class GatewaySection(BaseModel):
     """What these commands need of the gateway's settings."""
 
-    database_url: str = ""
+    database_url: DatabaseUrl = ""
 
 
 class TrainerSection(BaseModel):
     """What these commands need of the trainer's settings."""
 
-    database_url: str = ""
+    database_url: DatabaseUrl = ""
     host: str = "127.0.0.1"
     port: int = 8802
 
@@ -75,12 +70,12 @@ class Sources(SharedSettings):
     @property
     def gateway_database(self) -> str:
         """The URL of the gateway's database."""
-        return self.gateway.database_url or f"sqlite:///{self.state_dir / 'gateway.db'}"
+        return locate_store("gateway", self.state_dir, self.gateway.database_url)
 
     @property
     def trainer_database(self) -> str:
         """The URL of the trainer's database."""
-        return self.trainer.database_url or f"sqlite:///{self.state_dir / 'trainer.db'}"
+        return locate_store("trainer", self.state_dir, self.trainer.database_url)
 
 
 def read_sources(state_dir: Path | None = None, log: str = "") -> Sources:
@@ -91,19 +86,6 @@ def read_sources(state_dir: Path | None = None, log: str = "") -> Sources:
     if log:
         given["log_url"] = log
     return Sources(**given)
-
-
-@contextmanager
-def speak_plainly() -> Iterator[None]:
-    """Ends a command that fails with one red sentence instead of a traceback; Ctrl-C ends it without a word."""
-    try:
-        yield
-    except (FeedbackError, ValidationError, ValueError, OSError) as error:
-        raise fail(str(error)) from None
-    except SQLAlchemyError as error:
-        raise fail(f"The database refuses: {getattr(error, 'orig', None) or error}") from None
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
 
 
 @contextmanager
@@ -123,6 +105,8 @@ def opened_database(url: str, whose: str, *, may_create: bool = False) -> Iterat
     """A database to write to, with the trainer's tables. Leaves with its own words if there is none."""
     if not may_create and not is_there(url):
         raise fail(f"There is no {whose}'s database at {url}: pass --state-dir, or set its URL in prefloop.toml.")
+    if url.startswith("sqlite"):
+        require_folder(sqlite_path(url))
     engine = open_database(url)
     try:
         migrate(engine, "trainer")
@@ -149,6 +133,23 @@ def opened_to_read(url: str, table: sa.Table) -> Iterator[sa.Connection | None]:
         engine.dispose()
 
 
+def check_database(url: str) -> None:
+    """Leaves with its own words unless this is the URL of a database that could be opened."""
+    try:
+        if url.startswith("sqlite"):
+            sqlite_path(url)
+        elif sa.make_url(url).get_backend_name() != "postgresql":
+            raise ValueError("it must begin with sqlite: or postgresql://")
+    except (ValueError, ArgumentError) as error:
+        raise fail(f"This is no URL of a database: {error}.") from None
+
+
+def require_folder(path: Path) -> None:
+    """Leaves with its own words if a file's directory is not there: a typo would make a new one."""
+    if not path.absolute().parent.is_dir():
+        raise fail(f"There is no directory {path.parent}: make it first.")
+
+
 def is_there(url: str) -> bool:
     """Whether a SQLite file exists; of services, only asking can tell."""
     return not url.startswith("sqlite") or sqlite_path(url).exists()
@@ -164,18 +165,18 @@ def answers(host: str, port: int) -> bool:
 
 
 def read_time(text: str, now: float) -> float | None:
-    """Epoch seconds of a time or of so long ago; None for "". Raises ValueError."""
+    """Epoch seconds of a time or of so long ago; None for "". Leaves with its own words at what is neither."""
     if not text:
         return None
     if ago := _AGO.fullmatch(text):
         return now - float(ago[1]) * _UNITS_S[ago[2]]
     try:
         return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        raise ValueError(f"{text!r} is no time: write 2026-01-31T12:00, or so long ago, such as 2h") from None
+    except (ValueError, OverflowError):
+        raise fail(f"{text!r} is no time: write 2026-01-31T12:00, or so long ago, such as 2h.") from None
 
 
 def one_start(offset: int | None, since: float | None) -> None:
-    """Raises ValueError if both ways to say where to begin were used."""
+    """Leaves with its own words if both ways to say where to begin were used."""
     if offset is not None and since is not None:
-        raise ValueError("Say --from-offset or --from-time, not both.")
+        raise fail("Say --from-offset or --from-time, not both.")

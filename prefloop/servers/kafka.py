@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from prefloop.ports import find_port
+from prefloop.servers.ports import find_port
 
 POM = Path(__file__).with_name("kafka-pom.xml")
 MIN_JAVA = 17
@@ -74,7 +74,7 @@ def install_kafka(say: Say = print) -> Path:
     missing = check_programs()
     if missing:
         raise KafkaFailed(missing)
-    version = re.findall(r"<version>([^<]+)</version>", POM.read_text())[1]  # the first is the pom's own
+    version = str(re.findall(r"<version>([^<]+)</version>", POM.read_text())[1])  # the first is the pom's own
     folder = cache_dir() / version
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "lock").open("w") as lock:

@@ -11,8 +11,8 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer
 
 from feedback.log import NewRecord, open_log
-from prefloop.kafka import Broker, KafkaFailed, cache_dir, check_programs, install_kafka
-from prefloop.ports import find_port
+from prefloop.servers.kafka import Broker, KafkaFailed, cache_dir, check_programs, install_kafka
+from prefloop.servers.ports import find_port
 from tests.broker import run_broker
 
 
@@ -79,8 +79,8 @@ def test_make_kafka_prints_the_setting_and_stops_on_ctrl_c(tmp_path):
     missing = check_programs()
     if missing and os.environ.get("CI") != "true":
         pytest.skip(missing)
-    command = [sys.executable, "-m", "prefloop.kafka", "--folder", str(tmp_path / "kafka")]
-    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "prefloop.servers.kafka", "--folder", str(tmp_path / "kafka")]
+    root = Path(__file__).parents[3]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         lines = iter(process.stdout.readline, "")
         found = next(match for line in lines if (match := re.search(r"PREFLOOP_LOG_URL=(kafka://\S+)", line)))
