@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from feedback.connection import wait_for_database
+from feedback.database import wait_for_database
 from feedback.errors import DatabaseError
 from feedback.schema import migrate_url
 from gateway.api import build_api, with_request_id

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from feedback import inbox
-from feedback.connection import wait_for_database
-from feedback.database import Writer, open_database
+from feedback.database import Writer, open_database, wait_for_database
 from feedback.errors import DatabaseError
 from feedback.manifest import Probe
 from feedback.relay import Relay
