@@ -14,7 +14,6 @@ import sqlalchemy as sa
 
 from feedback import inbox
 from feedback.errors import EventError
-from feedback.events import decode_event
 from feedback.inbox import dead_letters, discarded_letters
 from feedback.log.base import Record
 
@@ -75,10 +74,9 @@ def discard_dead_letters(connection: sa.Connection, letters: Sequence[DeadLetter
 
 def _retry(connection: sa.Connection, record: Record) -> str:
     try:
-        decode_event(record.headers, record.value)
+        inbox.store_alone(connection, record)
     except EventError as error:
         return f"{type(error).__name__}: {error}"
-    inbox.restore(connection, record)
     for table in (discarded_letters, dead_letters):
         connection.execute(sa.delete(table).where(*_at(table, record.topic, record.partition, record.offset)))
     return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from feedback.inbox.intake import consume, load_offset, load_offsets, record_gap, restore
+from feedback.inbox.intake import consume, load_offset, load_offsets, record_gap, restore, store_alone
 from feedback.inbox.rows import (
     PreferenceRow,
     count_dead_letters,
@@ -21,6 +21,7 @@ from feedback.inbox.tables import (
     metadata,
     offsets,
     preferences,
+    quarantine,
     signals,
 )
 
@@ -46,7 +47,9 @@ __all__ = [
     "metadata",
     "offsets",
     "preferences",
+    "quarantine",
     "record_gap",
     "restore",
     "signals",
+    "store_alone",
 ]

@@ -10,16 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from itertools import groupby
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from feedback.database import insert_or_ignore
-from feedback.errors import EventError, PositionMismatch
+from feedback.errors import EventError, PoisonEvent, PositionMismatch
 from feedback.events import Choice, Event, Signal, decode_event
 from feedback.inbox.splits import choose_split, key_prompt
 from feedback.inbox.tables import dead_letter_outbox, dead_letters, gaps, offsets, preferences, signals
 from feedback.log.base import Record
+from feedback.outages import describe_error, is_of_data, make_storable
 
 
 def load_offset(connection: sa.Connection, topic: str, partition: int) -> int:
@@ -34,12 +36,15 @@ def load_offsets(connection: sa.Connection, topic: str) -> dict[int, int]:
     return {row.partition: row.next for row in connection.execute(query)}
 
 
-def consume(connection: sa.Connection, records: Iterable[Record], *, read_from: int | None = None) -> int:
+def consume(
+    connection: sa.Connection, records: Iterable[Record], *, read_from: int | None = None, one_by_one: bool = False
+) -> int:
     """Store a batch and move the offsets; return how many preferences are new. Run it in one transaction.
 
     read_from: the offset that was asked of the log, if the records are of one partition and may start behind a hole.
     Records below the stored offset are skipped. Raises PositionMismatch if the batch starts above it: seek, and read
-    again. What cannot be read becomes a dead letter.
+    again. What cannot be read becomes a dead letter. one_by_one: slower, and whatever the database has against one record
+    makes a dead letter of it alone.
     """
     num_new = 0
     ordered = sorted(records, key=lambda record: (record.topic, record.partition, record.offset))
@@ -50,7 +55,7 @@ def consume(connection: sa.Connection, records: Iterable[Record], *, read_from: 
         if start > next_offset:
             raise PositionMismatch(topic, partition, start, next_offset)
         fresh = [record for record in batch if record.offset >= next_offset]
-        num_new += sum(_take(connection, record) for record in fresh)
+        num_new += sum(_take(connection, record, one_by_one) for record in fresh)
         if fresh:
             _store_offset(connection, topic, partition, fresh[-1].offset + 1)
     return num_new
@@ -72,25 +77,64 @@ def restore(connection: sa.Connection, record: Record) -> bool:
 
     For records that the offset has passed already. What cannot be read becomes a dead letter.
     """
-    return _take(connection, record)
+    return _take(connection, record, one_by_one=True)
 
 
-def _take(connection: sa.Connection, record: Record) -> bool:
+def store(connection: sa.Connection, record: Record) -> bool:
+    """Store what a record says unless it is there; return whether a preference is new.
+
+    Raises EventError if it cannot be read, or holds what no database stores; the transaction goes on.
+    """
+    event = decode_event(record.headers, record.value)
     try:
-        event = decode_event(record.headers, record.value)
+        row = _build_row(event)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise PoisonEvent(describe_error(error)) from error
+    if row is None:
+        return False
+    is_new = insert_or_ignore(connection, preferences if isinstance(event.data, Choice) else signals, row)
+    return is_new and isinstance(event.data, Choice)
+
+
+def store_alone(connection: sa.Connection, record: Record) -> bool:
+    """`store` in a savepoint, so that whatever a database has against the record is raised as EventError too."""
+    try:
+        with connection.begin_nested():
+            return store(connection, record)
+    except Exception as error:  # any kind of value that nobody thought of
+        if isinstance(error, EventError) or not is_of_data(error):
+            raise
+        raise PoisonEvent(describe_error(error)) from error
+
+
+def _take(connection: sa.Connection, record: Record, one_by_one: bool) -> bool:
+    try:
+        return store_alone(connection, record) if one_by_one else store(connection, record)
     except EventError as error:
         _store_dead_letter(connection, record, error)
         return False
-    if isinstance(event.data, Signal):
-        _store_signal(connection, event, event.data)
-    return isinstance(event.data, Choice) and _store_preference(connection, event, event.data)
 
 
-def _store_preference(connection: sa.Connection, event: Event, choice: Choice) -> bool:
+def _build_row(event: Event) -> dict[str, Any] | None:
+    """The row of a choice or a signal, None for other events. Raises ValueError for what no database stores."""
+    match event.data:
+        case Choice() as choice:
+            row = _build_preference(event.id, choice)
+        case Signal() as signal:
+            row = _build_signal(event.id, signal)
+        case _:
+            return None
+    for name, value in row.items():
+        if isinstance(value, str) and (value.encode() and "\0" in value):  # encode: raises for lone surrogates
+            raise ValueError(f"`{name}` holds NUL, which PostgreSQL does not store")
+    return row
+
+
+def _build_preference(event_id: str, choice: Choice) -> dict[str, Any]:
     comparison = choice.comparison
     prompt_key = key_prompt(comparison.messages)
-    row = {
-        "event_id": event.id,
+    return {
+        "event_id": event_id,
         "comparison_id": comparison.id,
         "policy": comparison.policy,
         "app": comparison.app,
@@ -104,13 +148,12 @@ def _store_preference(connection: sa.Connection, event: Event, choice: Choice) -
         "used_as_replay": 0,
         "choice_json": msgspec.json.encode(choice),
     }
-    return insert_or_ignore(connection, preferences, row)
 
 
-def _store_signal(connection: sa.Connection, event: Event, signal: Signal) -> None:
+def _build_signal(event_id: str, signal: Signal) -> dict[str, Any]:
     prompt_key = "" if signal.messages is None else key_prompt(signal.messages)
-    row = {
-        "event_id": event.id,
+    return {
+        "event_id": event_id,
         "completion_id": signal.completion_id,
         "policy": signal.policy,
         "app": signal.app,
@@ -122,7 +165,6 @@ def _store_signal(connection: sa.Connection, event: Event, signal: Signal) -> No
         "created_at": signal.created_at,
         "signal_json": msgspec.json.encode(signal),
     }
-    insert_or_ignore(connection, signals, row)
 
 
 def _store_dead_letter(connection: sa.Connection, record: Record, error: EventError) -> None:
@@ -131,7 +173,7 @@ def _store_dead_letter(connection: sa.Connection, record: Record, error: EventEr
         "partition": record.partition,
         "record_offset": record.offset,
         "error": type(error).__name__,
-        "reason": str(error),
+        "reason": make_storable(str(error)),
         "key": record.key,
         "headers": msgspec.msgpack.encode(dict(record.headers)),
         "value": record.value,
@@ -143,7 +185,7 @@ def _store_dead_letter(connection: sa.Connection, record: Record, error: EventEr
     headers = {
         **record.headers,
         "prefloop_error": type(error).__name__.encode(),
-        "prefloop_reason": str(error).encode(errors="replace"),
+        "prefloop_reason": make_storable(str(error)).encode(),
         "prefloop_place": place.encode(),  # topic/partition/offset
     }
     letter = {

@@ -92,3 +92,12 @@ gaps = sa.Table(
     sa.Column("to_offset", sa.BigInteger, nullable=False),
     sa.Column("found_at", sa.Double, nullable=False),
 )
+
+quarantine = sa.Table(  # marks: the preferences stay where they are
+    "quarantined_preferences",
+    metadata,
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("part", sa.Text, nullable=False),  # of learning, where the preference failed
+    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("quarantined_at", sa.Double, nullable=False),
+)
