@@ -27,7 +27,7 @@ from feedback.log import Record
 from feedback.quality.statistics import Statistics, count_gateway, count_log, count_trainer
 from feedback.replay import is_open_elsewhere, replay
 from feedback.scan import find_ends, find_last, find_starts, follow, scan
-from prefloop import feedback_letters
+from prefloop import feedback_letters, feedback_quarantine
 from prefloop.feedback_sources import (
     GROUP,
     FromOffset,
@@ -51,6 +51,7 @@ from prefloop.operator import console, fail
 
 commands = typer.Typer(help="Look at what people said, rebuild, export and import it.", no_args_is_help=True)
 commands.add_typer(feedback_letters.commands, name="dead-letters")
+commands.add_typer(feedback_quarantine.commands, name="quarantine")
 
 MAX_SHOWN_PROBLEMS = 5
 

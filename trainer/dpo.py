@@ -66,7 +66,7 @@ def encode_preferences(stack: PolicyStack, pairs: Sequence["Pair"], reject: Reje
 
 def reject_if_sound(stack: PolicyStack, event_id: str, error: Exception, reject: Reject) -> None:
     """Reject a pair that failed alone. Raises its error if the model itself is broken."""
-    if not stack.is_sound():
+    if not stack.is_sound("policy"):
         raise error
     reject(event_id, PART, error)
 

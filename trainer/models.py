@@ -158,10 +158,13 @@ class PolicyStack:
             raise UnusableRow(f"prompt and answer are {len(ids):,} tokens, the policy reads {self.max_length:,}")
         return ids, len(prompt_ids)
 
-    def is_sound(self) -> bool:
-        """Whether the active adapter gives finite values: else the weights are to blame for what fails, and no row."""
+    def is_sound(self, adapter: str) -> bool:
+        """Whether an adapter is finite, and so is what is active now: else no row is to blame for what fails."""
+        if not all(torch.isfinite(parameter).all() for parameter in self.parameters_of(adapter).values()):
+            return False
+        ids = torch.tensor([[self.tokenizer.eos_token_id] * 2], device=self.device)
         with torch.no_grad():
-            logits = self.causal_lm(input_ids=torch.tensor([[self.tokenizer.eos_token_id]], device=self.device)).logits
+            logits = self.causal_lm(input_ids=ids, use_cache=False).logits
         return bool(torch.isfinite(logits).all())
 
     def collate(self, rows: Sequence[tuple[Sequence[int], int]]) -> Batch:

@@ -159,7 +159,7 @@ class RewardModel:
     def _reject_if_sound(self, failed: EncodedPair, error: Exception) -> None:
         """Reject a pair that failed alone. Raises its error if the model itself is broken."""
         heads = all(torch.isfinite(parameter).all() for parameter in self.head.parameters())
-        if not (heads and self.stack.is_sound()):
+        if not (heads and self.stack.is_sound("reward")):
             raise error
         self._reject(failed.pair.event_id, PART, error)
 
