@@ -15,7 +15,10 @@ from trainer.transcript import UnusableRow, flatten_content, flatten_messages
         ([], ""),
         ([{"type": "text", "text": "Hi"}], "Hi"),
         ([{"type": "text", "text": "Hi"}, {"type": "text", "text": "there"}], "Hi\nthere"),
-        ([{"type": "text", "text": ""}, "a", {"type": "text", "text": None}, {"type": "output_text", "text": "b"}], "a\nb"),
+        (
+            [{"type": "text", "text": ""}, "a", {"type": "text", "text": None}, {"type": "output_text", "text": "b"}],
+            "a\nb",
+        ),
         ([{"type": "refusal", "refusal": "no"}, {"type": "thinking", "thinking": "hm"}], "no\nhm"),
     ],
 )
