@@ -120,5 +120,5 @@ class ReplayError(FeedbackError):
     """A replay that would leave a hole in the store, or that the store does not take."""
 
 
-class ExchangeError(FeedbackError):
+class ImportExportError(FeedbackError):
     """A file of feedback that cannot be read or written as asked; the message says where."""

@@ -19,8 +19,7 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from feedback.connection import wait_for_database
-from feedback.database import Writer, open_database
+from feedback.database import Writer, open_database, wait_for_database
 from feedback.errors import DatabaseError
 from feedback.outages import log_failure
 from feedback.relay import Relay

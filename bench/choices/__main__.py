@@ -22,8 +22,7 @@ from bench.choices.stage import open_secrets, run_gateway, show_comparisons, wri
 from bench.gateway.servers import ServerFailed
 from bench.gateway.tools import MissingTool, compile_program
 from feedback.choices import NewChoice, choices, count_outbox, record_choices
-from feedback.connection import open_database, write_transaction
-from feedback.database import Writer
+from feedback.database import Writer, open_database, write_transaction
 from feedback.log import open_log
 from feedback.relay import Relay
 from prefloop.servers.postgres import PostgresError, run_postgres

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from bench.choices.stage import make_token, open_secrets, run_gateway, show_comparisons
 from bench.gateway.servers import Server
-from feedback.connection import open_database
+from feedback.database import open_database
 from feedback.inbox import preferences
 from feedback.schema import migrate
 from prefloop.servers.ports import find_port

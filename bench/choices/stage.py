@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.gateway.servers import Server
 from feedback.choices import store_comparison
-from feedback.connection import open_database, write_transaction
+from feedback.database import open_database, write_transaction
 from feedback.events import Candidate, Comparison
 from feedback.schema import migrate
 from gateway.access.secrets import Secrets, load_secrets

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from feedback.bias import Vote, load_votes, measure_bias
+from feedback.quality.bias import Vote, load_votes, measure_bias
 from gateway.api.guarded import OperatorRoute
 from gateway.serving.context import Context
 

@@ -18,17 +18,17 @@ from rich.progress import Progress
 
 from feedback import inbox
 from feedback.choices import comparisons
-from feedback.connection import sqlite_path
-from feedback.errors import ExchangeError
+from feedback.database import sqlite_path
+from feedback.errors import ImportExportError
 from feedback.events import Event
-from feedback.exchange import ROWS, Kind, append_events, make_rows, read_event
-from feedback.exchange.files import check_format, read_rows, write_rows
-from feedback.exchange.foreign import Origin
+from feedback.import_export import ROWS, Kind, append_events, make_rows, read_event
+from feedback.import_export.files import check_format, read_rows, write_rows
+from feedback.import_export.foreign import Origin
 from feedback.log import Record
+from feedback.quality.statistics import Statistics, count_gateway, count_log, count_trainer
 from feedback.replay import is_open_elsewhere, replay
 from feedback.scan import find_ends, find_last, find_starts, follow, scan
-from feedback.statistics import Statistics, count_gateway, count_log, count_trainer
-from prefloop.feedback import dead_letters
+from prefloop.feedback import dead_letters, quarantine
 from prefloop.feedback.sources import (
     GROUP,
     FromOffset,
@@ -54,6 +54,7 @@ commands = typer.Typer(
     help="Look at what people said, rebuild, export and import it.", no_args_is_help=True, add_completion=False
 )
 commands.add_typer(dead_letters.commands, name="dead-letters")
+commands.add_typer(quarantine.commands, name="quarantine")
 
 MAX_SHOWN_PROBLEMS = 5
 
@@ -221,7 +222,7 @@ def check_file(path: Path, origin: Origin) -> tuple[int, list[str]]:
         num_rows += 1
         try:
             read_event(columns, origin)
-        except ExchangeError as error:
+        except ImportExportError as error:
             problems.append(f"{place}: {error}")
     return num_rows, problems
 
@@ -229,7 +230,7 @@ def check_file(path: Path, origin: Origin) -> tuple[int, list[str]]:
 def good_events(path: Path, origin: Origin) -> Iterator[Event]:
     """The events of the rows that can be read."""
     for _, columns in read_rows(path):
-        with suppress(ExchangeError):
+        with suppress(ImportExportError):
             yield read_event(columns, origin)
 
 

@@ -13,7 +13,13 @@ import sqlalchemy as sa
 import typer
 
 from feedback.database import write_transaction
-from feedback.letters import DeadLetter, discard_letters, find_letter, load_letters, retry_letters
+from feedback.dead_letters import (
+    DeadLetter,
+    discard_dead_letters,
+    find_dead_letter,
+    load_dead_letters,
+    retry_dead_letters,
+)
 from prefloop.feedback.sources import opened_database, read_sources
 from prefloop.feedback.view import letter_as_dict, print_letter, print_letters, quote
 from prefloop.gateway_client import JsonOption, StateOption
@@ -36,7 +42,7 @@ def list_letters(
     """List the dead letters in the order of the log."""
     sources = read_sources(state_dir)
     with opened_database(sources.trainer_database, "trainer") as database, database.connect() as connection:
-        letters = load_letters(connection, with_discarded=with_discarded)
+        letters = load_dead_letters(connection, with_discarded=with_discarded)
     if as_json:
         for letter in letters:
             typer.echo(msgspec.json.encode(letter_as_dict(letter)))
@@ -69,8 +75,8 @@ def retry(places: Places = None, as_json: JsonOption = False, state_dir: StateOp
         opened_database(sources.trainer_database, "trainer") as database,
         write_transaction(database) as connection,
     ):
-        letters = _find(connection, sources.topic, places) if places else load_letters(connection)
-        done = retry_letters(connection, letters)
+        letters = _find(connection, sources.topic, places) if places else load_dead_letters(connection)
+        done = retry_dead_letters(connection, letters)
     num_stored = sum(not one.problem for one in done)
     if as_json:
         typer.echo(msgspec.json.encode({"stored": num_stored, "unreadable": len(done) - num_stored}))
@@ -98,7 +104,7 @@ def discard(
         opened_database(sources.trainer_database, "trainer") as database,
         write_transaction(database) as connection,
     ):
-        num = discard_letters(connection, _find(connection, sources.topic, places), reason, time.time())
+        num = discard_dead_letters(connection, _find(connection, sources.topic, places), reason, time.time())
     typer.echo(f"{num:,} discarded")
 
 
@@ -109,7 +115,7 @@ def _find(connection: sa.Connection, topic: str, places: list[str]) -> list[Dead
         partition, _, offset = place.partition(":")
         if not (partition.isdecimal() and offset.isdecimal()):
             raise fail(f"{place} is no place: write PARTITION:OFFSET, such as 2:17.")
-        letter = find_letter(connection, topic, int(partition), int(offset))
+        letter = find_dead_letter(connection, topic, int(partition), int(offset))
         if letter is None:
             raise fail(f"There is no dead letter at {place}.")
         letters.append(letter)

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from feedback.dead_letters import DeadLetter
 from feedback.errors import EventError
 from feedback.events import Choice, Comparison, Erasure, Event, Signal, decode_event
-from feedback.letters import DeadLetter
 from feedback.log.base import Record
-from feedback.statistics import Counts, Statistics
+from feedback.quality.statistics import Counts, Statistics
 
 _STYLES = {"choice": "green", "comparison": "cyan", "signal": "magenta", "erasure": "yellow", "unreadable": "red"}
 _SAID = ("thumb", "rating", "edited_text", "comment")

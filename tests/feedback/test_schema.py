@@ -13,6 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from typer.testing import CliRunner
 
+import feedback
 import gateway.app  # noqa: F401  # declares the gateway's tables
 import trainer.rewarding
 import trainer.rounds  # noqa: F401
@@ -59,7 +60,7 @@ def test_migrations_make_what_the_models_say(empty: sa.Engine, store: Store) -> 
 
 
 def list_revisions(store: Store) -> list[str]:
-    folder = Path(inbox.__file__).parent / "migrations" / store
+    folder = Path(feedback.__file__).parent / "migrations" / store
     return sorted(path.name.partition("_")[0] for path in folder.glob("0*.py"))
 
 

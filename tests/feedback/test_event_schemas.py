@@ -14,8 +14,8 @@ import jsonschema
 import msgspec
 import pytest
 
+from feedback.event_schemas import find_violations, render_schemas
 from feedback.events import BODIES, Candidate, Comparison, Outcome, decode_event, encode_event, json_schemas
-from feedback.schemas import find_violations, render_schemas
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCS = Path(__file__).parents[2] / "docs"

@@ -10,9 +10,15 @@ import sqlalchemy as sa
 
 from feedback import events, inbox
 from feedback.database import write_transaction
+from feedback.dead_letters import (
+    DeadLetter,
+    discard_dead_letters,
+    find_dead_letter,
+    load_dead_letters,
+    retry_dead_letters,
+)
 from feedback.errors import FutureVersion
 from feedback.events import Choice, new_event
-from feedback.letters import DeadLetter, discard_letters, find_letter, load_letters, retry_letters
 from feedback.log.base import Record
 from tests.feedback.samples import make_choice, make_comparison, make_record
 from tests.feedback.stores import dump, make_new
@@ -45,12 +51,12 @@ def store(trainer_database: sa.Engine) -> Iterator[sa.Engine]:
 
 def load(store: sa.Engine, *, with_discarded: bool = False) -> list[DeadLetter]:
     with store.connect() as connection:
-        return load_letters(connection, with_discarded=with_discarded)
+        return load_dead_letters(connection, with_discarded=with_discarded)
 
 
 def retry(store: sa.Engine) -> list[str]:
     with write_transaction(store) as connection:
-        return [one.problem for one in retry_letters(connection, load_letters(connection))]
+        return [one.problem for one in retry_dead_letters(connection, load_dead_letters(connection))]
 
 
 def test_letters_are_listed_with_their_bytes_and_places(store: sa.Engine) -> None:
@@ -62,8 +68,8 @@ def test_letters_are_listed_with_their_bytes_and_places(store: sa.Engine) -> Non
     )
     assert (poison.record.value, poison.error, poison.discarded_at) == (b"\x00{", "PoisonEvent", None)
     with store.connect() as connection:
-        assert find_letter(connection, "t", 0, 2) == poison
-        assert find_letter(connection, "t", 0, 0) is None
+        assert find_dead_letter(connection, "t", 0, 2) == poison
+        assert find_dead_letter(connection, "t", 0, 0) is None
 
 
 def test_what_still_cannot_be_read_stays(store: sa.Engine) -> None:
@@ -97,7 +103,7 @@ def test_storing_and_leaving_the_letters_are_one_transaction(store: sa.Engine, m
     monkeypatch.setitem(events.BODIES, "prefloop.verdict.v1", Choice)
     before = dump(store)
     with pytest.raises(KeyError), write_transaction(store) as connection:
-        retry_letters(connection, load_letters(connection))
+        retry_dead_letters(connection, load_dead_letters(connection))
         raise KeyError
     assert dump(store) == before
 
@@ -105,22 +111,22 @@ def test_storing_and_leaving_the_letters_are_one_transaction(store: sa.Engine, m
 def test_a_discarded_letter_is_marked_and_kept(store: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     future = load(store)[0]
     with write_transaction(store) as connection:
-        assert discard_letters(connection, [future], "sent by a test bench", 7.0) == 1
+        assert discard_dead_letters(connection, [future], "sent by a test bench", 7.0) == 1
     assert [letter.record.offset for letter in load(store)] == [2]
     kept = load(store, with_discarded=True)[0]
     assert (kept.discard_reason, kept.discarded_at, kept.record) == ("sent by a test bench", 7.0, future.record)
     with write_transaction(store) as connection:
-        assert discard_letters(connection, [kept], "again", 8.0) == 0  # the first reason stands
+        assert discard_dead_letters(connection, [kept], "again", 8.0) == 0  # the first reason stands
     monkeypatch.setitem(events.BODIES, "prefloop.verdict.v1", Choice)
     assert len(retry(store)) == 1  # not tried with the others
     with write_transaction(store) as connection:  # but when it is named
-        assert retry_letters(connection, [kept])[0].problem == ""
+        assert retry_dead_letters(connection, [kept])[0].problem == ""
     assert [letter.record.offset for letter in load(store, with_discarded=True)] == [2]
 
 
 def test_discarding_needs_a_reason(store: sa.Engine) -> None:
     with pytest.raises(ValueError, match="reason"), write_transaction(store) as connection:
-        discard_letters(connection, load_letters(connection), " ", 1.0)
+        discard_dead_letters(connection, load_dead_letters(connection), " ", 1.0)
 
 
 def test_the_error_of_a_letter_says_which_release_can_read_it(store: sa.Engine) -> None:

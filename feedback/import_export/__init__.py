@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from feedback.errors import EventError, ExchangeError
+from feedback.errors import EventError, ImportExportError
 from feedback.events import Event, decode_event, encode_event
-from feedback.exchange.foreign import Origin, read_foreign
-from feedback.exchange.rows import CHOICE, SIGNAL, ChoiceRow, Row, SignalRow, is_trainable, make_row, read_row
+from feedback.import_export.foreign import Origin, read_foreign
+from feedback.import_export.rows import CHOICE, SIGNAL, ChoiceRow, Row, SignalRow, is_trainable, make_row, read_row
 from feedback.log.base import Log, NewRecord, Record
 
 Kind = Literal["choices", "signals"]
@@ -43,17 +43,17 @@ def make_rows(records: Iterable[Record], kind: Kind, *, has_all: bool = False) -
 
 
 def read_event(columns: dict[str, Any], origin: Origin) -> Event:
-    """The event of one row of a file, ours or foreign. Raises ExchangeError."""
+    """The event of one row of a file, ours or foreign. Raises ImportExportError."""
     if columns.get("event_type") is None:
         event = read_foreign(columns, origin)
     else:
         kind = _TYPES.get(columns["event_type"])
         if kind is None:
-            raise ExchangeError(f"this release does not import {columns['event_type']!r}")
+            raise ImportExportError(f"this release does not import {columns['event_type']!r}")
         try:
             event = read_row(msgspec.convert(columns, kind))
         except msgspec.ValidationError as error:
-            raise ExchangeError(str(error)) from None
+            raise ImportExportError(str(error)) from None
     _check(event)
     return event
 
@@ -78,11 +78,11 @@ def append_events(log: Log, topic: str, events: Iterable[Event]) -> int:
 
 
 def _check(event: Event) -> None:
-    """Raises ExchangeError if readers of the log could not read the event again."""
+    """Raises ImportExportError if readers of the log could not read the event again."""
     try:
         headers, value = encode_event(event)
         decode_event(headers, value)
     except (EventError, ValueError, OverflowError, OSError) as error:
-        raise ExchangeError(f"no reader would take it: {error}") from None
+        raise ImportExportError(f"no reader would take it: {error}") from None
     if len(value) > MAX_EVENT_BYTES:
-        raise ExchangeError(f"it takes {len(value):,} bytes, and the log takes {MAX_EVENT_BYTES:,}")
+        raise ImportExportError(f"it takes {len(value):,} bytes, and the log takes {MAX_EVENT_BYTES:,}")

@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from feedback.errors import ExchangeError
-from feedback.exchange.rows import Row
+from feedback.errors import ImportExportError
+from feedback.import_export.rows import Row
 
 JSON_LINES = (".jsonl", ".json")
 PARQUET = (".parquet",)
@@ -24,34 +24,34 @@ _GROUP_ROWS = 1000
 
 
 def check_format(path: Path) -> None:
-    """Raises ExchangeError if the name's ending is of no format, or its package is missing."""
+    """Raises ImportExportError if the name's ending is of no format, or its package is missing."""
     if path.suffix in PARQUET:
         _import_parquet()
     elif path.suffix not in JSON_LINES:
-        raise ExchangeError(f"{path.name}: the ending must be one of {', '.join(JSON_LINES + PARQUET)}")
+        raise ImportExportError(f"{path.name}: the ending must be one of {', '.join(JSON_LINES + PARQUET)}")
 
 
 def write_rows(path: Path, kind: type[Row], rows: Iterable[Row]) -> int:
-    """Write all rows, replacing the file at the end; return how many. Raises ExchangeError."""
+    """Write all rows, replacing the file at the end; return how many. Raises ImportExportError."""
     check_format(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         num_rows = (_write_parquet if path.suffix in PARQUET else _write_lines)(temporary, kind, rows)
         temporary.replace(path)
     except OSError as error:
-        raise ExchangeError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise ImportExportError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return num_rows
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, columns) of every row; the place is for messages, such as `line 7`. Raises ExchangeError."""
+    """(place, columns) of every row; the place is for messages, such as `line 7`. Raises ImportExportError."""
     check_format(path)
     try:
         yield from (_read_parquet if path.suffix in PARQUET else _read_lines)(path)
     except OSError as error:
-        raise ExchangeError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ImportExportError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _write_lines(path: Path, kind: type[Row], rows: Iterable[Row]) -> int:
@@ -72,7 +72,7 @@ def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 yield f"line {number}", msgspec.json.decode(line, type=dict[str, Any])
             except (ValueError, RecursionError) as error:
-                raise ExchangeError(f"line {number} is not a JSON object: {error}") from None
+                raise ImportExportError(f"line {number} is not a JSON object: {error}") from None
 
 
 def _write_parquet(path: Path, kind: type[Row], rows: Iterable[Row]) -> int:
@@ -88,7 +88,7 @@ def _write_parquet(path: Path, kind: type[Row], rows: Iterable[Row]) -> int:
                 try:
                     table = pyarrow.Table.from_pylist([msgspec.to_builtins(row) for row in group], schema)
                 except (pyarrow.ArrowException, OverflowError) as error:
-                    raise ExchangeError(f"rows after {num_rows} do not fit into Parquet: {error}") from error
+                    raise ImportExportError(f"rows after {num_rows} do not fit into Parquet: {error}") from error
                 writer.write_table(table)
                 num_rows += len(group)
         _sync(file)
@@ -107,7 +107,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     number += 1
                     yield f"row {number}", columns
     except pyarrow.ArrowInvalid as error:
-        raise ExchangeError(f"{path} is no Parquet file: {error}") from error
+        raise ImportExportError(f"{path} is no Parquet file: {error}") from error
 
 
 def describe_columns(kind: type[msgspec.Struct]) -> Any:
@@ -144,7 +144,7 @@ def _import_parquet() -> ModuleType:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ExchangeError("Parquet needs pyarrow: pip install 'prefloop[parquet]'") from error
+        raise ImportExportError("Parquet needs pyarrow: pip install 'prefloop[parquet]'") from error
     module: ModuleType = pyarrow.parquet
     return module
 

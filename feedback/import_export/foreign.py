@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from feedback.errors import ExchangeError
+from feedback.errors import ImportExportError
 from feedback.events import Candidate, Choice, Comparison, Event, new_event
 
 SOURCE = "import"
@@ -32,10 +32,10 @@ class Origin:
 
 
 def read_foreign(row: Mapping[str, Any], origin: Origin) -> Event:
-    """The choice that a row stands for. Raises ExchangeError for rows of other forms."""
+    """The choice that a row stands for. Raises ImportExportError for rows of other forms."""
     messages, chosen, rejected = read_preference(row)
     if chosen == rejected:
-        raise ExchangeError("`chosen` and `rejected` are the same")
+        raise ImportExportError("`chosen` and `rejected` are the same")
     said = [origin.policy, origin.app, messages, chosen, rejected]
     name = hashlib.sha256(msgspec.json.encode(said, order="deterministic")).hexdigest()[:32]
     is_first = int(name, 16) % 2 == 0  # the better answer must not always come first
@@ -74,10 +74,10 @@ def read_preference(row: Mapping[str, Any]) -> tuple[list[Object], str, str]:
             return [{"role": "user", "content": prompt}], chosen, rejected
         if isinstance(prompt, list):  # messages with plain answers
             return _check_messages(prompt, "prompt"), chosen, rejected
-        raise ExchangeError("`prompt` is empty, or `chosen` and `rejected` have no beginning in common")
+        raise ImportExportError("`prompt` is empty, or `chosen` and `rejected` have no beginning in common")
     if isinstance(chosen, list) and isinstance(rejected, list):
         return _read_conversation(prompt, _check_messages(chosen, "chosen"), _check_messages(rejected, "rejected"))
-    raise ExchangeError("`chosen` and `rejected` must both be text, or both be lists of messages")
+    raise ImportExportError("`chosen` and `rejected` must both be text, or both be lists of messages")
 
 
 def _read_conversation(prompt: Any, chosen: list[Object], rejected: list[Object]) -> tuple[list[Object], str, str]:
@@ -89,7 +89,7 @@ def _read_conversation(prompt: Any, chosen: list[Object], rejected: list[Object]
     else:
         messages = prompt if isinstance(prompt, list) else []
     if not messages:
-        raise ExchangeError("`prompt` is empty, or `chosen` and `rejected` have no beginning in common")
+        raise ImportExportError("`prompt` is empty, or `chosen` and `rejected` have no beginning in common")
     return _check_messages(messages, "prompt"), _read_answer(chosen, "chosen"), _read_answer(rejected, "rejected")
 
 
@@ -118,13 +118,13 @@ def _count_common(one: Any, other: Any) -> int:
 def _check_messages(messages: list[Any], column: str) -> list[Object]:
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ExchangeError(f"`{column}` must be a list of messages, each with a role")
+            raise ImportExportError(f"`{column}` must be a list of messages, each with a role")
     return [{name: value for name, value in message.items() if value is not None} for message in messages]
 
 
 def _read_answer(messages: list[Object], column: str) -> str:
     if len(messages) != 1 or messages[0]["role"] != "assistant" or not isinstance(messages[0].get("content"), str):
-        raise ExchangeError(f"`{column}` must go on with exactly one assistant message of text")
+        raise ImportExportError(f"`{column}` must go on with exactly one assistant message of text")
     return str(messages[0]["content"])
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from feedback.errors import DatabaseError, DatabaseUnavailable
 
-logger = logging.getLogger("feedback.connection")
+logger = logging.getLogger("feedback.database")
 
 MIN_SQLITE = (3, 51, 3)  # older ones have a rare WAL corruption with several connections
 BUSY_TIMEOUT_MS = 5000

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec.structs import asdict
 
-from feedback.errors import ExchangeError
+from feedback.errors import ImportExportError
 from feedback.events import Arm, Asked, Candidate, Choice, Comparison, Event, Outcome, Position, Preferred, Signal
 
 CHOICE: Final = "prefloop.choice.v1"
@@ -140,7 +140,7 @@ def make_row(event: Event) -> Row | None:
 
 
 def read_row(row: Row) -> Event:
-    """The event of a row. Raises ExchangeError if its columns contradict each other."""
+    """The event of a row. Raises ImportExportError if its columns contradict each other."""
     data: Choice | Signal = _read_choice(row) if isinstance(row, ChoiceRow) else _read_signal(row)
     key = data.comparison.id if isinstance(data, Choice) else data.completion_id
     return Event(id=row.event_id, type=row.event_type, source=row.event_source, key=key, time=row.event_time, data=data)
@@ -182,7 +182,7 @@ def _read_choice(row: ChoiceRow) -> Choice:
         texts = [_text(row.chosen, "chosen"), _text(row.rejected, "rejected")]
         first, second = texts if row.preferred == "first" else texts[::-1]
     elif row.first.text is None or row.second.text is None:
-        raise ExchangeError(f"`preferred` is {row.preferred}, but `first.text` or `second.text` is missing")
+        raise ImportExportError(f"`preferred` is {row.preferred}, but `first.text` or `second.text` is missing")
     else:
         first, second = row.first.text, row.second.text
     comparison = Comparison(
@@ -234,7 +234,7 @@ def _answer(text: str) -> Message:
 
 def _text(messages: list[Message] | None, column: str) -> str:
     if messages is None or len(messages) != 1 or messages[0].role != "assistant":
-        raise ExchangeError(f"`{column}` must be one assistant message")
+        raise ImportExportError(f"`{column}` must be one assistant message")
     return messages[0].content
 
 
@@ -250,7 +250,7 @@ def _join_messages(messages: list[Message], as_json: str | None) -> list[dict[st
     if as_json is not None:
         whole: list[dict[str, Any]] = _decode(as_json, list[dict[str, Any]], "prompt_json")
         if _split_messages(whole)[0] != messages:
-            raise ExchangeError("`prompt` and `prompt_json` differ; without `prompt_json`, `prompt` counts")
+            raise ImportExportError("`prompt` and `prompt_json` differ; without `prompt_json`, `prompt` counts")
         return whole
     return [asdict(message) for message in messages]
 
@@ -268,4 +268,4 @@ def _decode(text: str, kind: Any, column: str) -> Any:
     try:
         return msgspec.json.decode(text, type=kind)
     except (ValueError, RecursionError) as error:
-        raise ExchangeError(f"`{column}` is not JSON of its kind: {error}") from None
+        raise ImportExportError(f"`{column}` is not JSON of its kind: {error}") from None

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from feedback.errors import ExchangeError
-from feedback.exchange import ROWS, make_rows
-from feedback.exchange.files import read_rows, write_rows
-from feedback.exchange.rows import Row
+from feedback.errors import ImportExportError
+from feedback.import_export import ROWS, make_rows
+from feedback.import_export.files import read_rows, write_rows
+from feedback.import_export.rows import Row
 from tests.feedback.samples import make_choice, make_record
 
 
@@ -47,27 +47,27 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     for text in ("[]", "{", "\udcff", "[" * 5000):
         path.write_bytes(b"{}\n\n" + text.encode("utf-8", "surrogateescape") + b"\n")
-        with pytest.raises(ExchangeError, match="line 3"):
+        with pytest.raises(ImportExportError, match="line 3"):
             list(read_rows(path))
 
 
 def test_other_files_are_refused_in_plain_words(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR2")
     for name, words in (("x.csv", "ending"), ("x.parquet", "no Parquet"), ("missing.jsonl", "cannot be read")):
-        with pytest.raises(ExchangeError, match=words):
+        with pytest.raises(ImportExportError, match=words):
             list(read_rows(tmp_path / name))
-    with pytest.raises(ExchangeError, match="cannot be written"):
+    with pytest.raises(ImportExportError, match="cannot be written"):
         write_rows(tmp_path / "no" / "x.jsonl", ROWS["choices"], rows(1))
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"
-        "from pathlib import Path; from feedback.errors import ExchangeError\n"
-        "from feedback.exchange.files import check_format\n"
+        "from pathlib import Path; from feedback.errors import ImportExportError\n"
+        "from feedback.import_export.files import check_format\n"
         "check_format(Path('x.jsonl'))\n"
         "try: check_format(Path('x.parquet'))\n"
-        "except ExchangeError as error: print(error)"
+        "except ImportExportError as error: print(error)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "Parquet needs pyarrow: pip install 'prefloop[parquet]'\n", result.stderr

@@ -14,7 +14,6 @@ import sqlalchemy as sa
 
 from feedback import inbox
 from feedback.errors import EventError
-from feedback.events import decode_event
 from feedback.inbox import dead_letters, discarded_letters
 from feedback.log.base import Record
 
@@ -42,7 +41,7 @@ class Retried:
     problem: str
 
 
-def load_letters(connection: sa.Connection, *, with_discarded: bool = False) -> list[DeadLetter]:
+def load_dead_letters(connection: sa.Connection, *, with_discarded: bool = False) -> list[DeadLetter]:
     """The letters in the order of their places in the log."""
     query = _select().order_by(*(dead_letters.c[name] for name in _PLACE))
     if not with_discarded:
@@ -50,18 +49,18 @@ def load_letters(connection: sa.Connection, *, with_discarded: bool = False) -> 
     return [_read(row) for row in connection.execute(query)]
 
 
-def find_letter(connection: sa.Connection, topic: str, partition: int, offset: int) -> DeadLetter | None:
+def find_dead_letter(connection: sa.Connection, topic: str, partition: int, offset: int) -> DeadLetter | None:
     """The letter of one place, discarded or not."""
     row = connection.execute(_select().where(*_at(dead_letters, topic, partition, offset))).first()
     return None if row is None else _read(row)
 
 
-def retry_letters(connection: sa.Connection, letters: Sequence[DeadLetter]) -> list[Retried]:
+def retry_dead_letters(connection: sa.Connection, letters: Sequence[DeadLetter]) -> list[Retried]:
     """Decode letters again; those that can be read are stored as events and are dead letters no more."""
     return [Retried(letter=letter, problem=_retry(connection, letter.record)) for letter in letters]
 
 
-def discard_letters(connection: sa.Connection, letters: Sequence[DeadLetter], reason: str, now: float) -> int:
+def discard_dead_letters(connection: sa.Connection, letters: Sequence[DeadLetter], reason: str, now: float) -> int:
     """Mark letters as not worth another try; return how many were not marked yet. They stay, with their bytes."""
     if not reason.strip():
         raise ValueError("a reason is needed")
@@ -75,10 +74,9 @@ def discard_letters(connection: sa.Connection, letters: Sequence[DeadLetter], re
 
 def _retry(connection: sa.Connection, record: Record) -> str:
     try:
-        decode_event(record.headers, record.value)
+        inbox.store_alone(connection, record)
     except EventError as error:
         return f"{type(error).__name__}: {error}"
-    inbox.restore(connection, record)
     for table in (discarded_letters, dead_letters):
         connection.execute(sa.delete(table).where(*_at(table, record.topic, record.partition, record.offset)))
     return ""

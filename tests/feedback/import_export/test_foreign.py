@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from feedback.errors import ExchangeError
+from feedback.errors import ImportExportError
 from feedback.events import Choice
-from feedback.exchange import read_event
-from feedback.exchange.foreign import Origin, read_preference
+from feedback.import_export import read_event
+from feedback.import_export.foreign import Origin, read_preference
 
 ORIGIN = Origin("tutor", "import", 5000.0)
 ASKED = {"role": "user", "content": "What color is the sky?"}
@@ -85,7 +85,7 @@ def test_every_form_is_read(row: dict[str, Any], messages: Any, chosen: str, rej
     ],
 )
 def test_other_rows_are_refused_with_the_reason(row: dict[str, Any], problem: str) -> None:
-    with pytest.raises(ExchangeError, match=problem):
+    with pytest.raises(ImportExportError, match=problem):
         read_event(row, ORIGIN)
 
 

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from feedback.errors import ExchangeError
+from feedback.errors import ImportExportError
 from feedback.events import PREFERRED, Choice, Signal, decode_event, encode_event, new_event
-from feedback.exchange import ROWS, Kind, append_events, make_rows, read_event
-from feedback.exchange.files import describe_columns, read_rows, write_rows
-from feedback.exchange.foreign import Origin
+from feedback.import_export import ROWS, Kind, append_events, make_rows, read_event
+from feedback.import_export.files import describe_columns, read_rows, write_rows
+from feedback.import_export.foreign import Origin
 from feedback.log import Record
 from feedback.scan import find_ends, find_starts, scan
-from tests.feedback.exchange.strategies import choices, signals, times
+from tests.feedback.import_export.strategies import choices, signals, times
 from tests.feedback.samples import make_choice, make_comparison, make_record, make_signal
 from tests.feedback.stores import TOPIC, consume_all, dump, make_new, opened_log, opened_store
 
@@ -164,5 +164,5 @@ PARTS = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
 def test_rows_that_contradict_themselves_are_refused(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
     write_rows(tmp_path / "x.jsonl", ROWS["choices"], make_rows([make_record(0, make_choice())], "choices"))
     [(_, row)] = read_rows(tmp_path / "x.jsonl")
-    with pytest.raises(ExchangeError, match=problem):
+    with pytest.raises(ImportExportError, match=problem):
         read_event({**row, **changes}, ORIGIN)
