@@ -21,7 +21,7 @@ from gateway.serving.endpoints import CHAT, ENDPOINTS, Endpoint
 from gateway.serving.exchange import Exchange, note_refusal, see_through, served_checkpoints
 from gateway.serving.pairs.asking import Ask, decide_ask, may_pair, read_compare
 from gateway.serving.pairs.paired import answer_pair
-from gateway.serving.recording.recorder import Recorder
+from gateway.serving.recording.comparison_recorder import ComparisonRecorder
 from gateway.serving.routing import Header, choose_route, identify_user
 from gateway.serving.single import Passage, answer_single
 
@@ -149,7 +149,7 @@ def choose_ask(exchange: Exchange, header: Header) -> Ask | None:
     return None
 
 
-def find_obstacle(recorder: Recorder) -> str | None:
+def find_obstacle(recorder: ComparisonRecorder) -> str | None:
     """Why no comparison can be stored now, so that two answers would be made for nothing."""
     if recorder.is_failing:
         return "database"

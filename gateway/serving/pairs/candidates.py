@@ -13,13 +13,13 @@ from feedback.events import Asked, Candidate, Comparison, Position
 from gateway.access.tokens import ComparisonToken, sign_token, text_digest
 from gateway.serving.exchange import Exchange
 from gateway.serving.pairs.asking import Ask, Side, is_last_asked_first, is_swapped
-from gateway.serving.recording.shown import name_pair
+from gateway.serving.recording.comparison_lookup import name_pair
 
 _TAGS = ("domain", "language", "task")
 
 
 @dataclass
-class Draft:
+class CandidateDraft:
     """One answer while it is made; `index` is its place in what the client sees."""
 
     side: Side
@@ -50,14 +50,14 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Showing:
+class Pair:
     """One comparison to be: the ids the client will see, and the drafts in display order, and as engines are asked."""
 
     comparison_id: str
     completion_id: str
     created: int
-    drafts: tuple[Draft, Draft]
-    asked: tuple[Draft, Draft]
+    drafts: tuple[CandidateDraft, CandidateDraft]
+    asked: tuple[CandidateDraft, CandidateDraft]
 
     @property
     def is_duel(self) -> bool:
@@ -65,28 +65,28 @@ class Showing:
         return self.drafts[0].side.arm != self.drafts[1].side.arm
 
 
-def open_showing(sides: tuple[Side, Side], order_key: bytes) -> Showing:
+def draft_pair(sides: tuple[Side, Side], order_key: bytes) -> Pair:
     """Give a comparison its ids, and the order that follows from them."""
     comparison_id, completion_id = name_pair(uuid.uuid4().hex)
     first, second = sides[::-1] if is_swapped(comparison_id, order_key) else sides
-    drafts = (Draft(first, 0), Draft(second, 1))
+    drafts = (CandidateDraft(first, 0), CandidateDraft(second, 1))
     asked = (drafts[1], drafts[0]) if is_last_asked_first(comparison_id, order_key) else drafts
-    return Showing(comparison_id, completion_id, int(time.time()), drafts, asked)
+    return Pair(comparison_id, completion_id, int(time.time()), drafts, asked)
 
 
-def build_comparison(exchange: Exchange, ask: Ask, showing: Showing, engine: str, now: float) -> Comparison:
+def build_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str, now: float) -> Comparison:
     """The record of what was shown."""
-    first, second = showing.drafts
-    asked: Asked = "duel" if showing.is_duel else "random" if ask.reason == "random" else "explore"
+    first, second = pair.drafts
+    asked: Asked = "duel" if pair.is_duel else "random" if ask.reason == "random" else "explore"
     return Comparison(
-        id=showing.comparison_id,
+        id=pair.comparison_id,
         policy=exchange.context.settings.policy,
         app=exchange.identity.app,
         user=exchange.who.user,
         conversation=exchange.who.conversation,
         messages=exchange.request.read_messages(),
-        first=_candidate(exchange, showing, first),
-        second=_candidate(exchange, showing, second),
+        first=_candidate(exchange, pair, first),
+        second=_candidate(exchange, pair, second),
         asked=asked,
         propensity=ask.propensity,
         engine=engine,
@@ -106,17 +106,17 @@ def find_first_to_finish(first_s: float | None, second_s: float | None) -> Posit
     return "first" if first_s < second_s else "second"
 
 
-async def offer_comparison(exchange: Exchange, ask: Ask, showing: Showing, engine: str) -> dict[str, Any] | None:
+async def offer_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str) -> dict[str, Any] | None:
     """Record the comparison; what the client needs to answer it, or None if it must not be asked.
 
     None if the answers are the same, too long for an event, or the row did not commit in time; all are counted.
     """
     context = exchange.context
-    first, second = showing.drafts
+    first, second = pair.drafts
     if first.content == second.content:
         count_unasked(exchange, "identical")
         return None
-    comparison = build_comparison(exchange, ask, showing, engine, time.time())
+    comparison = build_comparison(exchange, ask, pair, engine, time.time())
     if len(msgspec.json.encode(comparison)) > context.settings.gateway.max_event_bytes:  # longer than was foreseen
         count_unasked(exchange, "size")
         return None
@@ -150,17 +150,17 @@ def count_unasked(exchange: Exchange, reason: str) -> None:
     exchange.context.metrics.count_not_paired(reason)
 
 
-def merge_usage(drafts: list[Draft]) -> dict[str, int]:
+def merge_usage(drafts: list[CandidateDraft]) -> dict[str, int]:
     """Usage as OpenAI counts n=2: the prompt once, completions summed."""
     prompt = max((draft.prompt_tokens for draft in drafts), default=0)
     completion = sum(draft.completion_tokens for draft in drafts)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _candidate(exchange: Exchange, showing: Showing, draft: Draft) -> Candidate:
+def _candidate(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> Candidate:
     temperature = exchange.request.temperature
     return Candidate(
-        completion_id=f"{showing.completion_id}-{draft.index}",
+        completion_id=f"{pair.completion_id}-{draft.index}",
         text=draft.content,
         checkpoint=draft.side.checkpoint,
         digest=exchange.context.swap.digest(draft.side.checkpoint),

@@ -28,129 +28,129 @@ from gateway.serving.exchange import (
 )
 from gateway.serving.metering import guess_prompt, settle_tokens
 from gateway.serving.pairs.asking import Ask
-from gateway.serving.pairs.candidates import Draft, Showing, count_unasked, merge_usage, offer_comparison
+from gateway.serving.pairs.candidates import CandidateDraft, Pair, count_unasked, merge_usage, offer_comparison
 
 _MAX_QUEUED = 64  # events read ahead of a slow client
 
 
 @dataclass
-class Strand:
+class CandidateStream:
     """One of the streams, with what it has said so far."""
 
-    draft: Draft
+    draft: CandidateDraft
     answer: EngineAnswer
     outcome: Outcome
 
 
 @dataclass(frozen=True)
 class _End:
-    """A strand has come to its end, or broke."""
+    """A stream has come to its end, or broke."""
 
     has_failed: bool
 
 
-_Queue = asyncio.Queue[tuple[Strand, "dict[str, Any] | _End"]]
+_Queue = asyncio.Queue[tuple[CandidateStream, "dict[str, Any] | _End"]]
 
 
-async def weave(
-    exchange: Exchange, ask: Ask, showing: Showing, strands: list[Strand], lost: Sequence[Outcome] = ()
+async def interleave_streams(
+    exchange: Exchange, ask: Ask, pair: Pair, streams: list[CandidateStream], lost: Sequence[Outcome] = ()
 ) -> AsyncGenerator[bytes, None]:
-    """The events for the client. lost: how the one ended that is no strand, because it failed before its first byte."""
+    """The events for the client. lost: how the one ended that is no stream, because it failed before its first byte."""
     queue: _Queue = asyncio.Queue(_MAX_QUEUED)
-    readers = [asyncio.create_task(_read_strand(exchange, strand, queue)) for strand in strands]
-    drafts = [strand.draft for strand in strands]
-    for strand in strands:
-        strand.outcome.code = CLIENT_GONE  # until it has ended
+    readers = [asyncio.create_task(_read_stream(exchange, stream, queue)) for stream in streams]
+    drafts = [stream.draft for stream in streams]
+    for stream in streams:
+        stream.outcome.code = CLIENT_GONE  # until it has ended
     held: dict[str, Any] | None = None
     try:
         while not all(draft.is_ended for draft in drafts):
-            strand, item = await queue.get()
+            stream, item = await queue.get()
             if isinstance(item, _End):
-                _end_strand(strand, item)
-                if strand.draft.has_failed and strand.draft.index == 0:
+                _end_stream(stream, item)
+                if stream.draft.has_failed and stream.draft.index == 0:
                     note_failure(exchange)
-                    for other in strands:
+                    for other in streams:
                         if not other.draft.is_ended:
                             other.outcome.code = 200  # cut short by us; which one breaks first is the order's coin
                     yield failure_events()
                     return
                 continue
-            shown = _show(strand, item, exchange.route.alias, showing)
+            shown = _show(stream, item, exchange.route.alias, pair)
             if shown is None:
                 continue
-            if shown["choices"][0].get("finish_reason") and _is_last(strand.draft, drafts):
+            if shown["choices"][0].get("finish_reason") and _is_last(stream.draft, drafts):
                 held = shown
             else:
                 yield encode_event(shown)
-        yield await _finish(exchange, ask, showing, strands, held)
+        yield await _finish(exchange, ask, pair, streams, held)
     finally:
         for reader in readers:
             reader.cancel()
         # Before anything is awaited: the client may leave just now.
         num_completion = sum(draft.completion_tokens or draft.num_chunks for draft in drafts)
         settle_tokens(exchange, merge_usage(drafts)["prompt_tokens"] or guess_prompt(exchange), num_completion)
-        for strand in strands:
-            strand.answer.close()
-            strand.outcome.num_tokens = strand.draft.completion_tokens
-        note_pair(exchange, [*(strand.outcome for strand in strands), *lost], is_duel=showing.is_duel)
+        for stream in streams:
+            stream.answer.close()
+            stream.outcome.num_tokens = stream.draft.completion_tokens
+        note_pair(exchange, [*(stream.outcome for stream in streams), *lost], is_duel=pair.is_duel)
         await asyncio.gather(*readers, return_exceptions=True)
 
 
 async def _finish(
-    exchange: Exchange, ask: Ask, showing: Showing, strands: list[Strand], held: dict[str, Any] | None
+    exchange: Exchange, ask: Ask, pair: Pair, streams: list[CandidateStream], held: dict[str, Any] | None
 ) -> bytes:
     """The last events: the held chunk with its comparison, the usage if the client wants it, the end mark."""
-    good = [strand.draft for strand in strands if not strand.draft.has_failed]
+    good = [stream.draft for stream in streams if not stream.draft.has_failed]
     events: list[bytes] = []
     if held is not None and len(good) == 2:
-        comparison = await offer_comparison(exchange, ask, showing, strands[0].answer.engine)
+        comparison = await offer_comparison(exchange, ask, pair, streams[0].answer.engine)
         if comparison is not None:
             held["comparison"] = comparison
-    elif len(strands) == 2:
+    elif len(streams) == 2:
         count_unasked(exchange, "failed")
     if held is not None:
         events.append(encode_event(held))
     if exchange.request.wants_usage:
-        events.append(encode_event(_envelope([], exchange.route.alias, showing) | {"usage": merge_usage(good)}))
+        events.append(encode_event(_envelope([], exchange.route.alias, pair) | {"usage": merge_usage(good)}))
     return b"".join([*events, DONE])
 
 
-def _end_strand(strand: Strand, end: _End) -> None:
-    draft = strand.draft
+def _end_stream(stream: CandidateStream, end: _End) -> None:
+    draft = stream.draft
     draft.is_ended = True
     draft.has_failed = end.has_failed or not draft.finish_reason
-    strand.outcome.code = 502 if draft.has_failed else 200
+    stream.outcome.code = 502 if draft.has_failed else 200
 
 
-def _is_last(draft: Draft, drafts: list[Draft]) -> bool:
+def _is_last(draft: CandidateDraft, drafts: list[CandidateDraft]) -> bool:
     return all(other is draft or other.finish_reason or other.has_failed for other in drafts)
 
 
-async def _read_strand(exchange: Exchange, strand: Strand, queue: _Queue) -> None:
+async def _read_stream(exchange: Exchange, stream: CandidateStream, queue: _Queue) -> None:
     """Put every chunk of one stream into the queue, and its end; notes when that was, whatever the client has read."""
     splitter = EventSplitter()
     has_failed = False
     try:
-        async for data in strand.answer.chunks():
-            exchange.context.deployment.note_progress(strand.answer.engine, time.monotonic())
+        async for data in stream.answer.chunks():
+            exchange.context.deployment.note_progress(stream.answer.engine, time.monotonic())
             for event in splitter.feed(data):
-                watch_bytes(strand.outcome, event)
+                watch_bytes(stream.outcome, event)
                 payload = event_data(event)
                 if not payload or payload == b"[DONE]":
                     continue
                 chunk = msgspec.json.decode(payload, type=dict[str, Any])
                 if "error" in chunk:
                     raise EngineInterrupted(str(chunk["error"]))
-                await queue.put((strand, chunk))
-        strand.draft.seconds_to_finish = time.monotonic() - exchange.started
+                await queue.put((stream, chunk))
+        stream.draft.seconds_to_finish = time.monotonic() - exchange.started
     except (EngineInterrupted, ValueError, RecursionError):
         has_failed = True
-    await queue.put((strand, _End(has_failed)))
+    await queue.put((stream, _End(has_failed)))
 
 
-def _show(strand: Strand, chunk: dict[str, Any], alias: str, showing: Showing) -> dict[str, Any] | None:
+def _show(stream: CandidateStream, chunk: dict[str, Any], alias: str, pair: Pair) -> dict[str, Any] | None:
     """What the client sees of one chunk; None for the engine's own usage chunk. Keeps the draft up to date."""
-    draft = strand.draft
+    draft = stream.draft
     draft.read_usage(chunk.get("usage"))
     choices = chunk.get("choices") or []
     if not choices:
@@ -164,7 +164,7 @@ def _show(strand: Strand, chunk: dict[str, Any], alias: str, showing: Showing) -
     draft.finish_reason = choice.get("finish_reason") or draft.finish_reason
     choice["index"] = draft.index
     rest = {name: value for name, value in chunk.items() if name not in ("usage", "system_fingerprint")}
-    return rest | _envelope([choice], alias, showing)
+    return rest | _envelope([choice], alias, pair)
 
 
 def _add_tool_call(calls: dict[int, Any], call: dict[str, Any]) -> None:
@@ -174,11 +174,11 @@ def _add_tool_call(calls: dict[int, Any], call: dict[str, Any]) -> None:
         known["function"][name] += (call.get("function") or {}).get(name) or ""
 
 
-def _envelope(choices: list[dict[str, Any]], alias: str, showing: Showing) -> dict[str, Any]:
+def _envelope(choices: list[dict[str, Any]], alias: str, pair: Pair) -> dict[str, Any]:
     return {
-        "id": showing.completion_id,
+        "id": pair.completion_id,
         "object": "chat.completion.chunk",
-        "created": showing.created,
+        "created": pair.created,
         "model": alias,
         "choices": choices,
     }

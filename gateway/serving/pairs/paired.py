@@ -23,8 +23,15 @@ from gateway.serving.body import add_fields
 from gateway.serving.exchange import Exchange, Outcome, note_pair, watch_bytes
 from gateway.serving.metering import settle_tokens
 from gateway.serving.pairs.asking import Ask, choose_sides
-from gateway.serving.pairs.candidates import Draft, Showing, count_unasked, merge_usage, offer_comparison, open_showing
-from gateway.serving.pairs.interleave import Strand, weave
+from gateway.serving.pairs.candidates import (
+    CandidateDraft,
+    Pair,
+    count_unasked,
+    draft_pair,
+    merge_usage,
+    offer_comparison,
+)
+from gateway.serving.pairs.interleave import CandidateStream, interleave_streams
 
 _rng = random.SystemRandom()
 T = TypeVar("T")
@@ -42,8 +49,8 @@ async def answer_pair(exchange: Exchange, ask: Ask) -> None:
     for side in sides:  # their requests begin in tasks of their own, a moment later
         deployment.hold(side.checkpoint)
     try:
-        showing = open_showing(sides, exchange.context.secrets.pepper)
-        await (_answer_streamed if exchange.request.is_stream else _answer_whole)(exchange, ask, showing)
+        pair = draft_pair(sides, exchange.context.secrets.pepper)
+        await (_answer_streamed if exchange.request.is_stream else _answer_whole)(exchange, ask, pair)
     finally:
         if not exchange.is_asked:
             asks.take_back(user, asked_at)
@@ -51,31 +58,31 @@ async def answer_pair(exchange: Exchange, ask: Ask) -> None:
             deployment.release(side.checkpoint)
 
 
-async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> None:
-    answers = await asyncio.gather(*_ask_both(showing, partial(_fetch, exchange, showing)), return_exceptions=True)
-    drawn: list[tuple[Draft, dict[str, Any]]] = []
+async def _answer_whole(exchange: Exchange, ask: Ask, pair: Pair) -> None:
+    answers = await asyncio.gather(*_ask_both(pair, partial(_fetch, exchange, pair)), return_exceptions=True)
+    drawn: list[tuple[CandidateDraft, dict[str, Any]]] = []
     outcomes: list[Outcome] = []
-    for draft, answer in zip(showing.drafts, answers, strict=True):
+    for draft, answer in zip(pair.drafts, answers, strict=True):
         completion = _read_completion(answer, draft)
         outcomes.append(_find_outcome(draft, answer))
         if completion is not None:
             drawn.append((draft, completion))
-    note_pair(exchange, outcomes, is_duel=showing.is_duel)
+    note_pair(exchange, outcomes, is_duel=pair.is_duel)
     if not drawn:
-        _refuse(exchange, showing, answers)
+        _refuse(exchange, pair, answers)
         return
     body = dict(drawn[0][1])
     drafts = [draft for draft, _ in drawn]
     if len(drawn) == 2:
         engine = next(answer.engine for answer in answers if isinstance(answer, EngineAnswer))
-        comparison = await offer_comparison(exchange, ask, showing, engine)
+        comparison = await offer_comparison(exchange, ask, pair, engine)
         if drafts[0].content == drafts[1].content:
             drawn = drawn[:1]
         if comparison is not None:
             body["comparison"] = comparison
     else:
         count_unasked(exchange, "failed")
-    body["id"], body["created"] = showing.completion_id, showing.created
+    body["id"], body["created"] = pair.completion_id, pair.created
     body["model"] = exchange.route.alias
     body["choices"] = [{**completion["choices"][0], "index": i} for i, (_, completion) in enumerate(drawn)]
     body["usage"] = usage = merge_usage(drafts)
@@ -84,19 +91,19 @@ async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> None:
     exchange.call.send(200, msgspec.json.encode(body))
 
 
-def _ask_both(showing: Showing, ask: Callable[[Draft], Coroutine[Any, Any, T]]) -> list[asyncio.Task[T]]:
-    """Begin both requests, in the showing's order of asking; the tasks are in display order."""
-    begun = {draft.index: asyncio.create_task(ask(draft)) for draft in showing.asked}
-    return [begun[draft.index] for draft in showing.drafts]
+def _ask_both(pair: Pair, ask: Callable[[CandidateDraft], Coroutine[Any, Any, T]]) -> list[asyncio.Task[T]]:
+    """Begin both requests, in the pair's order of asking; the tasks are in display order."""
+    begun = {draft.index: asyncio.create_task(ask(draft)) for draft in pair.asked}
+    return [begun[draft.index] for draft in pair.drafts]
 
 
-async def _fetch(exchange: Exchange, showing: Showing, draft: Draft) -> EngineAnswer:
-    answer = await _ask(exchange, showing, draft, {"seed": draft.side.seed}, is_stream=False)
+async def _fetch(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> EngineAnswer:
+    answer = await _ask(exchange, pair, draft, {"seed": draft.side.seed}, is_stream=False)
     draft.seconds_to_finish = time.monotonic() - exchange.started
     return answer
 
 
-def _read_completion(answer: EngineAnswer | BaseException, draft: Draft) -> dict[str, Any] | None:
+def _read_completion(answer: EngineAnswer | BaseException, draft: CandidateDraft) -> dict[str, Any] | None:
     if isinstance(answer, BaseException) or answer.status != 200:
         return None
     try:
@@ -117,7 +124,7 @@ def _without_id(call: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in call.items() if name != "id"}
 
 
-def _find_outcome(draft: Draft, answer: EngineAnswer | BaseException) -> Outcome:
+def _find_outcome(draft: CandidateDraft, answer: EngineAnswer | BaseException) -> Outcome:
     """How an answer that is no stream ended."""
     outcome = Outcome(draft.side.arm, num_tokens=draft.completion_tokens)
     if isinstance(answer, EngineAnswer):
@@ -128,9 +135,9 @@ def _find_outcome(draft: Draft, answer: EngineAnswer | BaseException) -> Outcome
     return outcome
 
 
-def _refuse(exchange: Exchange, showing: Showing, answers: Sequence[EngineAnswer | Strand | BaseException]) -> None:
+def _refuse(exchange: Exchange, pair: Pair, answers: Sequence[EngineAnswer | CandidateStream | BaseException]) -> None:
     """Neither answer could be made: the engine's own refusal if there is one. Else raises."""
-    for draft, answer in zip(showing.drafts, answers, strict=True):
+    for draft, answer in zip(pair.drafts, answers, strict=True):
         if isinstance(answer, EngineAnswer) and answer.status != 200 and answer.status < 500:
             exchange.call.send(*hide_refusal(answer, draft.side.checkpoint, exchange.route.alias))
             return
@@ -140,30 +147,30 @@ def _refuse(exchange: Exchange, showing: Showing, answers: Sequence[EngineAnswer
     raise ApiError(503, "The engine failed to answer.", code="engine_error", headers={"retry-after": "1"})
 
 
-async def _answer_streamed(exchange: Exchange, ask: Ask, showing: Showing) -> None:
-    tasks = _ask_both(showing, partial(_open, exchange, showing))
+async def _answer_streamed(exchange: Exchange, ask: Ask, pair: Pair) -> None:
+    tasks = _ask_both(pair, partial(_open, exchange, pair))
     try:
         opened = await asyncio.gather(*tasks, return_exceptions=True)
     except asyncio.CancelledError:
         for task in tasks:
             task.add_done_callback(_close_late)
         raise
-    strands = [strand for strand in opened if isinstance(strand, Strand)]
+    streams = [stream for stream in opened if isinstance(stream, CandidateStream)]
     lost = [
         _find_outcome(draft, answer)
-        for draft, answer in zip(showing.drafts, opened, strict=True)
-        if not isinstance(answer, Strand)
+        for draft, answer in zip(pair.drafts, opened, strict=True)
+        if not isinstance(answer, CandidateStream)
     ]
-    if not strands:
-        note_pair(exchange, lost, is_duel=showing.is_duel)
-        _refuse(exchange, showing, opened)
+    if not streams:
+        note_pair(exchange, lost, is_duel=pair.is_duel)
+        _refuse(exchange, pair, opened)
         return
-    if len(strands) == 1:
+    if len(streams) == 1:
         count_unasked(exchange, "failed")
-        strands[0].draft.index = 0
+        streams[0].draft.index = 0
     call = exchange.call
     call.start()
-    async with aclosing(weave(exchange, ask, showing, strands, lost)) as events:
+    async with aclosing(interleave_streams(exchange, ask, pair, streams, lost)) as events:
         async for data in events:
             call.write(data)
             await call.drain()
@@ -171,9 +178,9 @@ async def _answer_streamed(exchange: Exchange, ask: Ask, showing: Showing) -> No
 
 
 async def _ask(
-    exchange: Exchange, showing: Showing, draft: Draft, fields: dict[str, Any], *, is_stream: bool
+    exchange: Exchange, pair: Pair, draft: CandidateDraft, fields: dict[str, Any], *, is_stream: bool
 ) -> EngineAnswer:
-    checkpoint, other = draft.side.checkpoint, showing.drafts[1 - draft.index]
+    checkpoint, other = draft.side.checkpoint, pair.drafts[1 - draft.index]
     body = add_fields(exchange.body_for(checkpoint), fields)
     answer = await ask_engine(
         exchange, checkpoint, body, is_stream=is_stream, suffix=f"-{draft.index}", has_other=lambda: other.is_there
@@ -182,18 +189,18 @@ async def _ask(
     return answer
 
 
-async def _open(exchange: Exchange, showing: Showing, draft: Draft) -> Strand | EngineAnswer:
+async def _open(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> CandidateStream | EngineAnswer:
     given = exchange.request.stream_options
     options = {
         **(given if isinstance(given, dict) else {}), "include_usage": True, "continuous_usage_stats": False,
     }  # fmt: skip
     fields = {"seed": draft.side.seed, "stream_options": options}
-    answer = await _ask(exchange, showing, draft, fields, is_stream=True)
+    answer = await _ask(exchange, pair, draft, fields, is_stream=True)
     if answer.status != 200:
         return answer
-    return Strand(draft, answer, Outcome(draft.side.arm, first_byte_s=time.monotonic() - exchange.started))
+    return CandidateStream(draft, answer, Outcome(draft.side.arm, first_byte_s=time.monotonic() - exchange.started))
 
 
-def _close_late(task: asyncio.Future[Strand | EngineAnswer]) -> None:
-    if not task.cancelled() and task.exception() is None and isinstance(strand := task.result(), Strand):
-        strand.answer.close()
+def _close_late(task: asyncio.Future[CandidateStream | EngineAnswer]) -> None:
+    if not task.cancelled() and task.exception() is None and isinstance(stream := task.result(), CandidateStream):
+        stream.answer.close()

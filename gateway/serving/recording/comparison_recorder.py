@@ -22,7 +22,7 @@ logger = logging.getLogger("gateway.recorder")
 _MAX_PENDING = 256
 
 
-class Recorder:
+class ComparisonRecorder:
     """Hands comparisons to the writer, and knows how many wait there."""
 
     def __init__(self, writer: Writer) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from gateway.http.sse import EventSplitter, event_data
-from gateway.serving.recording.store import StoredCompletion
+from gateway.serving.recording.completion_store import StoredCompletion
 
 Object = dict[str, Any]
 
