@@ -28,12 +28,13 @@ from gateway.access.auth import authenticate
 from gateway.access.keys import Identity
 from gateway.api.request_body import read_body
 from gateway.errors import ApiError, bad_request, not_found, unavailable
+from gateway.serving.body import check_depth
 from gateway.serving.context import Context
 from gateway.serving.metrics import ARMS
 from gateway.serving.recording.comparison_lookup import NoSuchCandidate, ShownCandidate, find_candidate, may_be_pair
-from gateway.serving.recording.completion_reader import NoSuchChoice, check_depth, read_messages, read_prompt, read_text
+from gateway.serving.recording.completion_reader import NoSuchChoice, read_messages, read_prompt, read_text
 from gateway.serving.recording.completion_store import StoredCompletion
-from gateway.serving.routing import find_opening
+from gateway.serving.routing import find_opening, read_header_name
 from gateway.tables.checkpoints import get_checkpoint
 
 logger = logging.getLogger("gateway.signals")
@@ -203,7 +204,7 @@ async def describe_signal(
         return _add_shown(context, signal, shown)
     if row is not None:
         return await asyncio.to_thread(_add_recorded, context, signal, row)
-    named = headers.get("x-prefloop-user", "")
+    named = read_header_name(headers.get("x-prefloop-user"))
     user = context.secrets.hash_user(identity.app, named) if named else ""
     signal = replace(signal, messages=request.messages, answer=request.answer, user=user)
     _check_size(context, signal)

@@ -117,7 +117,7 @@ def open_exchange(
 ) -> Exchange:
     """Read the request and choose who answers it. Raises ApiError."""
     request, span = parse_request(body, allow_remote_media=context.settings.gateway.allow_remote_media)
-    endpoint.refuse(request)
+    endpoint.refuse(request, prompt_logprobs=context.settings.gateway.refuse_prompt_logprobs)
     who = identify_user(request, header, identity.app, context.secrets)
     view = context.deployment.view
     alias = context.settings.policy

@@ -11,6 +11,7 @@ import msgspec
 
 from feedback.events import Asked, Candidate, Comparison, Position
 from gateway.access.tokens import ComparisonToken, sign_token, text_digest
+from gateway.serving.engine_answers import EnginePiece, Function
 from gateway.serving.exchange import Exchange
 from gateway.serving.pairs.asking import Ask, Side, is_last_asked_first, is_swapped
 from gateway.serving.recording.comparison_lookup import name_pair
@@ -25,7 +26,7 @@ class CandidateDraft:
     side: Side
     index: int
     text: str = ""
-    tool_calls: dict[int, Any] = field(default_factory=dict)
+    tool_calls: dict[int, Function] = field(default_factory=dict)
     finish_reason: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -40,18 +41,29 @@ class CandidateDraft:
         """The text by which two answers are told apart: what is said, then the tools that are called."""
         if not self.tool_calls:
             return self.text
-        return self.text + msgspec.json.encode([self.tool_calls[key] for key in sorted(self.tool_calls)]).decode()
+        return self.text + msgspec.json.encode(self.list_tool_calls()).decode()
 
-    def read_usage(self, usage: Any) -> None:
-        """Take the token counts of an OpenAI usage object."""
-        if isinstance(usage, dict):
-            self.prompt_tokens = int(usage.get("prompt_tokens") or 0)
-            self.completion_tokens = int(usage.get("completion_tokens") or 0)
+    def list_tool_calls(self) -> list[dict[str, Any]]:
+        """The tools that are called, as OpenAI writes them, without ids."""
+        return [{"type": "function", "function": self.tool_calls[key]} for key in sorted(self.tool_calls)]
+
+    def add(self, piece: EnginePiece) -> None:
+        """Take what a whole answer, or one more chunk of a stream, says."""
+        self.text += piece.message.content or ""
+        for rank, call in enumerate(piece.message.tool_calls or ()):
+            known = self.tool_calls.setdefault(rank if call.index is None else call.index, Function("", ""))
+            given = call.function or Function()
+            known.name = (known.name or "") + (given.name or "")
+            known.arguments = (known.arguments or "") + (given.arguments or "")
+        self.finish_reason = piece.finish_reason or self.finish_reason
+        if piece.usage is not None:
+            self.prompt_tokens = piece.usage.prompt_tokens or 0
+            self.completion_tokens = piece.usage.completion_tokens or 0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison to be: the ids the client will see, and the drafts in display order, and as engines are asked."""
+    """Two answers on their way: the ids the client will see, and the drafts in display order, and as engines are asked."""
 
     comparison_id: str
     completion_id: str
@@ -66,7 +78,7 @@ class Pair:
 
 
 def draft_pair(sides: tuple[Side, Side], order_key: bytes) -> Pair:
-    """Give a comparison its ids, and the order that follows from them."""
+    """Give a pair its ids, and the order that follows from them."""
     comparison_id, completion_id = name_pair(uuid.uuid4().hex)
     first, second = sides[::-1] if is_swapped(comparison_id, order_key) else sides
     drafts = (CandidateDraft(first, 0), CandidateDraft(second, 1))
@@ -84,7 +96,7 @@ def build_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str, now:
         app=exchange.identity.app,
         user=exchange.who.user,
         conversation=exchange.who.conversation,
-        messages=exchange.request.read_messages(),
+        messages=exchange.request.read_storable_messages() or [],
         first=_candidate(exchange, pair, first),
         second=_candidate(exchange, pair, second),
         asked=asked,
@@ -150,6 +162,32 @@ def count_unasked(exchange: Exchange, reason: str) -> None:
     exchange.context.metrics.count_not_paired(reason)
 
 
+def record_alone(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> None:
+    """Have an answer that nobody is asked about recorded as a single one, which signals name by the pair's id."""
+    if not exchange.is_recorded:
+        return
+    context, who, side = exchange.context, exchange.who, draft.side
+    message: dict[str, Any] = {"role": "assistant", "content": draft.text}
+    if draft.tool_calls:
+        message["tool_calls"] = draft.list_tool_calls()
+    choice = {"index": 0, "message": message, "finish_reason": draft.finish_reason}
+    context.completions.note(
+        (
+            time.time(),
+            pair.completion_id,
+            exchange.identity.app,
+            who.user,
+            who.named_conversation,
+            context.settings.policy,
+            side.checkpoint,
+            side.arm,
+            exchange.body,
+            msgspec.json.encode({"id": pair.completion_id, "choices": [choice]}),
+            False,
+        )
+    )
+
+
 def merge_usage(drafts: list[CandidateDraft]) -> dict[str, int]:
     """Usage as OpenAI counts n=2: the prompt once, completions summed."""
     prompt = max((draft.prompt_tokens for draft in drafts), default=0)
@@ -158,7 +196,6 @@ def merge_usage(drafts: list[CandidateDraft]) -> dict[str, int]:
 
 
 def _candidate(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> Candidate:
-    temperature = exchange.request.temperature
     return Candidate(
         completion_id=f"{pair.completion_id}-{draft.index}",
         text=draft.content,
@@ -169,13 +206,16 @@ def _candidate(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> Candida
         prompt_tokens=draft.prompt_tokens,
         completion_tokens=draft.completion_tokens,
         seed=draft.side.seed,
-        temperature=temperature if type(temperature) in (int, float) else None,  # engines take a string too
+        temperature=exchange.request.temperature,
         max_tokens=exchange.request.token_limit,
         seconds_to_finish=draft.seconds_to_finish,
     )
 
 
-def _read_tags(metadata: Any) -> dict[str, str]:
+def _read_tags(metadata: msgspec.Raw) -> dict[str, str]:
     """What the app says of the request, as far as it is what it should be: engines ignore the field."""
-    given = metadata if isinstance(metadata, dict) else {}
+    try:
+        given = msgspec.json.decode(metadata, type=dict[str, Any])
+    except (ValueError, RecursionError):
+        return {}
     return {name: value for name in _TAGS if isinstance(value := given.get(name), str)}

@@ -1,22 +1,23 @@
-"""Weaves two streams into one, as OpenAI does for n=2: chunks in the order they come, told apart by `index`.
+"""Interleaves two streams, as OpenAI does for n=2: chunks in the order they come, told apart by `index`.
 
-The chunk with the last finish_reason is held until both answers are complete and their comparison has committed, and
-carries it. If index 1 fails it falls silent; if index 0 fails the stream ends in an error.
+The chunk with the last finish_reason, and whatever an engine says after it, is held until both answers are complete and
+their comparison has committed, and carries it. If index 1 fails it falls silent; if index 0 fails the stream ends in an
+error.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
-from gateway.errors import EngineInterrupted
+from gateway.errors import EngineInterrupted, UnreadableAnswer
 from gateway.http.connection import EngineAnswer
 from gateway.http.sse import DONE, EventSplitter, encode_event, event_data
+from gateway.serving.engine_answers import EnginePiece, read_chunk
 from gateway.serving.exchange import (
     CLIENT_GONE,
     Exchange,
@@ -28,7 +29,16 @@ from gateway.serving.exchange import (
 )
 from gateway.serving.metering import guess_prompt, settle_tokens
 from gateway.serving.pairs.asking import Ask
-from gateway.serving.pairs.candidates import CandidateDraft, Pair, count_unasked, merge_usage, offer_comparison
+from gateway.serving.pairs.candidates import (
+    CandidateDraft,
+    Pair,
+    count_unasked,
+    merge_usage,
+    offer_comparison,
+    record_alone,
+)
+
+logger = logging.getLogger("gateway.pairs")
 
 _MAX_QUEUED = 64  # events read ahead of a slow client
 
@@ -42,6 +52,20 @@ class CandidateStream:
     outcome: Outcome
 
 
+@dataclass
+class _Held:
+    """What comes from the last finish on, mostly that one chunk: in its order, until the comparison has committed."""
+
+    chunks: list[dict[str, Any]] = field(default_factory=list)
+    last_finish: dict[str, Any] | None = None  # of them, the one that carries the comparison
+
+    def add(self, chunk: dict[str, Any], *, is_finish: bool) -> None:
+        """Hold one more."""
+        self.chunks.append(chunk)
+        if is_finish:
+            self.last_finish = chunk
+
+
 @dataclass(frozen=True)
 class _End:
     """A stream has come to its end, or broke."""
@@ -49,7 +73,7 @@ class _End:
     has_failed: bool
 
 
-_Queue = asyncio.Queue[tuple[CandidateStream, "dict[str, Any] | _End"]]
+_Queue = asyncio.Queue[tuple[CandidateStream, "EnginePiece | _End"]]
 
 
 async def interleave_streams(
@@ -61,7 +85,7 @@ async def interleave_streams(
     drafts = [stream.draft for stream in streams]
     for stream in streams:
         stream.outcome.code = CLIENT_GONE  # until it has ended
-    held: dict[str, Any] | None = None
+    held = _Held()
     try:
         while not all(draft.is_ended for draft in drafts):
             stream, item = await queue.get()
@@ -75,13 +99,15 @@ async def interleave_streams(
                     yield failure_events()
                     return
                 continue
-            shown = _show(stream, item, exchange.route.alias, pair)
-            if shown is None:
+            stream.draft.add(item)
+            if item.choice is None:  # the engine's own usage
                 continue
-            if shown["choices"][0].get("finish_reason") and _is_last(stream.draft, drafts):
-                held = shown
+            stream.draft.num_chunks += 1
+            chunk = _build_chunk(item, stream.draft, exchange.route.alias, pair)
+            if held.chunks or (item.finish_reason and _is_last(stream.draft, drafts)):
+                held.add(chunk, is_finish=bool(item.finish_reason))
             else:
-                yield encode_event(shown)
+                yield encode_event(chunk)
         yield await _finish(exchange, ask, pair, streams, held)
     finally:
         for reader in readers:
@@ -92,24 +118,23 @@ async def interleave_streams(
         for stream in streams:
             stream.answer.close()
             stream.outcome.num_tokens = stream.draft.completion_tokens
+        for draft in drafts:
+            if draft.index == 0 and draft.num_chunks and not exchange.is_asked:
+                record_alone(exchange, pair, draft)
         note_pair(exchange, [*(stream.outcome for stream in streams), *lost], is_duel=pair.is_duel)
         await asyncio.gather(*readers, return_exceptions=True)
 
 
-async def _finish(
-    exchange: Exchange, ask: Ask, pair: Pair, streams: list[CandidateStream], held: dict[str, Any] | None
-) -> bytes:
-    """The last events: the held chunk with its comparison, the usage if the client wants it, the end mark."""
+async def _finish(exchange: Exchange, ask: Ask, pair: Pair, streams: list[CandidateStream], held: _Held) -> bytes:
+    """The last events: what was held, with the comparison, the usage if the client wants it, the end mark."""
     good = [stream.draft for stream in streams if not stream.draft.has_failed]
-    events: list[bytes] = []
-    if held is not None and len(good) == 2:
+    if held.last_finish is not None and len(good) == 2:
         comparison = await offer_comparison(exchange, ask, pair, streams[0].answer.engine)
         if comparison is not None:
-            held["comparison"] = comparison
+            held.last_finish["comparison"] = comparison
     elif len(streams) == 2:
         count_unasked(exchange, "failed")
-    if held is not None:
-        events.append(encode_event(held))
+    events = [encode_event(chunk) for chunk in held.chunks]
     if exchange.request.wants_usage:
         events.append(encode_event(_envelope([], exchange.route.alias, pair) | {"usage": merge_usage(good)}))
     return b"".join([*events, DONE])
@@ -138,40 +163,18 @@ async def _read_stream(exchange: Exchange, stream: CandidateStream, queue: _Queu
                 payload = event_data(event)
                 if not payload or payload == b"[DONE]":
                     continue
-                chunk = msgspec.json.decode(payload, type=dict[str, Any])
-                if "error" in chunk:
-                    raise EngineInterrupted(str(chunk["error"]))
-                await queue.put((stream, chunk))
+                await queue.put((stream, read_chunk(payload)))
         stream.draft.seconds_to_finish = time.monotonic() - exchange.started
-    except (EngineInterrupted, ValueError, RecursionError):
+    except (EngineInterrupted, UnreadableAnswer, ValueError) as error:
+        logger.warning("a stream of a pair broke: %s", error, extra=exchange.call.log_fields)
         has_failed = True
     await queue.put((stream, _End(has_failed)))
 
 
-def _show(stream: CandidateStream, chunk: dict[str, Any], alias: str, pair: Pair) -> dict[str, Any] | None:
-    """What the client sees of one chunk; None for the engine's own usage chunk. Keeps the draft up to date."""
-    draft = stream.draft
-    draft.read_usage(chunk.get("usage"))
-    choices = chunk.get("choices") or []
-    if not choices:
-        return None
-    draft.num_chunks += 1
-    choice = dict(choices[0])
-    delta = choice.get("delta") or {}
-    draft.text += delta.get("content") or ""
-    for call in delta.get("tool_calls") or ():
-        _add_tool_call(draft.tool_calls, call)
-    draft.finish_reason = choice.get("finish_reason") or draft.finish_reason
-    choice["index"] = draft.index
-    rest = {name: value for name, value in chunk.items() if name not in ("usage", "system_fingerprint")}
-    return rest | _envelope([choice], alias, pair)
-
-
-def _add_tool_call(calls: dict[int, Any], call: dict[str, Any]) -> None:
-    empty = {"type": "function", "function": {"name": "", "arguments": ""}}
-    known = calls.setdefault(int(call.get("index") or 0), empty)
-    for name in ("name", "arguments"):
-        known["function"][name] += (call.get("function") or {}).get(name) or ""
+def _build_chunk(piece: EnginePiece, draft: CandidateDraft, alias: str, pair: Pair) -> dict[str, Any]:
+    """What the client sees of one chunk."""
+    choice: dict[str, Any] = {**(piece.choice or {}), "index": draft.index}
+    return {**piece.fields, **_envelope([choice], alias, pair)}
 
 
 def _envelope(choices: list[dict[str, Any]], alias: str, pair: Pair) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Two answers to one request: both drawn at once, shown as choices[0] and choices[1] with a comparison to answer.
 
 Identical answers collapse to one; if one failed, the other stands alone as index 0. Neither id, model nor fingerprint
-tells the client which arm wrote what. Streams are woven in interleave.py.
+tells the client which arm wrote what. Streams are interleaved in interleave.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -16,10 +17,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gateway.errors import ApiError
+from gateway.errors import ApiError, UnreadableAnswer
 from gateway.http.connection import EngineAnswer
 from gateway.serving.attempts import ask_engine, hide_refusal
 from gateway.serving.body import add_fields
+from gateway.serving.engine_answers import EnginePiece, read_completion
 from gateway.serving.exchange import Exchange, Outcome, note_pair, watch_bytes
 from gateway.serving.metering import settle_tokens
 from gateway.serving.pairs.asking import Ask, choose_sides
@@ -30,8 +32,11 @@ from gateway.serving.pairs.candidates import (
     draft_pair,
     merge_usage,
     offer_comparison,
+    record_alone,
 )
 from gateway.serving.pairs.interleave import CandidateStream, interleave_streams
+
+logger = logging.getLogger("gateway.pairs")
 
 _rng = random.SystemRandom()
 T = TypeVar("T")
@@ -60,10 +65,10 @@ async def answer_pair(exchange: Exchange, ask: Ask) -> None:
 
 async def _answer_whole(exchange: Exchange, ask: Ask, pair: Pair) -> None:
     answers = await asyncio.gather(*_ask_both(pair, partial(_fetch, exchange, pair)), return_exceptions=True)
-    drawn: list[tuple[CandidateDraft, dict[str, Any]]] = []
+    drawn: list[tuple[CandidateDraft, EnginePiece]] = []
     outcomes: list[Outcome] = []
     for draft, answer in zip(pair.drafts, answers, strict=True):
-        completion = _read_completion(answer, draft)
+        completion = _read_answer(exchange, answer, draft)
         outcomes.append(_find_outcome(draft, answer))
         if completion is not None:
             drawn.append((draft, completion))
@@ -71,7 +76,7 @@ async def _answer_whole(exchange: Exchange, ask: Ask, pair: Pair) -> None:
     if not drawn:
         _refuse(exchange, pair, answers)
         return
-    body = dict(drawn[0][1])
+    body: dict[str, Any] = dict(drawn[0][1].fields)
     drafts = [draft for draft, _ in drawn]
     if len(drawn) == 2:
         engine = next(answer.engine for answer in answers if isinstance(answer, EngineAnswer))
@@ -84,11 +89,12 @@ async def _answer_whole(exchange: Exchange, ask: Ask, pair: Pair) -> None:
         count_unasked(exchange, "failed")
     body["id"], body["created"] = pair.completion_id, pair.created
     body["model"] = exchange.route.alias
-    body["choices"] = [{**completion["choices"][0], "index": i} for i, (_, completion) in enumerate(drawn)]
+    body["choices"] = [{**(completion.choice or {}), "index": i} for i, (_, completion) in enumerate(drawn)]
     body["usage"] = usage = merge_usage(drafts)
     settle_tokens(exchange, usage["prompt_tokens"], usage["completion_tokens"])
-    body.pop("system_fingerprint", None)
     exchange.call.send(200, msgspec.json.encode(body))
+    if not exchange.is_asked:
+        record_alone(exchange, pair, drafts[0])
 
 
 def _ask_both(pair: Pair, ask: Callable[[CandidateDraft], Coroutine[Any, Any, T]]) -> list[asyncio.Task[T]]:
@@ -103,25 +109,18 @@ async def _fetch(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> Engin
     return answer
 
 
-def _read_completion(answer: EngineAnswer | BaseException, draft: CandidateDraft) -> dict[str, Any] | None:
+def _read_answer(exchange: Exchange, answer: EngineAnswer | BaseException, draft: CandidateDraft) -> EnginePiece | None:
+    """What was answered; None if it failed, or cannot be read."""
     if isinstance(answer, BaseException) or answer.status != 200:
         return None
     try:
-        completion: dict[str, Any] = msgspec.json.decode(answer.body)
-        choice = completion["choices"][0]
-        message = choice["message"]
-        draft.text = message.get("content") or ""
-        draft.tool_calls = {i: _without_id(call) for i, call in enumerate(message.get("tool_calls") or ())}
-        draft.finish_reason = choice.get("finish_reason") or ""
-        draft.read_usage(completion.get("usage"))
-    except (msgspec.DecodeError, KeyError, IndexError, TypeError, AttributeError, ValueError):
+        completion = read_completion(answer.body)
+    except UnreadableAnswer as error:
+        logger.warning("an answer of a pair cannot be read: %s", error, extra=exchange.call.log_fields)
         return None
+    draft.add(completion)
     draft.is_ended = True
     return completion
-
-
-def _without_id(call: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in call.items() if name != "id"}
 
 
 def _find_outcome(draft: CandidateDraft, answer: EngineAnswer | BaseException) -> Outcome:
@@ -144,6 +143,8 @@ def _refuse(exchange: Exchange, pair: Pair, answers: Sequence[EngineAnswer | Can
     for answer in answers:
         if isinstance(answer, BaseException):
             raise answer
+    if any(isinstance(answer, EngineAnswer) and answer.status == 200 for answer in answers):
+        raise ApiError(502, "The engine's answer cannot be read.", code="unreadable_answer")
     raise ApiError(503, "The engine failed to answer.", code="engine_error", headers={"retry-after": "1"})
 
 
@@ -191,9 +192,7 @@ async def _ask(
 
 async def _open(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> CandidateStream | EngineAnswer:
     given = exchange.request.stream_options
-    options = {
-        **(given if isinstance(given, dict) else {}), "include_usage": True, "continuous_usage_stats": False,
-    }  # fmt: skip
+    options = {**(given or {}), "include_usage": True, "continuous_usage_stats": False}
     fields = {"seed": draft.side.seed, "stream_options": options}
     answer = await _ask(exchange, pair, draft, fields, is_stream=True)
     if answer.status != 200:
