@@ -64,7 +64,8 @@ class Route(msgspec.Struct, frozen=True):
 
 def identify_user(request: EngineRequest, header: Header, app: str, secrets: Secrets) -> Who:
     """Who is asking, from headers, else the body's fields, else the conversation's first words."""
-    named = read_header_name(header(b"x-prefloop-user")) or read_name(request.safety_identifier or request.user)
+    named = read_header_name(header(b"x-prefloop-user"))
+    named = named or read_name(request.safety_identifier) or read_name(request.user)
     given = read_header_name(header(b"x-prefloop-conversation"))
     return Who(secrets, app, named, given, request.read_messages)
 
