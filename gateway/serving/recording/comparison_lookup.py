@@ -2,7 +2,7 @@
 
 A pair's completion id and its comparison's id share their random part, so this is one look-up by primary key: no index
 to keep, nothing more to write. Both ids are the client's anyway, and neither says which arm wrote what. Knows only
-pairs that were asked about: of identical or failed answers there is no comparison.
+pairs that were asked about: an answer that stood alone is recorded as a single one, by completion_recorder.py.
 """
 
 from __future__ import annotations
