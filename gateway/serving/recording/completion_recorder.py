@@ -2,7 +2,7 @@
 
 Best effort: what finds the buffer full, or cannot be written, is dropped and counted; serving never waits, and never
 sees a failure. The thread rests so that it takes a small share of the core that serves: at full load some are dropped.
-Says nothing of comparisons, whose rows are durable before they are shown (recorder.py).
+Says nothing of comparisons, whose rows are durable before they are shown (comparison_recorder.py).
 """
 
 from __future__ import annotations
