@@ -244,7 +244,7 @@ def find_restorer(checkpoint: str, alias: str, *, shows_engine: bool = False) ->
 
     def restore(answer: bytes) -> bytes:
         restored = answer.replace(theirs, ours)
-        if checkpoint != alias and name in restored:  # spelt as vLLM does not
+        if checkpoint != alias and restored.rfind(name) >= 0:  # spelt as vLLM does not; faster than `in`
             restored = _STRINGS.sub(restore_pair, restored)
         return restored if shows_engine else _drop_fingerprints(restored)
 
