@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from prefloop import keys, rollouts
 from prefloop.gateway_client import StateOption, find_state_dir
 from prefloop.status import show_status
-from prefloop.terminal import console, fail, plain, speak_plainly
+from prefloop.terminal import console, plain, speak_plainly
 
 
 class _Commands(typer.core.TyperGroup):
@@ -171,24 +170,15 @@ def migrate(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if something is missing.")] = False,
 ) -> None:
     """Bring the databases to this release's schema, as gateway and trainer do when they start."""
-    from prefloop.migrate import MigrationFailed, migrate_databases
+    from prefloop.migrate import migrate_databases
 
-    try:
-        num_missing = migrate_databases(Console(highlight=False), is_check=check)
-    except MigrationFailed as error:
-        raise fail(str(error)) from None
+    num_missing = migrate_databases(plain, is_check=check)
     raise typer.Exit(1 if check and num_missing else 0)
 
 
 def run(main: Coroutine[Any, Any, int]) -> None:
     """Run to its end, and leave with its status."""
-    from prefloop.machine import StartFailed
-
-    try:
-        code = asyncio.run(main)
-    except StartFailed as error:
-        raise fail(str(error)) from None
-    raise typer.Exit(code)
+    raise typer.Exit(asyncio.run(main))
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from prefloop.servers.kafka import KafkaFailed, run_kafka
 from prefloop.servers.postgres import PostgresError, run_postgres
 from prefloop.services import Layout, engine_host, engine_service, gateway_service, trainer_service
 from prefloop.supervisor import Supervisor
+from prefloop.terminal import CommandFailed
 
 LogKind = Literal["sqlite", "kafka"]
 DatabaseKind = Literal["sqlite", "postgresql"]
@@ -32,7 +33,7 @@ LINE_PERIOD_S = 10.0  # where there is no terminal to draw on
 SEED_POLICY_SEED = 0
 
 
-class StartFailed(Exception):
+class StartFailed(CommandFailed):
     """The machine cannot start; the message says what to do."""
 
 
