@@ -108,9 +108,9 @@ IMPOSSIBLE = ("[rollout]\nmax_users = 99\n", "prefloop.toml: rollout: min_users 
 )
 def test_all_processes_refuse_the_same_file_in_the_same_line(name: str, text: str, line: str, tmp_path: Path) -> None:
     (tmp_path / "prefloop.toml").write_text(text)
-    done = subprocess.run(
-        [sys.executable, *COMMANDS[name]], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env.pop("PREFLOOP_CONFIG", None)
+    command = [sys.executable, *COMMANDS[name]]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr.strip()) == (1, line)
     assert os.listdir(tmp_path) == ["prefloop.toml"]
