@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -109,6 +110,7 @@ class Session:
     async def run(self) -> int:
         machine.require_free_ports(self.layout)
         machine.check_settings(self.layout, self._gateway_settings(), self._trainer_settings())
+        self._check_tastes()
         self.console.print("[bold]prefloop demo[/bold]: a short world, judged by the settings preset 'demo'.")
         machine.build_seed_policy(self.options.state_dir)
         shutil.rmtree(self.layout.state_dir, ignore_errors=True)
@@ -171,12 +173,21 @@ class Session:
         if examined is not None and not examined.done():
             examined.cancel()
 
+    def _check_tastes(self) -> None:
+        """Raises DemoFailed, with the people's own words, if they cannot read what they like."""
+        argv = [sys.executable, "-m", "prefloop.demo.people", "--check"]
+        checked = subprocess.run([*argv, *self._world_arguments], stderr=subprocess.PIPE, text=True)
+        if checked.returncode:
+            raise DemoFailed(checked.stderr.strip())
+
+    @property
+    def _world_arguments(self) -> list[str]:
+        return ["--world", str(self.options.world)] if self.options.world else []
+
     def _people_service(self, api_key: str) -> Service:
         argv = [sys.executable, "-m", "prefloop.demo.people", "--base-url", self.layout.gateway_url]
         argv += ["--seed", str(self.options.seed), "--stats-file", str(self._stats_path), "--run", "demo"]
-        argv += ["--pause-s", str(PAUSE_S)]
-        if self.options.world:
-            argv += ["--world", str(self.options.world)]
+        argv += ["--pause-s", str(PAUSE_S), *self._world_arguments]
         return Service("people", argv, log_path(self.layout, "people"), {"PREFLOOP_API_KEY": api_key})
 
     @property
@@ -190,7 +201,7 @@ class Session:
         argv += ["--seed", str(self.options.seed), "--examine", str(out), "--seed-policy", seed_policy]
         argv += ["--stats-file", str(self.layout.state_dir / "examination-progress.json")]
         argv += ["--policy", policy] if policy else []
-        argv += ["--world", str(self.options.world)] if self.options.world else []
+        argv += self._world_arguments
         key = read_admin_key(self.layout.state_dir)
         with log_path(self.layout, "examination").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
