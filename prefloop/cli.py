@@ -84,21 +84,22 @@ def up(
 ) -> None:
     """Serve a model, ask, learn, canary and promote, until Ctrl-C."""
     from feedback.settings import SharedSettings
-    from prefloop import machine
     from prefloop.services import Layout
+    from prefloop.startup import find_model
+    from prefloop.up import run_up
 
     settings = SharedSettings()
     layout = Layout(
         state_dir=(state_dir or settings.state_dir).resolve(),
         port=port,
-        model=machine.find_model(model or settings.base_model),
+        model=find_model(model or settings.base_model),
         engine_url=engine,
         preset=settings.preset,
         max_model_len=max_model_len or None,
         engine_args=engine_arg or (),
     )
     gateway = {"PREFLOOP_ROLLOUT__AUTO_APPROVE": "true"} if auto_approve else {}
-    run(machine.run_up(layout, console, gateway))
+    run(run_up(layout, console, gateway))
 
 
 @app.command("demo")

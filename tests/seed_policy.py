@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 from pathlib import Path
 
-from prefloop.machine import build_seed_policy
+from prefloop.startup import build_seed_policy
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("trainer/seed.py", "prefloop/demo/world.py")

@@ -112,6 +112,7 @@ def measure_wrong_rate(answers: Sequence[Judgement]) -> float:
 
 
 def judge_all(judge: Judge, questions: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
+    """One judgement for every question's answer."""
     return [judge(question, answer) for question, answer in zip(questions, answers, strict=True)]
 
 
