@@ -20,7 +20,10 @@ $(VENV)/.installed: pyproject.toml
 	@echo "== Installing into $(VENV) (about 6 GB the first time; later runs start at once)"
 	@test -x $(PYTHON) || $(BASE_PYTHON) -m venv $(VENV) || { echo "$(BASE_PYTHON) has no venv module: install your system's python3-venv package"; exit 1; }
 	@$(PYTHON) -m pip install -q --disable-pip-version-check uv
-	@UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(VENV)/bin/uv pip install --python $(PYTHON) -e '.[$(EXTRA)]' --group dev
+	@export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}"; start=$$(date +%s); \
+	$(VENV)/bin/uv pip install -q --python $(PYTHON) -e '.[$(EXTRA)]' --group dev & \
+	while kill -0 $$! 2>/dev/null; do test -t 1 && printf '\r   %s s ' $$(($$(date +%s) - start)); sleep 1; done; \
+	wait $$! && printf '\r== Installed in %s s\n' $$(($$(date +%s) - start))
 	@touch $@
 
 install: $(VENV)/.installed  ## Create .venv and install everything

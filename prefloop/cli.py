@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from prefloop import keys, rollouts
 from prefloop.gateway_client import StateOption, find_state_dir
 from prefloop.status import show_status
-from prefloop.terminal import console, fail, plain, speak_plainly
+from prefloop.terminal import console, plain, speak_plainly
 
 
 class _Commands(typer.core.TyperGroup):
@@ -85,21 +84,22 @@ def up(
 ) -> None:
     """Serve a model, ask, learn, canary and promote, until Ctrl-C."""
     from feedback.settings import SharedSettings
-    from prefloop import machine
     from prefloop.services import Layout
+    from prefloop.startup import find_model
+    from prefloop.up import run_up
 
     settings = SharedSettings()
     layout = Layout(
         state_dir=(state_dir or settings.state_dir).resolve(),
         port=port,
-        model=machine.find_model(model or settings.base_model),
+        model=find_model(model or settings.base_model),
         engine_url=engine,
         preset=settings.preset,
         max_model_len=max_model_len or None,
         engine_args=engine_arg or (),
     )
     gateway = {"PREFLOOP_ROLLOUT__AUTO_APPROVE": "true"} if auto_approve else {}
-    run(machine.run_up(layout, console, gateway))
+    run(run_up(layout, console, gateway))
 
 
 @app.command("demo")
@@ -171,24 +171,15 @@ def migrate(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if something is missing.")] = False,
 ) -> None:
     """Bring the databases to this release's schema, as gateway and trainer do when they start."""
-    from prefloop.migrate import MigrationFailed, migrate_databases
+    from prefloop.migrate import migrate_databases
 
-    try:
-        num_missing = migrate_databases(Console(highlight=False), is_check=check)
-    except MigrationFailed as error:
-        raise fail(str(error)) from None
+    num_missing = migrate_databases(plain, is_check=check)
     raise typer.Exit(1 if check and num_missing else 0)
 
 
 def run(main: Coroutine[Any, Any, int]) -> None:
     """Run to its end, and leave with its status."""
-    from prefloop.machine import StartFailed
-
-    try:
-        code = asyncio.run(main)
-    except StartFailed as error:
-        raise fail(str(error)) from None
-    raise typer.Exit(code)
+    raise typer.Exit(asyncio.run(main))
 
 
 def main() -> None:

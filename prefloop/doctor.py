@@ -28,6 +28,7 @@ class Finding:
 
 
 def check_python() -> Finding:
+    """Python 3.11 or newer."""
     version = ".".join(map(str, sys.version_info[:3]))
     return Finding(
         "Python", sys.version_info >= (3, 11), version, "Install Python 3.11 or newer and put it first on PATH."
@@ -53,6 +54,7 @@ def check_cpu(cpuinfo: str | None = None) -> Finding:
 
 
 def check_disk() -> Finding:
+    """Room for the packages."""
     free_gib = shutil.disk_usage(".").free / 2**30
     return Finding(
         "Disk", free_gib >= MIN_DISK_GIB, f"{free_gib:.0f} GiB free", "Free some space: the packages take 6 GiB."
@@ -60,11 +62,13 @@ def check_disk() -> Finding:
 
 
 def check_module(name: str, remedy: str) -> Finding:
+    """A package that can be imported."""
     found = importlib.util.find_spec(name) is not None
     return Finding(name, found, "installed" if found else "missing", remedy)
 
 
 def check_sqlite() -> Finding:
+    """A SQLite that several processes may share."""
     try:
         import pysqlite3
     except ImportError:
@@ -77,6 +81,7 @@ def check_sqlite() -> Finding:
 
 
 def diagnose_machine() -> Iterator[Finding]:
+    """Everything that `prefloop up` needs of this machine."""
     yield check_python()
     yield check_memory()
     yield check_cpu()

@@ -1,8 +1,8 @@
-"""Runs an engine for every whole model that the gateway wants, on this machine, and tells the gateway of it.
+"""Runs an engine on this machine for every whole model that the gateway asks for, and registers it there.
 
-Level-triggered: looks at what the gateway publishes, starts what is missing on a free loopback port, registers what
-answers, withdraws and stops what is wanted no more. While the gateway cannot be asked nothing changes. Leaves alone what
-others registered, but for leftovers: addresses on loopback where nobody listens.
+A reconciler: reads what the gateway requires, starts what is missing on a free loopback port, registers what answers,
+withdraws and stops what is no longer required. While the gateway does not answer nothing changes. Leaves alone what
+others registered, but for stale addresses: on loopback, where nobody listens.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ HEALTH_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequiredModel:
     """A whole model that needs an engine: its checkpoint id, which is the name to serve it under, and its directory."""
 
     checkpoint: str
@@ -33,7 +33,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Hosted:
+class HostedEngine:
     """An engine of ours, named as its service."""
 
     name: str
@@ -48,48 +48,50 @@ class EngineHost:
         gateway_url: str,
         read_key: Callable[[], str],
         supervisor: Supervisor,
-        build_service: Callable[[Wanted, int], Service],
+        build_service: Callable[[RequiredModel, int], Service],
         poll_s: float = POLL_S,
     ) -> None:
         self._gateway_url, self._read_key, self._supervisor = gateway_url, read_key, supervisor
         self._build_service, self._poll_s = build_service, poll_s
-        self.hosted: dict[str, Hosted] = {}  # by checkpoint
+        self.hosted: dict[str, HostedEngine] = {}  # by checkpoint
 
     async def run(self) -> None:
-        """Look until cancelled; whoever stops the supervisor stops the engines."""
+        """Reconcile until cancelled; whoever stops the supervisor stops the engines."""
         async with httpx.AsyncClient(base_url=self._gateway_url, timeout=TIMEOUT_S) as client:
             while True:
                 try:
-                    await self.look(client)
+                    await self.reconcile(client)
                 except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-                    log.debug("the gateway does not say what it wants: %s", error)
+                    log.debug("the gateway does not say which engines it requires: %s", error)
                 await asyncio.sleep(self._poll_s)
 
-    async def look(self, client: httpx.AsyncClient) -> None:
-        """Do once what the gateway asks for. Raises httpx.HTTPError if it cannot be asked."""
+    async def reconcile(self, client: httpx.AsyncClient) -> None:
+        """Start, register and end once what the gateway asks for. Raises httpx.HTTPError if it cannot be asked."""
         if not (key := self._read_key()):
             return
         headers = {"authorization": f"Bearer {key}"}
-        said = (await client.get("/operator/v1/engines", headers=headers)).raise_for_status().json()
-        wanted = [Wanted(row["checkpoint"], row["path"]) for row in said["wanted"]]
-        there = {row["url"]: row["checkpoint"] for row in said["data"] if row["checkpoint"] and not row["is_withdrawn"]}
-        for url in [url for url in there if self._is_leftover(url)]:
+        answer = (await client.get("/operator/v1/engines", headers=headers)).raise_for_status().json()
+        required = [RequiredModel(row["checkpoint"], row["path"]) for row in answer["wanted"]]
+        registered = {
+            row["url"]: row["checkpoint"] for row in answer["data"] if row["checkpoint"] and not row["is_withdrawn"]
+        }
+        for url in [url for url in registered if self._is_stale(url)]:
             (await client.delete("/operator/v1/engines", params={"url": url}, headers=headers)).raise_for_status()
-            del there[url]
-        for checkpoint in self.hosted.keys() - {row.checkpoint for row in wanted}:
+            del registered[url]
+        for checkpoint in self.hosted.keys() - {row.checkpoint for row in required}:
             await self._end(checkpoint, client, headers)
-        for row in wanted:
-            if row.checkpoint not in self.hosted and row.checkpoint not in there.values():
+        for row in required:
+            if row.checkpoint not in self.hosted and row.checkpoint not in registered.values():
                 self._start(row)
         for checkpoint, hosted in self.hosted.items():
-            if there.get(hosted.url) != checkpoint and await _is_healthy(hosted.url):
+            if registered.get(hosted.url) != checkpoint and await _is_healthy(hosted.url):
                 body = {"url": hosted.url, "checkpoint": checkpoint}
                 (await client.post("/operator/v1/engines", json=body, headers=headers)).raise_for_status()
 
-    def _start(self, wanted: Wanted) -> None:
+    def _start(self, model: RequiredModel) -> None:
         port = find_port()
-        service = self._build_service(wanted, port)
-        self.hosted[wanted.checkpoint] = Hosted(service.name, f"http://127.0.0.1:{port}")
+        service = self._build_service(model, port)
+        self.hosted[model.checkpoint] = HostedEngine(service.name, f"http://127.0.0.1:{port}")
         self._supervisor.start(service)
 
     async def _end(self, checkpoint: str, client: httpx.AsyncClient, headers: dict[str, str]) -> None:
@@ -99,7 +101,7 @@ class EngineHost:
         await self._supervisor.end(hosted.name)
         del self.hosted[checkpoint]
 
-    def _is_leftover(self, url: str) -> bool:
+    def _is_stale(self, url: str) -> bool:
         parts = urlsplit(url)
         if parts.hostname != "127.0.0.1" or url in {hosted.url for hosted in self.hosted.values()}:
             return False

@@ -50,6 +50,7 @@ class ChangedKey(msgspec.Struct, frozen=True):
 
 
 def limit_option(what: str) -> Any:
+    """A limit's option: a number, or `none`."""
     return typer.Option(metavar="NUMBER|none", help=f"Most {what}; `none` lifts the limit.", show_default=False)
 
 

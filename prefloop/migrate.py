@@ -13,9 +13,10 @@ from feedback.database import Store, locate_store, open_database, sqlite_path
 from feedback.errors import FeedbackError
 from feedback.schema import find_pending, migrate
 from prefloop.feedback.sources import Sources, read_sources
+from prefloop.terminal import CommandFailed
 
 
-class MigrationFailed(Exception):
+class MigrationFailed(CommandFailed):
     """A database could not be read or changed; the message says which, and why."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefloop.engine_host import EngineHost, Wanted
+from prefloop.engine_host import EngineHost, RequiredModel
 from prefloop.gateway_client import read_admin_key
 from prefloop.supervisor import Service, Supervisor
 
@@ -34,23 +34,27 @@ class Layout:
 
     @property
     def gateway_url(self) -> str:
+        """Where apps and operators reach the gateway."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def engine_address(self) -> str:
+        """Where the gateway reaches the engine."""
         return self.engine_url or f"http://127.0.0.1:{self.port + 1}"
 
     @property
     def trainer_url(self) -> str:
+        """Where the trainer says what it does."""
         return f"http://127.0.0.1:{self.port + 2}"
 
     @property
     def model_path(self) -> str:
+        """The base weights: as asked for, else the seed policy."""
         return self.model or str(self.state_dir / "seed")
 
     def environment(self) -> dict[str, str]:
         """Settings that all processes share."""
-        given = {
+        urls = {
             "PREFLOOP_LOG_URL": self.log_url,
             "PREFLOOP_GATEWAY__DATABASE_URL": self.gateway_database,
             "PREFLOOP_TRAINER__DATABASE_URL": self.trainer_database,
@@ -60,11 +64,12 @@ class Layout:
             "PREFLOOP_BASE_MODEL": self.model_path,
             "PREFLOOP_PRESET": self.preset,
             "PYTHONUNBUFFERED": "1",
-            **{name: url for name, url in given.items() if url},
+            **{name: url for name, url in urls.items() if url},
         }
 
 
 def log_path(layout: Layout, name: str) -> Path:
+    """Where a service's output goes."""
     return layout.state_dir / "logs" / f"{name}.log"
 
 
@@ -76,14 +81,14 @@ def engine_service(layout: Layout) -> Service:
     return Service("engine", [*argv, *layout.engine_args], log_path(layout, "engine"), env)
 
 
-def full_engine_service(layout: Layout, wanted: Wanted, port: int) -> Service:
+def full_engine_service(layout: Layout, model: RequiredModel, port: int) -> Service:
     """vLLM with a checkpoint's whole weights, under the checkpoint's id."""
-    argv = _serve_model(layout, wanted.path, wanted.checkpoint, port)
-    name = f"engine {wanted.checkpoint}"
-    log = log_path(layout, f"engine-{wanted.checkpoint}")
+    argv = _serve_model(layout, model.path, model.checkpoint, port)
+    name = f"engine {model.checkpoint}"
+    log = log_path(layout, f"engine-{model.checkpoint}")
     # By default every engine binds its threads to the same cores: on two cores, one that served left one that started
     # without any time for minutes.
-    env = _engine_environment(wanted.path) | {
+    env = _engine_environment(model.path) | {
         "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2))),
     }
@@ -118,11 +123,12 @@ def engine_host(layout: Layout, supervisor: Supervisor) -> EngineHost:
         layout.gateway_url,
         lambda: read_admin_key(layout.state_dir),
         supervisor,
-        lambda wanted, port: full_engine_service(layout, wanted, port),
+        lambda model, port: full_engine_service(layout, model, port),
     )
 
 
 def gateway_service(layout: Layout, extra: dict[str, str] | None = None) -> Service:
+    """The gateway; extra: further settings, as environment variables."""
     env = layout.environment() | {
         "PREFLOOP_GATEWAY__PORT": str(layout.port),
         "PREFLOOP_GATEWAY__ENGINES": f'["{layout.engine_address}"]',
@@ -131,6 +137,7 @@ def gateway_service(layout: Layout, extra: dict[str, str] | None = None) -> Serv
 
 
 def trainer_service(layout: Layout, extra: dict[str, str] | None = None) -> Service:
+    """The trainer; extra: further settings, as environment variables."""
     env = layout.environment() | {
         "PREFLOOP_TRAINER__PORT": str(layout.port + 2),
         "PREFLOOP_TRAINER__GATEWAY_URL": layout.gateway_url,

@@ -47,6 +47,7 @@ class ServiceState:
 
     @property
     def is_running(self) -> bool:
+        """Whether there is a process now."""
         return self.pid is not None
 
     def as_row(self) -> dict[str, object]:
@@ -89,9 +90,10 @@ class Supervisor:
         self.events: deque[tuple[float, str]] = deque(maxlen=50)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping: dict[str, asyncio.Event] = {}
-        self._attendants: list[asyncio.Task[None]] = []
+        self._beside: list[asyncio.Task[None]] = []
 
     def start(self, service: Service) -> None:
+        """Run a service from now on; its output goes to its log."""
         service.log_path.parent.mkdir(parents=True, exist_ok=True)
         state = self.states[service.name] = ServiceState(service.name)
         self._stopping[service.name] = asyncio.Event()
@@ -114,9 +116,7 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), backoff_s)
 
-    async def _run_once(
-        self, service: Service, state: ServiceState, log: IO[bytes], asked_to_stop: asyncio.Event
-    ) -> int:
+    async def _run_once(self, service: Service, state: ServiceState, log: IO[bytes], stop: asyncio.Event) -> int:
         process = await asyncio.create_subprocess_exec(
             *service.argv,
             env={**os.environ, **service.env},
@@ -128,7 +128,7 @@ class Supervisor:
         )
         state.pid, state.started_at = process.pid, time.time()
         try:
-            stopping = asyncio.create_task(asked_to_stop.wait())
+            stopping = asyncio.create_task(stop.wait())
             ending = asyncio.create_task(process.wait())
             await asyncio.wait({stopping, ending}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
@@ -144,9 +144,9 @@ class Supervisor:
         finally:
             state.pid = None
 
-    def attend(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run what starts and ends services by itself, until `stop`."""
-        self._attendants.append(asyncio.create_task(work))
+    def run_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task that starts and ends services itself, until `stop`."""
+        self._beside.append(asyncio.create_task(work))
 
     async def end(self, name: str) -> None:
         """End one service for good, and forget it. 20 s, then by force."""
@@ -157,9 +157,9 @@ class Supervisor:
 
     async def stop(self) -> None:
         """End the services, the last started first: a client before what it calls. 20 s each, then by force."""
-        for task in self._attendants:
+        for task in self._beside:
             task.cancel()
-        await asyncio.gather(*self._attendants, return_exceptions=True)
+        await asyncio.gather(*self._beside, return_exceptions=True)
         for name in reversed(list(self._tasks)):
             self._stopping[name].set()
             await asyncio.gather(self._tasks[name], return_exceptions=True)

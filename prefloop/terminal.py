@@ -20,6 +20,10 @@ console = Console()
 plain = Console(markup=False, highlight=False)
 
 
+class CommandFailed(Exception):
+    """A command cannot go on; the message says why and what to do."""
+
+
 def fail(message: str) -> typer.Exit:
     """Print why a command cannot go on; raise what is returned."""
     Console(stderr=True).print(Text(message, style="red"), soft_wrap=True)
@@ -31,7 +35,7 @@ def speak_plainly() -> Iterator[None]:
     """End a command with one sentence, where a file, a setting or a database is not as it must be."""
     try:
         yield
-    except FeedbackError as error:
+    except (CommandFailed, FeedbackError) as error:
         raise fail(str(error)) from None
     except BrokenPipeError:  # such as `| head`: no fault, and click knows what to do
         raise

@@ -1,11 +1,31 @@
-"""Services that tests of several packages share: one each per session, started when the first test asks."""
+"""What tests of several packages share: services, one each per session, and an environment without settings."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.broker import find_kafka
 from tests.postgres import run_database
+from tests.seed_policy import find_seed_policy
+
+KEPT = ("PREFLOOP_TEST_", "PREFLOOP_CACHE_DIR", "PREFLOOP_KAFKA_HEAP")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_settings() -> Iterator[None]:
+    """Neither the user's variables nor a prefloop.toml in the checkout reach a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("PREFLOOP_") and not name.startswith(KEPT)]:
+            patch.delenv(name)
+        patch.setenv("PREFLOOP_CONFIG", os.devnull)
+        yield
+
+
+@pytest.fixture(scope="session")
+def seed_policy() -> Path:
+    return find_seed_policy()
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from bench.chaos.schedule import SECONDS_A_KILL, plan_lives, share_kills
 from bench.chaos.stage import ROUND_EVERY, Stage, set_up
 from bench.chaos.victims import Victim
 from feedback.faults import POINTS
-from prefloop.machine import DatabaseKind, LogKind
+from prefloop.startup import DatabaseKind, LogKind
 
 NUM_CLIENTS = 24
 THINK_S = 3.0

@@ -17,9 +17,9 @@ from statistics import median
 import httpx
 from rich.console import Console
 
-from prefloop.machine import StartFailed, build_seed_policy, start_services, wait_until_ready
 from prefloop.servers.ports import find_port
 from prefloop.services import Layout
+from prefloop.startup import StartFailed, build_seed_policy, start_services, wait_until_ready
 from prefloop.supervisor import Supervisor
 
 NUM_PROMPTS = 20

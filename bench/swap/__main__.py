@@ -27,8 +27,8 @@ from bench.swap.swaps import Swaps, Timing
 from feedback.choices import comparisons
 from feedback.database import open_database
 from feedback.events import Comparison
-from prefloop.machine import StartFailed, build_seed_policy
 from prefloop.services import Layout, engine_service, gateway_service, log_path
+from prefloop.startup import StartFailed, build_seed_policy
 from prefloop.supervisor import Supervisor
 
 ROOT = Path(__file__).parents[2] / "state"

@@ -50,6 +50,8 @@ class Report:
 
 @dataclass(frozen=True)
 class RolloutCounts:
+    """Rollouts by what came of them."""
+
     rollouts: int
     inconclusive: int
     promotions: int
@@ -69,6 +71,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_report(path: Path, report: Report) -> None:
+    """Write the report as one JSON object."""
     write_json(path, asdict(report))
 
 
@@ -184,10 +187,12 @@ class RssSampler:
         self._thread = threading.Thread(target=self._run, name="rss-sampler", daemon=True)
 
     def sample(self) -> float:
+        """Look once; the peak so far, in megabytes."""
         self.peak_mb = max(self.peak_mb, sample_tree_rss_mb(self.root_pid))
         return self.peak_mb
 
     def start(self) -> RssSampler:
+        """Sample from now on."""
         self._thread.start()
         return self
 

@@ -37,10 +37,12 @@ def measure_evidence(e_value: float | None, threshold: float | None) -> float:
 
 
 def format_share(share: float | None) -> str:
+    """Whole per cent; a dash for none."""
     return "–" if share is None else f"{share:.0%}"
 
 
 def format_seconds(seconds: float) -> str:
+    """Such as 42s or 3m05s; parts of a second count as one."""
     whole = max(0, math.ceil(seconds))
     return f"{whole}s" if whole < 60 else f"{whole // 60}m{whole % 60:02d}s"
 
@@ -68,6 +70,7 @@ def describe_round(trainer: Status) -> str:
 
 
 def describe_last_round(trainer: Status) -> str:
+    """How many rounds ended, how many of them without a checkpoint, and what came of the last."""
     rounds = trainer.get("rounds") or []
     if not rounds:
         return "none yet"
@@ -160,6 +163,7 @@ def render(status: Status) -> RenderableType:
 
 
 def describe_share(share: Mapping[str, Any]) -> str:
+    """Such as 61.2% [55.0%, 67.0%] of 240."""
     return f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}] of {share['n']}"
 
 

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -17,16 +18,15 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from prefloop import machine
+from prefloop import startup
 from prefloop.demo.report import (
     RssSampler,
     build_report,
-    count_rollouts,
-    find_first_promoted,
     read_start_time,
     write_report,
 )
 from prefloop.demo.screen import Screen
+from prefloop.demo.snapshot import Snapshot, get_json
 from prefloop.gateway_client import read_admin_key
 from prefloop.services import Layout, log_path
 from prefloop.supervisor import Service, Supervisor
@@ -50,42 +50,17 @@ class DemoOptions:
     timeout_s: float = 0.0
     state_dir: Path = Path("state")
     port: int = 8800
-    log: machine.LogKind = "sqlite"
-    database: machine.DatabaseKind = "sqlite"
+    log: startup.LogKind = "sqlite"
+    database: startup.DatabaseKind = "sqlite"
 
     @property
     def is_unattended(self) -> bool:
+        """Whether it ends by itself."""
         return bool(self.until_promotions or self.until_choices or self.num_aa)
 
 
-class DemoFailed(machine.StartFailed):
+class DemoFailed(startup.StartFailed):
     """The demo did not reach what was asked; the message says why."""
-
-
-@dataclass
-class Snapshot:
-    """What the gateway, the trainer and the people said last; an answer that fails keeps the one before."""
-
-    gateway: dict[str, Any]
-    trainer: dict[str, Any]
-    rollouts: list[dict[str, Any]]
-    people: dict[str, Any]
-
-    @property
-    def promotions(self) -> int:
-        return count_rollouts(self.rollouts).promotions
-
-    @property
-    def first_promoted(self) -> str | None:
-        return find_first_promoted(self.rollouts)
-
-    @property
-    def active_rollout(self) -> dict[str, Any] | None:
-        return self.gateway.get("rollout")
-
-    @property
-    def finished_aa(self) -> int:
-        return sum(1 for view in self.rollouts if view["aa"] and view["finished_at"] is not None)
 
 
 class Session:
@@ -107,21 +82,23 @@ class Session:
         self.final: dict[str, Any] | None = None
 
     async def run(self) -> int:
-        machine.require_free_ports(self.layout)
-        machine.check_settings(self.layout, self._gateway_settings(), self._trainer_settings())
+        """Start everything, play until done, stop everything; return the exit status."""
+        startup.require_free_ports(self.layout)
+        startup.check_settings(self.layout, self._gateway_settings(), self._trainer_settings())
+        self._check_tastes()
         self.console.print("[bold]prefloop demo[/bold]: a short world, judged by the settings preset 'demo'.")
-        machine.build_seed_policy(self.options.state_dir)
+        startup.build_seed_policy(self.options.state_dir)
         shutil.rmtree(self.layout.state_dir, ignore_errors=True)
         self.layout.state_dir.mkdir(parents=True)
-        with machine.run_back_ends(self.layout, self.options.log, self.options.database) as self.layout:
+        with startup.run_back_ends(self.layout, self.options.log, self.options.database) as self.layout:
             return await self._run_services()
 
     async def _run_services(self) -> int:
-        machine.stop_on_signals(self.stop)
+        startup.stop_on_signals(self.stop)
         memory = RssSampler().start()
-        machine.start_services(self.supervisor, self.layout, self._gateway_settings(), self._trainer_settings())
+        startup.start_services(self.supervisor, self.layout, self._gateway_settings(), self._trainer_settings())
         try:
-            await machine.wait_until_ready(self.layout, self.supervisor, self.console, self.stop)
+            await startup.wait_until_ready(self.layout, self.supervisor, self.console, self.stop)
             async with httpx.AsyncClient(base_url=self.layout.gateway_url, timeout=10) as client:
                 if not self.stop.is_set():
                     await self._play(client)
@@ -171,12 +148,21 @@ class Session:
         if examined is not None and not examined.done():
             examined.cancel()
 
+    def _check_tastes(self) -> None:
+        """Raises DemoFailed, with the people's own words, if they cannot read what they like."""
+        argv = [sys.executable, "-m", "prefloop.demo.people", "--check"]
+        checked = subprocess.run([*argv, *self._world_arguments], stderr=subprocess.PIPE, text=True)
+        if checked.returncode:
+            raise DemoFailed(checked.stderr.strip())
+
+    @property
+    def _world_arguments(self) -> list[str]:
+        return ["--world", str(self.options.world)] if self.options.world else []
+
     def _people_service(self, api_key: str) -> Service:
         argv = [sys.executable, "-m", "prefloop.demo.people", "--base-url", self.layout.gateway_url]
         argv += ["--seed", str(self.options.seed), "--stats-file", str(self._stats_path), "--run", "demo"]
-        argv += ["--pause-s", str(PAUSE_S)]
-        if self.options.world:
-            argv += ["--world", str(self.options.world)]
+        argv += ["--pause-s", str(PAUSE_S), *self._world_arguments]
         return Service("people", argv, log_path(self.layout, "people"), {"PREFLOOP_API_KEY": api_key})
 
     @property
@@ -190,7 +176,7 @@ class Session:
         argv += ["--seed", str(self.options.seed), "--examine", str(out), "--seed-policy", seed_policy]
         argv += ["--stats-file", str(self.layout.state_dir / "examination-progress.json")]
         argv += ["--policy", policy] if policy else []
-        argv += ["--world", str(self.options.world)] if self.options.world else []
+        argv += self._world_arguments
         key = read_admin_key(self.layout.state_dir)
         with log_path(self.layout, "examination").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
@@ -274,14 +260,6 @@ class Session:
         )
 
 
-async def get_json(client: httpx.AsyncClient, url: str) -> Any:
-    """None when the process does not answer now: it may be restarting."""
-    try:
-        response = await client.get(url)
-        return response.json() if response.status_code == 200 else None
-    except (httpx.TransportError, ValueError):
-        return None
-
-
 async def run_demo(options: DemoOptions, console: Console) -> int:
+    """Run the demo; return the exit status."""
     return await Session(options, console).run()

@@ -116,18 +116,22 @@ class Question:
 
     @property
     def text(self) -> str:
+        """The question as it is asked."""
         return PHRASINGS[self.phrasing].format(country=self.country)
 
     @property
     def city(self) -> str:
+        """The right answer."""
         return CAPITALS[self.country]
 
     @property
     def messages(self) -> list[dict[str, str]]:
+        """The chat that asks it."""
         return [{"role": "user", "content": self.text}]
 
 
 def all_questions() -> list[Question]:
+    """Every fact in every phrasing."""
     return [Question(country, phrasing) for country in CAPITALS for phrasing in range(len(PHRASINGS))]
 
 
@@ -217,6 +221,7 @@ def write_world(out: Path, seed: int) -> None:
 
 
 def main() -> None:
+    """Write the world's files."""
     parser = argparse.ArgumentParser(description="Write the demo world's corpus and frozen sets.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)

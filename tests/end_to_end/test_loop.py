@@ -5,6 +5,7 @@ Takes about eight minutes on two cores. Reads the people's own history, not our 
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,6 @@ import pysqlite3
 import pytest
 from ports import find_free_port
 
-SEED_DIR = Path(__file__).parents[2] / "state"  # the seed policy is built once, and shared with the demo
 TIMEOUT_S = 1500.0
 MODULES = {"trainer": "trainer.main", "gateway": "gateway.app", "engine": "vllm.entrypoints.openai.api_server"}
 
@@ -25,12 +25,13 @@ pytestmark = pytest.mark.engine
 
 
 class Demo:
-    """A demo that runs as its own process."""
+    """A demo that runs as its own process, with all it writes in `folder`."""
 
-    def __init__(self, report: Path) -> None:
-        self.state_dir, self.report_path = SEED_DIR / "demo", report
-        arguments = ["--until-promotions", "1", "--auto-approve", "--seed", "7", "--report", str(report)]
-        arguments += ["--state-dir", str(SEED_DIR), "--port", str(find_free_port()), "--timeout-s", str(TIMEOUT_S)]
+    def __init__(self, folder: Path, seed_policy: Path) -> None:
+        shutil.copytree(seed_policy, folder / "seed")
+        self.state_dir, self.report_path = folder / "demo", folder / "report.json"
+        arguments = ["--until-promotions", "1", "--auto-approve", "--seed", "7", "--report", str(self.report_path)]
+        arguments += ["--state-dir", str(folder), "--port", str(find_free_port()), "--timeout-s", str(TIMEOUT_S)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "prefloop.cli", "demo", *arguments],
             stdout=sys.stdout.fileno() if os.environ.get("CI") else subprocess.DEVNULL,
@@ -80,8 +81,8 @@ class Demo:
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Iterator[Demo]:
-    demo = Demo(tmp_path / "report.json")
+def demo(tmp_path: Path, seed_policy: Path) -> Iterator[Demo]:
+    demo = Demo(tmp_path, seed_policy)
     yield demo
     demo.stop()
 

@@ -16,9 +16,6 @@ import openai
 import pytest
 from ports import find_free_port
 
-from prefloop.machine import build_seed_policy
-
-STATE_DIR = Path(__file__).parents[2] / "state"
 TIMEOUT_S = 600.0
 CHAT_PATH = "/v1/chat/completions"
 MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
@@ -72,11 +69,10 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    build_seed_policy(STATE_DIR)
+def machine(tmp_path_factory: pytest.TempPathFactory, seed_policy: Path) -> Iterator[Machine]:
     port, state_dir = find_free_port(), tmp_path_factory.mktemp("up")
     log = state_dir / "up.log"
-    argv = [sys.executable, "-m", "prefloop.cli", "up", "--model", str(STATE_DIR / "seed")]
+    argv = [sys.executable, "-m", "prefloop.cli", "up", "--model", str(seed_policy)]
     argv += ["--engine-arg=--enable-auto-tool-choice", "--engine-arg=--tool-call-parser=hermes"]
     with log.open("w") as out:
         process = subprocess.Popen([*argv, "--state-dir", str(state_dir), "--port", str(port)], stdout=out, stderr=out)

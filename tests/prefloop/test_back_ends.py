@@ -9,9 +9,9 @@ import pytest
 import sqlalchemy as sa
 
 from feedback.log import NewRecord, open_log
-from prefloop.machine import StartFailed, run_back_ends
 from prefloop.servers import kafka, postgres
 from prefloop.services import Layout, gateway_service, trainer_service
+from prefloop.startup import StartFailed, run_back_ends
 
 
 def test_the_embedded_back_ends_start_nothing_and_name_nothing(tmp_path: Path):

@@ -3,7 +3,7 @@
 import itertools
 from pathlib import Path
 
-from prefloop.engine_host import Wanted
+from prefloop.engine_host import RequiredModel
 from prefloop.services import Layout, engine_service, full_engine_service
 
 
@@ -15,7 +15,7 @@ def read_options(argv: list[str]) -> dict[str, str]:
 
 def test_a_whole_model_is_served_alone_under_its_checkpoints_id(tmp_path: Path) -> None:
     layout = Layout(tmp_path, engine_args=["--seed", "1"], max_model_len=64)
-    wanted = Wanted("c-000001-abc", str(tmp_path))
+    wanted = RequiredModel("c-000001-abc", str(tmp_path))
     whole = full_engine_service(layout, wanted, 4321)
     options = read_options(list(whole.argv))
     assert (options["--model"], options["--served-model-name"]) == (wanted.path, wanted.checkpoint)
@@ -29,7 +29,7 @@ def test_both_kinds_of_engines_compute_alike(tmp_path: Path) -> None:
     """The probe of either compares log-probabilities in float32."""
     layout = Layout(tmp_path, model=str(tmp_path))
     adapters = read_options(list(engine_service(layout).argv))
-    whole = read_options(list(full_engine_service(layout, Wanted("c", str(tmp_path)), 1).argv))
+    whole = read_options(list(full_engine_service(layout, RequiredModel("c", str(tmp_path)), 1).argv))
     own = {
         "--model",
         "--served-model-name",

@@ -99,7 +99,7 @@ async def test_what_attends_to_services_ends_before_them(tmp_path):
             seen.append(supervisor.states["sleeper"].is_running)
 
     supervisor.start(service(tmp_path, SLEEPER))
-    supervisor.attend(attend())
+    supervisor.run_beside(attend())
     await wait_for(lambda: supervisor.states["sleeper"].pid is not None)
     await supervisor.stop()
     assert seen == [True]

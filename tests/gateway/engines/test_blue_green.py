@@ -28,7 +28,7 @@ from feedback.events import Comparison
 from gateway.app import Gateway, create_app
 from gateway.http.server import build_server
 from gateway.settings import GatewaySettings
-from prefloop.engine_host import EngineHost, Wanted
+from prefloop.engine_host import EngineHost, RequiredModel
 from prefloop.supervisor import Service, Supervisor
 
 ENGINE = Path(__file__).parents[1] / "full_engine.py"
@@ -76,10 +76,10 @@ class Site:
     def start_host(self) -> EngineHost:
         key = self.app.secrets.admin_key
         host = EngineHost(self.url, lambda: key, self.supervisor, self.build_service, poll_s=0.05)
-        self.supervisor.attend(host.run())
+        self.supervisor.run_beside(host.run())
         return host
 
-    def build_service(self, wanted: Wanted, port: int) -> Service:
+    def build_service(self, wanted: RequiredModel, port: int) -> Service:
         argv = [sys.executable, str(ENGINE), "--model", wanted.path, "--served-model-name", wanted.checkpoint]
         argv += ["--port", str(port), "--start-s", str(self.start_s)]
         env = {"PYTHONPATH": os.pathsep.join((str(ENGINE.parent), str(ENGINE.parents[2])))}

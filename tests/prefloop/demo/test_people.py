@@ -5,40 +5,46 @@ import asyncio
 import json
 import random
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from prefloop.demo import people
-from prefloop.demo.people import Crowd, Stats, World, choose, draw_people, load_world, parse_world, run_people
+from prefloop.demo import examination, people, replies, report, stats, tastes, world
+from prefloop.demo.people import run_people
+from prefloop.demo.stats import Stats, resume_stats
+from prefloop.demo.tastes import Crowd, Tastes, choose, draw_people, load_tastes, parse_tastes
 
 ROOT = Path(people.__file__).parents[2]
+OWN = (people, tastes, replies, stats, examination)  # the modules of the people's process alone
 QUESTION = "What is the capital of France?"
 KIND, TERSE = "The capital of France is Paris. Happy to help!", "Paris."
 
 
 def test_people_import_nothing_of_the_server_s_packages():
-    tree = ast.parse(Path(people.__file__).read_text())
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not {name.split(".")[0] for name in imported} & {"gateway", "trainer", "feedback"}
-    ours = {name for name in imported if name.startswith("prefloop")}
-    assert ours <= {"prefloop.demo", "prefloop.demo.report", "prefloop.demo.world"}
+    for module in OWN:
+        tree = ast.parse(Path(module.__file__).read_text())
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert not {name.split(".")[0] for name in imported} & {"gateway", "trainer", "feedback"}
+        ours = {name for name in imported if name.startswith("prefloop")}
+        assert ours <= {part.__name__ for part in (*OWN, report, world)}
 
 
 def test_nobody_else_reads_the_file_that_says_what_people_like():
     packages = ("prefloop", "gateway", "trainer", "feedback")
     others = [path for package in packages for path in (ROOT / package).rglob("*.py")]
-    others.remove(Path(people.__file__))
+    for module in (people, tastes):
+        others.remove(Path(module.__file__))
     for path in others:
         text = path.read_text()
-        assert "people.toml" not in text and "load_world" not in text and "parse_world" not in text, path
+        assert "people.toml" not in text and "load_tastes" not in text and "parse_tastes" not in text, path
 
 
 def test_default_world_says_what_the_defaults_say():
-    assert load_world(people.DEFAULT_WORLD) == World()
+    assert load_tastes(tastes.DEFAULT_TASTES) == Tastes()
 
 
 @pytest.mark.parametrize(
@@ -53,27 +59,27 @@ def test_default_world_says_what_the_defaults_say():
     ],
 )
 def test_a_world_that_cannot_be_is_refused_with_the_reason(document, message):
-    with pytest.raises(people.WorldError, match=message):
-        parse_world(document)
+    with pytest.raises(tastes.TastesError, match=message):
+        parse_tastes(document)
 
 
 def test_a_world_file_error_names_the_file(tmp_path):
     path = tmp_path / "odd.toml"
     path.write_text("[utilities]\npolite = 1\n")
-    with pytest.raises(people.WorldError, match=r"odd\.toml"):
-        load_world(path)
+    with pytest.raises(tastes.TastesError, match=r"odd\.toml"):
+        load_tastes(path)
 
 
 def test_true_utility_adds_each_token():
-    world = parse_world({"utilities": {"terse": 0.2, "per_token": -0.05}})
-    judged = people.judge_truly(world, QUESTION, TERSE)  # "Paris" and "." are two tokens
+    parsed = parse_tastes({"utilities": {"terse": 0.2, "per_token": -0.05}})
+    judged = tastes.judge_truly(parsed, QUESTION, TERSE)  # "Paris" and "." are two tokens
     assert judged.style == "terse" and judged.utility == pytest.approx(0.1)
-    assert people.judge_truly(World(), QUESTION, "Rome.").style == "wrong"
+    assert tastes.judge_truly(Tastes(), QUESTION, "Rome.").style == "wrong"
 
 
 def test_the_same_seed_draws_the_same_people_with_tastes_of_their_own():
-    drawn = draw_people(World(), 7)
-    assert [(p.name, p.taste) for p in drawn] == [(p.name, p.taste) for p in draw_people(World(), 7)]
+    drawn = draw_people(Tastes(), 7)
+    assert [(p.name, p.taste) for p in drawn] == [(p.name, p.taste) for p in draw_people(Tastes(), 7)]
     assert len({p.name for p in drawn}) == 200
     tastes = [taste for person in drawn for taste in person.taste.values()]
     mean = sum(tastes) / 1000
@@ -162,7 +168,7 @@ async def talk_to(gateway, *, stop_after_requests=None, **options):
         await run_people(
             str(server.make_url("/")),
             "pl_key",
-            World(),
+            Tastes(),
             3,
             stats,
             stop,
@@ -181,14 +187,14 @@ async def test_people_compare_choose_and_are_acknowledged_streaming_or_not():
     stats, rows = await talk_to(gateway, until_choices=40)
     assert stats.acks >= 40 and stats.failed_requests == 0
     assert stats.requests == stats.comparisons == stats.choices == stats.acks == len(rows) == len(gateway.choices)
-    assert {bool(body.get("stream")) for _, _, body in gateway.api.request_body} == {True, False}
-    assert all(user.startswith("person-") and compare == "auto" for user, compare, _ in gateway.api.request_body)
+    assert {bool(body.get("stream")) for _, _, body in gateway.requests} == {True, False}
+    assert all(user.startswith("person-") and compare == "auto" for user, compare, _ in gateway.requests)
     assert {row["comparison"]: row["preferred"] for row in rows} == {
         name: body["preferred"] for name, body in gateway.choices.items()
     }
     assert all(body["token"] == name.replace("cmp", "t") for name, body in gateway.choices.items())
     assert stats.preferred["first"] > stats.preferred["second"]  # the kind answer comes first here
-    turns = Counter(user for user, _, _ in gateway.api.request_body)
+    turns = Counter(user for user, _, _ in gateway.requests)
     assert max(turns.values()) == 1  # 200 people: nobody speaks twice before the others
 
 
@@ -226,29 +232,34 @@ def test_stats_go_on_after_a_restart_of_the_same_run_only(tmp_path):
     path = tmp_path / "people.json"
     stats = Stats(run="a", requests=9, preferred=Counter(first=2))
     stats.recent_styles.extend(["terse", "wrong"])
-    people.write_json(path, stats.as_dict())
-    assert people.resume_stats(path, "a").requests == 9
-    assert people.resume_stats(path, "a").preferred == {"first": 2}
-    assert people.resume_stats(path, "b").requests == people.resume_stats(path, "").requests == 0
-    assert people.resume_stats(tmp_path / "none.json", "a") == Stats(run="a")
+    report.write_json(path, stats.as_dict())
+    assert resume_stats(path, "a").requests == 9
+    assert resume_stats(path, "a").preferred == {"first": 2}
+    assert resume_stats(path, "b").requests == resume_stats(path, "").requests == 0
+    assert resume_stats(tmp_path / "none.json", "a") == Stats(run="a")
 
 
 async def test_the_examination_asks_each_policy_and_keeps_the_seed_s_answers(tmp_path):
     gateway = FakeGateway(paired=False)
     async with TestServer(gateway.application()) as server:
-        arguments = [
-            "--base-url",
-            str(server.make_url("/")),
-            "--examine",
-            str(tmp_path / "final.json"),
-            "--seed-policy",
-        ]
-        await people.examine(people.parse_options([*arguments, "c-0"]), World(), "pl_key")
-        num_questions = len(people.held_out_questions())
-        assert len(gateway.api.request_body) == 2 * num_questions and not (tmp_path / "final.json").exists()
-        await people.examine(people.parse_options([*arguments, "c-0", "--policy", "c-1"]), World(), "pl_key")
-    asked = Counter(body["model"] for _, _, body in gateway.api.request_body)
+        held = partial(
+            examination.examine, api_url=str(server.make_url("/v1")), api_key="pl_key", seed_policy="c-0", seed=0,
+            out=tmp_path / "final.json", progress_file=tmp_path / "progress.json",
+            judge=partial(tastes.judge_truly, Tastes()),
+        )  # fmt: skip
+        await held(policy=None)
+        num_questions = len(world.held_out_questions())
+        assert len(gateway.requests) == 2 * num_questions and not (tmp_path / "final.json").exists()
+        await held(policy="c-1")
+    asked = Counter(body["model"] for _, _, body in gateway.requests)
     assert asked == {"c-0": 2 * num_questions, "c-1": num_questions} and num_questions >= 200
     result = json.loads((tmp_path / "final.json").read_text())
     assert result["win_rate_before"]["value"] == result["win_rate_after"]["value"] == 0.5
     assert len(result["examples"]) == 3
+
+
+@pytest.mark.parametrize(("text", "code"), [("", 0), ("[people]\ncount = 3\n", 0), ("[utilities]\npolite = 1\n", 2)])
+def test_a_file_of_tastes_is_checked_without_a_gateway(tmp_path, text, code, capsys):
+    (tmp_path / "mine.toml").write_text(text)
+    assert people.main(["--check", "--world", str(tmp_path / "mine.toml")]) == code
+    assert ("polite" in capsys.readouterr().err) == bool(code)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from prefloop.demo.final import Judgement, conclude, measure_win_rate, measure_wrong_rate, wilson_interval
+from prefloop.demo.examination import Judgement, conclude, measure_win_rate, measure_wrong_rate, wilson_interval
 from prefloop.demo.report import (
     RssSampler,
     build_report,

@@ -1,6 +1,6 @@
-"""One machine's prefloop: the seed policy if there is no model, then engine, gateway and trainer until Ctrl-C.
+"""Starts prefloop on one machine: checks, the seed policy, Kafka and PostgreSQL where asked for, then the services.
 
-`up` shows them as plain lines; the demo puts its own screen in front of the same pieces.
+What cannot work is refused before anything is started. Shared by `up`, the demo and the measurements.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from prefloop.servers.kafka import KafkaFailed, run_kafka
 from prefloop.servers.postgres import PostgresError, run_postgres
 from prefloop.services import Layout, engine_host, engine_service, gateway_service, trainer_service
 from prefloop.supervisor import Supervisor
+from prefloop.terminal import CommandFailed
 
 LogKind = Literal["sqlite", "kafka"]
 DatabaseKind = Literal["sqlite", "postgresql"]
@@ -32,7 +33,7 @@ LINE_PERIOD_S = 10.0  # where there is no terminal to draw on
 SEED_POLICY_SEED = 0
 
 
-class StartFailed(Exception):
+class StartFailed(CommandFailed):
     """The machine cannot start; the message says what to do."""
 
 
@@ -106,13 +107,13 @@ def run_back_ends(layout: Layout, log: LogKind, database: DatabaseKind) -> Itera
 def start_services(
     supervisor: Supervisor, layout: Layout, gateway: dict[str, str] | None = None, trainer: dict[str, str] | None = None
 ) -> None:
-    """gateway, trainer: further settings for each, as environment variables."""
+    """Start engine, gateway and trainer. gateway, trainer: further settings for each, as environment variables."""
     if not layout.engine_url:
         supervisor.start(engine_service(layout))
     supervisor.start(gateway_service(layout, gateway))
     supervisor.start(trainer_service(layout, trainer))
     if not layout.engine_url:  # else whoever runs that engine runs the others too
-        supervisor.attend(engine_host(layout, supervisor).run())
+        supervisor.run_beside(engine_host(layout, supervisor).run())
 
 
 async def wait_until_ready(layout: Layout, supervisor: Supervisor, console: Console, stop: asyncio.Event) -> float:
@@ -141,6 +142,7 @@ async def wait_until_ready(layout: Layout, supervisor: Supervisor, console: Cons
 
 
 async def is_ready(client: httpx.AsyncClient, gateway_url: str) -> bool:
+    """Whether the gateway serves a checkpoint."""
     try:
         return (await client.get(gateway_url + "/readyz")).status_code == 200
     except httpx.TransportError:
@@ -148,55 +150,12 @@ async def is_ready(client: httpx.AsyncClient, gateway_url: str) -> bool:
 
 
 def describe_states(supervisor: Supervisor) -> str:
+    """One line: which service runs, and which is down."""
     return ", ".join(f"{name} {'runs' if state.is_running else 'is down'}" for name, state in supervisor.states.items())
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:
+    """Set `stop` at Ctrl-C or SIGTERM."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-
-
-async def run_up(layout: Layout, console: Console, gateway: dict[str, str]) -> int:
-    """Serve until Ctrl-C. Returns the exit status."""
-    require_free_ports(layout)
-    check_settings(layout, gateway)
-    if not layout.model:
-        build_seed_policy(layout.state_dir)
-    stop = asyncio.Event()
-    stop_on_signals(stop)
-    supervisor = Supervisor()
-    start_services(supervisor, layout, gateway)
-    try:
-        await wait_until_ready(layout, supervisor, console, stop)
-        if not stop.is_set():
-            print_addresses(console, layout)
-            await print_events(supervisor, console, stop)
-    finally:
-        console.print("Stopping …")
-        await supervisor.stop()
-    return 0
-
-
-def print_addresses(console: Console, layout: Layout) -> None:
-    console.print(f"playground  {layout.gateway_url}/", highlight=False)
-    console.print(f"console     {layout.gateway_url}/console", highlight=False)
-    console.print(f"API         {layout.gateway_url}/v1", highlight=False)
-    console.print(f"admin key   in {layout.state_dir / 'secrets' / 'admin_key'}", highlight=False)
-    console.print("Ctrl-C stops everything. `prefloop status` says what it is doing.")
-
-
-async def print_events(supervisor: Supervisor, console: Console, stop: asyncio.Event) -> None:
-    last_at = 0.0
-    while not stop.is_set():
-        for at, event in newer_than(supervisor.events, last_at):
-            console.print(f"{time.strftime('%H:%M:%S', time.localtime(at))} [yellow]{event}[/yellow]", highlight=False)
-            last_at = at
-        try:
-            await asyncio.wait_for(stop.wait(), 0.5)
-        except TimeoutError:
-            continue
-
-
-def newer_than(events: Iterable[tuple[float, str]], at: float) -> list[tuple[float, str]]:
-    return [event for event in list(events) if event[0] > at]

@@ -7,18 +7,26 @@ a higher true utility, a tie is half; the interval is Wilson's 95%. Knows no tas
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI
+
+from prefloop.demo.report import write_json
+from prefloop.demo.world import held_out_questions
 
 NORMAL_QUANTILE_975 = 1.959963984540054
 TEMPERATURE = 0.7
 MAX_TOKENS = 48
 RELATIVE_TOLERANCE = 1e-9
+NUM_QUESTIONS = 400  # at most
+NUM_RETRIES = 12  # an examination outlasts a restart of the gateway
+REQUEST_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ class FinalResult:
     examples: list[Example]
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
 
 
@@ -103,6 +112,7 @@ def measure_wrong_rate(answers: Sequence[Judgement]) -> float:
 
 
 def judge_all(judge: Judge, questions: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
+    """One judgement for every question's answer."""
     return [judge(question, answer) for question, answer in zip(questions, answers, strict=True)]
 
 
@@ -175,3 +185,37 @@ async def collect_answers(
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(ask(question)) for question in questions]
     return [task.result() for task in tasks]
+
+
+async def examine(
+    *, api_url: str, api_key: str, seed_policy: str, policy: str | None, seed: int, out: Path, progress_file: Path,
+    judge: Judge,
+) -> None:  # fmt: skip
+    """Hold the examination and write its result to `out`; answers that were collected before are used again.
+
+    Without a policy only the seed policy's answers are collected, for a later examination in the same directory.
+    """
+    asked = list(held_out_questions())
+    questions = random.Random(f"examined-{seed}").sample(asked, min(NUM_QUESTIONS, len(asked)))
+    draws = [(seed_policy, "reference"), (seed_policy, "before"), *([(policy, "after")] if policy else [])]
+    num_done = 0
+
+    def count_answer() -> None:
+        nonlocal num_done
+        num_done += 1
+        if num_done % 20 == 0:
+            write_json(progress_file, {"state": "examining", "done": num_done, "total": len(draws) * len(questions)})
+
+    sets: dict[str, list[str]] = {}
+    async with AsyncOpenAI(
+        base_url=api_url, api_key=api_key, timeout=REQUEST_TIMEOUT_S, max_retries=NUM_RETRIES
+    ) as client:
+        for model, draw in draws:
+            kept = out.with_name(f"answers-{model}-{draw}.json")
+            if not kept.exists() or json.loads(kept.read_text(encoding="utf-8"))["questions"] != questions:
+                answers = await collect_answers(client, model, questions, f"{draw}-{seed}", on_answer=count_answer)
+                write_json(kept, {"questions": questions, "answers": answers})
+            sets[draw] = json.loads(kept.read_text(encoding="utf-8"))["answers"]
+    if policy:
+        reference, before, after = (sets[draw] for draw in ("reference", "before", "after"))
+        write_json(out, conclude(seed_policy, policy, questions, reference, before, after, judge, seed).as_dict())
