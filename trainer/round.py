@@ -26,7 +26,7 @@ from trainer.dataset import Pair, choose_round_pairs
 from trainer.publisher import Publisher, Trained
 from trainer.quarantine import Quarantine
 from trainer.report import Reporter
-from trainer.rewarding import RewardKeeper, measure_reward, update_reward
+from trainer.reward_keeper import RewardKeeper, measure_reward, update_reward
 from trainer.settings import TrainerSection
 
 if TYPE_CHECKING:
