@@ -155,36 +155,13 @@ def load_comparison(connection: sa.Connection, comparison_id: str) -> Comparison
     return msgspec.json.decode(body, type=Comparison)
 
 
-def record_choice(
-    connection: sa.Connection,
-    comparison_id: str,
-    preferred: Preferred,
-    strength: float | None,
-    harmful: bool,
-    channel: str,
-    now: float,
-    *,
-    source: str = "prefloop/gateway",
-) -> StoredChoice:
-    """Store a choice and its outbox row; the same choice again replays the stored one, however late.
-
-    Raises UnknownComparison, ExpiredComparison after expiry, ConflictingChoice if another choice stands.
-    """
-    new = NewChoice(
-        comparison_id=comparison_id, preferred=preferred, strength=strength, harmful=harmful, channel=channel, at=now
-    )
-    [result] = record_choices(connection, [new], source=source)
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
 def record_choices(
     connection: sa.Connection, new: Sequence[NewChoice], *, source: str = "prefloop/gateway"
 ) -> list[StoredChoice | Exception]:
-    """`record_choice` for many at once, in their order: a result for each, or what it would have raised.
+    """Store choices and their outbox rows, in their order; a choice made again replays the stored one, however late.
 
-    A few statements for all of them, so that a hundred people choose at the price of one.
+    The result of each, or UnknownComparison, ExpiredComparison after expiry, ConflictingChoice if another one stands. A
+    few statements for all of them, so that a hundred people choose at the price of one.
     """
     known = _load_standing(connection, [each.comparison_id for each in new])
     fresh: dict[str, _Fresh] = {}

@@ -30,8 +30,8 @@ def find_starts(log: Log, topic: str, *, offset: int = 0, since_s: float | None 
     starts = {}
     for partition in log.partitions(topic):
         begin, end = log.bounds(topic, partition)
-        wanted = offset if since_s is None else log.find_offset(topic, partition, int(since_s * 1000))
-        starts[partition] = min(max(begin, wanted), end)
+        position = offset if since_s is None else log.find_offset(topic, partition, int(since_s * 1000))
+        starts[partition] = min(max(begin, position), end)
     return starts
 
 

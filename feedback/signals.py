@@ -103,8 +103,3 @@ def find_signal(connection: sa.Connection, app: str, idempotency_key: str, finge
     if row.fingerprint != fingerprint:
         raise ConflictingSignal
     return StoredSignal("replayed", row.id, row.completion_id, row.created_at)
-
-
-def count_signals(connection: sa.Connection) -> int:
-    """Signals ever stored."""
-    return connection.execute(sa.select(sa.func.count()).select_from(signals)).scalar_one()

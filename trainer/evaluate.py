@@ -122,16 +122,16 @@ def something_to_learn(
     from. Each takes half of alpha: by Ville's inequality an e-value passes 2/alpha in at most a share alpha/2 of worlds where
     choices are noise, all looks together.
     """
-    told = []
+    findings = []
     for (k, n), name in (((correct, total), "held-out"), (foreseen, "new")):
         if n == 0:
             continue
-        told.append(f"{k} of {n} {name} choices foreseen ({k / n:.0%})")
+        findings.append(f"{k} of {n} {name} choices foreseen ({k / n:.0%})")
         if 2 * k > n and log_evidence(k, n) >= math.log(2 / alpha):
-            return True, f"{told[-1]}, better than chance"
-    if not told:
+            return True, f"{findings[-1]}, better than chance"
+    if not findings:
         return False, "nothing to learn: no decisive choice to judge by yet"
-    return False, f"nothing to learn: {', '.join(told)}, not clearly better than chance"
+    return False, f"nothing to learn: {', '.join(findings)}, not clearly better than chance"
 
 
 def interval_of_mean(values: Sequence[float], confidence: float) -> tuple[float, float, float]:

@@ -23,7 +23,7 @@ from trainer.publisher import Publisher, Trained
 from trainer.quarantine import Quarantine
 from trainer.registry import Gateway, GatewayRefused, GatewayUnavailable
 from trainer.report import Reporter
-from trainer.rewarding import RewardKeeper, measure_reward, update_reward
+from trainer.reward_keeper import RewardKeeper, measure_reward, update_reward
 from trainer.round import RoundAborted, RoundRunner, Training
 from trainer.settings import TrainerSettings
 from trainer.status import Board

@@ -4,16 +4,9 @@ Pure tensor functions. `difference` is score of the one minus score of the other
 ref(y+)) - (log pi(y-) - log ref(y-)), summed over tokens. PPO's losses are not here.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-
-
-def bradley_terry_loss(difference: Tensor, margin: Tensor | float = 0.0) -> Tensor:
-    """-log sigmoid(r+ - r- - m) (Bradley and Terry 1952; the margin as in Llama 2, eq. 2)."""
-    return -logsigmoid(difference - margin)
 
 
 def rao_kupper_logprobs(difference: Tensor, log_nu: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,13 +16,6 @@ def rao_kupper_logprobs(difference: Tensor, log_nu: Tensor | float) -> tuple[Ten
     loss = logsigmoid(-difference - log_nu)
     tie = torch.log(torch.expm1(2 * log_nu)) + win + loss  # (nu^2 - 1) ab / ((a + nu b)(nu a + b))
     return win, loss, tie
-
-
-def davidson_logprobs(difference: Tensor, nu: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of win, loss and tie with tie weight 2 nu sqrt(ab) (Davidson 1970)."""
-    half = difference / 2
-    ties = torch.full_like(half, math.log(2 * nu))
-    return tuple(torch.log_softmax(torch.stack([half, -half, ties]), 0).unbind(0))  # type: ignore[return-value]
 
 
 def dpo_loss(log_ratio: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:

@@ -36,7 +36,7 @@ from trainer.publisher import Publisher
 from trainer.quarantine import Quarantine, Reject
 from trainer.registry import Gateway, Registrar
 from trainer.report import show_inbox
-from trainer.rewarding import RewardKeeper
+from trainer.reward_keeper import RewardKeeper
 from trainer.round import Training
 from trainer.settings import TrainerSettings
 from trainer.status import Board, start_status_server
@@ -85,11 +85,11 @@ def main() -> int:
         build_report(settings, database, board, metrics),
     )
     consumer.start()
-    letters_log = settings.open_log()
-    letters = Relay(
-        database, writer, letters_log, settings.dead_letter_topic, outbox=inbox.dead_letter_outbox, poll_s=1.0
+    dead_letter_log = settings.open_log()
+    dead_letters = Relay(
+        database, writer, dead_letter_log, settings.dead_letter_topic, outbox=inbox.dead_letter_outbox, poll_s=1.0
     )
-    letters.start()
+    dead_letters.start()
     try:
         if wait_for_base(settings, board, stopping):
             learner = build_learner(settings, database, writer, board, metrics, curves, stopping)
@@ -98,8 +98,8 @@ def main() -> int:
     finally:
         consumer.stop()
         consumer.join()
-        letters.close()
-        letters_log.close()
+        dead_letters.close()
+        dead_letter_log.close()
         curves.close()
         writer.close()
         server.shutdown()

@@ -84,8 +84,8 @@ class Gateway:
         """Register a published directory and return the checkpoint's status."""
         return str(self._call("POST", "/operator/v1/checkpoints", {"path": str(path.resolve())}).get("status", ""))
 
-    def give_up(self, checkpoint: str) -> None:
-        """Have the gateway give a checkpoint up for good, before its files go. Raises GatewayRefused if it needs it."""
+    def delete_checkpoint(self, checkpoint: str) -> None:
+        """Have the gateway delete a checkpoint for good, before its files go. Raises GatewayRefused if it is needed."""
         self._call("DELETE", f"/operator/v1/checkpoints/{checkpoint}")
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -147,10 +147,10 @@ def register_missing(gateway: Gateway, published: Sequence[tuple[str, Path]], re
     return registered
 
 
-def remove_given_up(gateway: Gateway, root: Path) -> list[str]:
+def remove_unneeded(gateway: Gateway, root: Path) -> list[str]:
     """Remove the directories in `root` that nothing needs, and return their names.
 
-    The gateway gives a checkpoint up first, for good; a crash in between is made up for the next time. Raises
+    The gateway deletes a checkpoint first, for good; after a crash in between the files go the next time. Raises
     GatewayUnavailable.
     """
     removed = []
@@ -161,7 +161,7 @@ def remove_given_up(gateway: Gateway, root: Path) -> list[str]:
             continue
         if known.status != DELETED:
             try:
-                gateway.give_up(known.id)
+                gateway.delete_checkpoint(known.id)
             except GatewayRefused as error:  # it was put on trial meanwhile
                 log.info("checkpoint %s stays: %s", known.id, error)
                 continue
@@ -196,17 +196,17 @@ class Registrar(threading.Thread):
         self._wake.set()
 
     def run(self) -> None:
-        backoff_s, told = FIRST_BACKOFF_S, ""
+        backoff_s, last_error = FIRST_BACKOFF_S, ""
         while not self._stopping:
             self._wake.clear()
             try:
                 register_missing(self._gateway, self._list_published(), self._refused)
-                remove_given_up(self._gateway, self._root)
-                told, backoff_s, pause_s = "", FIRST_BACKOFF_S, self._every_s
+                remove_unneeded(self._gateway, self._root)
+                last_error, backoff_s, pause_s = "", FIRST_BACKOFF_S, self._every_s
             except Exception as error:  # the loop's edge: a registry that is down must not end the trainer
-                if str(error) != told:
+                if str(error) != last_error:
                     log.warning("cannot register checkpoints, trying again: %s", error)
-                told, pause_s = str(error), backoff_s
+                last_error, pause_s = str(error), backoff_s
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
-            self._report(told)
+            self._report(last_error)
             self._wake.wait(pause_s)

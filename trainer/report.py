@@ -52,7 +52,7 @@ class Reporter:
 
     def show_progress(self, number: int, share: float, step: Mapping[str, float]) -> None:
         """How far a round's training is, and the figures of its last step."""
-        self.board.show_round("training", f"round {number}: {share:.0%} of its steps", progress=share)
+        self.board.show_progress(share)
         self.metrics.round_progress.set(share)
         self.curves.add(f"dpo/round-{number:03d}", step, round(share * 1000))
 

@@ -26,7 +26,7 @@ from trainer.dataset import Pair, choose_round_pairs
 from trainer.publisher import Publisher, Trained
 from trainer.quarantine import Quarantine
 from trainer.report import Reporter
-from trainer.rewarding import RewardKeeper, measure_reward, update_reward
+from trainer.reward_keeper import RewardKeeper, measure_reward, update_reward
 from trainer.settings import TrainerSection
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class RoundRunner:
     def run(self, parent: Published) -> None:
         """Begin the next round, or the one that is open, and see it to its record. Raises RoundAborted."""
         opened = self._writer.run(self._begin_round).result()
-        self._reporter.board.show_number(opened.number)
-        self._reporter.board.show_round("training", f"round {opened.number} begins from {parent.manifest.id}")
+        self._reporter.board.begin_round(opened.number, f"from {parent.manifest.id}")
         log.info("round %d begins from %s (attempt %d)", opened.number, parent.manifest.id, opened.attempts)
         checkpoint: str | None = None
         metrics: Mapping[str, float] = {}
@@ -129,9 +128,7 @@ class RoundRunner:
         rng = random.Random(f"{self._settings.seed}-round-{opened.number}")
         metrics |= self._training.train(pairs, rng, lambda share, step: self._report(opened.number, share, step))
         self._check_stopping()
-        self._reporter.board.show_round(
-            "evaluating", f"round {opened.number} passes the offline gate, or not", progress=1.0
-        )
+        self._reporter.board.show_round("evaluating", f"beside {parent.manifest.id}", progress=1.0)
         verdict = self._training.judge()
         metrics |= verdict.metrics
         self._reporter.curves.add("round", metrics, opened.number)
@@ -169,7 +166,7 @@ class RoundRunner:
             raise RoundAborted
 
     def _publish_round(self, opened: rounds.OpenRound, parent: Published, trained: Trained) -> str:
-        self._reporter.board.show_round("publishing", f"round {opened.number} passed the offline gate", progress=1.0)
+        self._reporter.board.show_round("publishing", trained.reason or "it passed the offline gate", progress=1.0)
         extra = {
             "round": opened.number,
             "kind": opened.kind,

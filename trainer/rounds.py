@@ -57,15 +57,15 @@ class OpenRound:
 
 def explain_round(new: NewPreferences, since_s: float, settings: TrainerSection) -> tuple[bool, str]:
     """Whether a round is due, and why or why not. since_s: seconds since the last round ended, or the trainer began."""
-    wanted = settings.round_every_preferences
-    if new.decisive >= wanted:
+    required = settings.round_every_preferences
+    if new.decisive >= required:
         return True, f"{new.decisive} new decisive preferences"
-    if new.total >= TIES_FACTOR * wanted:
+    if new.total >= TIES_FACTOR * required:
         return True, f"{new.total} new preferences, {new.decisive} of them decisive"
     minutes = settings.round_every_minutes
     if minutes and since_s >= 60 * minutes and new.decisive >= settings.round_min_preferences:
         return True, f"{since_s / 60:.0f} minutes and {new.decisive} new decisive preferences since the last round"
-    return False, f"{new.decisive} of {wanted} new decisive preferences"
+    return False, f"{new.decisive} of {required} new decisive preferences"
 
 
 def find_open_round(connection: sa.Connection) -> OpenRound | None:

@@ -82,10 +82,15 @@ class Board:
         with self._lock:
             self._view.round = replace(self._view.round, state=state, reason=reason, progress=progress)
 
-    def show_number(self, number: int) -> None:
-        """Say which round it is."""
+    def begin_round(self, number: int, reason: str) -> None:
+        """Say that a round trains."""
         with self._lock:
-            self._view.round = replace(self._view.round, number=number)
+            self._view.round = RoundView("training", number, 0.0, reason)
+
+    def show_progress(self, progress: float) -> None:
+        """Say how far the round is, 0 to 1."""
+        with self._lock:
+            self._view.round = replace(self._view.round, progress=progress)
 
     def read(self) -> StatusView:
         with self._lock:

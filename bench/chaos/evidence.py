@@ -13,7 +13,7 @@ from feedback.database import open_database
 from feedback.inbox import dead_letters, preferences
 from feedback.manifest import Manifest, read_manifest
 from trainer.checkpoints import list_names
-from trainer.rewarding import list_states, updates
+from trainer.reward_keeper import list_states, updates
 from trainer.rounds import list_finished
 
 

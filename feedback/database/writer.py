@@ -40,7 +40,7 @@ class _Job:
         self.error: BaseException | None = None
 
     def begin(self) -> bool:
-        """Whether the work is still wanted."""
+        """Whether a caller still waits for it: one that has cancelled does not."""
         return self.is_grouped or self.future.set_running_or_notify_cancel()  # type: ignore[union-attr]
 
 

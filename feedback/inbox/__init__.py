@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from feedback.inbox.intake import consume, load_offset, load_offsets, record_gap, restore, store_alone
 from feedback.inbox.rows import (
-    PreferenceRow,
     count_dead_letters,
     count_preferences,
     count_signals,
-    load_preferences,
-    load_signals,
     mark_used,
 )
 from feedback.inbox.splits import HELDOUT_SHARE, Split, choose_split, key_prompt
@@ -27,7 +24,6 @@ from feedback.inbox.tables import (
 
 __all__ = [
     "HELDOUT_SHARE",
-    "PreferenceRow",
     "Split",
     "choose_split",
     "consume",
@@ -41,8 +37,6 @@ __all__ = [
     "key_prompt",
     "load_offset",
     "load_offsets",
-    "load_preferences",
-    "load_signals",
     "mark_used",
     "metadata",
     "offsets",

@@ -172,13 +172,13 @@ class KafkaLog:
         configs |= {"retention.bytes": "-1", "cleanup.policy": "delete"}
         if options.min_insync_replicas:
             configs["min.insync.replicas"] = str(options.min_insync_replicas)
-        wanted = {
+        new_topic = {
             "num_partitions": options.partitions,
             "replication_factor": options.replication_factor,
             "configs": configs,
         }
         try:
-            self._clients.ask(lambda admin: admin.create_topics({topic: wanted}))
+            self._clients.ask(lambda admin: admin.create_topics({topic: new_topic}))
         except TopicAlreadyExistsError:
             pass
         except BrokerResponseError as error:

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from feedback.choices import comparisons, record_choice, store_comparison
+from feedback.choices import comparisons, store_comparison
 from feedback.database import Writer, create_tables, open_database
 from feedback.log import open_log
 from feedback.relay import Relay
 from feedback.signals import StoredSignal, record_signal
+from tests.feedback.reading import record_choice
 from tests.feedback.samples import make_comparison, make_signal
 
 NUM_THREADS = 8

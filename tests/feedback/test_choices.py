@@ -13,7 +13,6 @@ from feedback.choices import (
     comparisons,
     count_outbox,
     outbox,
-    record_choice,
     record_choices,
     store_comparison,
 )
@@ -24,6 +23,7 @@ from feedback.events import Comparison, Preferred, decode_event
 from feedback.outbox import delete_rows, load_rows
 from prefloop.servers.postgres import Postgres
 from tests.databases import make_url
+from tests.feedback.reading import record_choice
 from tests.feedback.samples import make_comparison
 
 

@@ -20,6 +20,7 @@ from feedback.dead_letters import (
 from feedback.errors import FutureVersion
 from feedback.events import Choice, new_event
 from feedback.log.base import Record
+from tests.feedback.reading import load_preferences
 from tests.feedback.samples import make_choice, make_comparison, make_record
 from tests.feedback.stores import dump, make_new
 
@@ -85,7 +86,7 @@ def test_after_an_upgrade_a_letter_becomes_what_it_says(store: sa.Engine, monkey
     assert retry(store)[0] == ""
     assert [letter.record.offset for letter in load(store)] == [2]
     with store.connect() as connection:
-        assert [row.event_id for row in inbox.load_preferences(connection)] == ["event-0", "event-1"]
+        assert [row.event_id for row in load_preferences(connection)] == ["event-0", "event-1"]
     assert dump(store, inbox.offsets) == offsets  # its place was passed long ago
 
 

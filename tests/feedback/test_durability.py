@@ -14,13 +14,14 @@ import sqlalchemy as sa
 
 from feedback.choices import choices, count_outbox
 from feedback.database import Writer, create_tables, open_database, write_transaction
-from feedback.inbox import consume, load_offset, load_preferences
+from feedback.inbox import consume, load_offset
 from feedback.inbox import metadata as trainer_metadata
 from feedback.inbox import signals as trainer_signals
 from feedback.log import open_log
 from feedback.relay import Relay
 from feedback.signals import signals
 from tests.feedback.choosing_process import signal_once
+from tests.feedback.reading import load_preferences
 
 ROOT = Path(__file__).parents[2]
 NUM_KILLS = 5

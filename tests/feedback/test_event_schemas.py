@@ -14,8 +14,9 @@ import jsonschema
 import msgspec
 import pytest
 
-from feedback.event_schemas import find_violations, render_schemas
+from feedback.event_schemas import render_schemas
 from feedback.events import BODIES, Candidate, Comparison, Outcome, decode_event, encode_event, json_schemas
+from tests.feedback.schema_changes import find_violations
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCS = Path(__file__).parents[2] / "docs"

@@ -18,14 +18,13 @@ from feedback.inbox import (
     key_prompt,
     load_offset,
     load_offsets,
-    load_preferences,
-    load_signals,
     mark_used,
     metadata,
     record_gap,
     signals,
 )
 from feedback.log.base import Record
+from tests.feedback.reading import load_preferences, load_signals
 from tests.feedback.samples import make_choice, make_comparison, make_record, make_signal
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from feedback.choices import count_outbox, record_choice, store_comparison
+from feedback.choices import count_outbox, store_comparison
 from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.errors import LogUnavailable
 from feedback.log import NewRecord, Record
 from feedback.log.sqlite import SqliteLog
 from feedback.relay import Relay, RelayState
+from tests.feedback.reading import record_choice
 from tests.feedback.samples import make_comparison
 
 TOPIC = "t"

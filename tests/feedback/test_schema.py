@@ -15,17 +15,18 @@ from typer.testing import CliRunner
 
 import feedback
 import gateway.app  # noqa: F401  # declares the gateway's tables
-import trainer.rewarding
+import trainer.reward_keeper
 import trainer.rounds  # noqa: F401
 from feedback import inbox
 from feedback.database import Store, create_tables, metadata, open_database, write_transaction
 from feedback.errors import NewerSchema
-from feedback.inbox import consume, count_signals, load_preferences, load_signals
+from feedback.inbox import consume, count_signals
 from feedback.schema import find_pending, migrate, version_table
 from gateway.serving.recording.completion_store import metadata as completions_metadata
 from prefloop.cli import app
 from prefloop.servers.postgres import Postgres
 from tests.databases import make_url
+from tests.feedback.reading import load_preferences, load_signals
 from tests.feedback.samples import make_choice, make_comparison, make_record, make_signal
 
 MODELS: dict[Store, sa.MetaData] = {
@@ -222,7 +223,12 @@ OLD_SIGNALS = sa.Table(
 
 def make_old_trainer(engine: sa.Engine) -> None:
     """The trainer's tables as they were made before there were revisions."""
-    names = inbox.metadata.tables.keys() - {"trainer_signals", "dead_letter_outbox", "discarded_letters"}
+    names = inbox.metadata.tables.keys() - {
+        "trainer_signals",
+        "dead_letter_outbox",
+        "discarded_letters",
+        "quarantined_preferences",
+    }
     with engine.begin() as connection:
         inbox.metadata.create_all(connection, [inbox.metadata.tables[name] for name in names])
         OLD_SIGNALS.create(connection)

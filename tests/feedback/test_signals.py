@@ -8,7 +8,8 @@ from feedback.database import write_transaction
 from feedback.errors import ConflictingSignal
 from feedback.events import decode_event
 from feedback.outbox import load_rows
-from feedback.signals import StoredSignal, count_signals, find_signal, fingerprint_signal, record_signal, signals
+from feedback.signals import StoredSignal, find_signal, fingerprint_signal, record_signal, signals
+from tests.feedback.reading import count_signals
 from tests.feedback.samples import make_signal
 
 

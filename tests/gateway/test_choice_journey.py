@@ -38,6 +38,7 @@ from feedback.database import write_transaction
 from feedback.events import PREFERRED, Choice, decode_event
 from feedback.log import Record, open_log
 from feedback.log.base import NUM_PARTITIONS
+from tests.feedback.reading import load_preferences
 from tests.feedback.stores import opened_store, read_all, try_consume
 
 PAIR = {"x-prefloop-compare": "always", "x-prefloop-user": "ann"}
@@ -203,7 +204,7 @@ def make_machine(house: House) -> type[RuleBasedStateMachine]:
         @invariant()
         def the_trainer_has_what_was_delivered_once(self) -> None:
             with self.store.connect() as connection:
-                stored = [row.choice.comparison.id for row in inbox.load_preferences(connection)]
+                stored = [row.choice.comparison.id for row in load_preferences(connection)]
             assert len(stored) == len(set(stored))
             assert self.delivered & self.known.keys() <= set(stored)
 
@@ -232,7 +233,7 @@ def make_machine(house: House) -> type[RuleBasedStateMachine]:
             assert try_consume(self.store, records)
             assert try_consume(self.store, records)  # all of it once more
             with self.store.connect() as connection:
-                kept = [row.choice for row in inbox.load_preferences(connection)]
+                kept = [row.choice for row in load_preferences(connection)]
                 assert inbox.count_dead_letters(connection) == 0
             trained = [choice for choice in kept if choice.comparison.id in self.known]
             assert sorted(choice.comparison.id for choice in trained) == sorted(expected)

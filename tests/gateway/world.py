@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from feedback.choices import record_choice, store_comparison
+from feedback.choices import store_comparison
 from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.events import Candidate, Comparison
 from feedback.manifest import Manifest, Probe, checkpoint_id, combine_hashes, hash_files, write_manifest
@@ -18,6 +18,7 @@ from gateway.rollout.pure import machine
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import CheckpointRow, get_checkpoint
 from gateway.tables.rollouts import RolloutRow, list_rollouts
+from tests.feedback.reading import record_choice
 
 
 class FakeSwap:

@@ -119,7 +119,7 @@ class FakeGateway:
         self.known.append(RegisteredCheckpoint(manifest.id, manifest.number, manifest.digest, status))
         return status
 
-    def give_up(self, checkpoint: str) -> None:
+    def delete_checkpoint(self, checkpoint: str) -> None:
         self._answer()
         if checkpoint in self.needs:
             raise GatewayRefused("it is on trial")

@@ -19,7 +19,7 @@ from trainer.registry import (
     RegisteredCheckpoint,
     parse_state,
     register_missing,
-    remove_given_up,
+    remove_unneeded,
 )
 
 PROBE = Probe(prompt_token_ids=[1, 2], logprobs=[-0.5], base_logprobs=[-0.75])
@@ -132,28 +132,28 @@ def free(gateway: FakeGateway, index: int) -> str:
 def test_a_directory_goes_once_the_gateway_has_given_it_up(tmp_path: Path):
     published, gateway = publish_two(tmp_path), FakeGateway()
     register_missing(gateway, published, set())
-    assert remove_given_up(gateway, tmp_path) == []
+    assert remove_unneeded(gateway, tmp_path) == []
     gone = free(gateway, 1)
-    assert remove_given_up(gateway, tmp_path) == [gone]
+    assert remove_unneeded(gateway, tmp_path) == [gone]
     assert [path.name for path in tmp_path.iterdir()] == [gateway.known[0].id]
     assert gateway.known[1].status == "deleted"
     left = [(p.manifest.digest, p.path) for p in list_published(tmp_path, "base")]
-    assert register_missing(gateway, left, set()) == remove_given_up(gateway, tmp_path) == []
+    assert register_missing(gateway, left, set()) == remove_unneeded(gateway, tmp_path) == []
 
 
 def test_a_checkpoint_that_is_put_on_trial_meanwhile_stays(tmp_path: Path):
     published, gateway = publish_two(tmp_path), FakeGateway()
     register_missing(gateway, published, set())
     gateway.needs = {free(gateway, 1)}
-    assert remove_given_up(gateway, tmp_path) == []
+    assert remove_unneeded(gateway, tmp_path) == []
     assert len(list_published(tmp_path, "base")) == 2
 
 
 def test_a_crash_between_giving_up_and_removing_is_made_up_for(tmp_path: Path):
     published, gateway = publish_two(tmp_path), FakeGateway()
     register_missing(gateway, published, set())
-    gateway.give_up(free(gateway, 1))
-    assert remove_given_up(gateway, tmp_path) == [gateway.known[1].id]
+    gateway.delete_checkpoint(free(gateway, 1))
+    assert remove_unneeded(gateway, tmp_path) == [gateway.known[1].id]
 
 
 def test_only_directories_with_a_checkpoints_name_are_removed(tmp_path: Path):
@@ -164,7 +164,7 @@ def test_only_directories_with_a_checkpoints_name_are_removed(tmp_path: Path):
     gateway.known = [
         RegisteredCheckpoint(name, 1, "d", "deleted") for name in ("..", ".", "", "notes", "../checkpoints")
     ]
-    assert remove_given_up(gateway, root) == []
+    assert remove_unneeded(gateway, root) == []
     assert (root / "notes").is_dir()
 
 

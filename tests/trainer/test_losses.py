@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from trainer.losses import (
-    bradley_terry_loss,
-    davidson_logprobs,
     dpo_loss,
     ipo_loss,
     rao_kupper_logprobs,
@@ -13,14 +11,10 @@ from trainer.losses import (
 )
 
 
-def test_bradley_terry_matches_the_table() -> None:
+def test_dpo_at_beta_one_is_the_table_of_bradley_and_terry() -> None:
     differences = torch.tensor([-3, -1, 0, 0.5, 1, 2, 3])
     expected = [3.048587, 1.313262, 0.693147, 0.474077, 0.313262, 0.126928, 0.048587]
-    assert bradley_terry_loss(differences).tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_margin_asks_for_a_larger_difference() -> None:
-    assert bradley_terry_loss(torch.tensor(2.0), margin=1.0).item() == pytest.approx(0.313262, abs=1e-6)
+    assert dpo_loss(differences, beta=1.0).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_dpo_scales_the_log_ratio_by_beta() -> None:
@@ -42,11 +36,6 @@ def test_rao_kupper_splits_the_chances_of_win_loss_and_tie() -> None:
     chances = [outcome.exp().item() for outcome in outcomes]
     assert chances == pytest.approx([0.475367, 0.109232, 0.415401], abs=1e-6)
     assert sum(chances) == pytest.approx(1, abs=1e-6)
-
-
-def test_davidson_splits_the_chances_of_win_loss_and_tie() -> None:
-    chances = [outcome.exp().item() for outcome in davidson_logprobs(torch.tensor(1.0), nu=1.0)]
-    assert chances == pytest.approx([0.387456, 0.142537, 0.470007], abs=1e-6)
 
 
 def test_weighted_mean_ignores_rows_of_no_weight() -> None:

@@ -9,7 +9,7 @@ from feedback.manifest import read_manifest
 from tests.trainer.workbench import Killed
 from trainer import preferences, rounds
 from trainer.metrics import Curves
-from trainer.rewarding import updates
+from trainer.reward_keeper import updates
 from trainer.round import RoundAborted
 from trainer.rounds import NewPreferences, explain_round
 from trainer.settings import TrainerSection, TrainerSettings

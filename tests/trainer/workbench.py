@@ -18,7 +18,7 @@ from trainer.metrics import Metrics
 from trainer.publisher import Publisher
 from trainer.quarantine import Quarantine
 from trainer.registry import register_missing
-from trainer.rewarding import RewardKeeper
+from trainer.reward_keeper import RewardKeeper
 from trainer.round import Training
 from trainer.settings import TrainerSettings
 from trainer.status import Board

@@ -5,9 +5,10 @@ from random import Random
 
 import pytest
 
-from feedback.choices import record_choice, store_comparison
+from feedback.choices import store_comparison
 from feedback.database import create_tables, metadata, open_database, write_transaction
 from feedback.quality.bias import Vote, estimate_difference, estimate_share, load_votes, measure_bias
+from tests.feedback.reading import record_choice
 from tests.feedback.samples import make_comparison
 
 

@@ -18,13 +18,14 @@ from typer.testing import CliRunner
 from feedback import events as feedback_events
 from feedback import inbox
 from feedback.choices import metadata as gateway_metadata
-from feedback.choices import outbox, record_choice, store_comparison
+from feedback.choices import outbox, store_comparison
 from feedback.database import create_tables, open_database, write_transaction
 from feedback.events import PREFERRED, Choice, new_event
 from feedback.log import NewRecord, open_log
 from feedback.outbox import delete_rows, load_rows
 from prefloop.cli import app
 from prefloop.feedback.sources import read_time
+from tests.feedback.reading import record_choice
 from tests.feedback.samples import make_choice, make_comparison, make_signal
 from tests.feedback.stores import consume_all, dump, make_new, opened_store
 

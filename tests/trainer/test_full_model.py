@@ -8,7 +8,7 @@ import torch
 from feedback.manifest import verify
 from gateway.engines.probe import judge_probe
 from tests.trainer.tiny import build_tiny_stack
-from trainer.whole import main
+from trainer.full_model import main
 
 
 @pytest.fixture(scope="module")

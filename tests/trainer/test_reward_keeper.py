@@ -16,7 +16,7 @@ from tests.trainer.tiny import ask, build_tiny_stack
 from tests.trainer.workbench import Workbench
 from trainer.models import AdapterMismatch
 from trainer.reward import RewardModel
-from trainer.rewarding import list_states
+from trainer.reward_keeper import list_states
 from trainer.settings import TrainerSettings
 
 

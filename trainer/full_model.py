@@ -1,4 +1,4 @@
-"""Makes a checkpoint of a whole model: `python -m trainer.whole MODEL_DIR --checkpoints DIR --told-from BASE_DIR`.
+"""Makes a checkpoint of a full model: `python -m trainer.full_model MODEL_DIR --checkpoints DIR --told-from BASE_DIR`.
 
 Measures the probe (the model's own likeliest words, so that every token is among the engine's likeliest), copies what
 serving needs, publishes, and registers if a gateway is given. Does not train.
@@ -21,7 +21,7 @@ from feedback.manifest import Probe
 from trainer.checkpoints import Draft, Published, digest_base, next_number, publish_checkpoint
 from trainer.registry import Gateway, GatewayRefused, GatewayUnavailable
 
-log = logging.getLogger("trainer.whole")
+log = logging.getLogger("trainer.full_model")
 
 PROMPT = "Tell me what you can do, in a few words."
 NUM_PROBED = 24
@@ -54,7 +54,7 @@ def score_tokens(model: Any, ids: list[int]) -> list[float]:
     return scored
 
 
-def publish_whole(
+def publish_full_model(
     root: Path, model_dir: Path, *, parent: str | None, told_from: Path | None, number: int, now: float
 ) -> Published:
     """Publish a copy of the model's directory as checkpoint `number`."""
@@ -91,10 +91,10 @@ def _continue(model: Any, prompt_ids: list[int], num: int) -> list[int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Publish, and register where that is asked for. Returns the exit status."""
-    parser = argparse.ArgumentParser(description="Make a checkpoint of a whole model.")
+    parser = argparse.ArgumentParser(description="Make a checkpoint of a full model.")
     parser.add_argument("model_dir", type=Path, help="a Hugging Face directory with safetensors")
     parser.add_argument("--checkpoints", type=Path, required=True, help="where checkpoints are published")
-    parser.add_argument("--told-from", type=Path, help="the model that an engine must not be taken for")
+    parser.add_argument("--told-from", type=Path, help="the model served before: its answers must differ")
     parser.add_argument("--parent", help="the id of the checkpoint to roll back to")
     parser.add_argument("--gateway", default="", help="register with the gateway at this URL")
     parser.add_argument("--key-file", type=Path, default=Path("state/secrets/admin_key"), help="an operator's key")
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         taken = [known.number for known in gateway.list_checkpoints()] if gateway is not None else []
         number = next_number(options.checkpoints, taken)
-        published = publish_whole(
+        published = publish_full_model(
             options.checkpoints, options.model_dir, parent=options.parent, told_from=options.told_from, number=number,
             now=time.time(),
         )  # fmt: skip
