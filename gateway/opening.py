@@ -17,12 +17,11 @@ from gateway.access.keys import KeyRing, ensure_admin_key
 from gateway.access.limits.limiter import Limits
 from gateway.access.secrets import Secrets
 from gateway.engines.deployment import Deployment
+from gateway.engines.engine import BreakerLimits
 from gateway.engines.swap import Swap
 from gateway.http.upstream import Upstream
 from gateway.rollout.controller import Controller
-from gateway.rollout.membership import Fleet
-from gateway.rollout.metrics import RolloutCollector
-from gateway.rollout.observations import Observations
+from gateway.rollout.membership import Membership
 from gateway.serving.context import Context
 from gateway.serving.metrics import Metrics
 from gateway.serving.pairs.asking import AskLedger
@@ -31,6 +30,7 @@ from gateway.serving.recording.recorder import Recorder
 from gateway.serving.recording.store import CompletionStore
 from gateway.settings import GatewaySettings
 from gateway.siblings import Place, Siblings
+from gateway.telemetry.rollout_metrics import RolloutCollector
 from gateway.telemetry.state_metrics import StateCollector
 
 logger = logging.getLogger("gateway")
@@ -61,7 +61,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets, place: Place
             stack.push_async_callback(asyncio.to_thread, limits_writer.close)
         limits = Limits(limits_writer, settings.gateway)
         stack.push_async_callback(limits.close)
-        deployment = Deployment(settings.gateway.engines, Observations(), settings.gateway.breaker_limits)
+        deployment = Deployment(settings.gateway.engines, BreakerLimits.from_settings(settings.gateway))
         upstream = Upstream(settings.gateway)
         stack.callback(upstream.close)
         if not deployment.is_single:
@@ -73,11 +73,11 @@ async def open_context(settings: GatewaySettings, secrets: Secrets, place: Place
         stack.push_async_callback(asyncio.to_thread, completions.close)
         metrics.watch_in_flight(lambda: deployment.counters.num_in_flight)
         swap = Swap(deployment, upstream, settings.gateway)
-        fleet = Fleet(writer, deployment, swap, settings)
-        await fleet.join(is_alone=is_sqlite)
-        stack.push_async_callback(fleet.leave)
-        controller = Controller(writer, swap, deployment, fleet, settings)
-        metrics.registry.register(StateCollector(deployment, fleet, lambda: relay.state))
+        membership = Membership(writer, deployment, swap, settings)
+        await membership.join(is_alone=is_sqlite)
+        stack.push_async_callback(membership.leave)
+        controller = Controller(writer, swap, deployment, membership, settings)
+        metrics.registry.register(StateCollector(deployment, membership, lambda: relay.state))
         siblings = Siblings(place, metrics, partial(asyncio.to_thread, keys.refresh, database))
         await stack.enter_async_context(siblings.listen())
         metrics.registry.register(RolloutCollector(deployment, controller))
@@ -99,7 +99,14 @@ async def open_context(settings: GatewaySettings, secrets: Secrets, place: Place
             limits=limits,
             siblings=siblings,
         )
-        loops = (upstream.run(), swap.run(), fleet.run(), controller.run(), limits.run(), _keep_keys_fresh(context))
+        loops = (
+            upstream.run(),
+            swap.run(),
+            membership.run(),
+            controller.run(),
+            limits.run(),
+            _keep_keys_fresh(context),
+        )
         for work in loops:
             stack.push_async_callback(_stop, asyncio.create_task(work))
         yield context

@@ -9,7 +9,6 @@ from pydantic import BaseModel, Field
 
 from feedback.database import locate_store
 from feedback.settings import SharedSettings
-from gateway.engines.engine import BreakerLimits
 from gateway.errors import WorkersNeedPostgres
 from gateway.telemetry.logs import LogFormat
 
@@ -141,11 +140,6 @@ class GatewaySection(BaseModel):
         default="",
         description="Base URL of an OTLP/HTTP collector for traces (needs `prefloop[otel]`). Empty: no traces.",
     )
-
-    @property
-    def breaker_limits(self) -> BreakerLimits:
-        """The breaker's share of these settings."""
-        return BreakerLimits(self.breaker_failures, self.breaker_backoff_s, self.breaker_max_backoff_s)
 
 
 class RolloutStep(BaseModel):

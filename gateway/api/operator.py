@@ -15,13 +15,14 @@ from feedback.errors import ManifestError
 from gateway.access.auth import require_scope
 from gateway.api.engines import show_engine
 from gateway.api.guarded import OperatorRoute
-from gateway.errors import ApiError, bad_request, not_found
+from gateway.errors import ApiError, RefusedAction, bad_request, not_found
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.guardrails import Guardrails
 from gateway.rollout.view import to_plain
 from gateway.serving.context import Context
 from gateway.tables.checkpoints import CheckpointRow, get_checkpoint
-from gateway.tables.rollouts import RolloutRow, active_rollout, get_rollout, list_rollouts
+from gateway.tables.rollouts import active_rollout, get_rollout, list_rollouts
+from gateway.tables.rows import RolloutRow
 from gateway.tables.serving import StaleController, get_stable
 
 _T = TypeVar("_T")
@@ -191,7 +192,7 @@ async def build_status(context: Context) -> dict[str, Any]:
         "engines": [show_engine(engine) for engine in context.deployment.engines.values()],
         "gateways": [
             {"id": report.id, "generation": report.generation, "in_flight": dict(report.in_flight)}
-            for report in context.controller.fleet.list_live()
+            for report in context.controller.membership.list_live()
         ],
     }
 
@@ -213,7 +214,7 @@ async def _refuse_politely(action: Awaitable[_T]) -> _T:
         return await action
     except LookupError as error:
         raise not_found(f"Not found: {error}.") from error
-    except machine.RefusedAction as error:
+    except RefusedAction as error:
         raise ApiError(409, str(error), code="conflict") from error
     except StaleController as error:
         raise ApiError(409, "The rollout moved on at this moment: look again.", code="conflict") from error

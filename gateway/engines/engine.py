@@ -14,7 +14,10 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from gateway.settings import GatewaySection
 
 LOAD_FACTOR = (
     1.5  # a conversation stays with its engine while that has at most LOAD_FACTOR * least + LOAD_SLACK in flight
@@ -33,6 +36,11 @@ class BreakerLimits:
     max_failures: int = 5
     first_backoff_s: float = 1.0
     max_backoff_s: float = 30.0
+
+    @classmethod
+    def from_settings(cls, section: GatewaySection) -> BreakerLimits:
+        """The breaker's share of the settings."""
+        return cls(section.breaker_failures, section.breaker_backoff_s, section.breaker_max_backoff_s)
 
 
 @dataclass(slots=True)

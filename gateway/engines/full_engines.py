@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 from sqlalchemy import Column, Connection, Float, String, Table, Text, delete, insert, select
 
 from feedback.database import Writer, metadata
-from gateway.rollout.pure.machine import RefusedAction
+from gateway.errors import RefusedAction
 from gateway.tables.checkpoints import get_checkpoint, list_checkpoints
 from gateway.tables.serving import get_serving
 
 if TYPE_CHECKING:
-    from gateway.rollout.membership import Report
     from gateway.settings import GatewaySettings
     from gateway.tables.checkpoints import CheckpointRow
+    from gateway.tables.gateways import Report
 
 _MAX_URL = 500
 _NEEDED = ("canary", "stable", "baking", "draining")
@@ -82,7 +82,7 @@ def check_url(url: str) -> str:
     return url.rstrip("/")
 
 
-class EngineRegister:
+class EngineRegistry:
     """The table of engines. on_change is called when an engine came or went."""
 
     def __init__(

@@ -6,24 +6,27 @@ for the operators'. Decides nothing.
 """
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
 from feedback.database import Writer
-from gateway.rollout.desired_state import read_settings
-from gateway.rollout.duels import read_voters
-from gateway.rollout.observations import Observation
+from feedback.duels import DuelRow, load_duels
+from gateway.rollout.desired_state import read_rules
 from gateway.rollout.pure.evidence import Evidence, weigh_voters
 from gateway.rollout.pure.guardrails import Guardrails, judge_guardrails
-from gateway.rollout.pure.users import Voter
-from gateway.rollout.pure.verdict import build_view
-from gateway.rollout.view import RolloutView
+from gateway.rollout.pure.users import Duel, Voter, sum_up
+from gateway.rollout.view import RolloutView, build_view
 from gateway.tables.observations import load_observations
-from gateway.tables.rollouts import FINISHED, RolloutRow, list_events
+from gateway.tables.rollouts import FINISHED, list_events
+from gateway.tables.rows import Observation, RolloutRow
 
 _T = TypeVar("_T")
 _MOST_OF_A_CORE = 0.05
@@ -46,17 +49,31 @@ class Assessment:
         return self.row == row and 0 <= now - self.at < self.cpu_s / _MOST_OF_A_CORE
 
 
+@dataclass(frozen=True)
+class CurrentRollout:
+    """The rollout that is on as this gateway last saw it; only the leader weighs it, while it is on trial or baking."""
+
+    row: RolloutRow
+    assessment: Assessment | None = None
+
+    def update(self, row: RolloutRow | None, *, leads: bool) -> "CurrentRollout | None":
+        """What was weighed is kept while the rollout is the same one and this gateway leads."""
+        if row is None or row.id != self.row.id or not leads:
+            return None if row is None else CurrentRollout(row)
+        return replace(self, row=row)
+
+
 def weigh(
     row: RolloutRow, voters: list[Voter], observed: list[Observation], now: float
 ) -> tuple[Evidence, Guardrails, float]:
     """Evidence, guardrails and the time of the newest choice."""
-    settings = read_settings(row)
+    rules = read_rules(row)
     evidence = weigh_voters(
-        voters, cap=settings.cap, now=now, alpha=settings.alpha, delta=settings.delta, max_users=settings.max_users
+        voters, cap=rules.cap, now=now, alpha=rules.alpha, delta=rules.delta, max_users=rules.max_users
     )
     guardrails = judge_guardrails(
-        observed, voters, salt=bytes.fromhex(row.salt), ceilings=settings.ceilings.model_dump(), alpha=settings.alpha,
-        max_ratio=settings.max_ratio,
+        observed, voters, salt=bytes.fromhex(row.salt), ceilings=rules.ceilings, alpha=rules.alpha,
+        max_ratio=rules.max_ratio,
     )  # fmt: skip
     return evidence, guardrails, max((voter.last_chosen_at for voter in voters), default=0.0)
 
@@ -97,7 +114,7 @@ class Assessor:
             if found is None or not found.is_recent(row, now):
                 found = await self.assess(row, now)
         events = await self._writer.arun(lambda conn: list_events(conn, row.id))
-        view = build_view(row, found.evidence, found.guardrails, events, read_settings(row), self._preset)
+        view = build_view(row, found.evidence, found.guardrails, events, read_rules(row), self._preset)
         if row.phase in FINISHED:
             self._views[row.id] = view
             if len(self._views) > _MOST_VIEWS:
@@ -105,7 +122,35 @@ class Assessor:
         return view
 
 
+def digest_code() -> str:
+    """SHA-256 over the files that decide, so that a decision names the code that made it."""
+    digest = hashlib.sha256()
+    for name in ("users.py", "evidence.py", "guardrails.py", "machine.py", "rules.py"):
+        digest.update((Path(__file__).parent / "pure" / name).read_bytes())
+    return digest.hexdigest()
+
+
 def _read(conn: Connection, row: RolloutRow) -> tuple[list[Voter], list[Observation]]:
-    settings = read_settings(row)
-    voters = read_voters(conn, row.id, cap=settings.cap, window_s=settings.window_s)
+    rules = read_rules(row)
+    voters = read_voters(conn, row.id, cap=rules.cap, window_s=rules.window_s)
     return voters, load_observations(conn, row.id)
+
+
+def read_voters(conn: Connection, rollout: str, *, cap: int, window_s: float) -> list[Voter]:
+    """The known users who were asked, whether they have chosen or not."""
+    duels = (_convert(row) for row in load_duels(conn, rollout) if row.user)
+    return [sum_up(list(own), cap=cap, window_s=window_s) for _, own in groupby(duels, attrgetter("user"))]
+
+
+def _convert(row: DuelRow) -> Duel:
+    # A harm flag is of the pair: it is held against the candidate that was not preferred, or against both.
+    return Duel(
+        user=row.user,
+        asked_at=row.asked_at,
+        chosen_at=row.chosen_at,
+        outcome=row.outcome,
+        both_bad=row.both_bad,
+        harmful_canary=row.harmful and row.outcome <= 0,
+        harmful_stable=row.harmful and row.outcome >= 0,
+        canary_first=row.canary_first,
+    )

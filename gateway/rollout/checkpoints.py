@@ -12,9 +12,8 @@ from sqlalchemy import Connection
 
 from feedback.database import Writer
 from feedback.manifest import verify
+from gateway.errors import RefusedAction
 from gateway.rollout.desired_state import copy_checkpoint, find_deletable
-from gateway.rollout.membership import list_reports
-from gateway.rollout.pure.machine import RefusedAction
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import (
     CheckpointRow,
@@ -24,10 +23,11 @@ from gateway.tables.checkpoints import (
     register_checkpoint,
     set_status,
 )
+from gateway.tables.gateways import list_reports
 from gateway.tables.serving import get_stable
 
 
-class Registry:
+class CheckpointRegistry:
     """The table of checkpoints. on_change is called when there may be something new to try."""
 
     def __init__(

@@ -15,15 +15,16 @@ import msgspec
 from feedback.manifest import write_manifest
 from gateway.engines.deployment import ServingView
 from gateway.rollout.pure import machine
+from gateway.rollout.pure.rules import Rules
 from gateway.settings import RolloutSection
 from gateway.tables.checkpoints import CheckpointRow
-from gateway.tables.rollouts import RolloutRow
+from gateway.tables.rows import RolloutRow
 from gateway.tables.serving import ServingRow
 
 
-def read_settings(row: RolloutRow) -> RolloutSection:
+def read_rules(row: RolloutRow) -> Rules:
     """The settings the rollout was opened with: it is judged by them to its end."""
-    return RolloutSection.model_validate_json(row.settings)
+    return msgspec.convert(RolloutSection.model_validate_json(row.settings).model_dump(), Rules)
 
 
 def wanted_view(serving: ServingRow, row: RolloutRow | None) -> ServingView:

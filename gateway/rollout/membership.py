@@ -11,76 +11,34 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-from sqlalchemy import (
-    Column,
-    Connection,
-    Float,
-    Integer,
-    String,
-    Table,
-    Text,
-    bindparam,
-    delete,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from feedback.database import Writer, insert_or_ignore, metadata
+from feedback.database import Writer
 from feedback.errors import FeedbackError
 from feedback.outages import log_failure
-from gateway.tables.serving import get_serving, take_fence
+from gateway.tables.gateways import (
+    Report,
+    clear_reports,
+    delete_silent,
+    list_reports,
+    store_departure,
+    store_report,
+    take_lease,
+)
 
 if TYPE_CHECKING:
     from gateway.engines.deployment import Deployment
     from gateway.engines.swap import Swap
     from gateway.settings import GatewaySettings
 
-logger = logging.getLogger("gateway.fleet")
+logger = logging.getLogger("gateway.membership")
 
 _FORGET_AFTER_S = 3600.0
-
-gateways = Table(
-    "gateways",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("generation", Integer, nullable=False),
-    Column("in_flight", Text, nullable=False),
-    Column("wanted", Text, nullable=False),
-    Column("seen_at", Float, nullable=False),
-)
-
-leases = Table(
-    "leases",
-    metadata,
-    Column("policy", String(200), primary_key=True),
-    Column("holder", String(64), nullable=False),
-    Column("expires_at", Float, nullable=False),
-)
-
-# Built once: what runs at every beat costs less to run than to build.
-_REPORTS = select(gateways).order_by(gateways.c.id)
-_UPDATE_REPORT = update(gateways).where(gateways.c.id == bindparam("gateway"))
-_FORGET_SILENT = delete(gateways).where(gateways.c.seen_at < bindparam("before"))
-_LEASE = select(leases).where(leases.c.policy == bindparam("policy")).with_for_update()
-_RENEW_LEASE = update(leases).where(leases.c.policy == bindparam("of"))
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one gateway said of itself. in_flight: requests by checkpoint; wanted: what it loads again if it is missing."""
-
-    id: str
-    generation: int
-    in_flight: Mapping[str, int]
-    wanted: frozenset[str]
-    seen_at: float
 
 
 @dataclass(frozen=True)
@@ -105,47 +63,7 @@ def find_holdouts(reports: Sequence[Report], checkpoint: str, generation: int, n
     )
 
 
-def store_report(conn: Connection, report: Report) -> None:
-    """Replace the gateway's row."""
-    values = {
-        "generation": report.generation,
-        "in_flight": msgspec.json.encode(report.in_flight).decode(),
-        "wanted": msgspec.json.encode(sorted(report.wanted)).decode(),
-        "seen_at": report.seen_at,
-    }
-    if conn.execute(_UPDATE_REPORT, {"gateway": report.id, **values}).rowcount == 0:
-        conn.execute(insert(gateways).values(id=report.id, **values))
-
-
-def list_reports(conn: Connection) -> list[Report]:
-    """The newest report of every gateway, those of the dead included."""
-    return [
-        Report(
-            id=row.id,
-            generation=row.generation,
-            in_flight=msgspec.json.decode(row.in_flight, type=dict[str, int]),
-            wanted=msgspec.json.decode(row.wanted, type=frozenset[str]),
-            seen_at=row.seen_at,
-        )
-        for row in conn.execute(_REPORTS)
-    ]
-
-
-def take_lease(conn: Connection, policy: str, holder: str, now: float, lease_s: float) -> int | None:
-    """Lead, or go on leading, until now + lease_s: the fence to write under. None while another gateway leads."""
-    row = conn.execute(_LEASE, {"policy": policy}).first()
-    if row is None:
-        insert_or_ignore(conn, leases, {"policy": policy, "holder": "", "expires_at": 0.0})
-        row = conn.execute(_LEASE, {"policy": policy}).one()
-    if row.holder != holder and row.expires_at > now:
-        return None
-    conn.execute(_RENEW_LEASE, {"of": policy, "holder": holder, "expires_at": now + lease_s})
-    if row.holder == holder:
-        return get_serving(conn, policy).fence
-    return take_fence(conn, policy)
-
-
-class Fleet:
+class Membership:
     """This gateway among the others. `join` once, `run`, and `leave` at the end."""
 
     def __init__(
@@ -184,13 +102,8 @@ class Fleet:
 
     async def join(self, *, is_alone: bool) -> None:
         """Report for the first time. is_alone: no other process shares the database, so what is left of any is dead."""
-
-        def clear(conn: Connection) -> None:
-            conn.execute(delete(gateways))
-            conn.execute(delete(leases))
-
         if is_alone:
-            await self._writer.arun(clear)
+            await self._writer.arun(clear_reports)
         await self.beat()
 
     async def beat(self) -> None:
@@ -201,7 +114,7 @@ class Fleet:
             store_report(conn, report)
             fence = take_lease(conn, self._policy, self.id, now, self._settings.lease_s)
             if fence is not None:
-                conn.execute(_FORGET_SILENT, {"before": now - _FORGET_AFTER_S})
+                delete_silent(conn, now - _FORGET_AFTER_S)
             return fence, list_reports(conn)
 
         fence, reports = await self._writer.arun(write)
@@ -221,14 +134,8 @@ class Fleet:
 
     async def leave(self) -> None:
         """Say that this gateway is gone, and let another one lead at once; without a database its lease runs out."""
-
-        def write(conn: Connection) -> None:
-            conn.execute(delete(gateways).where(gateways.c.id == self.id))
-            mine = (leases.c.policy == self._policy, leases.c.holder == self.id)
-            conn.execute(update(leases).where(*mine).values(holder="", expires_at=0.0))
-
         self._leads_until = 0.0
         try:
-            await self._writer.arun(write)
+            await self._writer.arun(lambda conn: store_departure(conn, self._policy, self.id))
         except (FeedbackError, SQLAlchemyError) as error:
             logger.warning("left without a word: %s", error)

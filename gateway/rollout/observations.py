@@ -6,23 +6,8 @@ Bounded in memory and flushed by the controller; a crash loses at most the half 
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What happened on a user's first request. `latency_first_s`: time to the first token, None if there was none."""
-
-    rollout: str
-    user: str
-    arm: str
-    paired: bool
-    weight: float
-    error: bool
-    truncated: bool
-    refused: bool
-    latency_first_s: float | None
-    at: float
+from gateway.tables.rows import Observation
 
 
 class Observations:

@@ -16,7 +16,8 @@ from feedback.database import Writer
 from gateway.engines.deployment import Deployment, ServingView
 from gateway.errors import SwapError
 from gateway.rollout.desired_state import wanted_view
-from gateway.rollout.snapshot import Snapshot
+from gateway.rollout.observations import Observations
+from gateway.rollout.transactions import Snapshot
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import CheckpointRow, get_checkpoint
 from gateway.tables.observations import load_observations
@@ -36,7 +37,7 @@ class Applied:
     lacks_canary: bool = False
 
 
-class Follower:
+class Reconciler:
     """One gateway's view of the tables. `clock` in epoch seconds."""
 
     def __init__(
@@ -44,11 +45,12 @@ class Follower:
         writer: Writer,
         swap: "Swap",
         deployment: Deployment,
+        observations: Observations,
         settings: GatewaySettings,
         clock: Callable[[], float],
     ) -> None:
         self._writer, self._swap, self._deployment, self._clock = writer, swap, deployment, clock
-        self._settings = settings.rollout
+        self._observations, self._settings = observations, settings.rollout
         self._read_at = clock()
         self._named: frozenset[str] = frozenset()  # what the tables last said is served or tried
         self._left_at: dict[str, float] = {}
@@ -74,14 +76,11 @@ class Follower:
         return Applied(is_serving=True)
 
     async def _begin_observing(self, view: ServingView) -> None:
-        observed = self._deployment.observations
-        if observed is None:
-            return
         seen = None
         if view.rollout is not None and view.rollout != self._deployment.view.rollout:
             rows = await self._do(lambda conn: load_observations(conn, view.rollout or ""))
             seen = [(o.user, o.arm, o.paired) for o in rows]
-        observed.begin(view.rollout, view.weight, seen)
+        self._observations.begin(view.rollout, view.weight, seen)
 
     # -- loading
 

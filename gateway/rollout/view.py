@@ -1,8 +1,17 @@
 """What an operator sees of a rollout: the same names in the API, the console and the command line."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+
+from gateway.rollout.pure import machine
+from gateway.rollout.pure.evidence import Evidence
+from gateway.rollout.pure.guardrails import Guardrails
+from gateway.rollout.pure.rules import Rules
+from gateway.rollout.pure.verdict import limit_exp, say_verdict
+from gateway.tables.rows import EventRow, RolloutRow
 
 
 class EvidenceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +94,96 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
     guardrails: list[GuardrailView]
     series: list[SeriesPoint]
     events: list[EventView]
+
+
+def build_view(
+    row: RolloutRow, evidence: Evidence, guardrails: Guardrails, events: Sequence[EventRow], rules: Rules,
+    preset: str,
+) -> RolloutView:  # fmt: skip
+    """Everything an operator sees of one rollout."""
+    return RolloutView(
+        id=row.id,
+        checkpoint=row.checkpoint,
+        stable=row.stable,
+        aa=row.aa,
+        phase=row.phase,
+        analysis=row.analysis,
+        reason=row.reason,
+        step=row.step,
+        num_steps=len(rules.steps),
+        weight=row.weight,
+        duel_share=row.duel_share,
+        generation=row.generation,
+        decision_digest=row.decision_digest,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+        next_move_at=machine.next_move_at(row, rules),
+        approve_at=machine.approve_at(row, rules),
+        preset=preset,
+        verdict_sentence=say_verdict(row, evidence, guardrails, rules),
+        evidence=_show_evidence(evidence, rules),
+        guardrails=_show_guardrails(guardrails, rules),
+        series=[
+            SeriesPoint(
+                at=p.at,
+                users=p.users,
+                net=p.net,
+                low=p.low,
+                high=p.high,
+                e=limit_exp(p.log_e),
+                e_inferior=limit_exp(p.log_e_inferior),
+            )
+            for p in evidence.series
+        ],
+        events=[
+            EventView(at=e.at, from_phase=e.from_phase, to_phase=e.to_phase, actor=e.actor, reason=e.reason)
+            for e in events
+        ],
+    )
+
+
+def _show_evidence(evidence: Evidence, rules: Rules) -> EvidenceView:
+    return EvidenceView(
+        e=limit_exp(evidence.log_e),
+        threshold=1 / rules.alpha,
+        e_inferior=limit_exp(evidence.log_e_inferior),
+        users=evidence.users,
+        min_users=rules.min_users,
+        max_users=rules.max_users,
+        votes=evidence.votes,
+        wins=evidence.wins,
+        losses=evidence.losses,
+        ties=evidence.ties,
+        both_bad=evidence.both_bad,
+        net_win_rate=evidence.net,
+        ci_low=evidence.low,
+        ci_high=evidence.high,
+        top_user_share=evidence.top_user_share,
+    )
+
+
+def _show_guardrails(guardrails: Guardrails, rules: Rules) -> list[GuardrailView]:
+    rows = [
+        GuardrailView(
+            name=rate.name if rate.needed else f"{rate.name} (alarm only)",
+            status=rate.status,
+            e=limit_exp(rate.log_alarm if rate.status == "fail" else rate.log_e),
+            threshold=1 / rules.alpha,
+            canary=rate.canary,
+            stable=rate.stable,
+            missing=rate.missing,
+        )
+        for rate in guardrails.rates
+    ]
+    limit = rules.sample_ratio_threshold
+    for name, log_e in (("sample ratio", guardrails.log_e_split), ("display order", guardrails.log_e_order)):
+        status = "fail" if log_e >= math.log(limit) else "pass" if guardrails.users else "not enough data"
+        rows.append(
+            GuardrailView(
+                name=name, status=status, e=limit_exp(log_e), threshold=limit, canary=None, stable=None, missing=0
+            )
+        )
+    return rows
 
 
 def to_plain(view: RolloutView) -> dict[str, Any]:

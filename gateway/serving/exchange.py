@@ -154,7 +154,7 @@ def note_pair(exchange: Exchange, outcomes: Sequence[Outcome], *, is_duel: bool)
 def _find_observations(exchange: Exchange) -> Observations | None:
     """Where the rollout's first requests are noted; None if this request is not part of one."""
     is_outside = exchange.view.rollout is None or exchange.route.is_pinned
-    return None if is_outside else exchange.context.deployment.observations
+    return None if is_outside else exchange.context.controller.observations
 
 
 def _count_outcome(exchange: Exchange, outcome: Outcome) -> None:

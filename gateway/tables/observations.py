@@ -6,8 +6,8 @@ from dataclasses import asdict
 from sqlalchemy import Boolean, Column, Connection, Float, String, Table, bindparam
 
 from feedback.database import insert_missing, metadata
-from gateway.rollout.observations import Observation
-from gateway.tables.rows import select_rows
+from gateway.tables.columns import select_rows
+from gateway.tables.rows import Observation
 
 observations = Table(
     "rollout_observations",

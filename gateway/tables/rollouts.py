@@ -1,6 +1,6 @@
 """Rollouts, the events that they went through, and what each decision rested on."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 from sqlalchemy import (
     Boolean,
@@ -19,7 +19,8 @@ from sqlalchemy import (
 )
 
 from feedback.database import metadata
-from gateway.tables.rows import select_rows
+from gateway.tables.columns import select_rows
+from gateway.tables.rows import EventRow, RolloutRow
 from gateway.tables.serving import StaleController, advance_serving, get_serving
 
 rollouts = Table(
@@ -75,45 +76,6 @@ decisions = Table(
 
 
 FINISHED = ("Healthy", "Degraded")
-
-
-@dataclass(frozen=True)
-class RolloutRow:
-    """One rollout, all of its state. `analysis`: Pending, Running, Successful, Failed, Error or Inconclusive."""
-
-    id: str
-    policy: str
-    checkpoint: str
-    stable: str
-    aa: bool
-    phase: str
-    analysis: str
-    reason: str
-    step: int
-    step_started_at: float
-    weight: float
-    duel_share: float
-    salt: str
-    generation: int
-    created_at: float
-    started_at: float | None
-    phase_started_at: float
-    finished_at: float | None
-    resume_phase: str
-    split_waived: bool
-    decision_digest: str
-    settings: str
-
-
-@dataclass(frozen=True)
-class EventRow:
-    """One append-only line of a rollout's audit trail."""
-
-    at: float
-    from_phase: str
-    to_phase: str
-    actor: str
-    reason: str
 
 
 # Built once: what runs at every look costs less to run than to build.

@@ -12,12 +12,12 @@ from gateway.engines.deployment import Deployment
 from gateway.errors import SwapError
 from gateway.rollout.assessment import Assessor
 from gateway.rollout.controller import Controller
-from gateway.rollout.membership import Fleet
-from gateway.rollout.observations import Observations
+from gateway.rollout.membership import Membership
 from gateway.rollout.pure import machine
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import CheckpointRow, get_checkpoint
-from gateway.tables.rollouts import RolloutRow, list_rollouts
+from gateway.tables.rollouts import list_rollouts
+from gateway.tables.rows import RolloutRow
 
 
 class FakeSwap:
@@ -72,11 +72,11 @@ class World:
     def restart(self) -> None:
         """A new process: engines, memory and controller are fresh, the database is not."""
         self.swap = FakeSwap()
-        self.observed = Observations(clock=lambda: self.time)
-        self.deployment = Deployment(["http://engine"], self.observed)
+        self.deployment = Deployment(["http://engine"])
         clock = lambda: self.time  # noqa: E731
-        self.fleet = Fleet(self.writer, self.deployment, self.swap, self.settings, clock)  # type: ignore[arg-type]
-        self.controller = Controller(self.writer, self.swap, self.deployment, self.fleet, self.settings, clock)  # type: ignore[arg-type]
+        self.membership = Membership(self.writer, self.deployment, self.swap, self.settings, clock)  # type: ignore[arg-type]
+        self.controller = Controller(self.writer, self.swap, self.deployment, self.membership, self.settings, clock)  # type: ignore[arg-type]
+        self.observed = self.controller.observations
         self.controller.assessor = Assessor(self.writer, "demo", clock, cpu_clock=lambda: 0.0)  # every tick weighs
         self.has_joined = False
 
@@ -87,9 +87,9 @@ class World:
     async def tick(self, seconds: float = 0.5) -> None:
         self.time += seconds
         if not self.has_joined:
-            await self.fleet.join(is_alone=True)
+            await self.membership.join(is_alone=True)
             self.has_joined = True
-        await self.fleet.beat()
+        await self.membership.beat()
         await self.controller.tick(self.time)
 
     async def publish(self, number: int) -> str:

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gateway.rollout.observations import Observation
 from gateway.rollout.pure.assignment import CANARY, choose_arm
 from gateway.rollout.pure.users import Duel, Voter
+from gateway.tables.rows import Observation
 
 PASS, FAIL, NOT_ENOUGH = "pass", "fail", "not enough data"
 LOWER_RATIOS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.2)  # alternatives to "ratio >= 1.5", times r0 / 1.5

@@ -7,20 +7,17 @@ Never promotes by itself for lack of evidence, or without every guardrail.
 import math
 from dataclasses import dataclass, replace
 
+from gateway.errors import RefusedAction
 from gateway.rollout.pure.evidence import Evidence
 from gateway.rollout.pure.guardrails import Guardrails
-from gateway.settings import RolloutSection
-from gateway.tables.rollouts import RolloutRow
+from gateway.rollout.pure.rules import Rules
+from gateway.tables.rows import RolloutRow
 
 PENDING, PROGRESSING, PAUSED, WAITING = "Pending", "Progressing", "Paused", "WaitingPromotion"
 PROMOTING, BAKING, HEALTHY, ABORTING, DEGRADED = "Promoting", "Baking", "Healthy", "Aborting", "Degraded"
 ON_TRIAL = (PROGRESSING, PAUSED, WAITING)  # phases in which both arms serve and evidence is gathered
 _BY_THEMSELVES = ("NoData",)  # pauses that end when their cause ends
 _ROLLBACK_WEIGHTS = (("Inferior", 0.4), ("Harm", 0.3), ("Errors", 0.2), ("Latency", 0.1))
-
-
-class RefusedAction(Exception):
-    """An operator's action does not fit the rollout as it stands; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -48,102 +45,96 @@ def log_rollback(evidence: Evidence, guardrails: Guardrails) -> tuple[float, str
     )
 
 
-def is_superior(row: RolloutRow, evidence: Evidence, settings: RolloutSection, now: float) -> bool:
+def is_superior(row: RolloutRow, evidence: Evidence, rules: Rules, now: float) -> bool:
     """Whether the canary has proved better, with enough users and after enough time."""
-    old_enough = now - (row.started_at if row.started_at is not None else now) >= settings.min_s
-    return evidence.log_e >= -math.log(settings.alpha) and evidence.users >= settings.min_users and old_enough
+    old_enough = now - (row.started_at if row.started_at is not None else now) >= rules.min_s
+    return evidence.log_e >= -math.log(rules.alpha) and evidence.users >= rules.min_users and old_enough
 
 
-def decide(
-    row: RolloutRow, evidence: Evidence, guardrails: Guardrails, now: float, settings: RolloutSection
-) -> Transition | None:
+def decide(row: RolloutRow, evidence: Evidence, guardrails: Guardrails, now: float, rules: Rules) -> Transition | None:
     """Return the transition that is due, or None. Covers the phases on trial and Baking's end."""
     if row.phase == BAKING:
-        if now - row.phase_started_at >= settings.baking_s:
+        if now - row.phase_started_at >= rules.baking_s:
             return Transition(_enter(row, HEALTHY, "Promoted", now, weight=0.0, finished_at=now), "Baked")
         return None
     if row.phase not in ON_TRIAL:
         return None
     log_e, worst = log_rollback(evidence, guardrails)
-    if log_e >= math.log(settings.rollback_threshold):
+    if log_e >= math.log(rules.rollback_threshold):
         return Transition(_enter(row, ABORTING, worst, now, analysis="Failed"), worst, decides=True)
     if row.phase == WAITING:
-        return _approve_by_itself(row, guardrails, now, settings)
+        return _approve_by_itself(row, guardrails, now, rules)
     if row.phase == PAUSED and row.resume_phase == WAITING:
         return None
     if row.phase == PAUSED and row.reason not in _BY_THEMSELVES:
         return None
     if row.phase == PROGRESSING and not row.split_waived:
-        skewed = max(guardrails.log_e_split, guardrails.log_e_order) >= math.log(settings.sample_ratio_threshold)
+        skewed = max(guardrails.log_e_split, guardrails.log_e_order) >= math.log(rules.sample_ratio_threshold)
         if skewed:
             return Transition(pause(row, "SampleRatioMismatch", now).row, "SampleRatioMismatch", decides=True)
-    if row.phase == PROGRESSING and is_superior(row, evidence, settings, now) and guardrails.all_pass:
+    if row.phase == PROGRESSING and is_superior(row, evidence, rules, now) and guardrails.all_pass:
         return Transition(_enter(row, WAITING, "Superior", now, analysis="Successful"), "Superior", decides=True)
-    if _is_spent(row, evidence, now, settings):
+    if _is_spent(row, evidence, now, rules):
         aborting = _enter(row, ABORTING, "Inconclusive", now, analysis="Inconclusive")
         return Transition(aborting, "Inconclusive", decides=True)
-    return _walk(row, has_data=evidence.votes > 0 or guardrails.users > 0, now=now, settings=settings)
+    return _walk(row, has_data=evidence.votes > 0 or guardrails.users > 0, now=now, rules=rules)
 
 
-def _is_spent(row: RolloutRow, evidence: Evidence, now: float, settings: RolloutSection) -> bool:
+def _is_spent(row: RolloutRow, evidence: Evidence, now: float, rules: Rules) -> bool:
     age_s = now - (row.started_at if row.started_at is not None else now)
-    return evidence.users >= settings.max_users or age_s >= settings.max_s
+    return evidence.users >= rules.max_users or age_s >= rules.max_s
 
 
-def _walk(row: RolloutRow, *, has_data: bool, now: float, settings: RolloutSection) -> Transition | None:
+def _walk(row: RolloutRow, *, has_data: bool, now: float, rules: Rules) -> Transition | None:
     """Advance a step whose time is over; without any data pause instead, and go on when there is some."""
     if row.phase == PAUSED:
         return Transition(_enter(row, PROGRESSING, "Running", now, step_started_at=now), "Data") if has_data else None
-    hold_s = settings.steps[row.step].hold_s
+    hold_s = rules.steps[row.step].hold_s
     if hold_s is None or now - row.step_started_at < hold_s:
         return None
     if not has_data:
         return pause(row, "NoData", now)
-    if row.step + 1 >= len(settings.steps):
+    if row.step + 1 >= len(rules.steps):
         return None
     step = row.step + 1
-    moved = replace(row, step=step, weight=settings.steps[step].weight, step_started_at=now)
+    moved = replace(row, step=step, weight=rules.steps[step].weight, step_started_at=now)
     return Transition(moved, f"Step{step + 1}")
 
 
-def _approve_by_itself(
-    row: RolloutRow, guardrails: Guardrails, now: float, settings: RolloutSection
-) -> Transition | None:
-    due_at = approve_at(row, settings)
+def _approve_by_itself(row: RolloutRow, guardrails: Guardrails, now: float, rules: Rules) -> Transition | None:
+    due_at = approve_at(row, rules)
     if due_at is None or now < due_at or not guardrails.all_pass:
         return None
     return Transition(_enter(row, PROMOTING, "AutoApproved", now), "AutoApproved")
 
 
-def approve_at(row: RolloutRow, settings: RolloutSection) -> float | None:
+def approve_at(row: RolloutRow, rules: Rules) -> float | None:
     """When the rollout approves itself (epoch seconds); None if only an operator can."""
-    return (
-        row.phase_started_at + settings.approve_countdown_s if settings.auto_approve and row.phase == WAITING else None
-    )
+    return row.phase_started_at + rules.approve_countdown_s if rules.auto_approve and row.phase == WAITING else None
 
 
-def next_move_at(row: RolloutRow, settings: RolloutSection) -> float | None:
+def next_move_at(row: RolloutRow, rules: Rules) -> float | None:
     """When the row next moves by the clock alone; None if it waits for evidence or for a person."""
-    if row.phase == PROGRESSING and row.step + 1 < len(settings.steps):
-        hold_s = settings.steps[row.step].hold_s
+    if row.phase == PROGRESSING and row.step + 1 < len(rules.steps):
+        hold_s = rules.steps[row.step].hold_s
         return None if hold_s is None else row.step_started_at + hold_s
     if row.phase == BAKING:
-        return row.phase_started_at + settings.baking_s
-    return approve_at(row, settings)
+        return row.phase_started_at + rules.baking_s
+    return approve_at(row, rules)
 
 
-def start(row: RolloutRow, now: float, settings: RolloutSection) -> Transition:
+def start(row: RolloutRow, now: float, rules: Rules) -> Transition:
     """Pending -> Progressing, once the canary is loaded and proved."""
-    first = settings.steps[0].weight
+    first = rules.steps[0].weight
     moved = _enter(
         row, PROGRESSING, "Running", now, analysis="Running", started_at=now, step_started_at=now, weight=first
     )
     return Transition(replace(moved, step=0), "Loaded")
 
 
-def promote(row: RolloutRow, now: float, settings: RolloutSection) -> Transition:
+def promote(row: RolloutRow, now: float, rules: Rules) -> Transition:
     """Promoting -> Baking: the canary is stable from here on, the old one keeps a share."""
-    return Transition(_enter(row, BAKING, "Promoted", now, weight=settings.baking_weight, duel_share=0.0), "Promoted")
+    return Transition(_enter(row, BAKING, "Promoted", now, weight=rules.baking_weight, duel_share=0.0), "Promoted")
 
 
 def finish_abort(row: RolloutRow, now: float) -> Transition:

@@ -11,8 +11,8 @@ from full_engine import make_full_checkpoint
 from bench.gateway.checkpoints import make_checkpoint
 from feedback.manifest import read_manifest
 from gateway.engines.full_engines import check_url, find_wanted
-from gateway.rollout.membership import Report
 from gateway.tables.checkpoints import CheckpointRow
+from gateway.tables.gateways import Report
 
 
 def row(name: str, status: str, kind: str = "full") -> CheckpointRow:

@@ -33,7 +33,7 @@ class Station:
     def __init__(self, session: aiohttp.ClientSession, processes: list[EngineProcess]) -> None:
         urls = [process.url for process in processes]
         self.processes = processes
-        self.deployment = Deployment(urls, None, BreakerLimits(2, 0.01, 0.05))
+        self.deployment = Deployment(urls, BreakerLimits(2, 0.01, 0.05))
         self.swap = Swap(self.deployment, Caller(session, 0.3), GatewaySection(hang_s=0.2, reconcile_s=0.05))  # type: ignore[arg-type]
 
     @property

@@ -13,7 +13,7 @@ from feedback.errors import DatabaseError
 from gateway.rollout import transactions
 from gateway.rollout.assessment import Assessment, Assessor
 from gateway.rollout.pure import machine
-from gateway.tables.rollouts import RolloutRow
+from gateway.tables.rows import RolloutRow
 
 
 class CpuClock:
@@ -125,7 +125,7 @@ async def test_nothing_is_decided_by_an_assessment_that_is_not_new(world: World)
 
 async def test_a_new_leader_assesses_at_once(world: World, cpu: CpuClock) -> None:
     await world.started()
-    await world.fleet.leave()
+    await world.membership.leave()
     await world.controller.tick(world.time)
     await world.tick()
     assert cpu.num_assessments == 2

@@ -8,13 +8,14 @@ import sqlalchemy as sa
 from world import World
 
 from feedback.errors import DatabaseError
+from gateway.errors import RefusedAction
 from gateway.rollout.controller import Controller
 from gateway.rollout.pure import machine
-from gateway.rollout.pure.machine import RefusedAction
-from gateway.rollout.snapshot import read_snapshot
+from gateway.rollout.transactions import read_snapshot
 from gateway.tables.checkpoints import queue_checkpoint
 from gateway.tables.observations import load_observations
-from gateway.tables.rollouts import RolloutRow, list_events, list_rollouts
+from gateway.tables.rollouts import list_events, list_rollouts
+from gateway.tables.rows import RolloutRow
 from gateway.tables.serving import StaleController
 
 
@@ -251,7 +252,7 @@ async def test_a_leader_that_was_asleep_while_another_took_over_changes_nothing(
     sleeper = world.controller
     world.restart()
     await world.tick()
-    assert sleeper.fleet.fence is not None  # by its own clock its lease runs on
+    assert sleeper.membership.fence is not None  # by its own clock its lease runs on
     with pytest.raises(StaleController):
         await sleeper.tick(world.time + 200)  # inconclusive by now
     assert (await world.row()).phase == machine.PROGRESSING
@@ -345,8 +346,8 @@ async def count_transactions(world: World) -> int:
         num_begun += 1
 
     world.time += 2.0  # so that weighing is due
-    if world.fleet.fence is not None:
-        await world.fleet.beat()
+    if world.membership.fence is not None:
+        await world.membership.beat()
     sa.event.listen(world.engine, "begin", count)
     await world.controller.tick(world.time)
     sa.event.remove(world.engine, "begin", count)
@@ -368,7 +369,7 @@ async def test_a_tick_with_nothing_to_do_is_one_transaction_and_one_more_to_weig
         world.observed.note(row.id, user, "canary", False, False, False, 0.1)
         assert await count_transactions(world) == 2
     assert len(await world.writer.arun(lambda conn: load_observations(conn, row.id))) == 2
-    await world.fleet.leave()
+    await world.membership.leave()
     assert await count_transactions(world) == 1  # it only follows
 
 

@@ -17,12 +17,13 @@ from gateway.engines.deployment import Deployment
 from gateway.engines.swap import Swap
 from gateway.rollout.assessment import Assessor
 from gateway.rollout.controller import Controller
-from gateway.rollout.membership import Fleet, Report, find_holdouts, take_lease
-from gateway.rollout.observations import Observations
+from gateway.rollout.membership import Membership, find_holdouts
 from gateway.rollout.pure import machine
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import get_checkpoint
-from gateway.tables.rollouts import RolloutRow, list_rollouts
+from gateway.tables.gateways import Report, take_lease
+from gateway.tables.rollouts import list_rollouts
+from gateway.tables.rows import RolloutRow
 from gateway.telemetry.state_metrics import StateCollector
 
 
@@ -60,10 +61,10 @@ class Side:
         self.writer = Writer(self.database)
         rollout = {"steps": [{"weight": 0.5}], "baking_s": 10.0, "baking_weight": 0.05, "drain_timeout_s": 30.0}
         settings = GatewaySettings(preset="default", state_dir=root, rollout=rollout)  # type: ignore[arg-type]
-        self.deployment = Deployment([] if engine is None else [engine.url], Observations(clock=clock))
+        self.deployment = Deployment([] if engine is None else [engine.url])
         self.swap = Swap(self.deployment, Caller(session), settings.gateway)  # type: ignore[arg-type]
-        self.fleet = Fleet(self.writer, self.deployment, self.swap, settings, clock)
-        self.controller = Controller(self.writer, self.swap, self.deployment, self.fleet, settings, clock)
+        self.membership = Membership(self.writer, self.deployment, self.swap, settings, clock)
+        self.controller = Controller(self.writer, self.swap, self.deployment, self.membership, settings, clock)
         self.controller.assessor = Assessor(self.writer, settings.preset, clock, cpu_clock=lambda: 0.0)  # at every tick
         self.clock = clock
 
@@ -74,7 +75,7 @@ class Side:
         return view.generation, view.stable, view.canary, view.weight
 
     async def look(self) -> None:
-        await self.fleet.beat()
+        await self.membership.beat()
         await self.controller.tick(self.clock())
 
     def close(self) -> None:
@@ -139,7 +140,7 @@ async def town(tmp_path: Path) -> AsyncIterator[Town]:
     async with aiohttp.ClientSession() as session:
         town = Town(tmp_path, engine, session)
         for side in town.sides:
-            await side.fleet.join(is_alone=False)
+            await side.membership.join(is_alone=False)
         yield town
         for side in town.sides:
             side.close()
@@ -147,35 +148,35 @@ async def town(tmp_path: Path) -> AsyncIterator[Town]:
 
 
 async def test_one_leads_and_the_other_takes_over_when_its_lease_has_run_out(town: Town) -> None:
-    assert (town.first.fleet.fence, town.second.fleet.fence) == (1, None)
+    assert (town.first.membership.fence, town.second.membership.fence) == (1, None)
     await town.look(4.9)
-    assert (town.first.fleet.fence, town.second.fleet.fence) == (1, None)
+    assert (town.first.membership.fence, town.second.membership.fence) == (1, None)
     await town.look(4.9, town.second)
-    assert town.second.fleet.fence is None
+    assert town.second.membership.fence is None
     await town.look(0.2, town.second)
-    assert town.second.fleet.fence == 2
-    assert town.first.fleet.fence is None  # by the clock alone
+    assert town.second.membership.fence == 2
+    assert town.first.membership.fence is None  # by the clock alone
     await town.look(0.5, town.first)
-    assert town.first.fleet.fence is None
+    assert town.first.membership.fence is None
 
 
 async def test_a_leader_that_leaves_is_followed_at_once(town: Town) -> None:
-    await town.first.fleet.leave()
-    assert town.first.fleet.fence is None
+    await town.first.membership.leave()
+    assert town.first.membership.fence is None
     await town.look(0.5, town.second)
-    assert town.second.fleet.fence == 2
-    assert [report.id for report in town.second.fleet.list_live()] == [town.second.fleet.id]
+    assert town.second.membership.fence == 2
+    assert [report.id for report in town.second.membership.list_live()] == [town.second.membership.id]
 
 
 async def test_a_gateway_that_is_alone_takes_over_from_the_dead_at_once(town: Town) -> None:
     third = town.open_side()
     town.sides.append(third)
-    await third.fleet.join(is_alone=True)
-    assert third.fleet.fence == 2 and len(third.fleet.list_live()) == 1
+    await third.membership.join(is_alone=True)
+    assert third.membership.fence == 2 and len(third.membership.list_live()) == 1
 
 
 async def test_the_lease_is_given_to_one_of_two_that_ask(town: Town) -> None:
-    await town.first.fleet.leave()
+    await town.first.membership.leave()
     fences = [
         await side.writer.arun(lambda conn, name=name: take_lease(conn, "p", name, 5.0, 1.0))  # type: ignore[misc]
         for side, name in ((town.first, "a"), (town.second, "b"), (town.first, "a"))
@@ -222,7 +223,7 @@ async def test_nothing_is_unloaded_while_another_gateway_routes_by_an_older_gene
     await town.look(10.0, town.first)
     for _ in range(10):  # past drain_timeout_s; it beats, but it does not get to its tables
         await town.look(5.0, town.first)
-        await town.second.fleet.beat()
+        await town.second.membership.beat()
     assert await town.status(old) == "draining" and town.engine.unloads == []
     await town.look(0.5, town.second, town.first, town.second, town.first)
     assert await town.status(old) == "retired" and town.engine.unloads == [old]
@@ -286,7 +287,7 @@ async def test_the_leader_dies_in_a_rollout_and_the_other_brings_it_to_its_end(t
 
 async def test_a_gateway_that_cannot_read_the_tables_for_a_minute_serves_stable_alone(town: Town) -> None:
     old, new = await town.start_trial()
-    follower = town.second.controller._follower
+    follower = town.second.controller._reconciler
     town.time += 59.0
     follower.check_age()
     assert town.second.route[2] == new
@@ -305,7 +306,7 @@ async def test_prometheus_sees_engines_generation_and_who_leads(town: Town) -> N
     found = {
         (sample.name, *sample.labels.values()): sample.value
         for side in (town.first,)
-        for family in StateCollector(side.deployment, side.fleet, RelayState).collect()
+        for family in StateCollector(side.deployment, side.membership, RelayState).collect()
         for sample in family.samples
     }
     address = f"127.0.0.1:{town.engine.port}"
@@ -337,7 +338,7 @@ class WholeTown:
         return engine
 
     async def list_wanted(self, side: Side) -> list[str]:
-        wanted, _ = await side.controller.engines.read(side.fleet.list_live())
+        wanted, _ = await side.controller.engines.read(side.membership.list_live())
         return [row.id for row in wanted]
 
 
@@ -346,7 +347,7 @@ async def whole_town(tmp_path: Path) -> AsyncIterator[WholeTown]:
     async with aiohttp.ClientSession() as session:
         whole = WholeTown(tmp_path, session)
         for side in whole.town.sides:
-            await side.fleet.join(is_alone=False)
+            await side.membership.join(is_alone=False)
         yield whole
         for side in whole.town.sides:
             side.close()

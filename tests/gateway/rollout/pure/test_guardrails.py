@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gateway.rollout.observations import Observation, Observations
+from gateway.rollout.observations import Observations
 from gateway.rollout.pure.assignment import choose_arm
 from gateway.rollout.pure.guardrails import (
     CEILING_SHARES,
@@ -17,6 +17,7 @@ from gateway.rollout.pure.guardrails import (
     log_split_e,
 )
 from gateway.rollout.pure.users import Duel, Voter, sum_up
+from gateway.tables.rows import Observation
 
 CEILINGS = {"errors": 0.1, "truncation": 0.1, "refusals": 0.1, "harm": 0.1}
 

@@ -11,8 +11,9 @@ from aiohttp import web
 from conftest import QUESTION, Running, run_gateway, wait_until
 
 from gateway.engines.deployment import ServingView
-from gateway.rollout.observations import Observation, Observations
+from gateway.rollout.observations import Observations
 from gateway.serving import attempts
+from gateway.tables.rows import Observation
 
 
 class Kept(Observations):
@@ -46,7 +47,7 @@ async def start_trial(gateway: Running, duel_share: float = 1.0) -> tuple[Kept, 
     stable = view.stable or ""
     canary = stable.replace("c-000000", "c-000001")
     gateway.engine.adapters.add(canary)
-    gateway.context.deployment.observations = kept = Kept()
+    gateway.context.controller.observations = kept = Kept()
     await gateway.serve(ServingView(view.generation + 1000, stable, canary, 0.0, duel_share, b"salt", "r-1"))
     return kept, canary
 

@@ -5,10 +5,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from test_controller import World
+from world import World
 
-from gateway.rollout.metrics import PHASES, RolloutCollector
 from gateway.rollout.pure import machine
+from gateway.telemetry.rollout_metrics import PHASES, RolloutCollector
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ async def test_what_was_weighed_is_gone_with_its_rollout_and_with_the_lead(world
     await world.started()
     await world.tick()
     assert ("rollout_duels", "win") in read(world)
-    await world.fleet.leave()
+    await world.membership.leave()
     await world.controller.tick(world.time)
     found = read(world)
     assert ("rollout_duels", "win") not in found and found["rollout_phase", machine.PROGRESSING] == 1
