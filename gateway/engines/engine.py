@@ -23,6 +23,7 @@ LOAD_FACTOR = (
     1.5  # a conversation stays with its engine while that has at most LOAD_FACTOR * least + LOAD_SLACK in flight
 )
 LOAD_SLACK = 4
+_CERTAIN_AFTER_S = 10.0
 _MASK = (1 << 64) - 1
 
 BreakerPhase = Literal["closed", "open", "half-open"]
@@ -109,6 +110,7 @@ class EngineState:
     is_hung: bool = False
     adapters: frozenset[str] = frozenset()
     proven: frozenset[str] = frozenset()
+    failed_loads: dict[str, float] = field(default_factory=dict)  # checkpoint -> when its load failed first
     num_in_flight: int = 0
     num_paused: int = 0
     last_progress_at: float = 0.0
@@ -173,10 +175,19 @@ class EngineState:
         has_restarted = started_at != self.started_at if is_known else not self.up
         if has_restarted or started_at is not None:
             self.started_at = started_at
+        if has_restarted:
+            self.failed_loads = {}
         if has_restarted or (num_tokens is not None and num_tokens != self.num_tokens):
             self.last_progress_at, self.num_tokens = now, num_tokens
         self.up, self.adapters = True, names
         self.proven = frozenset() if has_restarted else self.proven & names
+
+    def is_failure_certain(self, checkpoint: str, now: float) -> bool:
+        """The engine answered 5xx to a load: whether that is said of the checkpoint, and not by an engine that is dying.
+
+        One that dies is gone, or has started anew, before it has failed so for _CERTAIN_AFTER_S.
+        """
+        return now - self.failed_loads.setdefault(checkpoint, now) >= _CERTAIN_AFTER_S
 
     def is_silent(self, now: float, hang_s: float) -> bool:
         """Whether answers are waited for and neither bytes nor tokens came for hang_s."""

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -58,6 +59,7 @@ class Swap:
         self._settings = settings
         self._wanted: dict[str, CheckpointRow] = {}
         self._digests: dict[str, str] = {}
+        self._loading: Counter[str] = Counter()
         self._have_changed = asyncio.Event()
         self.last_swap_s: float | None = None
 
@@ -71,6 +73,11 @@ class Swap:
     def wants(self, checkpoint: str) -> bool:
         """Whether the checkpoint should be in the engines."""
         return checkpoint in self._wanted
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The wanted checkpoints, and those that are being loaded: who unloads one of them waits."""
+        return frozenset(self._wanted) | frozenset(self._loading)
 
     def digest(self, checkpoint: str) -> str:
         """The digest of a checkpoint that was loaded since start, empty for others."""
@@ -109,6 +116,14 @@ class Swap:
 
         The others get it before they are used again. `SwapError.is_transient`: no engine answered, try again later.
         """
+        self._loading[checkpoint.id] += 1
+        try:
+            return await self._load(checkpoint)
+        finally:
+            self._loading[checkpoint.id] -= 1
+            self._loading = +self._loading
+
+    async def _load(self, checkpoint: CheckpointRow) -> float:
         started = time.monotonic()
         able = [state for state in self._states if state.may_hold(checkpoint.id, is_full=checkpoint.is_full)]
         if not able:
@@ -147,15 +162,11 @@ class Swap:
                         kept[state] = group.create_task(self._keep(state))
                 await self._have_changed.wait()
 
-    async def reconcile(self) -> None:
-        """Look at every engine once, and do what it needs."""
-        await asyncio.gather(*(self._reconcile_one(state) for state in self._states))
-
     async def _keep(self, state: EngineState) -> None:
         while True:
             state.nudge.clear()
             try:
-                await self._reconcile_one(state)
+                await self.reconcile_engine(state)
             except Exception as error:
                 log_failure(logger, f"reconciling {state.url} failed", error)
             await asyncio.sleep(_NUDGE_PAUSE_S)
@@ -163,7 +174,8 @@ class Swap:
                 async with asyncio.timeout(self._settings.reconcile_s):
                     await state.nudge.wait()
 
-    async def _reconcile_one(self, state: EngineState) -> None:
+    async def reconcile_engine(self, state: EngineState) -> None:
+        """Look at the engine once, and do what it needs."""
         with contextlib.suppress(EngineUnavailable):  # state.up says so
             await self._look_at(state)
         if not state.is_hung and state.is_silent(time.monotonic(), self._settings.hang_s):
@@ -236,8 +248,11 @@ class Swap:
                 status, body = await self._upstream.call(
                     state.url, "/v1/load_lora_adapter", payload, timeout_s=timeout_s
                 )
+                if status >= 500 and not state.is_failure_certain(row.id, time.monotonic()):
+                    raise EngineUnavailable(f"{state.url} failed to load {row.id} ({status}): {_message(body)}")
                 if status != 200 and not (status == 400 and b"already" in body):
                     raise SwapError(f"{state.url} refused {row.id} ({status}): {_message(body)}")
+            state.failed_loads.pop(row.id, None)
             state.adapters |= {row.id}
             await self._prove(state, row, timeout_s)
             if not state.is_withdrawn:

@@ -2,7 +2,7 @@
 
 Level-triggered: every outside action is idempotent and follows from the tables, so a controller killed anywhere goes
 on where it was. Of several gateways one leads: its transitions hold the generation it saw and its fence, or they change
-nothing; the others follow. Operators' actions come in at any gateway. What to do is decided in machine.py.
+nothing; the others follow. What to do is decided in machine.py, what operators do is in actions.py.
 """
 
 import asyncio
@@ -16,24 +16,24 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlalchemy import Connection
 
 from feedback.database import Writer
-from feedback.outages import log_failure
+from feedback.duels import store_failed_duels
+from feedback.outages import is_outage, log_failure
 from gateway.engines.deployment import Deployment
 from gateway.engines.full_engines import EngineRegistry
 from gateway.rollout import transactions
-from gateway.rollout.assessment import Assessor, CurrentRollout, digest_code
+from gateway.rollout.actions import OperatorActions
+from gateway.rollout.assessment import Assessor, CurrentRollout, describe_problem, digest_code
 from gateway.rollout.checkpoints import CheckpointRegistry
 from gateway.rollout.desired_state import read_rules
 from gateway.rollout.observations import Observations
 from gateway.rollout.pure import machine
-from gateway.rollout.pure.guardrails import Guardrails
-from gateway.rollout.pure.machine import Transition
+from gateway.rollout.pure.machine import Reason, Transition
 from gateway.rollout.pure.verdict import describe_decision
 from gateway.rollout.reconciler import Applied, Reconciler
 from gateway.rollout.transactions import Snapshot, read_snapshot
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import get_checkpoint
 from gateway.tables.observations import add_observations
-from gateway.tables.rollouts import get_rollout
 from gateway.tables.rows import RolloutRow
 from gateway.tables.serving import StaleController
 
@@ -48,7 +48,10 @@ _MOST_LOOKS = 8  # of one tick; the next one goes on
 
 
 class Controller:
-    """This gateway's part in rollouts. `tick` and the operators' actions exclude each other."""
+    """This gateway's part in rollouts.
+
+    problem: why the last tick failed, empty after one that did not; num_failures: of ticks, since start.
+    """
 
     def __init__(
         self,
@@ -64,56 +67,61 @@ class Controller:
         self._settings, self._clock = settings, clock
         self._policy = settings.policy
         self.observations = Observations(clock=clock)
-        self._reconciler = Reconciler(writer, swap, deployment, self.observations, settings, clock)
         self._code = digest_code()
-        self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
+        self._reconciler = Reconciler(
+            writer, swap, deployment, self.observations, settings, clock, on_load=self._wake.set
+        )
         self.registry = CheckpointRegistry(writer, settings, self._wake.set, clock)
         self.engines = EngineRegistry(writer, settings, self._wake.set, clock)
         self.assessor = Assessor(writer, settings.preset, clock)
+        self.actions = OperatorActions(writer, swap, deployment, self.assessor, self._wake.set, clock)
         self._draining_since: dict[str, float] = {}
         self._missing_since: float | None = None
         self.current: CurrentRollout | None = None
+        self.problem = ""
+        self.num_failures = 0
 
     @property
     def last_swap_s(self) -> float | None:
         """How long the last load and proof took, in seconds."""
         return self._reconciler.last_swap_s
 
-    def now(self) -> float:
-        """The controller's clock, epoch seconds."""
-        return self._clock()
-
     # -- the loop
 
     async def run(self) -> None:
         """Tick until cancelled; a failing tick is logged and tried again."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._reconciler.watch_age())
-            group.create_task(self._tick_for_ever())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._reconciler.watch_age())
+                group.create_task(self._tick_for_ever())
+        finally:
+            self._reconciler.close()
 
     async def _tick_for_ever(self) -> None:
         while True:
+            self._wake.clear()
             try:
                 await self.tick(self._clock())
+                self.problem = ""
             except StaleController as error:
                 _log.info("the tables moved on meanwhile: %s", error)
             except Exception as error:
+                self.num_failures += 1
+                self.problem = describe_problem(error)
                 log_failure(_log, "rollout tick failed", error)
-            self._wake.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._settings.rollout.tick_s)
 
     async def tick(self, now: float) -> None:
         """Bring this gateway in line with the tables; the leader then makes the transitions that are due."""
-        async with self._lock:
-            fence = self.membership.fence
-            for _ in range(_MOST_LOOKS):
-                snapshot = await self._look()
-                applied = await self._follow(snapshot)
-                if fence is None or not await self._move_on(snapshot, applied, now, fence):
-                    break
-            self._reconciler.let_go()
+        fence = self.membership.fence
+        for _ in range(_MOST_LOOKS):
+            snapshot = await self._read()
+            applied = await self._reconcile(snapshot)
+            if fence is None or not await self._move_on(snapshot, applied, now, fence):
+                break
+        self._reconciler.release_unnamed()
 
     async def _move_on(self, snapshot: Snapshot, applied: Applied, now: float, fence: int) -> bool:
         """Do the first thing that is due; says whether it changed the tables, so that they must be read again."""
@@ -133,24 +141,25 @@ class Controller:
     async def _do(self, fn: Callable[[Connection], _T]) -> _T:
         return await self._writer.arun(fn)
 
-    async def _look(self) -> Snapshot:
+    async def _read(self) -> Snapshot:
         """Store what was observed since the last look, and read what the tables say."""
-        rows = self.observations.take()
+        rows, failed = self.observations.take()
 
-        def look(conn: Connection) -> Snapshot:
+        def exchange(conn: Connection) -> Snapshot:
             add_observations(conn, rows)
+            store_failed_duels(conn, failed)
             return read_snapshot(conn, self._policy)
 
         try:
-            return await self._do(look)
+            return await self._do(exchange)
         except Exception:
-            self.observations.give_back(rows)
+            self.observations.give_back(rows, failed)
             raise
 
     # -- what serves
 
-    async def _follow(self, snapshot: Snapshot) -> Applied:
-        applied = await self._reconciler.follow(snapshot)
+    async def _reconcile(self, snapshot: Snapshot) -> Applied:
+        applied = await self._reconciler.reconcile(snapshot)
         row, leads = snapshot.rollout, self.membership.fence is not None
         if self.current is not None:
             self.current = self.current.update(row, leads=leads)
@@ -164,11 +173,13 @@ class Controller:
         """A canary that cannot be loaded again ends its rollout; says whether it did."""
         now = self._clock()
         self._missing_since = self._missing_since or now
-        is_late = self._reconciler.is_refused or now - self._missing_since > await self._patience_s(row.checkpoint)
+        is_late = self._reconciler.is_refused(row.checkpoint) or now - self._missing_since > await self._patience_s(
+            row.checkpoint
+        )
         if row.phase not in (*machine.ON_TRIAL, machine.PROMOTING) or not is_late:
             return False
         self._missing_since = None
-        await self._move(row, machine.abort(row, "LoadFailed", "controller", now), fence)
+        await self._move(row, machine.abort(row, "controller", now, reason=Reason.LOAD_FAILED), fence)
         return True
 
     async def _adopt_first(self, snapshot: Snapshot, fence: int) -> bool:
@@ -226,7 +237,11 @@ class Controller:
         What was weighed lately only says whether there is anything to decide: by the clock, or again because it could
         not be stored.
         """
-        rules = read_rules(row)
+        try:
+            rules = read_rules(row)
+        except ValueError as error:
+            await self._hold(row, error, now, fence)
+            raise
         last = self.current.assessment if self.current is not None else None
         if (
             last is not None
@@ -234,7 +249,11 @@ class Controller:
             and machine.decide(row, last.evidence, last.guardrails, now, rules) is None
         ):
             return False
-        found = await self.assessor.assess(row, now)
+        try:
+            found = await self.assessor.assess(row, now)
+        except Exception as error:
+            await self._hold(row, error, now, fence)
+            raise
         self.current = CurrentRollout(row, found)
         transition = machine.decide(row, found.evidence, found.guardrails, now, rules)
         if transition is None:
@@ -248,13 +267,19 @@ class Controller:
         await self._move(row, transition, fence, decision)
         return True
 
+    async def _hold(self, row: RolloutRow, error: Exception, now: float, fence: int) -> None:
+        """What cannot be judged passes nothing: pause it, unless it is the database that does not answer."""
+        if row.phase in (machine.PROGRESSING, machine.WAITING) and not is_outage(error):
+            note = describe_problem(error)
+            await self._move(row, machine.pause(row, now, reason=Reason.METRIC_ERROR, note=note), fence)
+
     async def _prepare(self, row: RolloutRow, snapshot: Snapshot, now: float) -> Transition | None:
         if snapshot.waiting:
             return machine.supersede(row, now)
         if await self._reconciler.load_by_id(row.checkpoint):
             return machine.start(row, max(now, self._clock()), read_rules(row))
-        if self._reconciler.is_refused or now - row.created_at > await self._patience_s(row.checkpoint):
-            return machine.abort(row, "LoadFailed", "controller", now)
+        if self._reconciler.is_refused(row.checkpoint) or now - row.created_at > await self._patience_s(row.checkpoint):
+            return machine.abort(row, "controller", now, reason=Reason.LOAD_FAILED)
         return None
 
     async def _patience_s(self, checkpoint: str) -> float:
@@ -267,19 +292,5 @@ class Controller:
     ) -> RolloutRow:
         now = self._clock()
         new = await self._do(lambda conn: transactions.carry_out(conn, old, to, now, fence, decision))
-        _log.info("rollout %s: %s -> %s (%s, %s)", new.id, old.phase, new.phase, to.reason, to.actor)
+        transactions.log_move(old, new, to)
         return new
-
-    # -- what operators ask for
-
-    async def act(self, rollout: str, plan: Callable[[RolloutRow, Guardrails], Transition]) -> RolloutRow:
-        """Carry out an operator's action at once. Raises LookupError, RefusedAction or StaleController."""
-        async with self._lock:
-            row = await self._do(lambda conn: get_rollout(conn, rollout))
-            if row is None:
-                raise LookupError(rollout)
-            found = await self.assessor.assess(row, self._clock())
-            moved = await self._move(row, plan(row, found.guardrails), None)
-            await self._follow(await self._look())
-        self._wake.set()
-        return moved

@@ -89,7 +89,7 @@ class Membership:
     def describe(self) -> Report:
         """This gateway as it is now."""
         view = self._deployment.view
-        return Report(self.id, view.generation, self._deployment.all_in_flight(), self._swap.wanted, self._clock())
+        return Report(self.id, view.generation, self._deployment.all_in_flight(), self._swap.held, self._clock())
 
     def list_live(self) -> list[Report]:
         """This gateway as it is now, and the others that are alive, as of the last beat."""

@@ -4,6 +4,7 @@ The fence keeps out a leader that was asleep, the generation whoever decided by 
 and what must be loaded or unloaded before, the controller knows.
 """
 
+import logging
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -17,6 +18,8 @@ from gateway.tables.checkpoints import CheckpointRow, list_checkpoints, set_stat
 from gateway.tables.rollouts import active_rollout, add_decision, add_rollout, count_rollouts, move_rollout
 from gateway.tables.rows import RolloutRow
 from gateway.tables.serving import ServingRow, advance_serving, get_serving, require_fence
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,5 +87,19 @@ def carry_out(
     if decision is not None:
         add_decision(conn, old.id, now, to.reason, *decision)
     return move_rollout(
-        conn, old, to.row, fence=fence, actor=to.actor, reason=to.reason, now=to.row.phase_started_at, stable=pointer
+        conn,
+        old,
+        to.row,
+        fence=fence,
+        actor=to.actor,
+        reason=to.reason.value,
+        now=to.row.phase_started_at,
+        note=to.note,
+        stable=pointer,
     )
+
+
+def log_move(old: RolloutRow, new: RolloutRow, to: Transition) -> None:
+    """Log what has committed."""
+    note = f": {to.note}" if to.note else ""
+    _log.info("rollout %s: %s -> %s (%s, %s%s)", new.id, old.phase, new.phase, to.reason, to.actor, note)

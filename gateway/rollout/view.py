@@ -15,7 +15,10 @@ from gateway.tables.rows import EventRow, RolloutRow
 
 
 class EvidenceView(msgspec.Struct, frozen=True, kw_only=True):
-    """Preference evidence. E-values, not logarithms; `net_win_rate` is the mean of (wins - losses) / cap over users."""
+    """Preference evidence. E-values, not logarithms; `net_win_rate` is the mean of (wins - losses) / cap over users.
+
+    delta: the net win rate that the whole interval must be above.
+    """
 
     e: float
     threshold: float
@@ -29,6 +32,7 @@ class EvidenceView(msgspec.Struct, frozen=True, kw_only=True):
     ties: int
     both_bad: int
     net_win_rate: float
+    delta: float
     ci_low: float
     ci_high: float
     top_user_share: float
@@ -59,17 +63,22 @@ class SeriesPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventView(msgspec.Struct, frozen=True, kw_only=True, rename={"from_phase": "from", "to_phase": "to"}):
-    """One line of the audit trail."""
+    """One line of the audit trail. reason: a code; note: what an operator wrote."""
 
     at: float
     from_phase: str
     to_phase: str
     actor: str
     reason: str
+    note: str
 
 
 class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
-    """A rollout with its evidence, guardrails, series and audit trail. Times in epoch seconds."""
+    """A rollout with its evidence, guardrails, series and audit trail. Times in epoch seconds.
+
+    reason: a code; note: what an operator wrote. weight_of: whom `weight` is the share of, "canary" or, while baking, "old".
+    problem: why it could not be weighed, empty if it was.
+    """
 
     id: str
     checkpoint: str
@@ -78,9 +87,12 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
     phase: str
     analysis: str
     reason: str
+    note: str
+    problem: str
     step: int
     num_steps: int
     weight: float
+    weight_of: str
     duel_share: float
     generation: int
     decision_digest: str
@@ -98,7 +110,7 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
 
 def build_view(
     row: RolloutRow, evidence: Evidence, guardrails: Guardrails, events: Sequence[EventRow], rules: Rules,
-    preset: str,
+    preset: str, problem: str = "",
 ) -> RolloutView:  # fmt: skip
     """Everything an operator sees of one rollout."""
     return RolloutView(
@@ -109,9 +121,12 @@ def build_view(
         phase=row.phase,
         analysis=row.analysis,
         reason=row.reason,
+        note=row.note,
+        problem=problem,
         step=row.step,
         num_steps=len(rules.steps),
         weight=row.weight,
+        weight_of="old" if row.phase == machine.BAKING else "canary",
         duel_share=row.duel_share,
         generation=row.generation,
         decision_digest=row.decision_digest,
@@ -120,7 +135,7 @@ def build_view(
         next_move_at=machine.next_move_at(row, rules),
         approve_at=machine.approve_at(row, rules),
         preset=preset,
-        verdict_sentence=say_verdict(row, evidence, guardrails, rules),
+        verdict_sentence=f"Cannot be judged: {problem}." if problem else say_verdict(row, evidence, guardrails, rules),
         evidence=_show_evidence(evidence, rules),
         guardrails=_show_guardrails(guardrails, rules),
         series=[
@@ -136,7 +151,9 @@ def build_view(
             for p in evidence.series
         ],
         events=[
-            EventView(at=e.at, from_phase=e.from_phase, to_phase=e.to_phase, actor=e.actor, reason=e.reason)
+            EventView(
+                at=e.at, from_phase=e.from_phase, to_phase=e.to_phase, actor=e.actor, reason=e.reason, note=e.note
+            )
             for e in events
         ],
     )
@@ -156,6 +173,7 @@ def _show_evidence(evidence: Evidence, rules: Rules) -> EvidenceView:
         ties=evidence.ties,
         both_bad=evidence.both_bad,
         net_win_rate=evidence.net,
+        delta=rules.delta,
         ci_low=evidence.low,
         ci_high=evidence.high,
         top_user_share=evidence.top_user_share,

@@ -17,6 +17,7 @@ from gateway.rollout.observations import Observations
 from gateway.serving.body import EngineRequest, replace_span
 from gateway.serving.context import Context
 from gateway.serving.routing import Arm, Route, Who, choose_route
+from gateway.tables.rows import Answered
 
 CLIENT_GONE = 499  # nginx's code for a client that left: not our failure
 
@@ -133,22 +134,29 @@ def note_outcome(exchange: Exchange, outcome: Outcome) -> None:
     if observations is None or observations.is_settled(exchange.view.rollout or "", exchange.who.user):
         return
     if outcome.is_telling:
-        _observe(observations, exchange, outcome, is_duel=False)
+        _observe(observations, exchange, outcome, "single")
 
 
 def note_pair(exchange: Exchange, outcomes: Sequence[Outcome], *, is_duel: bool) -> None:
     """Count two finished answers to one request, in the same step.
 
     The guardrails see both halves of a duel or neither, for one says nothing of their ratio; else the first that tells.
+    A candidate of a duel that failed has lost it.
     """
     for outcome in outcomes:
         _count_outcome(exchange, outcome)
     observations = _find_observations(exchange)
     telling = [outcome for outcome in outcomes if outcome.is_telling]
-    if observations is None or (is_duel and len(telling) < len(outcomes)):
+    if observations is None:
         return
-    for outcome in telling:
-        _observe(observations, exchange, outcome, is_duel=is_duel)
+    if not is_duel:
+        for outcome in telling[:1]:
+            _observe(observations, exchange, outcome, "explore")
+    elif len(telling) == len(outcomes):
+        for outcome in telling:
+            _observe(observations, exchange, outcome, "duel")
+        if failed := [outcome.arm for outcome in telling if outcome.code >= 500]:
+            observations.record_failed_duel(exchange.view.rollout, exchange.who.user, failed)
 
 
 def _find_observations(exchange: Exchange) -> Observations | None:
@@ -166,8 +174,8 @@ def _count_outcome(exchange: Exchange, outcome: Outcome) -> None:
         _note_tokens(exchange, outcome)
 
 
-def _observe(observations: Observations, exchange: Exchange, outcome: Outcome, *, is_duel: bool) -> None:
-    observations.note(
+def _observe(observations: Observations, exchange: Exchange, outcome: Outcome, answered: Answered) -> None:
+    observations.record(
         exchange.view.rollout,
         exchange.who.user,
         outcome.arm,
@@ -175,7 +183,7 @@ def _observe(observations: Observations, exchange: Exchange, outcome: Outcome, *
         outcome.is_truncated,
         outcome.is_refused,
         outcome.first_byte_s,
-        paired=is_duel,
+        answered=answered,
         weight=exchange.view.weight,
     )
 

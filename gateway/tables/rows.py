@@ -1,11 +1,17 @@
 """Rows of the rollout's tables as plain values, for decisions that know nothing of a database."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Answered = Literal["single", "explore", "duel"]  # by one answer, a pair of one arm, or a pair with one of each
 
 
 @dataclass(frozen=True)
 class RolloutRow:
-    """One rollout, all of its state. `analysis`: Pending, Running, Successful, Failed, Error or Inconclusive."""
+    """One rollout, all of its state. analysis: Pending, Running, Successful, Failed, Error or Inconclusive.
+
+    reason: a code of machine.Reason; note: what an operator wrote of it, which steers nothing.
+    """
 
     id: str
     policy: str
@@ -29,6 +35,7 @@ class RolloutRow:
     split_waived: bool
     decision_digest: str
     settings: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,16 +47,20 @@ class EventRow:
     to_phase: str
     actor: str
     reason: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What happened on a user's first request. `latency_first_s`: time to the first token, None if there was none."""
+    """What happened on a user's first request; a duel has one for each arm.
+
+    latency_first_s: time to the first token, None if there was none.
+    """
 
     rollout: str
     user: str
     arm: str
-    paired: bool
+    answered: Answered
     weight: float
     error: bool
     truncated: bool

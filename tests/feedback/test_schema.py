@@ -134,6 +134,10 @@ def test_a_database_from_before_revisions_is_adopted_and_completed(empty: sa.Eng
             connection.exec_driver_sql("DROP TABLE engines")
             connection.exec_driver_sql("ALTER TABLE comparisons DROP COLUMN finished_first")
             connection.exec_driver_sql("DROP TABLE key_limits")
+            connection.exec_driver_sql("DROP TABLE failed_duels")
+            connection.exec_driver_sql("ALTER TABLE rollouts DROP COLUMN note")
+            connection.exec_driver_sql("ALTER TABLE rollout_events DROP COLUMN note")
+            connection.exec_driver_sql("ALTER TABLE rollout_observations DROP COLUMN answered")
             connection.exec_driver_sql("INSERT INTO leases VALUES ('default', 'gateway-1', 12.5)")
     migrate(empty, store)
     assert list_differences(empty, store) == []

@@ -1,5 +1,6 @@
 """A gateway's rollouts over a real database, with a swap and a clock of the test's own."""
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +28,15 @@ class FakeSwap:
         self.loaded: list[str] = []
         self.wants_now: set[str] = set()
         self.refuses: dict[str, bool] = {}
+        self.loading: frozenset[str] = frozenset()
+        self.blocked: dict[str, asyncio.Event] = {}  # loads that wait
         self.while_unloading: Callable[[], object] = lambda: None
 
     async def load(self, checkpoint: CheckpointRow) -> float:
+        if checkpoint.id in self.blocked:
+            self.loading |= {checkpoint.id}
+            await self.blocked[checkpoint.id].wait()
+            self.loading -= {checkpoint.id}
         if checkpoint.id in self.refuses:
             raise SwapError("refused", is_transient=self.refuses[checkpoint.id])
         if checkpoint.id not in self.loaded:
@@ -41,6 +48,8 @@ class FakeSwap:
         assert not engines
 
     async def unload(self, checkpoint: CheckpointRow) -> None:
+        self.loading: frozenset[str] = frozenset()
+        self.blocked: dict[str, asyncio.Event] = {}  # loads that wait
         self.while_unloading()
         self.forget(checkpoint.id)
         self.loaded = [name for name in self.loaded if name != checkpoint.id]
@@ -48,6 +57,10 @@ class FakeSwap:
     @property
     def wanted(self) -> frozenset[str]:
         return frozenset(self.wants_now)
+
+    @property
+    def held(self) -> frozenset[str]:
+        return frozenset(self.wants_now) | self.loading
 
     def wants(self, checkpoint: str) -> bool:
         return checkpoint in self.wants_now
@@ -120,7 +133,7 @@ class World:
         row = await self.row()
         for user in users:
             for arm in ("stable", "canary"):
-                self.observed.note(row.id, f"u{user}", arm, False, False, False, 0.1, paired=True)
+                self.observed.record(row.id, f"u{user}", arm, False, False, False, 0.1, answered="duel")
             for n in range(3):
                 await self.choose(row, f"u{user}", n < num_wins_of_3)
 

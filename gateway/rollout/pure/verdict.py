@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.evidence import Evidence
-from gateway.rollout.pure.guardrails import Guardrails
+from gateway.rollout.pure.guardrails import FAIL, Guardrails
 from gateway.rollout.pure.rules import Rules
 from gateway.tables.rows import RolloutRow
 
@@ -41,20 +41,26 @@ def say_verdict(row: RolloutRow, evidence: Evidence, guardrails: Guardrails, rul
     have = f"evidence {limit_exp(evidence.log_e):.1f} of {1 / rules.alpha:.0f}"
     if row.phase == machine.PENDING:
         return "The canary is being loaded and has not served anyone."
+    why = f"{row.reason}: {row.note}" if row.note else row.reason
     if row.phase == machine.PAUSED:
-        return f"Paused ({row.reason}): the weight stays at {row.weight:.0%}; {have}."
+        return f"Paused ({why}): the weight stays at {row.weight:.0%}; {have}."
     if row.phase == machine.WAITING:
         return f"People prefer the canary ({net}) and every guardrail passes: waiting for approval."
     if row.phase in (machine.PROMOTING, machine.BAKING, machine.HEALTHY):
         tail = "" if row.phase == machine.HEALTHY else f"; the old one keeps {rules.baking_weight:.0%} for now"
+        if row.reason == machine.Reason.FORCED:
+            return f"Promoted past the gates by an admin ({row.note}): {net}, {have}{tail}."
         return f"Promoted: people preferred it ({net}){tail}."
     if row.phase in (machine.ABORTING, machine.DEGRADED):
-        if row.reason == "Inconclusive":
+        if row.reason == machine.Reason.INCONCLUSIVE:
             return f"Inconclusive, so not promoted: {net}, {have}."
-        return f"Not promoted ({row.reason}): {net}."
+        return f"Not promoted ({why}): {net}."
     missing = [rate for rate in guardrails.rates if rate.needed and rate.status != "pass"]
     if evidence.log_e >= -math.log(rules.alpha) and evidence.users >= rules.min_users and missing:
-        waits = ", ".join(f"{rate.name} needs {rate.missing} more clean users" for rate in missing)
+        waits = ", ".join(
+            f"{rate.name} fails" if rate.status == FAIL else f"{rate.name} needs {rate.missing} more clean users"
+            for rate in missing
+        )
         return f"People prefer the canary ({net}); {waits}."
     return f"No verdict yet: {net}, {have}."
 

@@ -66,7 +66,7 @@ async def test_pause_resume_abort(make_world: Callable[..., World]) -> None:  # 
     async with open_client(world) as client:
         await world.started()
         path = f"/operator/v1/rollouts/{(await world.row()).id}"
-        assert (await client.post(f"{path}:pause", json={"reason": "Look"})).json()["phase"] == "Paused"
+        assert (await client.post(f"{path}:pause", json={"note": "Look"})).json()["phase"] == "Paused"
         assert (await client.post(f"{path}:resume")).json()["phase"] == "Progressing"
         assert (await client.post(f"{path}:resume")).status_code == 409
         assert (await client.post(f"{path}:abort")).json()["reason"] == "Operator"
@@ -95,17 +95,16 @@ async def test_an_admin_promotes_past_the_gate_with_a_written_reason(make_world:
     async with open_client(world) as client:
         old, new = await world.started()
         path = f"/operator/v1/rollouts/{(await world.row()).id}:promote"
-        assert (await client.post(path, json={"reason": "The gate cannot see it."})).status_code == 403
+        assert (await client.post(path, json={"note": "The gate cannot see it."})).status_code == 403
         client.headers["authorization"] = "Bearer admin"
-        assert (await client.post(path, json={"reason": ""})).status_code == 422
-        promoted = (await client.post(path, json={"reason": "The gate cannot see it."})).json()
+        assert (await client.post(path, json={"note": ""})).status_code == 422
+        promoted = (await client.post(path, json={"note": "The gate cannot see it."})).json()
         assert (promoted["phase"], promoted["reason"]) == ("Promoting", "Forced")
-        assert (promoted["events"][-1]["actor"], promoted["events"][-1]["reason"]) == (
-            "key:k1", "The gate cannot see it.",
-        )  # fmt: skip
+        last = promoted["events"][-1]
+        assert (last["actor"], last["reason"], last["note"]) == ("key:k1", "Forced", "The gate cannot see it.")
         await world.tick()
         assert (world.deployment.view.stable, world.deployment.view.canary) == (new, old)
-        assert (await client.post(path, json={"reason": "Again."})).status_code == 409
+        assert (await client.post(path, json={"note": "Again."})).status_code == 409
 
 
 async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: Callable[..., World]) -> None:  # noqa: F811
@@ -117,7 +116,7 @@ async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: 
             if (await world.row()).phase != "Progressing":
                 await world.publish(2)
                 await world.tick()
-            await client.post(f"/operator/v1/rollouts/{(await world.row()).id}:promote", json={"reason": "Test."})
+            await client.post(f"/operator/v1/rollouts/{(await world.row()).id}:promote", json={"note": "Test."})
             for _ in range(4):
                 await world.tick()
         rows = (await client.get("/operator/v1/checkpoints")).json()["data"]

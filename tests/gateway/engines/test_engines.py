@@ -73,12 +73,12 @@ def test_silence_counts_from_the_first_request_in_flight_and_ends_with_bytes_or_
     [engine] = make_engines(0)
     engine.begin()
     began = engine.last_progress_at
-    assert began > 0 and not engine.is_silent(began + 29.9, 30.0) and engine.is_silent(began + 30.0, 30.0)
+    assert began > 0 and not engine.is_silent(began + 29.9, 30.0) and engine.is_silent(began + 30.1, 30.0)
     engine.note_progress(began + 20.0)
-    assert not engine.is_silent(began + 49.9, 30.0) and engine.is_silent(began + 50.0, 30.0)
+    assert not engine.is_silent(began + 49.9, 30.0) and engine.is_silent(began + 50.1, 30.0)
     engine.note_look(began + 45.0, frozenset(), 5.0, 1000.0)
     engine.note_look(began + 60.0, frozenset(), 5.0, 1000.0)  # no token since
-    assert not engine.is_silent(began + 74.9, 30.0) and engine.is_silent(began + 75.0, 30.0)
+    assert not engine.is_silent(began + 74.9, 30.0) and engine.is_silent(began + 75.1, 30.0)
     engine.end()
     assert not engine.is_silent(began + 1000.0, 30.0)
 
@@ -91,13 +91,13 @@ def test_answers_that_are_held_back_are_no_silence_of_the_engine() -> None:
     assert not engine.is_silent(1000.0, 30.0)
     engine.begin()  # is waited for: silence counts from here
     began = engine.last_progress_at
-    assert began > 0 and not engine.is_silent(began + 29.9, 30.0) and engine.is_silent(began + 30.0, 30.0)
+    assert began > 0 and not engine.is_silent(began + 29.9, 30.0) and engine.is_silent(began + 30.1, 30.0)
     engine.end()
     engine.last_progress_at = 0.0
     assert not engine.is_silent(1000.0, 30.0)
     engine.note_paused(False)
     again = engine.last_progress_at
-    assert again > 0 and not engine.is_silent(again + 29.9, 30.0) and engine.is_silent(again + 30.0, 30.0)
+    assert again > 0 and not engine.is_silent(again + 29.9, 30.0) and engine.is_silent(again + 30.1, 30.0)
 
 
 def test_an_engine_that_hangs_is_out_until_its_trial_has_passed() -> None:

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from conftest import start_engine
-from engine_process import Caller, EngineProcess
+from engine_process import Caller, EngineProcess, reconcile_engines
 from full_engine import FullEngine, make_full_checkpoint
 
 from bench.gateway.checkpoints import make_checkpoint
@@ -130,7 +130,7 @@ class Town:
 
     async def promote(self, side: Side) -> None:
         row = await self.row()
-        await side.controller.act(row.id, lambda r, _: machine.promote_past(r, "It is fine.", "key:1", self.time))
+        await side.controller.actions.promote_past(row.id, "key:1", "It is fine.")
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ async def test_requests_that_never_end_do_not_hold_up_an_unload_for_ever(town: T
     for _ in range(4):
         await town.look(1.0)
     assert town.engine.unloads == [old] and not town.second.swap.wants(old)
-    await town.second.swap.reconcile()
+    await reconcile_engines(town.second.swap)
     assert old not in town.engine.adapters
 
 
@@ -269,7 +269,7 @@ async def test_a_restarted_engine_gets_nothing_back_that_is_being_retired(town: 
     await town.look(10.0)
     await town.engine.restart()
     for side in town.sides:
-        await side.swap.reconcile()
+        await reconcile_engines(side.swap)
     assert town.engine.adapters == {new} and old not in town.first.swap.wanted | town.second.swap.wanted
 
 
@@ -416,8 +416,8 @@ async def test_a_restarted_engine_of_a_whole_model_is_proven_again_before_it_is_
     state = town.first.deployment.states[0]
     assert state.proven == {old}
     engine.started_at, engine.weights = 2.0, make_full_checkpoint(town.root / "others", 3)
-    await town.first.swap.reconcile()
+    await reconcile_engines(town.first.swap)
     assert state.proven == frozenset()
     engine.weights = town.root / "checkpoints" / old
-    await town.first.swap.reconcile()
+    await reconcile_engines(town.first.swap)
     assert state.proven == {old}

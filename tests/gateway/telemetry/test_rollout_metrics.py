@@ -68,7 +68,7 @@ async def test_what_was_weighed_is_gone_with_its_rollout_and_with_the_lead(world
     found = read(world)
     assert ("rollout_duels", "win") not in found and found["rollout_phase", machine.PROGRESSING] == 1
     row = await world.row()
-    await world.controller.act(row.id, lambda r, _: machine.abort(r, "Look", "key:1", world.time))
+    await world.controller.actions.abort(row.id, "key:1", note="Look")
     await world.tick()
     await world.tick()
     assert not [name for name in read(world) if name[0].startswith("rollout")]
