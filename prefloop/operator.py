@@ -84,7 +84,7 @@ def list_rollouts(
             view["id"],
             view["checkpoint"] + (" (A/A)" if view["aa"] else ""),
             view["phase"],
-            view["reason"] or "",
+            view["reason"] + (f": {view['note']}" if view["note"] else ""),
             f"{view['weight']:.0%}",
             str(evidence["users"]),
             f"{evidence['e']:.1f} of {evidence['threshold']:.0f}",
@@ -108,7 +108,9 @@ def show_rollout(
         return
     evidence = view["evidence"]
     console.print(f"[bold]{view['id']}[/bold]  {view['checkpoint']} against {view['stable']}", highlight=False)
-    console.print(f"{view['phase']}  weight {view['weight']:.0%}  step {view['step'] + 1} of {view['num_steps']}")
+    console.print(
+        f"{view['phase']}  {view['weight_of']} weight {view['weight']:.0%}  step {view['step'] + 1} of {view['num_steps']}"
+    )
     console.print(view["verdict_sentence"])
     console.print(
         f"evidence {evidence['e']:.1f} of {evidence['threshold']:.0f}, {evidence['users']} users, "
@@ -118,9 +120,11 @@ def show_rollout(
     for row in view["guardrails"]:
         guardrails.add_row(row["name"], row["status"], str(row["missing"] or ""))
     console.print(guardrails)
-    trail = Table("at", "from", "to", "who", "reason")
+    trail = Table("at", "from", "to", "who", "reason", "note")
     for event in view["events"]:
-        trail.add_row(format_time(event["at"]), event["from"], event["to"], event["actor"], event["reason"] or "")
+        trail.add_row(
+            format_time(event["at"]), event["from"], event["to"], event["actor"], event["reason"], event["note"]
+        )
     console.print(trail)
 
 
@@ -165,14 +169,14 @@ def approve_rollout(
 @rollout.command("abort")
 def abort_rollout(
     rollout_id: RolloutArgument = "",
-    reason: Annotated[str, typer.Option(help="Why, for the audit trail.")] = "Operator",
+    note: Annotated[str, typer.Option(help="Why, for the audit trail.")] = "",
     gateway: GatewayOption = DEFAULT_GATEWAY,
     key: KeyOption = "",
     state_dir: StateOption = DEFAULT_STATE,
 ) -> None:
     """Take the canary out of traffic at once."""
     view = current_rollout(gateway, key, state_dir, rollout_id)
-    act(gateway, key, state_dir, view["id"], "abort", {"reason": reason})
+    act(gateway, key, state_dir, view["id"], "abort", {"note": note})
 
 
 @rollout.command("pause")
