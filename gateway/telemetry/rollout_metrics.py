@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gateway.rollout.pure import machine
@@ -43,7 +43,7 @@ class RolloutCollector(Collector):
     def __init__(self, deployment: Deployment, controller: Controller, clock: Callable[[], float] = time.time) -> None:
         self._deployment, self._controller, self._clock = deployment, controller, clock
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """The metrics as of now."""
         view = self._deployment.view
         info = GaugeMetricFamily("prefloop_checkpoint_info", "1 for what serves.", labels=["arm", "checkpoint"])
@@ -51,6 +51,10 @@ class RolloutCollector(Collector):
             if checkpoint is not None:
                 info.add_metric([arm, checkpoint], 1)
         yield info
+        yield CounterMetricFamily(
+            "prefloop_controller_failures", "Ticks of the rollout controller that failed.",
+            value=self._controller.num_failures,
+        )  # fmt: skip
         current = self._controller.current
         yield from self._show_row(current)
         assessment = current.assessment if current is not None else None

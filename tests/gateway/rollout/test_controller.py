@@ -1,6 +1,6 @@
 """Rollouts walked from a real database with a fake swap, through every phase and a restart in each."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,19 +17,6 @@ from gateway.tables.observations import load_observations
 from gateway.tables.rollouts import list_events, list_rollouts
 from gateway.tables.rows import RolloutRow
 from gateway.tables.serving import StaleController
-
-
-@pytest.fixture
-async def make_world(tmp_path: Path) -> AsyncIterator[Callable[..., World]]:
-    made: list[World] = []
-
-    def make(**rollout: object) -> World:
-        made.append(World(tmp_path, **rollout))
-        return made[-1]
-
-    yield make
-    for world in made:
-        world.close()
 
 
 async def test_the_first_checkpoint_is_stable_at_once(make_world: Callable[..., World]) -> None:

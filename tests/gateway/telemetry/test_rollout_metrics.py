@@ -27,10 +27,11 @@ def read(world: World) -> dict[tuple[str, ...], float]:
 
 
 async def test_without_a_rollout_only_what_serves_is_shown(world: World) -> None:
-    assert read(world) == {}
+    assert read(world) == {("controller_failures_total",): 0}
     first = await world.publish(0)
     await world.tick()
-    assert read(world) == {("checkpoint_info", "stable", first): 1}
+    world.controller.num_failures = 2
+    assert read(world) == {("checkpoint_info", "stable", first): 1, ("controller_failures_total",): 2}
 
 
 async def test_a_rollout_shows_its_phase_its_evidence_and_its_guardrails(world: World) -> None:
