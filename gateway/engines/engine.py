@@ -119,7 +119,7 @@ class EngineState:
     on_hang: Callable[[], None] = lambda: None
     affinity: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load or unload at a time
-    nudge: asyncio.Event = field(default_factory=asyncio.Event)  # look at it now
+    wake: asyncio.Event = field(default_factory=asyncio.Event)  # look at it now
 
     def __post_init__(self) -> None:
         self.affinity = int.from_bytes(hashlib.blake2b(self.url.encode(), digest_size=8).digest()) | 1
@@ -165,7 +165,9 @@ class EngineState:
 
     # -- what the swap saw
 
-    def note_look(self, now: float, names: frozenset[str], started_at: float | None, num_tokens: float | None) -> None:
+    def record_inspection(
+        self, now: float, names: frozenset[str], started_at: float | None, num_tokens: float | None
+    ) -> None:
         """It answered: these are the adapters it lists, and what its metrics say.
 
         One that started anew has proven nothing, even if someone loaded the adapters again already. Where start times
@@ -193,7 +195,7 @@ class EngineState:
         """Whether answers are waited for and neither bytes nor tokens came for hang_s."""
         return self.num_in_flight > self.num_paused and now - self.last_progress_at >= hang_s
 
-    def take_out(self, now: float) -> None:
+    def mark_hung(self, now: float) -> None:
         """It hangs: out until a trial has passed."""
         self.is_hung = True
         self.breaker.trip(now)

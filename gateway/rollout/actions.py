@@ -104,6 +104,6 @@ class OperatorActions:
             except StaleController:  # whatever else moved it, it shall end
                 if attempt == _MOST_ATTEMPTS - 1:
                     raise
-        if self._swap.wants(row.stable):
+        if self._swap.is_expected(row.stable):
             self._deployment.apply(ServingView(generation=row.generation, stable=row.stable))
         return row

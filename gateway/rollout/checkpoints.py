@@ -68,7 +68,7 @@ class CheckpointRegistry:
         return await self._writer.arun(write)
 
     def _list_deletable(self, conn: Connection) -> frozenset[str]:
-        held = (name for report in list_reports(conn) for name in (*report.wanted, *report.in_flight))
+        held = (name for report in list_reports(conn) for name in (*report.expected, *report.in_flight))
         stable = get_stable(conn, self._policy)
         return find_deletable(list_checkpoints(conn), stable, frozenset(held), self._settings.keep_checkpoints)
 

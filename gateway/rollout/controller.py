@@ -29,7 +29,7 @@ from gateway.rollout.observations import Observations
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.machine import Reason, Transition
 from gateway.rollout.pure.verdict import describe_decision
-from gateway.rollout.reconciler import Applied, Reconciler
+from gateway.rollout.reconciler import Reconciled, Reconciler
 from gateway.rollout.transactions import Snapshot, read_snapshot
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import get_checkpoint
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _LOAD_PATIENCE_S = 120.0
-_MOST_LOOKS = 8  # of one tick; the next one goes on
+_MAX_ROUNDS = 8  # of one tick; the next one goes on
 
 
 class Controller:
@@ -116,14 +116,14 @@ class Controller:
     async def tick(self, now: float) -> None:
         """Bring this gateway in line with the tables; the leader then makes the transitions that are due."""
         fence = self.membership.fence
-        for _ in range(_MOST_LOOKS):
+        for _ in range(_MAX_ROUNDS):
             snapshot = await self._read()
             applied = await self._reconcile(snapshot)
             if fence is None or not await self._move_on(snapshot, applied, now, fence):
                 break
         self._reconciler.release_unnamed()
 
-    async def _move_on(self, snapshot: Snapshot, applied: Applied, now: float, fence: int) -> bool:
+    async def _move_on(self, snapshot: Snapshot, applied: Reconciled, now: float, fence: int) -> bool:
         """Do the first thing that is due; says whether it changed the tables, so that they must be read again."""
         row = snapshot.rollout
         if not applied.is_serving:
@@ -143,7 +143,7 @@ class Controller:
 
     async def _read(self) -> Snapshot:
         """Store what was observed since the last look, and read what the tables say."""
-        rows, failed = self.observations.take()
+        rows, failed = self.observations.drain()
 
         def exchange(conn: Connection) -> Snapshot:
             add_observations(conn, rows)
@@ -153,12 +153,12 @@ class Controller:
         try:
             return await self._do(exchange)
         except Exception:
-            self.observations.give_back(rows, failed)
+            self.observations.restore(rows, failed)
             raise
 
     # -- what serves
 
-    async def _reconcile(self, snapshot: Snapshot) -> Applied:
+    async def _reconcile(self, snapshot: Snapshot) -> Reconciled:
         applied = await self._reconciler.reconcile(snapshot)
         row, leads = snapshot.rollout, self.membership.fence is not None
         if self.current is not None:
@@ -203,9 +203,9 @@ class Controller:
         return True
 
     def _may_go(self, checkpoint: str, generation: int, now: float) -> bool:
-        holdouts = self.membership.find_holdouts(checkpoint, generation)
+        blockers = self.membership.find_unload_blockers(checkpoint, generation)
         is_late = now - self._draining_since[checkpoint] >= self._settings.rollout.drain_timeout_s
-        return not (holdouts.behind or holdouts.wanting or (holdouts.answering and not is_late))
+        return not (blockers.behind or blockers.expecting or (blockers.answering and not is_late))
 
     # -- transitions
 

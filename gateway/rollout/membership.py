@@ -42,23 +42,25 @@ _FORGET_AFTER_S = 3600.0
 
 
 @dataclass(frozen=True)
-class Holdouts:
+class UnloadBlockers:
     """Live gateways that keep a checkpoint from being unloaded, by the reason."""
 
     behind: list[str]  # serve by an older generation, and so may send it requests still
-    wanting: list[str]  # would load it again
+    expecting: list[str]  # would load it again
     answering: list[str]  # have requests in flight on it
 
     def __bool__(self) -> bool:
-        return bool(self.behind or self.wanting or self.answering)
+        return bool(self.behind or self.expecting or self.answering)
 
 
-def find_holdouts(reports: Sequence[Report], checkpoint: str, generation: int, now: float, silent_s: float) -> Holdouts:
+def find_unload_blockers(
+    reports: Sequence[Report], checkpoint: str, generation: int, now: float, silent_s: float
+) -> UnloadBlockers:
     """Who keeps the checkpoint, which left the view with `generation` at the latest. The silent ones are gone."""
     live = [report for report in reports if now - report.seen_at < silent_s]
-    return Holdouts(
+    return UnloadBlockers(
         behind=[report.id for report in live if report.generation < generation],
-        wanting=[report.id for report in live if checkpoint in report.wanted],
+        expecting=[report.id for report in live if checkpoint in report.expected],
         answering=[report.id for report in live if report.in_flight.get(checkpoint)],
     )
 
@@ -96,17 +98,17 @@ class Membership:
         now = self._clock()
         return [self.describe(), *(r for r in self._others if now - r.seen_at < self._settings.silent_s)]
 
-    def find_holdouts(self, checkpoint: str, generation: int) -> Holdouts:
+    def find_unload_blockers(self, checkpoint: str, generation: int) -> UnloadBlockers:
         """Which live gateways keep a checkpoint that left the view with `generation` at the latest."""
-        return find_holdouts(self.list_live(), checkpoint, generation, self._clock(), self._settings.silent_s)
+        return find_unload_blockers(self.list_live(), checkpoint, generation, self._clock(), self._settings.silent_s)
 
     async def join(self, *, is_alone: bool) -> None:
         """Report for the first time. is_alone: no other process shares the database, so what is left of any is dead."""
         if is_alone:
             await self._writer.arun(clear_reports)
-        await self.beat()
+        await self.send_heartbeat()
 
-    async def beat(self) -> None:
+    async def send_heartbeat(self) -> None:
         """Report, renew the lease or take one that has run out, and read what the others said."""
         now, report = self._clock(), self.describe()
 
@@ -128,7 +130,7 @@ class Membership:
         while True:
             await asyncio.sleep(self._settings.report_s)
             try:
-                await self.beat()
+                await self.send_heartbeat()
             except Exception as error:
                 log_failure(logger, "the gateway could not report", error)
 

@@ -89,12 +89,12 @@ class Observations:
         outcome = ("stable" in failed_arms) - ("canary" in failed_arms)
         self._failed.append(FailedDuel(uuid.uuid4().hex, rollout, user, self._clock(), outcome))
 
-    def take(self) -> tuple[list[Observation], list[FailedDuel]]:
+    def drain(self) -> tuple[list[Observation], list[FailedDuel]]:
         """Return what was recorded since the last call, oldest first."""
         taken = self._fresh, self._failed
         self._fresh, self._failed = [], []
         return taken
 
-    def give_back(self, rows: list[Observation], failed: list[FailedDuel]) -> None:
+    def restore(self, rows: list[Observation], failed: list[FailedDuel]) -> None:
         """Put rows back whose write failed, before newer ones."""
         self._fresh, self._failed = rows + self._fresh, failed + self._failed

@@ -31,7 +31,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Applied:
+class Reconciled:
     """What came of reconciling. lacks_canary: it cannot be loaded, so that stable serves alone."""
 
     is_serving: bool
@@ -62,7 +62,7 @@ class Reconciler:
         self._refused: set[str] = set()
         self._on_load = on_load
 
-    async def reconcile(self, snapshot: Snapshot) -> Applied:
+    async def reconcile(self, snapshot: Snapshot) -> Reconciled:
         """Load what the tables say serves and apply it, stable first. snapshot: just read."""
         self._read_at = self._clock()
         self._swap.use_registered({engine.url: engine.checkpoint for engine in snapshot.engines})
@@ -70,17 +70,17 @@ class Reconciler:
         on_trial = (row.checkpoint, row.stable) if row is not None else ()
         self._named = frozenset(name for name in (serving.stable, *on_trial) if name is not None)
         if serving.stable is None or not await self.load_by_id(serving.stable):
-            return Applied(is_serving=False)
+            return Reconciled(is_serving=False)
         stable_alone = ServingView(generation=serving.generation - 1, stable=serving.stable)
         if self._deployment.view.stable is None:
             self._deployment.apply(stable_alone)  # after a restart nobody waits until the canary was tried
         view = build_desired_view(serving, row)
         if view.canary is not None and not await self.load_by_id(view.canary):
             self._deployment.apply(stable_alone)
-            return Applied(is_serving=True, lacks_canary=True)
+            return Reconciled(is_serving=True, lacks_canary=True)
         await self._begin_observing(view)
         self._deployment.apply(view)
-        return Applied(is_serving=True)
+        return Reconciled(is_serving=True)
 
     async def _begin_observing(self, view: ServingView) -> None:
         seen = None
@@ -93,7 +93,7 @@ class Reconciler:
 
     async def load_by_id(self, checkpoint: str) -> bool:
         """Whether a registered checkpoint is loaded, now at the latest."""
-        if self._swap.wants(checkpoint):
+        if self._swap.is_expected(checkpoint):
             return True
         row = await self._do(lambda conn: get_checkpoint(conn, checkpoint))
         assert row is not None, checkpoint
@@ -102,7 +102,7 @@ class Reconciler:
     async def load(self, checkpoint: CheckpointRow) -> bool:
         """Whether a checkpoint is loaded and proven, now or within half a second; the load goes on meanwhile."""
         name = checkpoint.id
-        if self._swap.wants(name):
+        if self._swap.is_expected(name):
             return True
         task = self._loads.get(name)
         if task is None:
@@ -139,12 +139,12 @@ class Reconciler:
     def release_unnamed(self) -> None:
         """Stop keeping loaded what the tables no longer name, once it has answered its last request or is out of time."""
         now = self._clock()
-        gone = self._swap.wanted - self._named
+        gone = self._swap.expected - self._named
         self._left_at = {name: self._left_at.get(name, now) for name in gone}
         for checkpoint in gone:
             is_late = now - self._left_at[checkpoint] >= self._settings.drain_timeout_s
             if is_late or not self._deployment.in_flight(checkpoint):
-                self._swap.forget(checkpoint)
+                self._swap.release(checkpoint)
 
     async def watch_age(self) -> None:
         """Fall back to stable whenever the tables could not be read for too long. Runs until cancelled."""

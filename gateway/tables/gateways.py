@@ -50,12 +50,12 @@ _RENEW_LEASE = update(leases).where(leases.c.policy == bindparam("of"))
 
 @dataclass(frozen=True)
 class Report:
-    """What one gateway said of itself. in_flight: requests by checkpoint; wanted: what it loads again if it is missing."""
+    """What one gateway said of itself. in_flight: requests by checkpoint; expected: what it loads again if it is missing."""
 
     id: str
     generation: int
     in_flight: Mapping[str, int]
-    wanted: frozenset[str]
+    expected: frozenset[str]
     seen_at: float
 
 
@@ -64,7 +64,7 @@ def store_report(conn: Connection, report: Report) -> None:
     values = {
         "generation": report.generation,
         "in_flight": msgspec.json.encode(report.in_flight).decode(),
-        "wanted": msgspec.json.encode(sorted(report.wanted)).decode(),
+        "wanted": msgspec.json.encode(sorted(report.expected)).decode(),
         "seen_at": report.seen_at,
     }
     if conn.execute(_UPDATE_REPORT, {"gateway": report.id, **values}).rowcount == 0:
@@ -78,7 +78,7 @@ def list_reports(conn: Connection) -> list[Report]:
             id=row.id,
             generation=row.generation,
             in_flight=msgspec.json.decode(row.in_flight, type=dict[str, int]),
-            wanted=msgspec.json.decode(row.wanted, type=frozenset[str]),
+            expected=msgspec.json.decode(row.wanted, type=frozenset[str]),
             seen_at=row.seen_at,
         )
         for row in conn.execute(_REPORTS)

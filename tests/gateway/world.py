@@ -26,7 +26,7 @@ class FakeSwap:
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
-        self.wants_now: set[str] = set()
+        self.expected_now: set[str] = set()
         self.refuses: dict[str, bool] = {}
         self.loading: frozenset[str] = frozenset()
         self.blocked: dict[str, asyncio.Event] = {}  # loads that wait
@@ -41,7 +41,7 @@ class FakeSwap:
             raise SwapError("refused", is_transient=self.refuses[checkpoint.id])
         if checkpoint.id not in self.loaded:
             self.loaded.append(checkpoint.id)
-        self.wants_now.add(checkpoint.id)
+        self.expected_now.add(checkpoint.id)
         return 0.01
 
     def use_registered(self, engines: dict[str, str]) -> None:
@@ -51,22 +51,22 @@ class FakeSwap:
         self.loading: frozenset[str] = frozenset()
         self.blocked: dict[str, asyncio.Event] = {}  # loads that wait
         self.while_unloading()
-        self.forget(checkpoint.id)
+        self.release(checkpoint.id)
         self.loaded = [name for name in self.loaded if name != checkpoint.id]
 
     @property
-    def wanted(self) -> frozenset[str]:
-        return frozenset(self.wants_now)
+    def expected(self) -> frozenset[str]:
+        return frozenset(self.expected_now)
 
     @property
     def held(self) -> frozenset[str]:
-        return frozenset(self.wants_now) | self.loading
+        return frozenset(self.expected_now) | self.loading
 
-    def wants(self, checkpoint: str) -> bool:
-        return checkpoint in self.wants_now
+    def is_expected(self, checkpoint: str) -> bool:
+        return checkpoint in self.expected_now
 
-    def forget(self, checkpoint: str) -> None:
-        self.wants_now.discard(checkpoint)
+    def release(self, checkpoint: str) -> None:
+        self.expected_now.discard(checkpoint)
 
 
 class World:
@@ -102,7 +102,7 @@ class World:
         if not self.has_joined:
             await self.membership.join(is_alone=True)
             self.has_joined = True
-        await self.membership.beat()
+        await self.membership.send_heartbeat()
         await self.controller.tick(self.time)
 
     async def publish(self, number: int) -> str:

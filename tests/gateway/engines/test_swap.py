@@ -59,14 +59,14 @@ async def test_a_checkpoint_is_loaded_and_proven_on_every_engine(station: Statio
     checkpoint = row(tmp_path, 1)
     assert await station.swap.load(checkpoint) > 0
     assert station.proven() == [{checkpoint.id}] * 2
-    assert station.swap.wants(checkpoint.id) and station.swap.digest(checkpoint.id) == checkpoint.digest
+    assert station.swap.is_expected(checkpoint.id) and station.swap.digest(checkpoint.id) == checkpoint.digest
 
 
 async def test_an_adapter_that_answers_as_the_base_is_refused(station: Station, tmp_path: Path) -> None:
     station.processes[1].probe_logprobs = list(BASE_LOGPROBS)
     with pytest.raises(SwapError, match="as the base does") as refused:
         await station.swap.load(row(tmp_path, 1))
-    assert not refused.value.is_transient and not station.swap.wanted
+    assert not refused.value.is_transient and not station.swap.expected
 
 
 async def test_one_engine_that_is_away_does_not_hold_up_a_load_and_gets_it_when_it_is_back(
@@ -232,7 +232,7 @@ async def test_the_loops_bring_an_engine_back_by_themselves(station: Station, tm
     loops = asyncio.create_task(station.swap.run())
     try:
         await station.processes[0].kill()
-        station.swap.nudge()
+        station.swap.wake()
         async with asyncio.timeout(5):
             while state.up:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -255,7 +255,7 @@ async def test_an_adapter_that_was_unloaded_while_it_was_being_loaded_again_does
     async with asyncio.timeout(5):
         while len(process.probes) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    station.swap.forget(checkpoint.id)
+    station.swap.release(checkpoint.id)
     await reconciling
     assert process.adapters == set()
 

@@ -165,7 +165,7 @@ async def test_an_approved_checkpoint_that_the_engines_have_lost_is_not_promoted
 ) -> None:
     world = make_world(auto_approve=False)
     row = await _wait_for_approval(world)
-    world.swap.forget(row.checkpoint)
+    world.swap.release(row.checkpoint)
     world.swap.refuses[row.checkpoint] = True
     await world.controller.actions.approve(row.id, row.generation, row.decision_digest, "key:1")
     await world.tick(1)
@@ -327,7 +327,7 @@ async def count_transactions(world: World) -> int:
 
     world.time += 2.0  # so that weighing is due
     if world.membership.fence is not None:
-        await world.membership.beat()
+        await world.membership.send_heartbeat()
     sa.event.listen(world.engine, "begin", count)
     await world.controller.tick(world.time)
     sa.event.remove(world.engine, "begin", count)

@@ -17,7 +17,7 @@ from gateway.engines.deployment import Deployment
 from gateway.engines.swap import Swap
 from gateway.rollout.assessment import Assessor
 from gateway.rollout.controller import Controller
-from gateway.rollout.membership import Membership, find_holdouts
+from gateway.rollout.membership import Membership, find_unload_blockers
 from gateway.rollout.pure import machine
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import get_checkpoint
@@ -27,27 +27,27 @@ from gateway.tables.rows import RolloutRow
 from gateway.telemetry.state_metrics import StateCollector
 
 
-def report(name: str, generation: int, seen_at: float = 100.0, wanted: str = "", **in_flight: int) -> Report:
-    return Report(name, generation, in_flight, frozenset(wanted.split()), seen_at)
+def report(name: str, generation: int, seen_at: float = 100.0, expected: str = "", **in_flight: int) -> Report:
+    return Report(name, generation, in_flight, frozenset(expected.split()), seen_at)
 
 
 def test_a_checkpoint_is_kept_by_gateways_that_are_behind_that_want_it_or_that_answer_by_it() -> None:
     reports = [
         report("done", 7),
         report("behind", 6),
-        report("wanting", 7, wanted="other old"),
+        report("expecting", 7, expected="other old"),
         report("answering", 7, old=2, other=1),
         report("idle", 7, old=0),
     ]
-    holdouts = find_holdouts(reports, "old", 7, now=100.0, silent_s=60.0)
-    assert (holdouts.behind, holdouts.wanting, holdouts.answering) == (["behind"], ["wanting"], ["answering"])
-    assert holdouts and not find_holdouts(reports[:1], "old", 7, now=100.0, silent_s=60.0)
+    blockers = find_unload_blockers(reports, "old", 7, now=100.0, silent_s=60.0)
+    assert (blockers.behind, blockers.expecting, blockers.answering) == (["behind"], ["expecting"], ["answering"])
+    assert blockers and not find_unload_blockers(reports[:1], "old", 7, now=100.0, silent_s=60.0)
 
 
 def test_a_gateway_that_is_silent_for_a_minute_keeps_nothing() -> None:
-    dead = [report("dead", 6, seen_at=40.5, wanted="old", old=3)]
-    assert find_holdouts(dead, "old", 7, now=100.0, silent_s=60.0)
-    assert not find_holdouts(dead, "old", 7, now=100.5, silent_s=60.0)
+    dead = [report("dead", 6, seen_at=40.5, expected="old", old=3)]
+    assert find_unload_blockers(dead, "old", 7, now=100.0, silent_s=60.0)
+    assert not find_unload_blockers(dead, "old", 7, now=100.5, silent_s=60.0)
 
 
 class Side:
@@ -75,7 +75,7 @@ class Side:
         return view.generation, view.stable, view.canary, view.weight
 
     async def look(self) -> None:
-        await self.membership.beat()
+        await self.membership.send_heartbeat()
         await self.controller.tick(self.clock())
 
     def close(self) -> None:
@@ -223,7 +223,7 @@ async def test_nothing_is_unloaded_while_another_gateway_routes_by_an_older_gene
     await town.look(10.0, town.first)
     for _ in range(10):  # past drain_timeout_s; it beats, but it does not get to its tables
         await town.look(5.0, town.first)
-        await town.second.membership.beat()
+        await town.second.membership.send_heartbeat()
     assert await town.status(old) == "draining" and town.engine.unloads == []
     await town.look(0.5, town.second, town.first, town.second, town.first)
     assert await town.status(old) == "retired" and town.engine.unloads == [old]
@@ -257,7 +257,7 @@ async def test_requests_that_never_end_do_not_hold_up_an_unload_for_ever(town: T
         assert town.engine.unloads == []
     for _ in range(4):
         await town.look(1.0)
-    assert town.engine.unloads == [old] and not town.second.swap.wants(old)
+    assert town.engine.unloads == [old] and not town.second.swap.is_expected(old)
     await reconcile_engines(town.second.swap)
     assert old not in town.engine.adapters
 
@@ -270,7 +270,7 @@ async def test_a_restarted_engine_gets_nothing_back_that_is_being_retired(town: 
     await town.engine.restart()
     for side in town.sides:
         await reconcile_engines(side.swap)
-    assert town.engine.adapters == {new} and old not in town.first.swap.wanted | town.second.swap.wanted
+    assert town.engine.adapters == {new} and old not in town.first.swap.expected | town.second.swap.expected
 
 
 async def test_the_leader_dies_in_a_rollout_and_the_other_brings_it_to_its_end(town: Town) -> None:
@@ -302,7 +302,7 @@ async def test_a_gateway_that_cannot_read_the_tables_for_a_minute_serves_stable_
 async def test_prometheus_sees_engines_generation_and_who_leads(town: Town) -> None:
     await town.start_trial()
     state = next(iter(town.first.deployment.engines.values()))
-    state.take_out(1.0)
+    state.mark_hung(1.0)
     found = {
         (sample.name, *sample.labels.values()): sample.value
         for side in (town.first,)

@@ -137,7 +137,7 @@ def observe(rng: np.random.Generator, num_users: int, paired_share: float, weigh
                 table.record("r", f"u{n}", arm, bool(bad[arm]), False, False, None, answered="duel")
         else:
             table.record("r", f"u{n}", "stable", bool(bad["stable"]), False, False, None, answered="explore")
-    return table.take()[0]
+    return table.drain()[0]
 
 
 @pytest.mark.parametrize("paired_share", [0.0, 0.25, 0.5, 0.75, 1.0])
@@ -165,12 +165,12 @@ def test_a_candidate_that_failed_has_lost_and_both_are_nought() -> None:
         table.record_failed_duel("r", "a", arms)
     table.record_failed_duel("r", "", ["canary"])
     table.record_failed_duel("old", "a", ["canary"])
-    rows, failed = table.take()
+    rows, failed = table.drain()
     assert rows == [] and [(duel.user, duel.at, duel.outcome) for duel in failed] == [
         ("a", 5.0, -1), ("a", 5.0, 1), ("a", 5.0, 0),
     ]  # fmt: skip
-    table.give_back(rows, failed)
-    assert table.take() == ([], failed)
+    table.restore(rows, failed)
+    assert table.drain() == ([], failed)
 
 
 def test_a_canary_at_the_ceiling_and_at_one_and_a_half_times_rarely_passes() -> None:
@@ -194,10 +194,10 @@ def test_only_the_first_request_of_a_user_is_noted_and_a_duel_counts_once_an_arm
     table.record("r", "b", "canary", True, False, False, 0.1, answered="duel")
     table.record("r", "", "canary", True, False, False, 0.1)
     table.record("old", "c", "canary", True, False, False, 0.1)
-    taken, failed = table.take()
+    taken, failed = table.drain()
     assert failed == []
     assert [(o.user, o.arm, o.error, o.weight) for o in taken] == [
         ("a", "stable", False, 0.25), ("b", "stable", False, 0.25), ("b", "canary", False, 0.25),
     ]  # fmt: skip
-    table.give_back(taken, failed)
-    assert table.take() == (taken, []) and table.take() == ([], [])
+    table.restore(taken, failed)
+    assert table.drain() == (taken, []) and table.drain() == ([], [])

@@ -29,7 +29,7 @@ class Kept(Observations):
     ) -> None:
         """The controller, which knows of no rollout, would end it."""
 
-    def take(self) -> tuple[list[Observation], list[FailedDuel]]:
+    def drain(self) -> tuple[list[Observation], list[FailedDuel]]:
         return [], []
 
     @property
