@@ -225,7 +225,11 @@ class Controller:
         elif row.phase == machine.ABORTING:
             transition = machine.finish_abort(row, now)
         else:
-            return await self._judge(row, now, fence)
+            try:
+                return await self._judge(row, now, fence)
+            except Exception as error:
+                await self._hold(row, error, now, fence)
+                raise
         if transition is None:
             return False
         await self._move(row, transition, fence)
@@ -237,11 +241,7 @@ class Controller:
         What was weighed lately only says whether there is anything to decide: by the clock, or again because it could
         not be stored.
         """
-        try:
-            rules = read_rules(row)
-        except ValueError as error:
-            await self._hold(row, error, now, fence)
-            raise
+        rules = read_rules(row)
         last = self.current.assessment if self.current is not None else None
         if (
             last is not None
@@ -249,11 +249,7 @@ class Controller:
             and machine.decide(row, last.evidence, last.guardrails, now, rules) is None
         ):
             return False
-        try:
-            found = await self.assessor.assess(row, now)
-        except Exception as error:
-            await self._hold(row, error, now, fence)
-            raise
+        found = await self.assessor.assess(row, now)
         self.current = CurrentRollout(row, found)
         transition = machine.decide(row, found.evidence, found.guardrails, now, rules)
         if transition is None:
@@ -268,8 +264,9 @@ class Controller:
         return True
 
     async def _hold(self, row: RolloutRow, error: Exception, now: float, fence: int) -> None:
-        """What cannot be judged passes nothing: pause it, unless it is the database that does not answer."""
-        if row.phase in (machine.PROGRESSING, machine.WAITING) and not is_outage(error):
+        """What cannot be judged passes nothing: pause it, unless its row moved on or the database does not answer."""
+        is_ours = not is_outage(error) and not isinstance(error, StaleController)
+        if is_ours and row.phase in (machine.PROGRESSING, machine.WAITING):
             note = describe_problem(error)
             await self._move(row, machine.pause(row, now, reason=Reason.METRIC_ERROR, note=note), fence)
 

@@ -39,7 +39,10 @@ class Reconciled:
 
 
 class Reconciler:
-    """One gateway's view of the tables. `clock` in epoch seconds; on_load is called when a load has ended."""
+    """One gateway's view of the tables. `clock` in epoch seconds.
+
+    on_load is called when a load has ended that no tick waits for any more.
+    """
 
     def __init__(
         self,
@@ -107,9 +110,9 @@ class Reconciler:
         task = self._loads.get(name)
         if task is None:
             task = self._loads[name] = asyncio.create_task(self._swap.load(checkpoint))
-            task.add_done_callback(lambda _: self._on_load())
         await asyncio.wait({task}, timeout=_LOAD_WAIT_S)
         if not task.done():
+            task.add_done_callback(lambda _: self._on_load())
             return False
         self._loads.pop(name, None)
         self._refused.discard(name)

@@ -28,6 +28,7 @@ class FakeSwap:
         self.loaded: list[str] = []
         self.expected_now: set[str] = set()
         self.refuses: dict[str, bool] = {}
+        self.num_refused = 0
         self.loading: frozenset[str] = frozenset()
         self.blocked: dict[str, asyncio.Event] = {}  # loads that wait
         self.while_unloading: Callable[[], object] = lambda: None
@@ -38,6 +39,7 @@ class FakeSwap:
             await self.blocked[checkpoint.id].wait()
             self.loading -= {checkpoint.id}
         if checkpoint.id in self.refuses:
+            self.num_refused += 1
             raise SwapError("refused", is_transient=self.refuses[checkpoint.id])
         if checkpoint.id not in self.loaded:
             self.loaded.append(checkpoint.id)

@@ -209,3 +209,15 @@ async def test_duels_that_the_canary_failed_end_its_trial_and_both_failing_does_
     view = await world.controller.assessor.show(row)
     assert view.evidence.losses == 90
     assert next(g for g in view.guardrails if g.name == "harm").canary is None  # nobody saw those answers
+
+
+async def test_a_load_that_fails_at_once_is_not_tried_without_a_pause(world: World) -> None:
+    await world.started()
+    world.restart()
+    world.swap.refuses[(await world.row()).checkpoint] = True
+    await world.membership.join(is_alone=True)
+    running = asyncio.create_task(world.controller.run())
+    await asyncio.sleep(1.2)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert 1 <= world.swap.num_refused <= 4  # ticks are half a second apart
