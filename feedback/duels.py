@@ -1,19 +1,44 @@
-"""The duels of a rollout from the canary's side, read from comparisons and the choices made of them."""
+"""The duels of a rollout from the canary's side: comparisons with the choices made of them, and those that failed.
+
+A duel with a failed candidate was never shown: nobody chooses, that candidate has lost, and it is stored here alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import sqlalchemy as sa
 
 from feedback.choices import choices, comparisons
+from feedback.database import insert_missing, metadata
+
+failed_duels = sa.Table(
+    "failed_duels",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("rollout", sa.Text, nullable=False, index=True),
+    sa.Column("user", sa.Text, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("outcome", sa.Integer, nullable=False),
+)
+
+
+class FailedDuel(msgspec.Struct, frozen=True):
+    """A duel of which one candidate failed, or both. outcome from the canary's side: +1, -1, or 0 for both."""
+
+    id: str
+    rollout: str
+    user: str
+    at: float
+    outcome: int
 
 
 class DuelRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A duel from the canary's side: outcome +1 won, 0 tie or both bad, -1 lost.
 
-    chosen_at is None, and outcome 0, where nothing was said: not answered (yet), or skipped.
+    chosen_at is None, and outcome 0, where nothing was said: not answered (yet), or skipped. failed: a candidate failed,
+    so it was decided (at chosen_at) without a choice, and no order was shown.
     """
 
     comparison_id: str
@@ -24,9 +49,10 @@ class DuelRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     both_bad: bool
     harmful: bool
     canary_first: bool
+    failed: bool = False
 
 
-_DUELS = (  # built once: it runs at every look
+_SHOWN = (
     sa.select(
         comparisons.c.id,
         comparisons.c.user,
@@ -35,13 +61,29 @@ _DUELS = (  # built once: it runs at every look
         choices.c.preferred,
         choices.c.harmful,
         choices.c.chosen_at,
+        sa.null().label("outcome"),
     )
     .select_from(
         comparisons.outerjoin(choices, (choices.c.comparison_id == comparisons.c.id) & (choices.c.preferred != "skip"))
     )
     .where(comparisons.c.rollout == sa.bindparam("rollout"), comparisons.c.canary_first.is_not(None))
-    .order_by(comparisons.c.user, comparisons.c.created_at, comparisons.c.id)
 )
+_FAILED = sa.select(
+    failed_duels.c.id,
+    failed_duels.c.user,
+    failed_duels.c.at,
+    sa.false(),
+    sa.null(),
+    sa.false(),
+    failed_duels.c.at,
+    failed_duels.c.outcome,
+).where(failed_duels.c.rollout == sa.bindparam("rollout"))
+_DUELS = sa.union_all(_SHOWN, _FAILED).order_by("user", "created_at", "id")  # built once: it runs at every look
+
+
+def store_failed_duels(connection: sa.Connection, duels: Sequence[FailedDuel]) -> None:
+    """Storing the same one again changes nothing."""
+    insert_missing(connection, failed_duels, [msgspec.structs.asdict(duel) for duel in duels])
 
 
 def load_duels(connection: sa.Connection, rollout_id: str) -> Iterator[DuelRow]:
@@ -53,12 +95,13 @@ def load_duels(connection: sa.Connection, rollout_id: str) -> Iterator[DuelRow]:
             user=user,
             asked_at=asked_at,
             chosen_at=chosen_at,
-            outcome=_judge_for_canary(preferred, canary_first),
+            outcome=_judge_for_canary(preferred, canary_first) if outcome is None else outcome,
             both_bad=preferred == "both_bad",
             harmful=bool(harmful),
             canary_first=canary_first,
+            failed=outcome is not None,
         )
-        for comparison_id, user, asked_at, canary_first, preferred, harmful, chosen_at in rows
+        for comparison_id, user, asked_at, canary_first, preferred, harmful, chosen_at, outcome in rows
     )
 
 

@@ -41,6 +41,7 @@ from gateway.api.playground import PLAYGROUND_PATH, build_playground_handler
 from gateway.api.signals import build_signals_router
 from gateway.api.web import build_web_router
 from gateway.engines.deployment import Deployment
+from gateway.engines.engine import BreakerLimits
 from gateway.engines.swap import Swap
 from gateway.errors import GatewayError
 from gateway.http.call import Call, CallMaker, Handler, make_request_id, read_request_id
@@ -48,9 +49,7 @@ from gateway.http.outbox import Outbox
 from gateway.http.server import build_server
 from gateway.http.upstream import Upstream
 from gateway.rollout.controller import Controller
-from gateway.rollout.membership import Fleet
-from gateway.rollout.metrics import RolloutCollector
-from gateway.rollout.observations import Observations
+from gateway.rollout.membership import Membership
 from gateway.serving.context import Context
 from gateway.serving.dispatch import build_handlers
 from gateway.serving.endpoints import ENDPOINTS
@@ -62,6 +61,7 @@ from gateway.serving.recording.completion_recorder import CompletionRecorder
 from gateway.serving.recording.completion_store import CompletionStore
 from gateway.settings import GatewaySettings
 from gateway.telemetry.logs import current_request_id, set_up_logging
+from gateway.telemetry.rollout_metrics import RolloutCollector
 from gateway.telemetry.state_metrics import StateCollector
 from gateway.telemetry.watched import check_tracing, open_watchers
 
@@ -156,7 +156,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             stack.push_async_callback(asyncio.to_thread, limits_writer.close)
         limits = Limits(limits_writer, settings.gateway)
         stack.push_async_callback(limits.close)
-        deployment = Deployment(settings.gateway.engines, Observations(), settings.gateway.breaker_limits)
+        deployment = Deployment(settings.gateway.engines, BreakerLimits.from_settings(settings.gateway))
         upstream = Upstream(settings.gateway)
         stack.callback(upstream.close)
         if not deployment.is_single:
@@ -168,11 +168,11 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         stack.push_async_callback(asyncio.to_thread, completions.close)
         metrics.watch_in_flight(lambda: deployment.counters.num_in_flight)
         swap = Swap(deployment, upstream, settings.gateway)
-        fleet = Fleet(writer, deployment, swap, settings)
-        await fleet.join(is_alone=is_sqlite)
-        stack.push_async_callback(fleet.leave)
-        controller = Controller(writer, swap, deployment, fleet, settings)
-        metrics.registry.register(StateCollector(deployment, fleet, lambda: relay.state))
+        membership = Membership(writer, deployment, swap, settings)
+        await membership.join(is_alone=is_sqlite)
+        stack.push_async_callback(membership.leave)
+        controller = Controller(writer, swap, deployment, membership, settings)
+        metrics.registry.register(StateCollector(deployment, membership, lambda: relay.state))
         metrics.registry.register(RolloutCollector(deployment, controller))
         context = Context(
             settings=settings,
@@ -191,7 +191,14 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             completions=completions,
             limits=limits,
         )
-        loops = (upstream.run(), swap.run(), fleet.run(), controller.run(), limits.run(), _keep_keys_fresh(context))
+        loops = (
+            upstream.run(),
+            swap.run(),
+            membership.run(),
+            controller.run(),
+            limits.run(),
+            _keep_keys_fresh(context),
+        )
         for work in loops:
             stack.push_async_callback(_stop, asyncio.create_task(work))
         yield context

@@ -28,6 +28,10 @@ class CheckpointGone(GatewayError):
     """The checkpoint was unloaded between choosing it and asking for it: choose again."""
 
 
+class RefusedAction(GatewayError):
+    """An operator's action does not fit things as they stand; the message says why."""
+
+
 class SecretsError(GatewayError):
     """The secrets are missing, unreadable or not fit for how the gateway is asked to listen."""
 

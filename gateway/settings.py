@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from feedback.database import locate_store
 from feedback.settings import DatabaseUrl, HttpUrl, SharedSettings, load_settings
-from gateway.engines.engine import BreakerLimits
 from gateway.telemetry.logs import LogFormat
 
 _HOUR_S = 3600.0
@@ -167,11 +166,6 @@ class GatewaySection(BaseModel):
     def has_prices(self) -> bool:
         """Whether a budget of a key could ever be spent."""
         return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
-
-    @property
-    def breaker_limits(self) -> BreakerLimits:
-        """The breaker's share of these settings."""
-        return BreakerLimits(self.breaker_failures, self.breaker_backoff_s, self.breaker_max_backoff_s)
 
 
 class RolloutStep(BaseModel):

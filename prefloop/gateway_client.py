@@ -64,17 +64,18 @@ class Guardrail(msgspec.Struct, frozen=True):
 
 
 class AuditEvent(msgspec.Struct, frozen=True, rename={"from_phase": "from", "to_phase": "to"}):
-    """One line of a rollout's audit trail."""
+    """One line of a rollout's audit trail. `reason` is a code, `note` what an operator wrote."""
 
     at: float
     from_phase: str
     to_phase: str
     actor: str
-    reason: str | None = None
+    reason: str = ""
+    note: str = ""
 
 
 class Rollout(msgspec.Struct, frozen=True):
-    """A rollout as its operators see it."""
+    """A rollout as its operators see it. `weight_of`: whom `weight` is the share of."""
 
     id: str
     checkpoint: str
@@ -91,7 +92,9 @@ class Rollout(msgspec.Struct, frozen=True):
     evidence: Evidence
     guardrails: list[Guardrail]
     events: list[AuditEvent]
-    reason: str | None = None
+    weight_of: str
+    reason: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def list_rollouts(gateway: GatewayOption = DEFAULT_GATEWAY, key: KeyOption = "",
             row.id,
             row.checkpoint + (" (A/A)" if row.aa else ""),
             row.phase,
-            row.reason or "",
+            row.reason + (f": {row.note}" if row.note else ""),
             f"{row.weight:.0%}",
             str(row.evidence.users),
             f"{row.evidence.e:.1f} of {row.evidence.threshold:.0f}",
@@ -92,7 +92,7 @@ def show_rollout(
         return
     evidence = row.evidence
     plain.print(f"{row.id}  {row.checkpoint} against {row.stable}")
-    plain.print(f"{row.phase}  weight {row.weight:.0%}  step {row.step + 1} of {row.num_steps}")
+    plain.print(f"{row.phase}  {row.weight_of} weight {row.weight:.0%}  step {row.step + 1} of {row.num_steps}")
     plain.print(row.verdict_sentence)
     plain.print(
         f"evidence {evidence.e:.1f} of {evidence.threshold:.0f}, {evidence.users} users, "
@@ -102,9 +102,9 @@ def show_rollout(
     for guardrail in row.guardrails:
         guardrails.add_row(guardrail.name, guardrail.status, str(guardrail.missing or ""))
     plain.print(guardrails)
-    trail = Table("at", "from", "to", "who", "reason")
+    trail = Table("at", "from", "to", "who", "reason", "note")
     for event in row.events:
-        trail.add_row(format_time(event.at), event.from_phase, event.to_phase, event.actor, event.reason or "")
+        trail.add_row(format_time(event.at), event.from_phase, event.to_phase, event.actor, event.reason, event.note)
     plain.print(trail)
 
 
@@ -141,14 +141,14 @@ def approve_rollout(
 @commands.command("abort")
 def abort_rollout(
     rollout_id: RolloutArgument = "",
-    reason: Annotated[str, typer.Option(help="Why, for the audit trail.")] = "Operator",
+    note: Annotated[str, typer.Option(help="Why, for the audit trail.")] = "",
     gateway: GatewayOption = DEFAULT_GATEWAY,
     key: KeyOption = "",
     state_dir: StateOption = None,
 ) -> None:
     """Take the canary out of traffic at once."""
     client = connect(gateway, key, state_dir)
-    act(client, find_rollout(client, rollout_id).id, "abort", {"reason": reason})
+    act(client, find_rollout(client, rollout_id).id, "abort", {"note": note})
 
 
 @commands.command("pause")

@@ -58,8 +58,8 @@ def test_every_alert_is_promql_with_a_severity_and_a_sentence() -> None:
 
 def test_labels_of_alerts_are_those_that_the_code_writes() -> None:
     from gateway.engines.engine import BREAKER_PHASES
-    from gateway.rollout.metrics import PHASES
     from gateway.rollout.pure.guardrails import FAIL
+    from gateway.telemetry.rollout_metrics import PHASES
 
     known = {"phase": {*PHASES, *BREAKER_PHASES}, "status": {FAIL}, "arm": {"stable", "canary"}, "code": {"5.."}}
     used = [pair for rule in read_rules() for pair in re.findall(r'(\w+)=~?"([^"]+)"', rule["expr"])]

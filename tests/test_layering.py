@@ -1,4 +1,7 @@
-"""The arrows of the design: gateway -> feedback <- trainer; prefloop imports feedback alone; serving stays light."""
+"""The arrows of the design: gateway -> feedback <- trainer; prefloop imports feedback alone; serving stays light.
+
+Within the gateway a folder imports only those below it. Nowhere do files import each other, not through a third either.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,22 @@ MAY_IMPORT = {
     "prefloop": {"prefloop", "feedback"},
 }
 HEAVY = {"torch", "transformers", "scipy", "vllm", "peft", "accelerate"}
+GATEWAY_ORDER = [  # from the top; what stands in one line stands side by side
+    ["app", "opening", "workers", "siblings"],
+    ["api"], ["web"], ["telemetry"], ["serving"], ["rollout"], ["engines"], ["access"], ["http"], ["tables"],
+    ["settings"], ["errors"],
+]  # fmt: skip
 PURE = [  # decisions and statistics: no package above them, no input or output
-    "gateway/rollout/pure/machine.py",
-    "gateway/rollout/pure/evidence.py",
-    "gateway/rollout/pure/users.py",
-    "gateway/rollout/pure/guardrails.py",
-    "gateway/rollout/pure/assignment.py",
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gateway/rollout/pure").glob("*.py")),
+    "gateway/tables/rows.py",
     "trainer/losses.py",
     "trainer/transcript.py",
 ]
-INPUT_OUTPUT = {"sqlalchemy", "aiohttp", "fastapi", "requests", "httpx", "socket", "subprocess", "asyncio", "feedback"}
+PURE_MAY_IMPORT = ("gateway.rollout.pure.", "gateway.tables.rows", "gateway.errors")
+INPUT_OUTPUT = {
+    "sqlalchemy", "aiohttp", "fastapi", "requests", "httpx", "socket", "subprocess", "asyncio", "feedback", "pydantic",
+    "os", "pathlib", "time", "logging",
+}  # fmt: skip
 
 
 def list_modules(package: str) -> list[Path]:
@@ -59,9 +68,85 @@ def test_only_the_trainer_imports_heavy_libraries(package: str) -> None:
     assert {path: names for path, names in wrong.items() if names} == {}
 
 
+def name_module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Our own modules that a file names in an import anywhere in it, also one for type checkers alone."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:  # `from gateway.rollout import transactions` names a module
+                module = ROOT.joinpath(*node.module.split("."), alias.name)
+                is_module = module.with_suffix(".py").exists() or module.is_dir()
+                names.add(f"{node.module}.{alias.name}" if is_module else node.module)
+    return {name for name in names if name.partition(".")[0] in MAY_IMPORT} - {name_module(path)}
+
+
+def find_floor(module: str) -> int:
+    """How far below the top of the gateway a module stands."""
+    folder = module.split(".")[1] if "." in module else ""
+    return next((floor for floor, names in enumerate(GATEWAY_ORDER) if folder in names), 0)
+
+
+@pytest.mark.parametrize("folder", [name for names in GATEWAY_ORDER for name in names])
+def test_a_folder_of_the_gateway_imports_only_those_below_it(folder: str) -> None:
+    paths = [path for path in list_modules("gateway") if name_module(path).split(".")[1:2] == [folder]]
+    up = [
+        f"{name_module(path)} -> {name}"
+        for path in paths
+        for name in imported_modules(path)
+        if name.startswith("gateway.") and find_floor(name) < find_floor(name_module(path))
+    ]
+    assert up == []
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_no_files_import_each_other_not_through_a_third_either(package: str) -> None:
+    imports = {name_module(path): imported_modules(path) for path in list_modules(package)}
+    assert find_cycles(imports) == []
+
+
+def find_cycles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules each of which reaches all others of its group."""
+    reached: dict[str, set[str]] = {}
+    for module in imports:
+        seen: set[str] = set()
+        waiting = list(imports[module])
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                waiting += imports.get(name, ())
+        reached[module] = seen
+    groups = {tuple(sorted(b for b in reached[a] if a in reached.get(b, ()))) for a in imports if a in reached[a]}
+    return [list(group) for group in sorted(groups)]
+
+
+def test_cycles_are_found() -> None:
+    imports = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d", "a"}}
+    assert find_cycles(imports) == [["b", "c"], ["d"]]
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_decisions_do_no_input_or_output(name: str) -> None:
     assert imported_names(ROOT / name) & INPUT_OUTPUT == set()
+    if name.startswith("gateway/"):
+        assert [module for module in imported_modules(ROOT / name) if not module.startswith(PURE_MAY_IMPORT)] == []
+
+
+def test_the_rollouts_decisions_need_no_database_to_be_imported() -> None:
+    code = (
+        "import importlib, sys\n"
+        f"for name in {[name_module(ROOT / name) for name in PURE if name.startswith('gateway/')]!r}:\n"
+        "    importlib.import_module(name)\n"
+        "print(*sorted({'sqlalchemy', 'pydantic', 'feedback', 'prometheus_client'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout.split()) == (0, []), result.stderr
 
 
 @pytest.mark.parametrize("package", ["feedback", "gateway"])

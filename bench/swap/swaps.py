@@ -90,7 +90,7 @@ class Swaps:
         load.pinned = new  # serves until the next swap but one
         await asyncio.sleep(self._trial_s)
         promoted_at = time.time()
-        await self.call("POST", f"/operator/v1/rollouts/{rollout['id']}:promote", {"reason": REASON})
+        await self.call("POST", f"/operator/v1/rollouts/{rollout['id']}:promote", {"note": REASON})
         await self._wait(new, "be stable", lambda s: (s["stable"] or {}).get("id") == new and s["rollout"] is None)
         await self._wait_for_unload(old)
         self.serving = new

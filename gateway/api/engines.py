@@ -8,8 +8,7 @@ from pydantic import BaseModel, Field
 from gateway.access.auth import require_scope
 from gateway.api.guarded import OperatorRoute
 from gateway.engines.engine import EngineState
-from gateway.errors import ApiError, bad_request, not_found
-from gateway.rollout.pure.machine import RefusedAction
+from gateway.errors import ApiError, RefusedAction, bad_request, not_found
 from gateway.serving.context import Context
 from gateway.tables.checkpoints import CheckpointRow
 
@@ -28,7 +27,7 @@ def build_engines_router(context: Context) -> APIRouter:
 
     @router.get("/engines")
     async def show() -> dict[str, Any]:
-        wanted, registered = await register.read(context.controller.fleet.list_live())
+        wanted, registered = await register.read(context.controller.membership.list_live())
         states = context.deployment.engines
         unseen = [engine for engine in registered if engine.url not in states]  # registered through another gateway
         return {

@@ -4,7 +4,7 @@ Every route needs the scope operator (or admin): guarded.py sees to it. Approval
 digest that were seen and get 409 when either has moved on.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -15,13 +15,13 @@ from feedback.errors import ManifestError
 from gateway.access.auth import require_scope
 from gateway.api.engines import show_engine
 from gateway.api.guarded import OperatorRoute
-from gateway.errors import ApiError, bad_request, not_found
+from gateway.errors import ApiError, RefusedAction, bad_request, not_found
 from gateway.rollout.pure import machine
-from gateway.rollout.pure.guardrails import Guardrails
 from gateway.rollout.view import to_plain
 from gateway.serving.context import Context
 from gateway.tables.checkpoints import CheckpointRow, get_checkpoint
-from gateway.tables.rollouts import RolloutRow, active_rollout, get_rollout, list_rollouts
+from gateway.tables.rollouts import active_rollout, get_rollout, list_rollouts
+from gateway.tables.rows import RolloutRow
 from gateway.tables.serving import StaleController, get_stable
 
 _T = TypeVar("_T")
@@ -47,16 +47,16 @@ class Approval(BaseModel):
     decision_digest: str
 
 
-class WrittenReason(BaseModel):
+class RequiredNote(BaseModel):
     """Why an admin promotes past the gates: kept in the audit trail."""
 
-    reason: str = Field(min_length=1, max_length=500)
+    note: str = Field(min_length=1, max_length=500)
 
 
-class Reason(BaseModel):
-    """Why, in the operator's words."""
+class Note(BaseModel):
+    """Why, in the operator's words: kept in the audit trail, and steers nothing."""
 
-    reason: str = Field("Operator", min_length=1, max_length=500)
+    note: str = Field(default="", max_length=500)
 
 
 def build_operator_router(context: Context) -> APIRouter:
@@ -120,10 +120,11 @@ def _add_rollout_routes(router: APIRouter, context: Context) -> None:
     async def rollback(request: Request) -> dict[str, Any]:
         """While baking: back to the old checkpoint at once. Otherwise: put stable's parent on trial."""
         actor = "key:" + require_scope(request, "operator").key_id
-        now = context.controller.now()
         row = await context.writer.arun(lambda conn: active_rollout(conn, context.settings.policy))
         if row is not None and row.phase == machine.BAKING:
-            return await _act(context, row.id, lambda r, _: machine.abort(r, "RolledBack", actor, now))
+            return await _act(
+                context, context.controller.actions.abort(row.id, actor, reason=machine.Reason.ROLLED_BACK)
+            )
         stable = await context.writer.arun(lambda conn: get_stable(conn, context.settings.policy))
         if stable is None or stable.parent is None:
             raise ApiError(409, "Stable has no parent to go back to.", code="conflict")
@@ -131,35 +132,33 @@ def _add_rollout_routes(router: APIRouter, context: Context) -> None:
 
 
 def _add_action_routes(router: APIRouter, context: Context) -> None:
+    actions = context.controller.actions
+
     @router.post("/rollouts/{rollout}:approve")
     async def approve(request: Request, rollout: str, body: Approval) -> dict[str, Any]:
         actor = "key:" + require_scope(request, "operator").key_id
-        now = context.controller.now()
-        return await _act(
-            context, rollout, lambda row, g: machine.approve(row, g, body.generation, body.decision_digest, actor, now)
-        )
+        return await _act(context, actions.approve(rollout, body.generation, body.decision_digest, actor))
 
     @router.post("/rollouts/{rollout}:promote")
-    async def promote(request: Request, rollout: str, body: WrittenReason) -> dict[str, Any]:
+    async def promote(request: Request, rollout: str, body: RequiredNote) -> dict[str, Any]:
         """Past a gate that does not pass: admins only."""
         actor = "key:" + require_scope(request, "admin").key_id
-        now = context.controller.now()
-        return await _act(context, rollout, lambda row, _: machine.promote_past(row, body.reason, actor, now))
+        return await _act(context, actions.promote_past(rollout, actor, body.note))
 
     @router.post("/rollouts/{rollout}:abort")
-    async def abort(request: Request, rollout: str, body: Reason | None = None) -> dict[str, Any]:
-        actor, reason, now = _who_and_why(request, body, context)
-        return await _act(context, rollout, lambda row, _: machine.abort(row, reason, actor, now))
+    async def abort(request: Request, rollout: str, body: Note | None = None) -> dict[str, Any]:
+        actor = "key:" + require_scope(request, "operator").key_id
+        return await _act(context, actions.abort(rollout, actor, note=(body or Note()).note))
 
     @router.post("/rollouts/{rollout}:pause")
-    async def pause(request: Request, rollout: str, body: Reason | None = None) -> dict[str, Any]:
-        actor, reason, now = _who_and_why(request, body, context)
-        return await _act(context, rollout, lambda row, _: machine.pause(row, reason, now, actor))
+    async def pause(request: Request, rollout: str, body: Note | None = None) -> dict[str, Any]:
+        actor = "key:" + require_scope(request, "operator").key_id
+        return await _act(context, actions.pause(rollout, actor, (body or Note()).note))
 
     @router.post("/rollouts/{rollout}:resume")
     async def resume(request: Request, rollout: str) -> dict[str, Any]:
-        actor, _, now = _who_and_why(request, None, context)
-        return await _act(context, rollout, lambda row, _: machine.resume(row, actor, now))
+        actor = "key:" + require_scope(request, "operator").key_id
+        return await _act(context, actions.resume(rollout, actor))
 
 
 async def build_status(context: Context) -> dict[str, Any]:
@@ -187,24 +186,18 @@ async def build_status(context: Context) -> dict[str, Any]:
             "outbox_pending": num_pending,
         },
         "canary_first_answer_at": context.deployment.first_answer_at,
+        "controller": {"problem": context.controller.problem, "num_failures": context.controller.num_failures},
         "swap": {"last_swap_s": context.controller.last_swap_s},
         "engines": [show_engine(engine) for engine in context.deployment.engines.values()],
         "gateways": [
             {"id": report.id, "generation": report.generation, "in_flight": dict(report.in_flight)}
-            for report in context.controller.fleet.list_live()
+            for report in context.controller.membership.list_live()
         ],
     }
 
 
-def _who_and_why(request: Request, body: Reason | None, context: Context) -> tuple[str, str, float]:
-    actor = "key:" + require_scope(request, "operator").key_id
-    return actor, (body or Reason(reason="Operator")).reason, context.controller.now()
-
-
-async def _act(
-    context: Context, rollout: str, plan: Callable[[RolloutRow, Guardrails], machine.Transition]
-) -> dict[str, Any]:
-    row = await _refuse_politely(context.controller.act(rollout, plan))
+async def _act(context: Context, action: Awaitable[RolloutRow]) -> dict[str, Any]:
+    row = await _refuse_politely(action)
     return to_plain(await context.controller.assessor.show(row))
 
 
@@ -213,7 +206,7 @@ async def _refuse_politely(action: Awaitable[_T]) -> _T:
         return await action
     except LookupError as error:
         raise not_found(f"Not found: {error}.") from error
-    except machine.RefusedAction as error:
+    except RefusedAction as error:
         raise ApiError(409, str(error), code="conflict") from error
     except StaleController as error:
         raise ApiError(409, "The rollout moved on at this moment: look again.", code="conflict") from error

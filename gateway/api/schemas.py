@@ -183,6 +183,7 @@ _OURS: dict[str, Schema] = {
         rollout=_or_null(ref("RolloutView")),
         counters=OBJECT,
         canary_first_answer_at=OBJECT,
+        controller=OBJECT,
         swap=OBJECT,
         engines=_array(ref("Engine")),
     ),

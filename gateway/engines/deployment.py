@@ -11,13 +11,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from gateway.engines.engine import Breaker, BreakerLimits, EngineState, choose_engine
 from gateway.errors import EngineUnavailable
-
-if TYPE_CHECKING:
-    from gateway.rollout.observations import Observations
 
 
 @dataclass(frozen=True)
@@ -51,12 +47,10 @@ class Deployment:
     def __init__(
         self,
         engines: Iterable[str],
-        observations: Observations | None = None,
         limits: BreakerLimits = BreakerLimits(),  # noqa: B008 (frozen)
     ) -> None:
         self.view = ServingView(generation=0, stable=None)
         self.counters = Counters()
-        self.observations = observations
         self._limits = limits
         self.engines = {
             url: EngineState(url, Breaker(limits)) for url in engines

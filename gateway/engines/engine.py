@@ -14,12 +14,16 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from gateway.settings import GatewaySection
 
 LOAD_FACTOR = (
     1.5  # a conversation stays with its engine while that has at most LOAD_FACTOR * least + LOAD_SLACK in flight
 )
 LOAD_SLACK = 4
+_CERTAIN_AFTER_S = 10.0
 _MASK = (1 << 64) - 1
 
 BreakerPhase = Literal["closed", "open", "half-open"]
@@ -33,6 +37,11 @@ class BreakerLimits:
     max_failures: int = 5
     first_backoff_s: float = 1.0
     max_backoff_s: float = 30.0
+
+    @classmethod
+    def from_settings(cls, section: GatewaySection) -> BreakerLimits:
+        """The breaker's share of the settings."""
+        return cls(section.breaker_failures, section.breaker_backoff_s, section.breaker_max_backoff_s)
 
 
 @dataclass(slots=True)
@@ -101,6 +110,7 @@ class EngineState:
     is_hung: bool = False
     adapters: frozenset[str] = frozenset()
     proven: frozenset[str] = frozenset()
+    failed_loads: dict[str, float] = field(default_factory=dict)  # checkpoint -> when its load failed first
     num_in_flight: int = 0
     num_paused: int = 0
     last_progress_at: float = 0.0
@@ -109,7 +119,7 @@ class EngineState:
     on_hang: Callable[[], None] = lambda: None
     affinity: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load or unload at a time
-    nudge: asyncio.Event = field(default_factory=asyncio.Event)  # look at it now
+    wake: asyncio.Event = field(default_factory=asyncio.Event)  # look at it now
 
     def __post_init__(self) -> None:
         self.affinity = int.from_bytes(hashlib.blake2b(self.url.encode(), digest_size=8).digest()) | 1
@@ -155,7 +165,9 @@ class EngineState:
 
     # -- what the swap saw
 
-    def note_look(self, now: float, names: frozenset[str], started_at: float | None, num_tokens: float | None) -> None:
+    def record_inspection(
+        self, now: float, names: frozenset[str], started_at: float | None, num_tokens: float | None
+    ) -> None:
         """It answered: these are the adapters it lists, and what its metrics say.
 
         One that started anew has proven nothing, even if someone loaded the adapters again already. Where start times
@@ -165,16 +177,25 @@ class EngineState:
         has_restarted = started_at != self.started_at if is_known else not self.up
         if has_restarted or started_at is not None:
             self.started_at = started_at
+        if has_restarted:
+            self.failed_loads = {}
         if has_restarted or (num_tokens is not None and num_tokens != self.num_tokens):
             self.last_progress_at, self.num_tokens = now, num_tokens
         self.up, self.adapters = True, names
         self.proven = frozenset() if has_restarted else self.proven & names
 
+    def is_failure_certain(self, checkpoint: str, now: float) -> bool:
+        """The engine answered 5xx to a load: whether that is said of the checkpoint, and not by an engine that is dying.
+
+        One that dies is gone, or has started anew, before it has failed so for _CERTAIN_AFTER_S.
+        """
+        return now - self.failed_loads.setdefault(checkpoint, now) >= _CERTAIN_AFTER_S
+
     def is_silent(self, now: float, hang_s: float) -> bool:
         """Whether answers are waited for and neither bytes nor tokens came for hang_s."""
         return self.num_in_flight > self.num_paused and now - self.last_progress_at >= hang_s
 
-    def take_out(self, now: float) -> None:
+    def mark_hung(self, now: float) -> None:
         """It hangs: out until a trial has passed."""
         self.is_hung = True
         self.breaker.trip(now)

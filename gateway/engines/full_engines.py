@@ -1,7 +1,7 @@
 """The engines of whole models: which checkpoints want one, and which are there, said by whoever runs engines.
 
-The gateway starts no process. It publishes what it wants, and keeps in the database what was registered, so that every
-gateway and every restarted one knows. Promises that a checkpoint is wanted from its trial on until no live gateway
+The gateway starts no process. It publishes what it needs, and keeps in the database what was registered, so that every
+gateway and every restarted one knows. Promises that a checkpoint is published from its trial on until no live gateway
 serves it or answers by it. Whether an engine really holds what it was registered for, the swap proves.
 """
 
@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 from sqlalchemy import Column, Connection, Float, String, Table, Text, delete, insert, select
 
 from feedback.database import Writer, metadata
-from gateway.rollout.pure.machine import RefusedAction
+from gateway.errors import RefusedAction
 from gateway.tables.checkpoints import get_checkpoint, list_checkpoints
 from gateway.tables.serving import get_serving
 
 if TYPE_CHECKING:
-    from gateway.rollout.membership import Report
     from gateway.settings import GatewaySettings
     from gateway.tables.checkpoints import CheckpointRow
+    from gateway.tables.gateways import Report
 
 _MAX_URL = 500
 _NEEDED = ("canary", "stable", "baking", "draining")
@@ -56,14 +56,14 @@ def list_engines(conn: Connection) -> list[RegisteredEngine]:
     return [RegisteredEngine(row.url, row.checkpoint, row.registered_at, row.registered_by) for row in rows]
 
 
-def find_wanted(
+def find_required(
     checkpoints: Sequence[CheckpointRow], stable: str | None, reports: Iterable[Report]
 ) -> list[CheckpointRow]:
     """The whole models that need an engine, in order of arrival: what serves, is on trial, drains or is still in use.
 
     stable: what serves by the tables; without any, the oldest that waits needs no trial. reports: of live gateways.
     """
-    held = {name for report in reports for name in (*report.wanted, *report.in_flight)}
+    held = {name for report in reports for name in (*report.expected, *report.in_flight)}
     waiting = [row.id for row in checkpoints if row.status == "waiting"] if stable is None else []
     needed = {row.id for row in checkpoints if row.status in _NEEDED} | held | set(waiting[:1])
     return [row for row in checkpoints if row.id in needed and row.is_full]
@@ -82,7 +82,7 @@ def check_url(url: str) -> str:
     return url.rstrip("/")
 
 
-class EngineRegister:
+class EngineRegistry:
     """The table of engines. on_change is called when an engine came or went."""
 
     def __init__(
@@ -127,11 +127,11 @@ class EngineRegister:
         return was_there
 
     async def read(self, reports: Iterable[Report]) -> tuple[list[CheckpointRow], list[RegisteredEngine]]:
-        """What is wanted, and what is registered."""
+        """The models that need an engine, and the engines that are registered."""
 
         def read(conn: Connection) -> tuple[list[CheckpointRow], str | None, list[RegisteredEngine]]:
             stable = get_serving(conn, self._policy).stable
             return list_checkpoints(conn), stable, list_engines(conn)
 
         checkpoints, stable, registered = await self._writer.arun(read)
-        return find_wanted(checkpoints, stable, reports), registered
+        return find_required(checkpoints, stable, reports), registered

@@ -1,11 +1,11 @@
 """Loads checkpoints into the engines under their own names, and proves that each really answers before it is used.
 
 Adapters are loaded into the engines of the settings. A whole model is there as soon as an engine that was started with it
-is registered (engine_register.py): it is proven in the same way, and that engine answers for nothing else.
+is registered (full_engines.py): it is proven in the same way, and that engine answers for nothing else.
 
-Level-triggered: remembers which checkpoints are wanted, looks at every engine each few seconds (and at once after a
+Level-triggered: remembers which checkpoints are expected, looks at every engine each few seconds (and at once after a
 request failed there), and loads again what a restarted engine forgot. An engine that hangs or fails is out until it has
-proven itself again. Never reuses a name or a path. What is wanted, and when it may go, the rollout controller says.
+proven itself again. Never reuses a name or a path. What is expected, and when it may go, the rollout controller says.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ logger = logging.getLogger("gateway.swap")
 _LOOK_TIMEOUT_S = 5.0
 _CALL_TIMEOUT_S = 60.0
 _UNLOAD_TIMEOUT_S = 10.0
-_NUDGE_PAUSE_S = 0.1  # nudges come in crowds
+_WAKE_PAUSE_S = 0.1  # calls come in crowds
 # Counters that move while vLLM computes, be it a long prompt in pieces or one answer that is not streamed.
 _TOKEN_COUNTERS = (b"vllm:generation_tokens_total", b"vllm:prompt_tokens_total", b"vllm:iteration_tokens_total_sum")
 
@@ -50,40 +51,46 @@ class _Models(msgspec.Struct):
 
 
 class Swap:
-    """Keeps the wanted checkpoints loaded and proven in every engine, and decides which engines are fit for use."""
+    """Keeps the expected checkpoints loaded and proven in every engine, and decides which engines are fit for use."""
 
     def __init__(self, deployment: Deployment, upstream: Upstream, settings: GatewaySection) -> None:
         self._deployment = deployment
         self._upstream = upstream
         self._settings = settings
-        self._wanted: dict[str, CheckpointRow] = {}
+        self._expected: dict[str, CheckpointRow] = {}
         self._digests: dict[str, str] = {}
+        self._loading: Counter[str] = Counter()
         self._have_changed = asyncio.Event()
         self.last_swap_s: float | None = None
 
-    # -- what is wanted
+    # -- what is expected
 
     @property
-    def wanted(self) -> frozenset[str]:
+    def expected(self) -> frozenset[str]:
         """The checkpoints that should be in the engines."""
-        return frozenset(self._wanted)
+        return frozenset(self._expected)
 
-    def wants(self, checkpoint: str) -> bool:
+    def is_expected(self, checkpoint: str) -> bool:
         """Whether the checkpoint should be in the engines."""
-        return checkpoint in self._wanted
+        return checkpoint in self._expected
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The expected checkpoints, and those that are being loaded: who unloads one of them waits."""
+        return frozenset(self._expected) | frozenset(self._loading)
 
     def digest(self, checkpoint: str) -> str:
         """The digest of a checkpoint that was loaded since start, empty for others."""
         return self._digests.get(checkpoint, "")
 
-    def forget(self, checkpoint: str) -> None:
+    def release(self, checkpoint: str) -> None:
         """Load the checkpoint no more; it stays where it is loaded."""
-        self._wanted.pop(checkpoint, None)
+        self._expected.pop(checkpoint, None)
 
-    def nudge(self) -> None:
+    def wake(self) -> None:
         """Look at the engines now."""
         for state in self._states:
-            state.nudge.set()
+            state.wake.set()
 
     @property
     def _states(self) -> tuple[EngineState, ...]:
@@ -109,6 +116,14 @@ class Swap:
 
         The others get it before they are used again. `SwapError.is_transient`: no engine answered, try again later.
         """
+        self._loading[checkpoint.id] += 1
+        try:
+            return await self._load(checkpoint)
+        finally:
+            self._loading[checkpoint.id] -= 1
+            self._loading = +self._loading
+
+    async def _load(self, checkpoint: CheckpointRow) -> float:
         started = time.monotonic()
         able = [state for state in self._states if state.may_hold(checkpoint.id, is_full=checkpoint.is_full)]
         if not able:
@@ -121,14 +136,14 @@ class Swap:
         unavailable = [result for result in results if isinstance(result, EngineUnavailable)]
         if len(unavailable) == len(results):
             raise SwapError(str(unavailable[0]), is_transient=True) from unavailable[0]
-        self._wanted[checkpoint.id] = checkpoint
+        self._expected[checkpoint.id] = checkpoint
         self._digests[checkpoint.id] = checkpoint.digest
         self.last_swap_s = time.monotonic() - started
         return self.last_swap_s
 
     async def unload(self, checkpoint: CheckpointRow) -> None:
         """Take the checkpoint out of every engine. The caller knows that nobody asks for it any more."""
-        self.forget(checkpoint.id)
+        self.release(checkpoint.id)
         able = [state for state in self._states if state.may_hold(checkpoint.id, is_full=checkpoint.is_full)]
         await asyncio.gather(*(self._unload_one(state, checkpoint.id) for state in able))
 
@@ -147,28 +162,25 @@ class Swap:
                         kept[state] = group.create_task(self._keep(state))
                 await self._have_changed.wait()
 
-    async def reconcile(self) -> None:
-        """Look at every engine once, and do what it needs."""
-        await asyncio.gather(*(self._reconcile_one(state) for state in self._states))
-
     async def _keep(self, state: EngineState) -> None:
         while True:
-            state.nudge.clear()
+            state.wake.clear()
             try:
-                await self._reconcile_one(state)
+                await self.reconcile_engine(state)
             except Exception as error:
                 log_failure(logger, f"reconciling {state.url} failed", error)
-            await asyncio.sleep(_NUDGE_PAUSE_S)
+            await asyncio.sleep(_WAKE_PAUSE_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.reconcile_s):
-                    await state.nudge.wait()
+                    await state.wake.wait()
 
-    async def _reconcile_one(self, state: EngineState) -> None:
+    async def reconcile_engine(self, state: EngineState) -> None:
+        """Look at the engine once, and do what it needs."""
         with contextlib.suppress(EngineUnavailable):  # state.up says so
-            await self._look_at(state)
+            await self._inspect(state)
         if not state.is_hung and state.is_silent(time.monotonic(), self._settings.hang_s):
             logger.error("%s hangs: %d requests and no token", state.url, state.num_in_flight)
-            state.take_out(time.monotonic())
+            state.mark_hung(time.monotonic())
         if not state.up:
             return
         if state.breaker.phase == "closed":
@@ -182,26 +194,30 @@ class Swap:
             logger.warning("%s %s", state.url, "is back in use" if has_passed else "failed its trial")
 
     async def _load_missing(self, state: EngineState, timeout_s: float) -> bool:
-        """Load and prove what is wanted and not proven; False if the engine failed to answer, or refused everything."""
+        """Load and prove what is expected and not proven; False if the engine failed to answer, or refused everything."""
         num_refused = 0
-        for row in list(self._wanted.values()):
-            if row.id in state.proven or not self.wants(row.id) or not state.may_hold(row.id, is_full=row.is_full):
+        for row in list(self._expected.values()):
+            if (
+                row.id in state.proven
+                or not self.is_expected(row.id)
+                or not state.may_hold(row.id, is_full=row.is_full)
+            ):
                 continue
             try:
                 await self._load_one(state, row, timeout_s)
                 logger.info("loaded %s again into %s", row.id, state.url)
             except (SwapError, EngineUnavailable) as error:
                 logger.warning("could not load %s into %s: %s", row.id, state.url, error)
-                if isinstance(error, EngineUnavailable) and self.wants(row.id):
+                if isinstance(error, EngineUnavailable) and self.is_expected(row.id):
                     return False
                 num_refused += 1
-            if not self.wants(row.id):  # it was unloaded meanwhile
+            if not self.is_expected(row.id):  # it was unloaded meanwhile
                 await self._unload_one(state, row.id)
         return not num_refused or bool(state.proven)
 
     # -- one engine
 
-    async def _look_at(self, state: EngineState) -> None:
+    async def _inspect(self, state: EngineState) -> None:
         """Take note of what the engine holds and how it does. Raises EngineUnavailable."""
         try:
             (status, body), metrics = await asyncio.gather(
@@ -214,7 +230,7 @@ class Swap:
             state.up = False
             raise EngineUnavailable(str(error)) from error
         started_at = read_metric(metrics, (b"process_start_time_seconds",))
-        state.note_look(time.monotonic(), names, started_at, read_metric(metrics, _TOKEN_COUNTERS))
+        state.record_inspection(time.monotonic(), names, started_at, read_metric(metrics, _TOKEN_COUNTERS))
 
     async def _read_metrics(self, state: EngineState) -> bytes:
         try:
@@ -225,7 +241,7 @@ class Swap:
 
     async def _load_one(self, state: EngineState, row: CheckpointRow, timeout_s: float = _CALL_TIMEOUT_S) -> None:
         async with state.lock:
-            await self._look_at(state)
+            await self._inspect(state)
             if row.id in state.proven:
                 return
             if row.id not in state.adapters:
@@ -236,8 +252,11 @@ class Swap:
                 status, body = await self._upstream.call(
                     state.url, "/v1/load_lora_adapter", payload, timeout_s=timeout_s
                 )
+                if status >= 500 and not state.is_failure_certain(row.id, time.monotonic()):
+                    raise EngineUnavailable(f"{state.url} failed to load {row.id} ({status}): {_message(body)}")
                 if status != 200 and not (status == 400 and b"already" in body):
                     raise SwapError(f"{state.url} refused {row.id} ({status}): {_message(body)}")
+            state.failed_loads.pop(row.id, None)
             state.adapters |= {row.id}
             await self._prove(state, row, timeout_s)
             if not state.is_withdrawn:
@@ -259,7 +278,7 @@ class Swap:
 
     async def _unload_one(self, state: EngineState, checkpoint: str) -> None:
         async with state.lock:
-            if self.wants(checkpoint):  # again
+            if self.is_expected(checkpoint):  # again
                 return
             state.proven -= {checkpoint}
             if state.checkpoint is not None:  # whoever runs the engine ends it

@@ -6,25 +6,33 @@ for the operators'. Decides nothing.
 """
 
 import asyncio
+import hashlib
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
 from feedback.database import Writer
-from gateway.rollout.desired_state import read_settings
-from gateway.rollout.duels import read_voters
-from gateway.rollout.observations import Observation
+from feedback.duels import DuelRow, load_duels
+from feedback.outages import is_outage, log_failure
+from gateway.rollout.desired_state import convert_rules, read_rules
 from gateway.rollout.pure.evidence import Evidence, weigh_voters
 from gateway.rollout.pure.guardrails import Guardrails, judge_guardrails
-from gateway.rollout.pure.users import Voter
-from gateway.rollout.pure.verdict import build_view
-from gateway.rollout.view import RolloutView
+from gateway.rollout.pure.rules import Rules
+from gateway.rollout.pure.users import Duel, Voter, sum_up
+from gateway.rollout.view import RolloutView, build_view
+from gateway.settings import RolloutSection
 from gateway.tables.observations import load_observations
-from gateway.tables.rollouts import FINISHED, RolloutRow, list_events
+from gateway.tables.rollouts import FINISHED, list_events
+from gateway.tables.rows import EventRow, Observation, RolloutRow
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _MOST_OF_A_CORE = 0.05
 _MOST_VIEWS = 200
@@ -46,17 +54,30 @@ class Assessment:
         return self.row == row and 0 <= now - self.at < self.cpu_s / _MOST_OF_A_CORE
 
 
+@dataclass(frozen=True)
+class CurrentRollout:
+    """The rollout that is on as this gateway last saw it; only the leader weighs it, while it is on trial or baking."""
+
+    row: RolloutRow
+    assessment: Assessment | None = None
+
+    def update(self, row: RolloutRow | None, *, leads: bool) -> "CurrentRollout | None":
+        """What was weighed is kept while the rollout is the same one and this gateway leads."""
+        if row is None or row.id != self.row.id or not leads:
+            return None if row is None else CurrentRollout(row)
+        return replace(self, row=row)
+
+
 def weigh(
-    row: RolloutRow, voters: list[Voter], observed: list[Observation], now: float
+    rules: Rules, voters: list[Voter], observed: list[Observation], now: float
 ) -> tuple[Evidence, Guardrails, float]:
     """Evidence, guardrails and the time of the newest choice."""
-    settings = read_settings(row)
     evidence = weigh_voters(
-        voters, cap=settings.cap, now=now, alpha=settings.alpha, delta=settings.delta, max_users=settings.max_users
+        voters, cap=rules.cap, now=now, alpha=rules.alpha, delta=rules.delta, max_users=rules.max_users
     )
     guardrails = judge_guardrails(
-        observed, voters, salt=bytes.fromhex(row.salt), ceilings=settings.ceilings.model_dump(), alpha=settings.alpha,
-        max_ratio=settings.max_ratio,
+        observed, voters, ceilings=rules.ceilings, alpha=rules.alpha,
+        max_ratio=rules.max_ratio,
     )  # fmt: skip
     return evidence, guardrails, max((voter.last_chosen_at for voter in voters), default=0.0)
 
@@ -74,12 +95,14 @@ class Assessor:
         self._writer, self._preset, self._clock, self._cpu_clock = writer, preset, clock, cpu_clock
         self._newest: Assessment | None = None
         self._views: dict[str, RolloutView] = {}  # of finished rollouts
+        self._events: tuple[tuple[str, int], list[EventRow]] = ("", 0), []  # of the row shown last
         self._lock = asyncio.Lock()
 
     async def assess(self, row: RolloutRow, now: float) -> Assessment:
         """Weigh a rollout as of `now`, by what the tables hold at this moment."""
-        (voters, observed), read_s = await self._writer.aread(lambda conn: self._measure(_read, conn, row))
-        weighed, weigh_s = await asyncio.to_thread(self._measure, weigh, row, voters, observed, now)
+        rules = read_rules(row)
+        (voters, observed), read_s = await self._writer.aread(lambda conn: self._measure(_read, conn, row, rules))
+        weighed, weigh_s = await asyncio.to_thread(self._measure, weigh, rules, voters, observed, now)
         self._newest = Assessment(row, *weighed, at=now, cpu_s=read_s + weigh_s)
         return self._newest
 
@@ -88,24 +111,72 @@ class Assessor:
         return fn(*args), self._cpu_clock() - began
 
     async def show(self, row: RolloutRow) -> RolloutView:
-        """What operators see, weighed anew unless it was lately. A finished rollout is weighed once."""
+        """What operators see, weighed anew unless it was lately. A finished rollout is weighed once.
+
+        One that cannot be weighed is shown without evidence, and with what is wrong.
+        """
         if row.id in self._views:
             return self._views[row.id]
-        async with self._lock:  # of many who look at once, one weighs
-            now = row.finished_at or self._clock()
-            found = self._newest
-            if found is None or not found.is_recent(row, now):
-                found = await self.assess(row, now)
-        events = await self._writer.arun(lambda conn: list_events(conn, row.id))
-        view = build_view(row, found.evidence, found.guardrails, events, read_settings(row), self._preset)
-        if row.phase in FINISHED:
+        problem = ""
+        try:
+            rules = read_rules(row)
+            async with self._lock:  # of many who look at once, one weighs
+                now = row.finished_at or self._clock()
+                found = self._newest
+                if found is None or not found.is_recent(row, now):
+                    found = await self.assess(row, now)
+            evidence, guardrails = found.evidence, found.guardrails
+        except Exception as error:
+            if is_outage(error):
+                raise
+            log_failure(_log, f"rollout {row.id} cannot be weighed", error)
+            problem, rules = describe_problem(error), convert_rules(RolloutSection())
+            evidence, guardrails, _ = weigh(rules, [], [], row.created_at)
+        if self._events[0] != (row.id, row.generation):  # none is added without a new generation
+            events = await self._writer.aread(lambda conn: list_events(conn, row.id))
+            self._events = (row.id, row.generation), events
+        view = build_view(row, evidence, guardrails, self._events[1], rules, self._preset, problem)
+        if row.phase in FINISHED and not problem:
             self._views[row.id] = view
             if len(self._views) > _MOST_VIEWS:
                 self._views.pop(next(iter(self._views)))
         return view
 
 
-def _read(conn: Connection, row: RolloutRow) -> tuple[list[Voter], list[Observation]]:
-    settings = read_settings(row)
-    voters = read_voters(conn, row.id, cap=settings.cap, window_s=settings.window_s)
+def describe_problem(error: Exception) -> str:
+    """One line of what went wrong."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+
+
+def digest_code() -> str:
+    """SHA-256 over the files that decide, so that a decision names the code that made it."""
+    digest = hashlib.sha256()
+    for name in ("users.py", "evidence.py", "guardrails.py", "machine.py", "rules.py"):
+        digest.update((Path(__file__).parent / "pure" / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _read(conn: Connection, row: RolloutRow, rules: Rules) -> tuple[list[Voter], list[Observation]]:
+    voters = read_voters(conn, row.id, cap=rules.cap, window_s=rules.window_s)
     return voters, load_observations(conn, row.id)
+
+
+def read_voters(conn: Connection, rollout: str, *, cap: int, window_s: float) -> list[Voter]:
+    """The known users who were asked, whether they have chosen or not."""
+    duels = (_convert(row) for row in load_duels(conn, rollout) if row.user)
+    return [sum_up(list(own), cap=cap, window_s=window_s) for _, own in groupby(duels, attrgetter("user"))]
+
+
+def _convert(row: DuelRow) -> Duel:
+    # A harm flag is of the pair: it is held against the candidate that was not preferred, or against both.
+    return Duel(
+        user=row.user,
+        asked_at=row.asked_at,
+        chosen_at=row.chosen_at,
+        outcome=row.outcome,
+        both_bad=row.both_bad,
+        harmful_canary=row.harmful and row.outcome <= 0,
+        harmful_stable=row.harmful and row.outcome >= 0,
+        canary_first=row.canary_first,
+        failed=row.failed,
+    )

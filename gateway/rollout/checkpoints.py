@@ -12,9 +12,8 @@ from sqlalchemy import Connection
 
 from feedback.database import Writer
 from feedback.manifest import verify
+from gateway.errors import RefusedAction
 from gateway.rollout.desired_state import copy_checkpoint, find_deletable
-from gateway.rollout.membership import list_reports
-from gateway.rollout.pure.machine import RefusedAction
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import (
     CheckpointRow,
@@ -24,10 +23,11 @@ from gateway.tables.checkpoints import (
     register_checkpoint,
     set_status,
 )
+from gateway.tables.gateways import list_reports
 from gateway.tables.serving import get_stable
 
 
-class Registry:
+class CheckpointRegistry:
     """The table of checkpoints. on_change is called when there may be something new to try."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Registry:
         return await self._writer.arun(write)
 
     def _list_deletable(self, conn: Connection) -> frozenset[str]:
-        held = (name for report in list_reports(conn) for name in (*report.wanted, *report.in_flight))
+        held = (name for report in list_reports(conn) for name in (*report.expected, *report.in_flight))
         stable = get_stable(conn, self._policy)
         return find_deletable(list_checkpoints(conn), stable, frozenset(held), self._settings.keep_checkpoints)
 

@@ -2,7 +2,7 @@
 
 Level-triggered: every outside action is idempotent and follows from the tables, so a controller killed anywhere goes
 on where it was. Of several gateways one leads: its transitions hold the generation it saw and its fence, or they change
-nothing; the others follow. Operators' actions come in at any gateway. What to do is decided in machine.py.
+nothing; the others follow. What to do is decided in machine.py, what operators do is in actions.py.
 """
 
 import asyncio
@@ -16,104 +16,114 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlalchemy import Connection
 
 from feedback.database import Writer
-from feedback.outages import log_failure
+from feedback.duels import store_failed_duels
+from feedback.outages import is_outage, log_failure
 from gateway.engines.deployment import Deployment
-from gateway.engines.full_engines import EngineRegister
+from gateway.engines.full_engines import EngineRegistry
 from gateway.rollout import transactions
-from gateway.rollout.assessment import Assessor
-from gateway.rollout.checkpoints import Registry
-from gateway.rollout.desired_state import read_settings
-from gateway.rollout.metrics import Watched, keep_watching
+from gateway.rollout.actions import OperatorActions
+from gateway.rollout.assessment import Assessor, CurrentRollout, describe_problem, digest_code
+from gateway.rollout.checkpoints import CheckpointRegistry
+from gateway.rollout.desired_state import read_rules
+from gateway.rollout.observations import Observations
 from gateway.rollout.pure import machine
-from gateway.rollout.pure.guardrails import Guardrails
-from gateway.rollout.pure.machine import Transition
-from gateway.rollout.pure.verdict import describe_decision, digest_code
-from gateway.rollout.reconciler import Applied, Follower
-from gateway.rollout.snapshot import Snapshot, read_snapshot
+from gateway.rollout.pure.machine import Reason, Transition
+from gateway.rollout.pure.verdict import describe_decision
+from gateway.rollout.reconciler import Reconciled, Reconciler
+from gateway.rollout.transactions import Snapshot, read_snapshot
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import get_checkpoint
 from gateway.tables.observations import add_observations
-from gateway.tables.rollouts import RolloutRow, get_rollout
+from gateway.tables.rows import RolloutRow
 from gateway.tables.serving import StaleController
 
 if TYPE_CHECKING:
     from gateway.engines.swap import Swap
-    from gateway.rollout.membership import Fleet
+    from gateway.rollout.membership import Membership
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _LOAD_PATIENCE_S = 120.0
-_MOST_LOOKS = 8  # of one tick; the next one goes on
+_MAX_ROUNDS = 8  # of one tick; the next one goes on
 
 
 class Controller:
-    """This gateway's part in rollouts. `tick` and the operators' actions exclude each other."""
+    """This gateway's part in rollouts.
+
+    problem: why the last tick failed, empty after one that did not; num_failures: of ticks, since start.
+    """
 
     def __init__(
         self,
         writer: Writer,
         swap: "Swap",
         deployment: Deployment,
-        fleet: "Fleet",
+        membership: "Membership",
         settings: GatewaySettings,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.fleet = fleet
+        self.membership = membership
         self._writer, self._swap, self._deployment = writer, swap, deployment
         self._settings, self._clock = settings, clock
         self._policy = settings.policy
-        self._follower = Follower(writer, swap, deployment, settings, clock)
+        self.observations = Observations(clock=clock)
         self._code = digest_code()
-        self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
-        self.registry = Registry(writer, settings, self._wake.set, clock)
-        self.engines = EngineRegister(writer, settings, self._wake.set, clock)
+        self._reconciler = Reconciler(
+            writer, swap, deployment, self.observations, settings, clock, on_load=self._wake.set
+        )
+        self.registry = CheckpointRegistry(writer, settings, self._wake.set, clock)
+        self.engines = EngineRegistry(writer, settings, self._wake.set, clock)
         self.assessor = Assessor(writer, settings.preset, clock)
+        self.actions = OperatorActions(writer, swap, deployment, self.assessor, self._wake.set, clock)
         self._draining_since: dict[str, float] = {}
         self._missing_since: float | None = None
-        self.watched: Watched | None = None
+        self.current: CurrentRollout | None = None
+        self.problem = ""
+        self.num_failures = 0
 
     @property
     def last_swap_s(self) -> float | None:
         """How long the last load and proof took, in seconds."""
-        return self._follower.last_swap_s
-
-    def now(self) -> float:
-        """The controller's clock, epoch seconds."""
-        return self._clock()
+        return self._reconciler.last_swap_s
 
     # -- the loop
 
     async def run(self) -> None:
         """Tick until cancelled; a failing tick is logged and tried again."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follower.watch_age())
-            group.create_task(self._tick_for_ever())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._reconciler.watch_age())
+                group.create_task(self._tick_for_ever())
+        finally:
+            self._reconciler.close()
 
     async def _tick_for_ever(self) -> None:
         while True:
+            self._wake.clear()
             try:
                 await self.tick(self._clock())
+                self.problem = ""
             except StaleController as error:
                 _log.info("the tables moved on meanwhile: %s", error)
             except Exception as error:
+                self.num_failures += 1
+                self.problem = describe_problem(error)
                 log_failure(_log, "rollout tick failed", error)
-            self._wake.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._settings.rollout.tick_s)
 
     async def tick(self, now: float) -> None:
         """Bring this gateway in line with the tables; the leader then makes the transitions that are due."""
-        async with self._lock:
-            fence = self.fleet.fence
-            for _ in range(_MOST_LOOKS):
-                snapshot = await self._look()
-                applied = await self._follow(snapshot)
-                if fence is None or not await self._move_on(snapshot, applied, now, fence):
-                    break
-            self._follower.let_go()
+        fence = self.membership.fence
+        for _ in range(_MAX_ROUNDS):
+            snapshot = await self._read()
+            applied = await self._reconcile(snapshot)
+            if fence is None or not await self._move_on(snapshot, applied, now, fence):
+                break
+        self._reconciler.release_unnamed()
 
-    async def _move_on(self, snapshot: Snapshot, applied: Applied, now: float, fence: int) -> bool:
+    async def _move_on(self, snapshot: Snapshot, applied: Reconciled, now: float, fence: int) -> bool:
         """Do the first thing that is due; says whether it changed the tables, so that they must be read again."""
         row = snapshot.rollout
         if not applied.is_serving:
@@ -131,27 +141,30 @@ class Controller:
     async def _do(self, fn: Callable[[Connection], _T]) -> _T:
         return await self._writer.arun(fn)
 
-    async def _look(self) -> Snapshot:
+    async def _read(self) -> Snapshot:
         """Store what was observed since the last look, and read what the tables say."""
-        observed = self._deployment.observations
-        rows = observed.take() if observed is not None else []
+        rows, failed = self.observations.drain()
 
-        def look(conn: Connection) -> Snapshot:
+        def exchange(conn: Connection) -> Snapshot:
             add_observations(conn, rows)
+            store_failed_duels(conn, failed)
             return read_snapshot(conn, self._policy)
 
         try:
-            return await self._do(look)
+            return await self._do(exchange)
         except Exception:
-            if observed is not None:
-                observed.give_back(rows)
+            self.observations.restore(rows, failed)
             raise
 
     # -- what serves
 
-    async def _follow(self, snapshot: Snapshot) -> Applied:
-        applied = await self._follower.follow(snapshot)
-        self.watched = keep_watching(self.watched, snapshot.rollout, leads=self.fleet.fence is not None)
+    async def _reconcile(self, snapshot: Snapshot) -> Reconciled:
+        applied = await self._reconciler.reconcile(snapshot)
+        row, leads = snapshot.rollout, self.membership.fence is not None
+        if self.current is not None:
+            self.current = self.current.update(row, leads=leads)
+        else:
+            self.current = None if row is None else CurrentRollout(row)
         if not applied.lacks_canary:
             self._missing_since = None
         return applied
@@ -160,18 +173,20 @@ class Controller:
         """A canary that cannot be loaded again ends its rollout; says whether it did."""
         now = self._clock()
         self._missing_since = self._missing_since or now
-        is_late = self._follower.is_refused or now - self._missing_since > await self._patience_s(row.checkpoint)
+        is_late = self._reconciler.is_refused(row.checkpoint) or now - self._missing_since > await self._patience_s(
+            row.checkpoint
+        )
         if row.phase not in (*machine.ON_TRIAL, machine.PROMOTING) or not is_late:
             return False
         self._missing_since = None
-        await self._move(row, machine.abort(row, "LoadFailed", "controller", now), fence)
+        await self._move(row, machine.abort(row, "controller", now, reason=Reason.LOAD_FAILED), fence)
         return True
 
     async def _adopt_first(self, snapshot: Snapshot, fence: int) -> bool:
         """The first checkpoint ever needs no trial: there is nothing to compare it with."""
         if snapshot.serving.stable is not None or not snapshot.waiting:
             return False
-        if not await self._follower.load(snapshot.waiting[0]):
+        if not await self._reconciler.load(snapshot.waiting[0]):
             return False
         await self._do(lambda conn: transactions.adopt_first(conn, snapshot, fence))
         return True
@@ -181,16 +196,16 @@ class Controller:
         self._draining_since = {row.id: self._draining_since.get(row.id, now) for row in snapshot.draining}
         generation = snapshot.serving.generation
         row = next((row for row in snapshot.draining if self._may_go(row.id, generation, now)), None)
-        if row is None or self.fleet.fence != fence:
+        if row is None or self.membership.fence != fence:
             return False
         await self._swap.unload(row)
         await self._do(lambda conn: transactions.set_retired(conn, self._policy, row.id, fence))
         return True
 
     def _may_go(self, checkpoint: str, generation: int, now: float) -> bool:
-        holdouts = self.fleet.find_holdouts(checkpoint, generation)
+        blockers = self.membership.find_unload_blockers(checkpoint, generation)
         is_late = now - self._draining_since[checkpoint] >= self._settings.rollout.drain_timeout_s
-        return not (holdouts.behind or holdouts.wanting or (holdouts.answering and not is_late))
+        return not (blockers.behind or blockers.expecting or (blockers.answering and not is_late))
 
     # -- transitions
 
@@ -206,11 +221,15 @@ class Controller:
         if row.phase == machine.PENDING:
             transition = await self._prepare(row, snapshot, now)
         elif row.phase == machine.PROMOTING:
-            transition = machine.promote(row, now, read_settings(row))
+            transition = machine.promote(row, now, read_rules(row))
         elif row.phase == machine.ABORTING:
             transition = machine.finish_abort(row, now)
         else:
-            return await self._judge(row, now, fence)
+            try:
+                return await self._judge(row, now, fence)
+            except Exception as error:
+                await self._hold(row, error, now, fence)
+                raise
         if transition is None:
             return False
         await self._move(row, transition, fence)
@@ -222,17 +241,17 @@ class Controller:
         What was weighed lately only says whether there is anything to decide: by the clock, or again because it could
         not be stored.
         """
-        settings = read_settings(row)
-        last = self.watched.assessment if self.watched is not None else None
+        rules = read_rules(row)
+        last = self.current.assessment if self.current is not None else None
         if (
             last is not None
             and last.is_recent(row, now)
-            and machine.decide(row, last.evidence, last.guardrails, now, settings) is None
+            and machine.decide(row, last.evidence, last.guardrails, now, rules) is None
         ):
             return False
         found = await self.assessor.assess(row, now)
-        self.watched = Watched(row, found)
-        transition = machine.decide(row, found.evidence, found.guardrails, now, settings)
+        self.current = CurrentRollout(row, found)
+        transition = machine.decide(row, found.evidence, found.guardrails, now, rules)
         if transition is None:
             return False
         decision = None
@@ -244,13 +263,20 @@ class Controller:
         await self._move(row, transition, fence, decision)
         return True
 
+    async def _hold(self, row: RolloutRow, error: Exception, now: float, fence: int) -> None:
+        """What cannot be judged passes nothing: pause it, unless its row moved on or the database does not answer."""
+        is_ours = not is_outage(error) and not isinstance(error, StaleController)
+        if is_ours and row.phase in (machine.PROGRESSING, machine.WAITING):
+            note = describe_problem(error)
+            await self._move(row, machine.pause(row, now, reason=Reason.METRIC_ERROR, note=note), fence)
+
     async def _prepare(self, row: RolloutRow, snapshot: Snapshot, now: float) -> Transition | None:
         if snapshot.waiting:
             return machine.supersede(row, now)
-        if await self._follower.load_by_id(row.checkpoint):
-            return machine.start(row, max(now, self._clock()), read_settings(row))
-        if self._follower.is_refused or now - row.created_at > await self._patience_s(row.checkpoint):
-            return machine.abort(row, "LoadFailed", "controller", now)
+        if await self._reconciler.load_by_id(row.checkpoint):
+            return machine.start(row, max(now, self._clock()), read_rules(row))
+        if self._reconciler.is_refused(row.checkpoint) or now - row.created_at > await self._patience_s(row.checkpoint):
+            return machine.abort(row, "controller", now, reason=Reason.LOAD_FAILED)
         return None
 
     async def _patience_s(self, checkpoint: str) -> float:
@@ -263,19 +289,5 @@ class Controller:
     ) -> RolloutRow:
         now = self._clock()
         new = await self._do(lambda conn: transactions.carry_out(conn, old, to, now, fence, decision))
-        _log.info("rollout %s: %s -> %s (%s, %s)", new.id, old.phase, new.phase, to.reason, to.actor)
+        transactions.log_move(old, new, to)
         return new
-
-    # -- what operators ask for
-
-    async def act(self, rollout: str, plan: Callable[[RolloutRow, Guardrails], Transition]) -> RolloutRow:
-        """Carry out an operator's action at once. Raises LookupError, RefusedAction or StaleController."""
-        async with self._lock:
-            row = await self._do(lambda conn: get_rollout(conn, rollout))
-            if row is None:
-                raise LookupError(rollout)
-            found = await self.assessor.assess(row, self._clock())
-            moved = await self._move(row, plan(row, found.guardrails), None)
-            await self._follow(await self._look())
-        self._wake.set()
-        return moved

@@ -15,18 +15,24 @@ import msgspec
 from feedback.manifest import write_manifest
 from gateway.engines.deployment import ServingView
 from gateway.rollout.pure import machine
+from gateway.rollout.pure.rules import Rules
 from gateway.settings import RolloutSection
 from gateway.tables.checkpoints import CheckpointRow
-from gateway.tables.rollouts import RolloutRow
+from gateway.tables.rows import RolloutRow
 from gateway.tables.serving import ServingRow
 
 
-def read_settings(row: RolloutRow) -> RolloutSection:
+def read_rules(row: RolloutRow) -> Rules:
     """The settings the rollout was opened with: it is judged by them to its end."""
-    return RolloutSection.model_validate_json(row.settings)
+    return convert_rules(RolloutSection.model_validate_json(row.settings))
 
 
-def wanted_view(serving: ServingRow, row: RolloutRow | None) -> ServingView:
+def convert_rules(section: RolloutSection) -> Rules:
+    """What decisions need of the settings."""
+    return msgspec.convert(section.model_dump(), Rules)
+
+
+def build_desired_view(serving: ServingRow, row: RolloutRow | None) -> ServingView:
     """What should serve, by the tables alone."""
     view = ServingView(generation=serving.generation, stable=serving.stable)
     if row is None or row.phase in (machine.PENDING, machine.ABORTING):
@@ -57,7 +63,7 @@ def new_rollout(
     assert serving.stable is not None
     return RolloutRow(
         id=f"r-{number + 1:06d}", policy=policy, checkpoint=checkpoint.id, stable=serving.stable,
-        aa=checkpoint.kind == "aa", phase=machine.PENDING, analysis="Pending", reason="Created", step=0,
+        aa=checkpoint.kind == "aa", phase=machine.PENDING, analysis="Pending", reason=machine.Reason.CREATED.value, step=0,
         step_started_at=now, weight=0.0, duel_share=settings.duel_share, salt=secrets.token_hex(16),
         generation=serving.generation, created_at=now, started_at=None, phase_started_at=now, finished_at=None,
         resume_phase="", split_waived=False, decision_digest="", settings=settings.model_dump_json(),

@@ -11,141 +11,61 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-from sqlalchemy import (
-    Column,
-    Connection,
-    Float,
-    Integer,
-    String,
-    Table,
-    Text,
-    bindparam,
-    delete,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from feedback.database import Writer, insert_or_ignore, metadata
+from feedback.database import Writer
 from feedback.errors import FeedbackError
 from feedback.outages import log_failure
-from gateway.tables.serving import get_serving, take_fence
+from gateway.tables.gateways import (
+    Report,
+    clear_reports,
+    delete_silent,
+    list_reports,
+    store_departure,
+    store_report,
+    take_lease,
+)
 
 if TYPE_CHECKING:
     from gateway.engines.deployment import Deployment
     from gateway.engines.swap import Swap
     from gateway.settings import GatewaySettings
 
-logger = logging.getLogger("gateway.fleet")
+logger = logging.getLogger("gateway.membership")
 
 _FORGET_AFTER_S = 3600.0
 
-gateways = Table(
-    "gateways",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("generation", Integer, nullable=False),
-    Column("in_flight", Text, nullable=False),
-    Column("wanted", Text, nullable=False),
-    Column("seen_at", Float, nullable=False),
-)
-
-leases = Table(
-    "leases",
-    metadata,
-    Column("policy", String(200), primary_key=True),
-    Column("holder", String(64), nullable=False),
-    Column("expires_at", Float, nullable=False),
-)
-
-# Built once: what runs at every beat costs less to run than to build.
-_REPORTS = select(gateways).order_by(gateways.c.id)
-_UPDATE_REPORT = update(gateways).where(gateways.c.id == bindparam("gateway"))
-_FORGET_SILENT = delete(gateways).where(gateways.c.seen_at < bindparam("before"))
-_LEASE = select(leases).where(leases.c.policy == bindparam("policy")).with_for_update()
-_RENEW_LEASE = update(leases).where(leases.c.policy == bindparam("of"))
-
 
 @dataclass(frozen=True)
-class Report:
-    """What one gateway said of itself. in_flight: requests by checkpoint; wanted: what it loads again if it is missing."""
-
-    id: str
-    generation: int
-    in_flight: Mapping[str, int]
-    wanted: frozenset[str]
-    seen_at: float
-
-
-@dataclass(frozen=True)
-class Holdouts:
+class UnloadBlockers:
     """Live gateways that keep a checkpoint from being unloaded, by the reason."""
 
     behind: list[str]  # serve by an older generation, and so may send it requests still
-    wanting: list[str]  # would load it again
+    expecting: list[str]  # would load it again
     answering: list[str]  # have requests in flight on it
 
     def __bool__(self) -> bool:
-        return bool(self.behind or self.wanting or self.answering)
+        return bool(self.behind or self.expecting or self.answering)
 
 
-def find_holdouts(reports: Sequence[Report], checkpoint: str, generation: int, now: float, silent_s: float) -> Holdouts:
+def find_unload_blockers(
+    reports: Sequence[Report], checkpoint: str, generation: int, now: float, silent_s: float
+) -> UnloadBlockers:
     """Who keeps the checkpoint, which left the view with `generation` at the latest. The silent ones are gone."""
     live = [report for report in reports if now - report.seen_at < silent_s]
-    return Holdouts(
+    return UnloadBlockers(
         behind=[report.id for report in live if report.generation < generation],
-        wanting=[report.id for report in live if checkpoint in report.wanted],
+        expecting=[report.id for report in live if checkpoint in report.expected],
         answering=[report.id for report in live if report.in_flight.get(checkpoint)],
     )
 
 
-def store_report(conn: Connection, report: Report) -> None:
-    """Replace the gateway's row."""
-    values = {
-        "generation": report.generation,
-        "in_flight": msgspec.json.encode(report.in_flight).decode(),
-        "wanted": msgspec.json.encode(sorted(report.wanted)).decode(),
-        "seen_at": report.seen_at,
-    }
-    if conn.execute(_UPDATE_REPORT, {"gateway": report.id, **values}).rowcount == 0:
-        conn.execute(insert(gateways).values(id=report.id, **values))
-
-
-def list_reports(conn: Connection) -> list[Report]:
-    """The newest report of every gateway, those of the dead included."""
-    return [
-        Report(
-            id=row.id,
-            generation=row.generation,
-            in_flight=msgspec.json.decode(row.in_flight, type=dict[str, int]),
-            wanted=msgspec.json.decode(row.wanted, type=frozenset[str]),
-            seen_at=row.seen_at,
-        )
-        for row in conn.execute(_REPORTS)
-    ]
-
-
-def take_lease(conn: Connection, policy: str, holder: str, now: float, lease_s: float) -> int | None:
-    """Lead, or go on leading, until now + lease_s: the fence to write under. None while another gateway leads."""
-    row = conn.execute(_LEASE, {"policy": policy}).first()
-    if row is None:
-        insert_or_ignore(conn, leases, {"policy": policy, "holder": "", "expires_at": 0.0})
-        row = conn.execute(_LEASE, {"policy": policy}).one()
-    if row.holder != holder and row.expires_at > now:
-        return None
-    conn.execute(_RENEW_LEASE, {"of": policy, "holder": holder, "expires_at": now + lease_s})
-    if row.holder == holder:
-        return get_serving(conn, policy).fence
-    return take_fence(conn, policy)
-
-
-class Fleet:
+class Membership:
     """This gateway among the others. `join` once, `run`, and `leave` at the end."""
 
     def __init__(
@@ -171,29 +91,24 @@ class Fleet:
     def describe(self) -> Report:
         """This gateway as it is now."""
         view = self._deployment.view
-        return Report(self.id, view.generation, self._deployment.all_in_flight(), self._swap.wanted, self._clock())
+        return Report(self.id, view.generation, self._deployment.all_in_flight(), self._swap.held, self._clock())
 
     def list_live(self) -> list[Report]:
         """This gateway as it is now, and the others that are alive, as of the last beat."""
         now = self._clock()
         return [self.describe(), *(r for r in self._others if now - r.seen_at < self._settings.silent_s)]
 
-    def find_holdouts(self, checkpoint: str, generation: int) -> Holdouts:
+    def find_unload_blockers(self, checkpoint: str, generation: int) -> UnloadBlockers:
         """Which live gateways keep a checkpoint that left the view with `generation` at the latest."""
-        return find_holdouts(self.list_live(), checkpoint, generation, self._clock(), self._settings.silent_s)
+        return find_unload_blockers(self.list_live(), checkpoint, generation, self._clock(), self._settings.silent_s)
 
     async def join(self, *, is_alone: bool) -> None:
         """Report for the first time. is_alone: no other process shares the database, so what is left of any is dead."""
-
-        def clear(conn: Connection) -> None:
-            conn.execute(delete(gateways))
-            conn.execute(delete(leases))
-
         if is_alone:
-            await self._writer.arun(clear)
-        await self.beat()
+            await self._writer.arun(clear_reports)
+        await self.send_heartbeat()
 
-    async def beat(self) -> None:
+    async def send_heartbeat(self) -> None:
         """Report, renew the lease or take one that has run out, and read what the others said."""
         now, report = self._clock(), self.describe()
 
@@ -201,7 +116,7 @@ class Fleet:
             store_report(conn, report)
             fence = take_lease(conn, self._policy, self.id, now, self._settings.lease_s)
             if fence is not None:
-                conn.execute(_FORGET_SILENT, {"before": now - _FORGET_AFTER_S})
+                delete_silent(conn, now - _FORGET_AFTER_S)
             return fence, list_reports(conn)
 
         fence, reports = await self._writer.arun(write)
@@ -215,20 +130,14 @@ class Fleet:
         while True:
             await asyncio.sleep(self._settings.report_s)
             try:
-                await self.beat()
+                await self.send_heartbeat()
             except Exception as error:
                 log_failure(logger, "the gateway could not report", error)
 
     async def leave(self) -> None:
         """Say that this gateway is gone, and let another one lead at once; without a database its lease runs out."""
-
-        def write(conn: Connection) -> None:
-            conn.execute(delete(gateways).where(gateways.c.id == self.id))
-            mine = (leases.c.policy == self._policy, leases.c.holder == self.id)
-            conn.execute(update(leases).where(*mine).values(holder="", expires_at=0.0))
-
         self._leads_until = 0.0
         try:
-            await self._writer.arun(write)
+            await self._writer.arun(lambda conn: store_departure(conn, self._policy, self.id))
         except (FeedbackError, SQLAlchemyError) as error:
             logger.warning("left without a word: %s", error)

@@ -1,28 +1,18 @@
-"""Keeps each known user's first finished request of a rollout, which is what the rate guardrails judge.
+"""Keeps each known user's first finished request of a rollout, and the duels that ended by a failure.
 
-Later requests are ignored: judging repeated events would let heavy users decide. A duel counts once for each arm.
-Bounded in memory and flushed by the controller; a crash loses at most the half second since the last flush.
+Later requests are ignored: judging repeated events would let heavy users decide. A duel counts once for each arm; of one
+with a failed candidate nobody is asked, and that candidate has lost. Bounded in memory and flushed by the controller; a
+crash loses at most the half second since the last flush.
 """
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Collection, Iterable
 
+from feedback.duels import FailedDuel
+from gateway.tables.rows import Answered, Observation
 
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What happened on a user's first request. `latency_first_s`: time to the first token, None if there was none."""
-
-    rollout: str
-    user: str
-    arm: str
-    paired: bool
-    weight: float
-    error: bool
-    truncated: bool
-    refused: bool
-    latency_first_s: float | None
-    at: float
+_MAX_FAILED = 100_000  # that wait to be stored
 
 
 class Observations:
@@ -33,24 +23,27 @@ class Observations:
         self._clock = clock
         self._rollout: str | None = None
         self._weight = 0.0
-        self._seen: dict[str, tuple[bool, frozenset[str]]] = {}
+        self._seen: dict[str, tuple[Answered, frozenset[str]]] = {}
         self._fresh: list[Observation] = []
+        self._failed: list[FailedDuel] = []
         self.num_dropped = 0
 
-    def begin(self, rollout: str | None, weight: float, seen: Iterable[tuple[str, str, bool]] | None = None) -> None:
-        """Set the rollout to observe and its weight; `seen`: (user, arm, paired) of what the database already holds."""
+    def begin(
+        self, rollout: str | None, weight: float, seen: Iterable[tuple[str, str, Answered]] | None = None
+    ) -> None:
+        """Set the rollout to observe and its weight; `seen`: (user, arm, answered) of what the database already holds."""
         self._weight = weight
         if rollout != self._rollout:
             self._rollout, self._seen = rollout, {}
-        for user, arm, paired in seen or ():
-            arms = self._seen.get(user, (paired, frozenset[str]()))[1]
-            self._seen[user] = (paired, arms | {arm})
+        for user, arm, answered in seen or ():
+            arms = self._seen.get(user, (answered, frozenset[str]()))[1]
+            self._seen[user] = (answered, arms | {arm})
 
     def is_settled(self, rollout: str, user: str) -> bool:
         """Whether one more answer to this user changes nothing, unless it is a candidate of a duel."""
         return not user or user in self._seen or rollout != self._rollout
 
-    def note(
+    def record(
         self,
         rollout: str | None,
         user: str,
@@ -60,35 +53,48 @@ class Observations:
         refused: bool,
         latency_first_s: float | None,
         *,
-        paired: bool = False,
+        answered: Answered = "single",
         weight: float | None = None,
     ) -> None:
-        """Record a finished request if it is the user's first of the rollout.
+        """Keep a finished request if it is the user's first of the rollout.
 
-        `paired`: one candidate of a duel; call once for each arm. `weight`: the canary weight when the arm was chosen
-        (the current one if not given). Requests of unknown users ("") and of other rollouts are ignored.
+        answered: how; call twice for a duel, once for each arm, and once for an explore pair. weight: the canary's when
+        the arm was chosen (the current one if not given). Requests of unknown users ("") and of other rollouts are ignored.
         """
         if rollout is None or rollout != self._rollout or not user:
             return
         known = self._seen.get(user)
         if known is not None:
-            was_paired, arms = known
-            if not (paired and was_paired) or arm in arms:
+            if (known[0], answered) != ("duel", "duel") or arm in known[1]:
                 return
         elif len(self._seen) >= self._max_users:
             self.num_dropped += 1
             return
-        self._seen[user] = (paired, (known[1] if known else frozenset()) | {arm})
+        self._seen[user] = (answered, (known[1] if known else frozenset()) | {arm})
         at_weight, now = self._weight if weight is None else weight, self._clock()
         self._fresh.append(
-            Observation(rollout, user, arm, paired, at_weight, error, truncated, refused, latency_first_s, now)
+            Observation(rollout, user, arm, answered, at_weight, error, truncated, refused, latency_first_s, now)
         )
 
-    def take(self) -> list[Observation]:
-        """Return what was noted since the last call, oldest first."""
-        fresh, self._fresh = self._fresh, []
-        return fresh
+    def record_failed_duel(self, rollout: str | None, user: str, failed_arms: Collection[str]) -> None:
+        """Keep the outcome of a duel of which one candidate failed, or both: nobody is asked about it.
 
-    def give_back(self, rows: list[Observation]) -> None:
+        failed_arms: "stable", "canary" or both, which is 0.
+        """
+        if rollout is None or rollout != self._rollout or not user:
+            return
+        if len(self._failed) >= _MAX_FAILED:
+            self.num_dropped += 1
+            return
+        outcome = ("stable" in failed_arms) - ("canary" in failed_arms)
+        self._failed.append(FailedDuel(uuid.uuid4().hex, rollout, user, self._clock(), outcome))
+
+    def drain(self) -> tuple[list[Observation], list[FailedDuel]]:
+        """Return what was recorded since the last call, oldest first."""
+        taken = self._fresh, self._failed
+        self._fresh, self._failed = [], []
+        return taken
+
+    def restore(self, rows: list[Observation], failed: list[FailedDuel]) -> None:
         """Put rows back whose write failed, before newer ones."""
-        self._fresh = rows + self._fresh
+        self._fresh, self._failed = rows + self._fresh, failed + self._failed

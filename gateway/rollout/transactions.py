@@ -1,19 +1,47 @@
-"""What the controller writes, each function within one transaction: all of it, or StaleController and nothing.
+"""What the controller reads and writes, each function within one transaction: all of it, or StaleController and nothing.
 
 The fence keeps out a leader that was asleep, the generation whoever decided by what has changed since. When to write,
 and what must be loaded or unloaded before, the controller knows.
 """
 
+import logging
+from dataclasses import dataclass
+
 from sqlalchemy import Connection
 
+from gateway.engines.full_engines import RegisteredEngine, list_engines
 from gateway.rollout.desired_state import new_rollout, new_statuses
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.machine import Transition
-from gateway.rollout.snapshot import Snapshot
 from gateway.settings import RolloutSection
-from gateway.tables.checkpoints import list_checkpoints, set_status
-from gateway.tables.rollouts import RolloutRow, add_decision, add_rollout, count_rollouts, move_rollout
-from gateway.tables.serving import advance_serving, require_fence
+from gateway.tables.checkpoints import CheckpointRow, list_checkpoints, set_status
+from gateway.tables.rollouts import active_rollout, add_decision, add_rollout, count_rollouts, move_rollout
+from gateway.tables.rows import RolloutRow
+from gateway.tables.serving import ServingRow, advance_serving, get_serving, require_fence
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """rollout: the one that has not finished. waiting, draining: checkpoints in order of arrival."""
+
+    serving: ServingRow
+    rollout: RolloutRow | None
+    engines: list[RegisteredEngine]
+    waiting: list[CheckpointRow]
+    draining: list[CheckpointRow]
+
+
+def read_snapshot(conn: Connection, policy: str) -> Snapshot:
+    """Read all of it."""
+    return Snapshot(
+        serving=get_serving(conn, policy),
+        rollout=active_rollout(conn, policy),
+        engines=list_engines(conn),
+        waiting=list_checkpoints(conn, "waiting"),
+        draining=list_checkpoints(conn, "draining"),
+    )
 
 
 def adopt_first(conn: Connection, snapshot: Snapshot, fence: int) -> None:
@@ -59,5 +87,19 @@ def carry_out(
     if decision is not None:
         add_decision(conn, old.id, now, to.reason, *decision)
     return move_rollout(
-        conn, old, to.row, fence=fence, actor=to.actor, reason=to.reason, now=to.row.phase_started_at, stable=pointer
+        conn,
+        old,
+        to.row,
+        fence=fence,
+        actor=to.actor,
+        reason=to.reason.value,
+        now=to.row.phase_started_at,
+        note=to.note,
+        stable=pointer,
     )
+
+
+def log_move(old: RolloutRow, new: RolloutRow, to: Transition) -> None:
+    """Log what has committed."""
+    note = f": {to.note}" if to.note else ""
+    _log.info("rollout %s: %s -> %s (%s, %s%s)", new.id, old.phase, new.phase, to.reason, to.actor, note)

@@ -119,7 +119,7 @@ async def ask_engine(
                 return answer
             problem = found
             answer.close()
-            if problem == "unknown checkpoint" and not context.swap.wants(checkpoint):
+            if problem == "unknown checkpoint" and not context.swap.is_expected(checkpoint):
                 raise CheckpointGone(checkpoint)
         now = time.monotonic()
         wait_s = context.settings.gateway.connect_wait_s
@@ -127,7 +127,7 @@ async def ask_engine(
             logger.error("gave up on %s: %s", checkpoint, problem, extra=exchange.call.log_fields)
             raise unavailable("No engine can answer now.", retry_after_s=5)
         context.metrics.retries.inc()
-        context.swap.nudge()
+        context.swap.wake()
         context.deployment.hold(checkpoint)  # it may not be unloaded in the pause
         try:
             await asyncio.sleep(pause_s)

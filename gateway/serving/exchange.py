@@ -58,4 +58,4 @@ class Exchange(msgspec.Struct):
 
 def served_checkpoints(context: Context) -> frozenset[str]:
     """The checkpoints that engines hold, or will hold again when they are back."""
-    return context.swap.wanted.union(*(state.proven for state in context.deployment.engines.values()))
+    return context.swap.expected.union(*(state.proven for state in context.deployment.engines.values()))

@@ -22,6 +22,7 @@ from gateway.rollout.observations import Observations
 from gateway.serving.context import Context
 from gateway.serving.exchange import Exchange
 from gateway.serving.routing import Arm
+from gateway.tables.rows import Answered
 
 CLIENT_GONE = 499  # nginx's code for a client that left: not our failure
 
@@ -131,22 +132,29 @@ def record_answer(exchange: Exchange, outcome: Outcome) -> None:
     if observations is None or observations.is_settled(exchange.view.rollout or "", exchange.who.user):
         return
     if _is_telling(exchange, outcome):
-        _observe(observations, exchange, outcome, is_duel=False)
+        _observe(observations, exchange, outcome, "single")
 
 
 def record_pair(exchange: Exchange, outcomes: Sequence[Outcome], *, is_duel: bool) -> None:
     """Book two finished answers to one request, in the same step.
 
     The guardrails see both halves of a duel or neither, for one says nothing of their ratio; else the first that tells.
+    A candidate of a duel that failed has lost it.
     """
     for outcome in outcomes:
         _count(exchange, outcome)
     observations = _find_observations(exchange)
     telling = [outcome for outcome in outcomes if _is_telling(exchange, outcome)]
-    if observations is None or (is_duel and len(telling) < len(outcomes)):
+    if observations is None:
         return
-    for outcome in telling:
-        _observe(observations, exchange, outcome, is_duel=is_duel)
+    if not is_duel:
+        for outcome in telling[:1]:
+            _observe(observations, exchange, outcome, "explore")
+    elif len(telling) == len(outcomes):
+        for outcome in telling:
+            _observe(observations, exchange, outcome, "duel")
+        if failed := [outcome.arm for outcome in telling if outcome.code >= 500]:
+            observations.record_failed_duel(exchange.view.rollout, exchange.who.user, failed)
 
 
 def record_broken(exchange: Exchange) -> None:
@@ -175,7 +183,7 @@ def _count(exchange: Exchange, outcome: Outcome) -> None:
 def _find_observations(exchange: Exchange) -> Observations | None:
     """Where the rollout's first requests are noted; None if this request is not part of one."""
     is_outside = exchange.view.rollout is None or exchange.route.is_pinned or not exchange.endpoint.generates
-    return None if is_outside else exchange.context.deployment.observations
+    return None if is_outside else exchange.context.controller.observations
 
 
 def _is_telling(exchange: Exchange, outcome: Outcome) -> bool:
@@ -190,8 +198,8 @@ def _has_failed(exchange: Exchange, outcome: Outcome) -> bool:
     return bool(exchange.failed_on) and (view.canary if outcome.arm == "canary" else view.stable) in exchange.failed_on
 
 
-def _observe(observations: Observations, exchange: Exchange, outcome: Outcome, *, is_duel: bool) -> None:
-    observations.note(
+def _observe(observations: Observations, exchange: Exchange, outcome: Outcome, answered: Answered) -> None:
+    observations.record(
         exchange.view.rollout,
         exchange.who.user,
         outcome.arm,
@@ -199,6 +207,6 @@ def _observe(observations: Observations, exchange: Exchange, outcome: Outcome, *
         outcome.is_truncated,
         outcome.is_refused,
         outcome.first_byte_s,
-        paired=is_duel,
+        answered=answered,
         weight=exchange.view.weight,
     )

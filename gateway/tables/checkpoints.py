@@ -7,7 +7,7 @@ from sqlalchemy import Column, Connection, Float, Integer, String, Table, Text, 
 
 from feedback.database import metadata
 from feedback.manifest import Manifest
-from gateway.tables.rows import select_rows
+from gateway.tables.columns import select_rows
 
 # status of a checkpoint: waiting -> canary -> stable -> draining -> retired -> deleted; or superseded while it waited.
 checkpoints = Table(

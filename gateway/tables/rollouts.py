@@ -1,6 +1,6 @@
 """Rollouts, the events that they went through, and what each decision rested on."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 from sqlalchemy import (
     Boolean,
@@ -19,7 +19,8 @@ from sqlalchemy import (
 )
 
 from feedback.database import metadata
-from gateway.tables.rows import select_rows
+from gateway.tables.columns import select_rows
+from gateway.tables.rows import EventRow, RolloutRow
 from gateway.tables.serving import StaleController, advance_serving, get_serving
 
 rollouts = Table(
@@ -47,6 +48,7 @@ rollouts = Table(
     Column("split_waived", Boolean, nullable=False),
     Column("decision_digest", String(64), nullable=False),
     Column("settings", Text, nullable=False),
+    Column("note", Text, nullable=False, server_default=""),
 )
 
 rollout_events = Table(
@@ -60,6 +62,7 @@ rollout_events = Table(
     Column("actor", String(200), nullable=False),
     Column("reason", Text, nullable=False),
     Column("generation", Integer, nullable=False),
+    Column("note", Text, nullable=False, server_default=""),
 )
 
 decisions = Table(
@@ -77,45 +80,6 @@ decisions = Table(
 FINISHED = ("Healthy", "Degraded")
 
 
-@dataclass(frozen=True)
-class RolloutRow:
-    """One rollout, all of its state. `analysis`: Pending, Running, Successful, Failed, Error or Inconclusive."""
-
-    id: str
-    policy: str
-    checkpoint: str
-    stable: str
-    aa: bool
-    phase: str
-    analysis: str
-    reason: str
-    step: int
-    step_started_at: float
-    weight: float
-    duel_share: float
-    salt: str
-    generation: int
-    created_at: float
-    started_at: float | None
-    phase_started_at: float
-    finished_at: float | None
-    resume_phase: str
-    split_waived: bool
-    decision_digest: str
-    settings: str
-
-
-@dataclass(frozen=True)
-class EventRow:
-    """One append-only line of a rollout's audit trail."""
-
-    at: float
-    from_phase: str
-    to_phase: str
-    actor: str
-    reason: str
-
-
 # Built once: what runs at every look costs less to run than to build.
 _ROLLOUTS = select_rows(RolloutRow, rollouts)
 _ACTIVE_ROLLOUTS = _ROLLOUTS.where(
@@ -125,7 +89,7 @@ _ACTIVE_ROLLOUTS = _ROLLOUTS.where(
 
 def add_rollout(conn: Connection, row: RolloutRow) -> None:
     conn.execute(insert(rollouts).values(**asdict(row)))
-    _add_event(conn, row, "", "controller", row.reason or "Created", row.created_at)
+    _add_event(conn, row, "", "controller", row.reason, row.created_at)
 
 
 def get_rollout(conn: Connection, rollout: str) -> RolloutRow | None:
@@ -151,7 +115,7 @@ def active_rollout(conn: Connection, policy: str) -> RolloutRow | None:
 
 def move_rollout(
     conn: Connection, old: RolloutRow, new: RolloutRow, *, fence: int | None, actor: str, reason: str, now: float,
-    stable: str | None = None,
+    note: str = "", stable: str | None = None,
 ) -> RolloutRow:  # fmt: skip
     """Replace `old` by `new` under the next generation and append the event, all or nothing.
 
@@ -162,18 +126,20 @@ def move_rollout(
     where = (rollouts.c.id == old.id, rollouts.c.generation == old.generation)
     if conn.execute(update(rollouts).where(*where).values(**asdict(new))).rowcount != 1:
         raise StaleController(f"rollout {old.id} is past generation {old.generation}")
-    _add_event(conn, new, old.phase, actor, reason, now)
+    _add_event(conn, new, old.phase, actor, reason, now, note)
     return new
 
 
-def _add_event(conn: Connection, row: RolloutRow, old_phase: str, actor: str, reason: str, now: float) -> None:
-    values = {"from_phase": old_phase, "to_phase": row.phase, "actor": actor, "reason": reason}
+def _add_event(
+    conn: Connection, row: RolloutRow, old_phase: str, actor: str, reason: str, now: float, note: str = ""
+) -> None:
+    values = {"from_phase": old_phase, "to_phase": row.phase, "actor": actor, "reason": reason, "note": note}
     conn.execute(insert(rollout_events).values(rollout=row.id, at=now, generation=row.generation, **values))
 
 
 def list_events(conn: Connection, rollout: str) -> list[EventRow]:
     query = select(rollout_events).where(rollout_events.c.rollout == rollout).order_by(rollout_events.c.id)
-    return [EventRow(r.at, r.from_phase, r.to_phase, r.actor, r.reason) for r in conn.execute(query)]
+    return [EventRow(r.at, r.from_phase, r.to_phase, r.actor, r.reason, r.note) for r in conn.execute(query)]
 
 
 def add_decision(conn: Connection, rollout: str, at: float, verdict: str, digest: str, data: str) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import Column, Connection, Integer, String, Table, bindparam, se
 
 from feedback.database import insert_or_ignore, metadata
 from gateway.tables.checkpoints import CheckpointRow, get_checkpoint
-from gateway.tables.rows import select_rows
+from gateway.tables.columns import select_rows
 
 serving = Table(
     "serving",

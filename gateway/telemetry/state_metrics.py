@@ -13,7 +13,7 @@ from gateway.engines.engine import BREAKER_PHASES
 if TYPE_CHECKING:
     from feedback.relay import RelayState
     from gateway.engines.deployment import Deployment
-    from gateway.rollout.membership import Fleet
+    from gateway.rollout.membership import Membership
 
 
 class StateCollector(Collector):
@@ -22,8 +22,8 @@ class StateCollector(Collector):
     Register it on `Metrics.registry`.
     """
 
-    def __init__(self, deployment: Deployment, fleet: Fleet, read_relay: Callable[[], RelayState]) -> None:
-        self._deployment, self._fleet, self._read_relay = deployment, fleet, read_relay
+    def __init__(self, deployment: Deployment, membership: Membership, read_relay: Callable[[], RelayState]) -> None:
+        self._deployment, self._membership, self._read_relay = deployment, membership, read_relay
 
     def collect(self) -> Iterator[Metric]:
         """The metrics as of now."""
@@ -50,7 +50,7 @@ class StateCollector(Collector):
         yield GaugeMetricFamily(
             "prefloop_controller_leads",
             "Whether this gateway runs the rollouts.",
-            value=self._fleet.fence is not None,
+            value=self._membership.fence is not None,
         )
         yield from self._collect_relay()
 

@@ -153,7 +153,7 @@ function confirmAbort() {
     text: `Everyone goes back to stable. ${status.rollout.checkpoint} will not be tried again by itself.`,
     yes: "Abort",
     danger: true,
-    onYes: (showError) => decide("abort", { reason: byId("reason").value.trim() || "Aborted by the operator" }, showError),
+    onYes: (showError) => decide("abort", { note: byId("reason").value.trim() }, showError),
   });
 }
 

@@ -16,6 +16,7 @@ const ABORTABLE = ["Pending", "Progressing", "Paused", "WaitingPromotion", "Prom
 export function showStatus(status, now) {
   const { rollout } = status;
   setText(byId("preset"), `Preset: ${rollout?.preset || status.preset || "default"}`);
+  showControllerProblem(status.controller?.problem);
   showVerdict(status, rollout);
   showRamp(rollout);
   showCountdown(rollout, now);
@@ -23,12 +24,21 @@ export function showStatus(status, now) {
   byId("rollout-parts").hidden = !rollout;
   if (rollout) {
     showTiles(rollout, rollout.evidence);
-    drawNet(byId("net-plot"), rollout.series, { startedAt: rollout.created_at, delta: rollout.evidence.delta ?? 0 });
+    drawNet(byId("net-plot"), rollout.series, { startedAt: rollout.created_at, delta: rollout.evidence.delta });
     drawEvidence(byId("e-plot"), rollout.series, { startedAt: rollout.created_at, threshold: rollout.evidence.threshold });
     showGuardrails(rollout.guardrails);
     showTrail(rollout.events);
   }
   showCounters(status);
+}
+
+/** The code of a reason, with what an operator wrote. */
+const why = ({ reason, note }) => (note ? `${reason}: ${note}` : reason);
+
+function showControllerProblem(problem) {
+  const notice = byId("controller-problem");
+  notice.hidden = !problem;
+  setText(notice, problem ? `The rollout controller fails: ${problem}` : "");
 }
 
 function showVerdict(status, rollout) {
@@ -52,7 +62,7 @@ function showRamp(rollout) {
   const stages = ["Pending", ...steps, "Approval", "Baking", "Healthy"];
   const at = stagePosition(rollout);
   const ended = ["Aborting", "Degraded"].includes(rollout.phase);
-  stages[at] += ended ? ` · ${rollout.reason.length <= 24 ? rollout.reason : "stopped"}` : at > 0 && at <= rollout.num_steps ? ` · ${percent(rollout.weight)}` : "";
+  stages[at] += ended ? ` · ${rollout.reason}` : at > 0 && at <= rollout.num_steps ? ` · ${percent(rollout.weight)}` : "";
   ramp.replaceChildren(...stages.map((name, i) => {
     const current = i === at;
     return make("li", { class: ended && current ? "stopped" : i < at ? "done" : "", "aria-current": current && !ended ? "step" : null }, name);
@@ -70,7 +80,7 @@ export function showCountdown(rollout, now) {
   if (rollout?.phase === "WaitingPromotion") {
     parts.push(rollout.approve_at ? `Approves itself in ${duration(rollout.approve_at - now)} unless you decide` : "Waits for your approval");
   } else if (rollout && !rollout.finished_at) {
-    if (rollout.phase === "Paused") parts.push(`Paused${rollout.reason ? `: ${rollout.reason}` : ""}`);
+    if (rollout.phase === "Paused") parts.push(`Paused: ${why(rollout)}`);
     else if (rollout.next_move_at) parts.push(`Next move in ${duration(rollout.next_move_at - now)}`);
     else if (rollout.phase === "Progressing") parts.push("Stays here until a verdict");
   } else if (rollout?.finished_at) parts.push(`Ended ${clock(rollout.finished_at)} after ${duration(rollout.finished_at - rollout.created_at)}`);
@@ -105,6 +115,9 @@ function showTiles(rollout, seen) {
   byId("users-meter").value = Math.min(seen.users, seen.min_users);
   setText(byId("votes"), `${count(seen.votes)} votes, top user ${percent(seen.top_user_share)}`);
 
+  const whose = rollout.weight_of === "old" ? "the old checkpoint" : "the canary";
+  setText(byId("weight-of"), rollout.weight_of === "old" ? "Old checkpoint’s weight" : "Canary weight");
+  byId("weight-meter").setAttribute("aria-label", `Share of users that ${whose} serves`);
   setText(byId("weight"), percent(rollout.weight));
   setText(byId("step"), `step ${Math.min(rollout.step + 1, rollout.num_steps)} of ${rollout.num_steps}`);
   byId("weight-meter").value = rollout.weight;
@@ -143,7 +156,7 @@ function showTrail(events) {
   const items = [...events].reverse().map((event) => make("li", {},
     make("time", { datetime: new Date(event.at * 1000).toISOString() }, clock(event.at)),
     make("div", {}, `${event.from && event.from !== event.to ? `${phaseName(event.from)} → ` : ""}${phaseName(event.to)} `, make("span", { class: "muted" }, `by ${event.actor}`),
-      event.reason ? make("span", { class: "note" }, event.reason) : null)));
+      event.reason ? make("span", { class: "note" }, why(event)) : null)));
   byId("trail").replaceChildren(...(items.length ? items : [make("li", { class: "empty-row" }, "Nothing has happened yet.")]));
 }
 
@@ -160,7 +173,7 @@ export function showPastRollouts(rollouts) {
   const rows = rollouts.map((row) => make("tr", {},
     make("td", {}, make("code", {}, row.checkpoint), row.aa ? make("span", { class: "note" }, "A/A") : null),
     make("td", {}, make("span", { class: `pill ${TONE[row.reason === "Inconclusive" ? "Inconclusive" : row.phase] ?? ""}` }, phaseName(row.phase)),
-      row.reason ? make("span", { class: "note" }, row.reason) : null),
+      row.reason ? make("span", { class: "note" }, why(row)) : null),
     make("td", { class: "number" }, count(row.evidence?.users)),
     make("td", { class: "number" }, row.evidence?.users ? signedPercent(row.evidence.net_win_rate) : "–"),
     make("td", {}, clock(row.finished_at))));

@@ -10,7 +10,7 @@ const EDGE = { left: 54, right: 14, top: 14, bottom: 28 };
 
 /** Draw net win rate and interval against the lines to cross: 0, and delta where it is not 0. */
 export function drawNet(svg, series, { startedAt, delta = 0 }) {
-  const reach = Math.max(0.2, ...series.flatMap((p) => [Math.abs(p.low), Math.abs(p.high)].filter(Number.isFinite)));
+  const reach = Math.max(0.2, delta, ...series.flatMap((p) => [Math.abs(p.low), Math.abs(p.high)].filter(Number.isFinite)));
   const bound = Math.min(1, Math.ceil(reach * 5) / 5);
   const x = timeScale(series, startedAt);
   const y = linear(-bound, bound, HEIGHT - EDGE.bottom, EDGE.top);

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from running_gateway import RunningGateway, let_people_choose, wait_until
 
 pytestmark = pytest.mark.browser
@@ -33,6 +33,8 @@ def test_an_operator_approves_a_canary_that_people_prefer(gateway: RunningGatewa
     expect(page.locator("#net-plot polygon.band")).to_be_visible()
     points = page.locator("#net-plot polyline.net").get_attribute("points") or ""  # flat if every duel was won
     assert len(points.split()) == len(gateway.rollout()["series"]) > 0
+    expect(page.locator("#net-plot .delta-label")).to_contain_text("+5% · the whole band must rise above")
+    expect(page.locator("#net-plot line.delta")).to_have_count(1)
     expect(page.locator("#e-plot line.threshold")).to_have_count(1)
     expect(page.locator("#trail li").first).to_be_visible()
     page.screenshot(path=tmp_path / "waiting.png", full_page=True)
@@ -46,6 +48,14 @@ def test_an_operator_approves_a_canary_that_people_prefer(gateway: RunningGatewa
     page.screenshot(path=tmp_path / "promoted.png", full_page=True)
 
 
+def show_baking(route: Route) -> None:
+    """The status with its rollout in a phase that is soon over, and a controller that fails."""
+    status = route.fetch().json()
+    status["rollout"] |= {"phase": "Baking", "weight": 0.05, "weight_of": "old"}
+    status["controller"] = {"problem": "KeyError: 'cap'", "num_failures": 1}
+    route.fulfill(json=status)
+
+
 def test_an_operator_pauses_resumes_and_aborts_with_a_reason(
     gateway: RunningGateway, page: Page, tmp_path: Path
 ) -> None:
@@ -56,11 +66,17 @@ def test_an_operator_pauses_resumes_and_aborts_with_a_reason(
     expect(page.locator("#phase")).to_have_text("Paused")
     page.get_by_role("button", name="Resume").click()
     expect(page.locator("#phase")).to_have_text("Progressing")
+    expect(page.locator("#weight-of")).to_have_text("Canary weight")
+    page.route("**/operator/v1/status", show_baking)
+    expect(page.locator("#weight-of")).to_have_text("Old checkpoint’s weight")
+    expect(page.locator("#controller-problem")).to_contain_text("The rollout controller fails: KeyError: 'cap'")
+    page.unroute("**/operator/v1/status")
+    expect(page.locator("#controller-problem")).to_be_hidden()
     page.get_by_role("button", name="Abort").click()
     page.fill("#reason", "It answers in riddles")
     page.get_by_role("dialog").get_by_role("button", name="Abort").click()
     expect(page.locator("#phase")).to_have_text("Degraded", timeout=30_000)
-    expect(page.locator("#trail")).to_contain_text("It answers in riddles")
+    expect(page.locator("#trail")).to_contain_text("Operator: It answers in riddles")
     page.screenshot(path=tmp_path / "aborted.png", full_page=True)
 
 

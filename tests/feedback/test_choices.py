@@ -17,7 +17,7 @@ from feedback.choices import (
     store_comparison,
 )
 from feedback.database import create_tables, open_database, write_transaction
-from feedback.duels import load_duels
+from feedback.duels import FailedDuel, load_duels, store_failed_duels
 from feedback.errors import ConflictingChoice, ExpiredComparison, UnknownComparison
 from feedback.events import Comparison, Preferred, decode_event
 from feedback.outbox import delete_rows, load_rows
@@ -229,3 +229,22 @@ def test_explores_and_other_rollouts_are_no_duels(database: sa.Engine) -> None:
     show(database, make_comparison("explore", rollout="r1"), make_comparison("d", arms="stable canary", rollout="r2"))
     with database.connect() as connection:
         assert list(load_duels(connection, "r1")) == []
+
+
+def test_duels_with_a_failed_candidate_stand_among_those_that_were_shown(database: sa.Engine) -> None:
+    show(database, make_comparison("shown", arms="canary stable", rollout="r1", created_at=1001.0))
+    user = make_comparison().user
+    failed = [
+        FailedDuel("f1", "r1", user, 1000.0, -1),
+        FailedDuel("f2", "r1", user, 1002.0, 0),
+        FailedDuel("f3", "r2", user, 1003.0, 1),
+    ]
+    with write_transaction(database) as connection:
+        for _ in range(2):
+            store_failed_duels(connection, failed)
+    with database.connect() as connection:
+        duels = list(load_duels(connection, "r1"))
+    assert [(duel.comparison_id, duel.chosen_at, duel.outcome, duel.failed) for duel in duels] == [
+        ("f1", 1000.0, -1, True), ("shown", None, 0, False), ("f2", 1002.0, 0, True),
+    ]  # fmt: skip
+    assert not any(duel.harmful or duel.both_bad for duel in duels)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from runpy import run_path
 
 import msgspec
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
+from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from typer.testing import CliRunner
 
@@ -136,12 +138,51 @@ def test_a_database_from_before_revisions_is_adopted_and_completed(empty: sa.Eng
             connection.exec_driver_sql("DROP TABLE engines")
             connection.exec_driver_sql("ALTER TABLE comparisons DROP COLUMN finished_first")
             connection.exec_driver_sql("DROP TABLE key_limits")
+            connection.exec_driver_sql("DROP TABLE failed_duels")
+            connection.exec_driver_sql("ALTER TABLE rollouts DROP COLUMN note")
+            connection.exec_driver_sql("ALTER TABLE rollout_events DROP COLUMN note")
+            connection.exec_driver_sql("ALTER TABLE rollout_observations DROP COLUMN answered")
             connection.exec_driver_sql("INSERT INTO leases VALUES ('default', 'gateway-1', 12.5)")
     migrate(empty, store)
     assert list_differences(empty, store) == []
     if store == "gateway":
         with empty.connect() as connection:
             assert connection.exec_driver_sql("SELECT holder FROM leases").scalar_one() == "gateway-1"
+
+
+def test_reasons_that_operators_typed_become_notes(empty: sa.Engine) -> None:
+    """Of the code "NoData" in the words of an operator nothing is left to steer by; the gateway's own codes stand."""
+    migrate(empty, "gateway")
+    names = "id, policy, checkpoint, stable, aa, phase, analysis, reason, step, step_started_at, weight, duel_share"
+    rest = "salt, generation, created_at, phase_started_at, resume_phase, split_waived, decision_digest, settings"
+    rows = [("r-1", "Paused", "NoData"), ("r-2", "Degraded", "Inconclusive"), ("r-3", "Paused", "NoData"),
+            ("r-4", "Degraded", "Inconclusive"), ("r-5", "Healthy", "Promoted")]  # fmt: skip
+    moves = [("r-1", "Paused", "key:1", "NoData"), ("r-2", "Aborting", "key:1", "Inconclusive"),
+             ("r-2", "Degraded", "controller", "Inconclusive"), ("r-3", "Paused", "controller", "NoData"),
+             ("r-4", "Aborting", "controller", "Inconclusive"), ("r-5", "Promoting", "key:1", "It is fine."),
+             ("r-5", "Promoting", "key:1", "Approved")]  # fmt: skip
+    with empty.begin() as connection:
+        for name, phase, reason in rows:
+            values = f"'{name}', 'p', 'c', 's', false, '{phase}', 'a', '{reason}', 0, 0, 0, 0, '', 1, 0, 0, '', false, '', ''"
+            connection.exec_driver_sql(f"INSERT INTO rollouts ({names}, {rest}) VALUES ({values})")
+        for name, phase, actor, reason in moves:
+            columns = "rollout, at, from_phase, to_phase, actor, reason, generation"
+            values = f"'{name}', 0, '', '{phase}', '{actor}', '{reason}', 1"
+            connection.exec_driver_sql(f"INSERT INTO rollout_events ({columns}) VALUES ({values})")
+        path = Path(inbox.__file__).parent / "migrations/gateway/0003_reason_codes_and_failed_duels.py"
+        revision = run_path(str(path))
+        with Operations.context(MigrationContext.configure(connection)):
+            revision["_turn_typed_reasons_into_notes"]()
+        found = connection.exec_driver_sql("SELECT id, reason, note FROM rollouts ORDER BY id").all()
+        told = connection.exec_driver_sql("SELECT rollout, reason, note FROM rollout_events ORDER BY id").all()
+    assert [tuple(row) for row in found] == [
+        ("r-1", "Operator", "NoData"), ("r-2", "Operator", "Inconclusive"), ("r-3", "NoData", ""),
+        ("r-4", "Inconclusive", ""), ("r-5", "Promoted", ""),
+    ]  # fmt: skip
+    assert [tuple(row) for row in told] == [
+        ("r-1", "Operator", "NoData"), ("r-2", "Operator", "Inconclusive"), ("r-2", "Inconclusive", ""),
+        ("r-3", "NoData", ""), ("r-4", "Inconclusive", ""), ("r-5", "Forced", "It is fine."), ("r-5", "Approved", ""),
+    ]  # fmt: skip
 
 
 def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import openai
 import pytest
 from aiohttp import web
 from engine import FakeEngine
+from world import World
 
 from bench.gateway.checkpoints import make_checkpoint
 from gateway.app import Gateway, create_app
@@ -148,3 +149,16 @@ async def run_gateway(tmp_path: Path, *, has_checkpoint: bool = True, **section:
 async def gateway(tmp_path: Path) -> AsyncIterator[Running]:
     async with run_gateway(tmp_path) as running:
         yield running
+
+
+@pytest.fixture
+async def make_world(tmp_path: Path) -> AsyncIterator[Callable[..., World]]:
+    made: list[World] = []
+
+    def make(**rollout: object) -> World:
+        made.append(World(tmp_path, **rollout))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()

@@ -12,6 +12,7 @@ from aiohttp import web
 from conftest import start_engine
 from engine import FakeEngine
 
+from gateway.engines.swap import Swap
 from gateway.errors import EngineUnavailable
 
 
@@ -24,6 +25,7 @@ class EngineProcess(FakeEngine):
     has_metrics: bool = True
     is_hung: bool = False
     is_frozen: bool = False
+    fails_to_load: bool = False
     port: int = 0
     unloads: list[str] = field(default_factory=list)
     probes: list[str] = field(default_factory=list)
@@ -76,9 +78,19 @@ class EngineProcess(FakeEngine):
             return web.json_response({"error": {"message": "does not exist"}}, status=404)
         return await super()._probe(request)
 
+    async def _load(self, request: web.Request) -> web.Response:
+        if self.fails_to_load:
+            return web.json_response({"error": {"message": "EngineDeadError"}}, status=500)
+        return await super()._load(request)
+
     async def _unload(self, request: web.Request) -> web.Response:
         self.unloads.append((await request.json())["lora_name"])
         return await super()._unload(request)
+
+
+async def reconcile_engines(swap: Swap) -> None:
+    """Look at every engine once, as each one's loop does."""
+    await asyncio.gather(*(swap.reconcile_engine(state) for state in swap._deployment.states))
 
 
 class Caller:

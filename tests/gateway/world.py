@@ -1,5 +1,6 @@
 """A gateway's rollouts over a real database, with a swap and a clock of the test's own."""
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,12 @@ from gateway.engines.deployment import Deployment
 from gateway.errors import SwapError
 from gateway.rollout.assessment import Assessor
 from gateway.rollout.controller import Controller
-from gateway.rollout.membership import Fleet
-from gateway.rollout.observations import Observations
+from gateway.rollout.membership import Membership
 from gateway.rollout.pure import machine
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import CheckpointRow, get_checkpoint
-from gateway.tables.rollouts import RolloutRow, list_rollouts
+from gateway.tables.rollouts import list_rollouts
+from gateway.tables.rows import RolloutRow
 from tests.feedback.reading import record_choice
 
 
@@ -26,35 +27,49 @@ class FakeSwap:
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
-        self.wants_now: set[str] = set()
+        self.expected_now: set[str] = set()
         self.refuses: dict[str, bool] = {}
+        self.num_refused = 0
+        self.loading: frozenset[str] = frozenset()
+        self.blocked: dict[str, asyncio.Event] = {}  # loads that wait
         self.while_unloading: Callable[[], object] = lambda: None
 
     async def load(self, checkpoint: CheckpointRow) -> float:
+        if checkpoint.id in self.blocked:
+            self.loading |= {checkpoint.id}
+            await self.blocked[checkpoint.id].wait()
+            self.loading -= {checkpoint.id}
         if checkpoint.id in self.refuses:
+            self.num_refused += 1
             raise SwapError("refused", is_transient=self.refuses[checkpoint.id])
         if checkpoint.id not in self.loaded:
             self.loaded.append(checkpoint.id)
-        self.wants_now.add(checkpoint.id)
+        self.expected_now.add(checkpoint.id)
         return 0.01
 
     def use_registered(self, engines: dict[str, str]) -> None:
         assert not engines
 
     async def unload(self, checkpoint: CheckpointRow) -> None:
+        self.loading: frozenset[str] = frozenset()
+        self.blocked: dict[str, asyncio.Event] = {}  # loads that wait
         self.while_unloading()
-        self.forget(checkpoint.id)
+        self.release(checkpoint.id)
         self.loaded = [name for name in self.loaded if name != checkpoint.id]
 
     @property
-    def wanted(self) -> frozenset[str]:
-        return frozenset(self.wants_now)
+    def expected(self) -> frozenset[str]:
+        return frozenset(self.expected_now)
 
-    def wants(self, checkpoint: str) -> bool:
-        return checkpoint in self.wants_now
+    @property
+    def held(self) -> frozenset[str]:
+        return frozenset(self.expected_now) | self.loading
 
-    def forget(self, checkpoint: str) -> None:
-        self.wants_now.discard(checkpoint)
+    def is_expected(self, checkpoint: str) -> bool:
+        return checkpoint in self.expected_now
+
+    def release(self, checkpoint: str) -> None:
+        self.expected_now.discard(checkpoint)
 
 
 class World:
@@ -73,11 +88,11 @@ class World:
     def restart(self) -> None:
         """A new process: engines, memory and controller are fresh, the database is not."""
         self.swap = FakeSwap()
-        self.observed = Observations(clock=lambda: self.time)
-        self.deployment = Deployment(["http://engine"], self.observed)
+        self.deployment = Deployment(["http://engine"])
         clock = lambda: self.time  # noqa: E731
-        self.fleet = Fleet(self.writer, self.deployment, self.swap, self.settings, clock)  # type: ignore[arg-type]
-        self.controller = Controller(self.writer, self.swap, self.deployment, self.fleet, self.settings, clock)  # type: ignore[arg-type]
+        self.membership = Membership(self.writer, self.deployment, self.swap, self.settings, clock)  # type: ignore[arg-type]
+        self.controller = Controller(self.writer, self.swap, self.deployment, self.membership, self.settings, clock)  # type: ignore[arg-type]
+        self.observed = self.controller.observations
         self.controller.assessor = Assessor(self.writer, "demo", clock, cpu_clock=lambda: 0.0)  # every tick weighs
         self.has_joined = False
 
@@ -88,9 +103,9 @@ class World:
     async def tick(self, seconds: float = 0.5) -> None:
         self.time += seconds
         if not self.has_joined:
-            await self.fleet.join(is_alone=True)
+            await self.membership.join(is_alone=True)
             self.has_joined = True
-        await self.fleet.beat()
+        await self.membership.send_heartbeat()
         await self.controller.tick(self.time)
 
     async def publish(self, number: int) -> str:
@@ -121,7 +136,7 @@ class World:
         row = await self.row()
         for user in users:
             for arm in ("stable", "canary"):
-                self.observed.note(row.id, f"u{user}", arm, False, False, False, 0.1, paired=True)
+                self.observed.record(row.id, f"u{user}", arm, False, False, False, 0.1, answered="duel")
             for n in range(3):
                 await self.choose(row, f"u{user}", n < num_wins_of_3)
 

@@ -56,7 +56,7 @@ def test_a_rollout_from_start_to_rollback(gateway: LiveGateway) -> None:
     shown = ask(gateway, "rollout", "show").stdout
     assert queued in shown and "guardrail" in shown and "Resumed" in shown
     assert json.loads(ask(gateway, "rollout", "show", rollout, "--json").stdout)["checkpoint"] == queued
-    assert f"{rollout} Aborting" in ask(gateway, "rollout", "abort", "--reason", "[/odd] 'words'").stdout
+    assert f"{rollout} Aborting" in ask(gateway, "rollout", "abort", "--note", "[/odd] 'words'").stdout
     wait_until(lambda: not gateway.active(), "the rollout ended")
     assert "[/odd] 'words'" in ask(gateway, "rollout", "show", rollout).stdout
 
@@ -125,7 +125,7 @@ def test_status_shows_gateway_and_trainer(gateway: LiveGateway) -> None:
         (["rollout", "show", "no/such?rollout"], "404"),
         (["rollout", "show", ".."], "4"),
         (["rollout", "approve", "nobody"], "404"),
-        (["rollout", "abort", "nobody", "--reason", ""], "404"),
+        (["rollout", "abort", "nobody", "--note", ""], "404"),
         (["rollout", "pause", "nobody"], "404"),
         (["rollout", "resume", "\x00\udcff"], "404"),
         (["rollout", "start"], "either --aa or --checkpoint"),

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gateway.rollout.observations import Observation
-from gateway.rollout.pure.assignment import CANARY, choose_arm
+from gateway.rollout.pure.assignment import CANARY
 from gateway.rollout.pure.users import Duel, Voter
+from gateway.tables.rows import Observation
 
 PASS, FAIL, NOT_ENOUGH = "pass", "fail", "not enough data"
 LOWER_RATIOS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.2)  # alternatives to "ratio >= 1.5", times r0 / 1.5
@@ -130,7 +130,7 @@ def log_split_e(splits: Iterable[tuple[float, int, int]]) -> float:
 
 
 def judge_guardrails(
-    observed: Sequence[Observation], voters: Sequence[Voter], *, salt: bytes, ceilings: Mapping[str, float],
+    observed: Sequence[Observation], voters: Sequence[Voter], *, ceilings: Mapping[str, float],
     alpha: float = 0.05, max_ratio: float = 1.5,
 ) -> Guardrails:  # fmt: skip
     """Judge every guardrail from first requests (oldest first) and, for harm, from each user's first decided duel."""
@@ -146,13 +146,12 @@ def judge_guardrails(
         )
     ]
     rates.append(_judge("latency", _see_latency(observed), 0.10, alpha, max_ratio, needed=False))
-    users = {o.user: o.weight for o in observed}
     num_canary_first = sum(duel.canary_first for duel in firsts)
     return Guardrails(
         rates=tuple(rates),
-        log_e_split=log_split_e(_count_arms(users, salt)),
+        log_e_split=log_split_e(_count_arms(observed)),
         log_e_order=log_split_e([(0.5, num_canary_first, len(firsts) - num_canary_first)]),
-        users=len(users),
+        users=len({o.user for o in observed}),
     )
 
 
@@ -189,9 +188,8 @@ def _judge(
     log_alarm = log_ratio_e(segments, 1.0, HIGHER_RATIOS)
     if name == "harm":
         log_alarm = _log_mean([log_alarm, log_above_ceiling_e(len(canary), sum(canary), ceiling)])
-    status = PASS if log_e >= -math.log(alpha) else NOT_ENOUGH
-    if log_alarm >= -math.log(alpha):
-        status = FAIL
+    # Worse than stable and yet proven good enough is good enough: the alarm alone forbids nothing, it rolls back.
+    status = PASS if log_e >= -math.log(alpha) else FAIL if log_alarm >= -math.log(alpha) else NOT_ENOUGH
     missing = clean_users_missing(len(canary), sum(canary), ceiling, log_ratio, 1 / alpha) if status != PASS else 0
     return Guardrail(
         name=name,
@@ -216,8 +214,10 @@ def _segment(seen: Sequence[_Seen]) -> list[Segment]:
 
 
 def _keep_first(observed: Sequence[Observation]) -> list[Observation]:
-    """Each user's first request: a single answer, or both halves of a duel.
+    """Each user's first request, if it is judged: a single answer, or both halves of a duel.
 
+    Who was first answered by an explore pair is seen and not judged: only stable has such pairs, and users of the canary
+    who might have had one duel in another segment.
     A gateway does not know whom another has seen. Of a later duel there, the half of the user's own arm meets the row of
     the first request, and the other one alone enters the table: no user's first, and all from one arm.
     """
@@ -226,16 +226,16 @@ def _keep_first(observed: Sequence[Observation]) -> list[Observation]:
         rows_of.setdefault(o.user, []).append(o)
     first: list[Observation] = []
     for rows in rows_of.values():
-        single = next((o for o in rows if not o.paired), None)
-        if single is not None:
-            first.append(single)
+        alone = next((o for o in rows if o.answered != "duel"), None)
+        if alone is not None:
+            first += [alone] if alone.answered == "single" else []
         elif len(rows) == 2:
             first += rows
     return first
 
 
 def _see(observation: Observation, event: bool) -> _Seen:
-    return _Seen(observation.user, observation.arm == CANARY, observation.weight, observation.paired, event)
+    return _Seen(observation.user, observation.arm == CANARY, observation.weight, observation.answered == "duel", event)
 
 
 def _see_harm(firsts: Sequence[Duel]) -> list[_Seen]:
@@ -263,10 +263,12 @@ def _see_latency(observed: Sequence[Observation]) -> list[_Seen]:
     return seen
 
 
-def _count_arms(users: Mapping[str, float], salt: bytes) -> list[tuple[float, int, int]]:
+def _count_arms(observed: Sequence[Observation]) -> list[tuple[float, int, int]]:
+    """By weight, users of single answers by the arm that really answered; of a duel both did."""
     counts: dict[float, list[int]] = {}
-    for user, weight in users.items():
-        counts.setdefault(weight, [0, 0])[choose_arm(salt, user, weight) == CANARY] += 1
+    for o in observed:
+        if o.answered == "single":
+            counts.setdefault(o.weight, [0, 0])[o.arm == CANARY] += 1
     return [(weight, canary, stable) for weight, (stable, canary) in sorted(counts.items())]
 
 

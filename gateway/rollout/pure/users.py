@@ -10,7 +10,10 @@ import msgspec
 
 
 class Duel(msgspec.Struct, frozen=True, gc=False):
-    """One duel from the canary's side: outcome +1, 0 or -1. `chosen_at` None: shown and not decided (yet)."""
+    """One duel from the canary's side: outcome +1, 0 or -1. `chosen_at` None: shown and not decided (yet).
+
+    failed: decided by a candidate's failure, without anybody's choice.
+    """
 
     user: str
     asked_at: float
@@ -20,10 +23,11 @@ class Duel(msgspec.Struct, frozen=True, gc=False):
     harmful_canary: bool = False
     harmful_stable: bool = False
     canary_first: bool = False
+    failed: bool = False
 
 
 class Voter(msgspec.Struct, frozen=True, gc=False):
-    """A user's duels. first: the earliest asked that is decided; None, with no votes, if none is.
+    """A user's duels. first: the earliest asked of which something was said, None if there is none.
 
     complete_at: when `cap` duels were decided, or `window_s` had passed since the first was asked. score: wins - losses
     over the first `cap` that were decided until then. last_chosen_at: 0 without votes.
@@ -63,5 +67,9 @@ def sum_up(own: Sequence[Duel], *, cap: int, window_s: float) -> Voter:
         losses=outcomes.count(-1),
         both_bad=sum([duel.both_bad for duel in own]),
         last_chosen_at=decided[-1][0] if decided else 0.0,
-        first=min([duel for duel in own if duel.chosen_at is not None], key=attrgetter("asked_at"), default=None),
+        first=min(
+            [duel for duel in own if duel.chosen_at is not None and not duel.failed],
+            key=attrgetter("asked_at"),
+            default=None,
+        ),
     )

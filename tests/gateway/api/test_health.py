@@ -14,7 +14,7 @@ def test_ready_means_that_an_engine_which_does_not_hang_has_proven_the_stable_ch
     deployment.apply(ServingView(1, "c"))
     first.up, first.proven = True, frozenset({"c"})
     assert find_unready_reason(context) is None  # type: ignore[arg-type]
-    first.take_out(0.0)
+    first.mark_hung(0.0)
     assert find_unready_reason(context) == "no engine holds the stable checkpoint"  # type: ignore[arg-type]
     second.proven = frozenset({"c"})
     assert find_unready_reason(context) is not None  # type: ignore[arg-type]

@@ -1,41 +1,15 @@
 """The operators' routes over a real controller and database."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
+from dataclasses import replace
 
-import httpx
 import pytest
-from fastapi import FastAPI, Request
-from starlette.responses import Response
-from test_controller import World, make_world  # noqa: F401
-
-from gateway.access.keys import Identity
-from gateway.api.operator import build_operator_router
-from gateway.errors import ApiError
+import sqlalchemy as sa
+from operator_client import open_client
+from world import World
 
 
-def open_client(world: World) -> httpx.AsyncClient:
-    keys = SimpleNamespace(check=lambda key: Identity("k1", "ops", frozenset({key})))
-    context = SimpleNamespace(
-        settings=world.settings,
-        writer=world.writer,
-        deployment=world.deployment,
-        controller=world.controller,
-        keys=keys,
-    )
-    app = FastAPI()
-    app.state.context = context
-    app.include_router(build_operator_router(context))  # type: ignore[arg-type]
-
-    @app.exception_handler(ApiError)
-    async def refuse(_: Request, error: ApiError) -> Response:
-        return Response(error.body(), error.status, media_type="application/json")
-
-    headers = {"authorization": "Bearer operator"}
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers)
-
-
-async def test_an_operator_watches_and_approves(make_world: Callable[..., World]) -> None:  # noqa: F811
+async def test_an_operator_watches_and_approves(make_world: Callable[..., World]) -> None:
     world = make_world(auto_approve=False)
     async with open_client(world) as client:
         assert (await client.get("/operator/v1/status")).json()["stable"] is None
@@ -61,19 +35,39 @@ async def test_an_operator_watches_and_approves(make_world: Callable[..., World]
         assert [row["id"] for row in data] == [shown["id"]]
 
 
-async def test_pause_resume_abort(make_world: Callable[..., World]) -> None:  # noqa: F811
+async def test_a_poll_of_the_status_makes_two_transactions_and_one_while_nothing_is_weighed(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    async with open_client(world) as client:
+        await world.started()
+        begun: list[object] = []
+        sa.event.listen(world.engine, "begin", begun.append)
+        for expected in (3, 2, 2):  # the first one reads the events too, which change with the generation alone
+            begun.clear()
+            assert (await client.get("/operator/v1/status")).json()["rollout"]["events"]
+            assert len(begun) == expected
+            world.time += 1.0
+        world.controller.assessor._newest = replace(world.controller.assessor._newest, cpu_s=60.0)  # type: ignore[type-var]
+        begun.clear()
+        await client.get("/operator/v1/status")
+        assert len(begun) == 1
+
+
+async def test_pause_resume_abort(make_world: Callable[..., World]) -> None:
     world = make_world()
     async with open_client(world) as client:
         await world.started()
         path = f"/operator/v1/rollouts/{(await world.row()).id}"
-        assert (await client.post(f"{path}:pause", json={"reason": "Look"})).json()["phase"] == "Paused"
+        assert (await client.post(f"{path}:pause", json={"note": "Look"})).json()["note"] == "Look"
+        assert (await client.get(path)).json()["phase"] == "Paused"
         assert (await client.post(f"{path}:resume")).json()["phase"] == "Progressing"
         assert (await client.post(f"{path}:resume")).status_code == 409
         assert (await client.post(f"{path}:abort")).json()["reason"] == "Operator"
         assert (await client.get("/operator/v1/rollouts/none")).status_code == 404
 
 
-async def test_checkpoints_are_registered_once_and_bad_paths_refused(make_world: Callable[..., World]) -> None:  # noqa: F811
+async def test_checkpoints_are_registered_once_and_bad_paths_refused(make_world: Callable[..., World]) -> None:
     world = make_world()
     async with open_client(world) as client:
         first = await world.publish(0)
@@ -90,25 +84,24 @@ async def test_checkpoints_are_registered_once_and_bad_paths_refused(make_world:
         ]  # fmt: skip
 
 
-async def test_an_admin_promotes_past_the_gate_with_a_written_reason(make_world: Callable[..., World]) -> None:  # noqa: F811
+async def test_an_admin_promotes_past_the_gate_with_a_written_reason(make_world: Callable[..., World]) -> None:
     world = make_world()
     async with open_client(world) as client:
         old, new = await world.started()
         path = f"/operator/v1/rollouts/{(await world.row()).id}:promote"
-        assert (await client.post(path, json={"reason": "The gate cannot see it."})).status_code == 403
+        assert (await client.post(path, json={"note": "The gate cannot see it."})).status_code == 403
         client.headers["authorization"] = "Bearer admin"
-        assert (await client.post(path, json={"reason": ""})).status_code == 422
-        promoted = (await client.post(path, json={"reason": "The gate cannot see it."})).json()
+        assert (await client.post(path, json={"note": ""})).status_code == 422
+        promoted = (await client.post(path, json={"note": "The gate cannot see it."})).json()
         assert (promoted["phase"], promoted["reason"]) == ("Promoting", "Forced")
-        assert (promoted["events"][-1]["actor"], promoted["events"][-1]["reason"]) == (
-            "key:k1", "The gate cannot see it.",
-        )  # fmt: skip
+        last = promoted["events"][-1]
+        assert (last["actor"], last["reason"], last["note"]) == ("key:k1", "Forced", "The gate cannot see it.")
         await world.tick()
         assert (world.deployment.view.stable, world.deployment.view.canary) == (new, old)
-        assert (await client.post(path, json={"reason": "Again."})).status_code == 409
+        assert (await client.post(path, json={"note": "Again."})).status_code == 409
 
 
-async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: Callable[..., World]) -> None:  # noqa: F811
+async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: Callable[..., World]) -> None:
     world = make_world(keep_checkpoints=1, baking_s=0.0)
     async with open_client(world) as client:
         client.headers["authorization"] = "Bearer admin"
@@ -117,7 +110,7 @@ async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: 
             if (await world.row()).phase != "Progressing":
                 await world.publish(2)
                 await world.tick()
-            await client.post(f"/operator/v1/rollouts/{(await world.row()).id}:promote", json={"reason": "Test."})
+            await client.post(f"/operator/v1/rollouts/{(await world.row()).id}:promote", json={"note": "Test."})
             for _ in range(4):
                 await world.tick()
         rows = (await client.get("/operator/v1/checkpoints")).json()["data"]
@@ -135,7 +128,7 @@ async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: 
 
 
 @pytest.mark.parametrize("path", ["status", "checkpoints", "rollouts"])
-async def test_an_app_key_sees_nothing(make_world: Callable[..., World], path: str) -> None:  # noqa: F811
+async def test_an_app_key_sees_nothing(make_world: Callable[..., World], path: str) -> None:
     async with open_client(make_world()) as client:
         answer = await client.get(f"/operator/v1/{path}", headers={"authorization": "Bearer app"})
         assert answer.status_code == 403

@@ -125,7 +125,7 @@ class Site:
         return str(said["rollout"]["id"])
 
     async def promote(self, rollout: str) -> None:
-        status, said = await self.call("POST", f"/rollouts/{rollout}:promote", {"reason": "It is fine."})
+        status, said = await self.call("POST", f"/rollouts/{rollout}:promote", {"note": "It is fine."})
         assert status == 200, said
 
     async def wait_for_end(self, checkpoint: str) -> None:

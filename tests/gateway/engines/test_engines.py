@@ -65,7 +65,7 @@ def test_a_lost_connection_takes_the_engine_out_until_it_is_looked_at_again() ->
     assert engine.is_usable
     engine.note_failure(1.0, is_lost=True)
     assert not engine.is_usable
-    engine.note_look(2.0, frozenset(), 5.0, None)
+    engine.record_inspection(2.0, frozenset(), 5.0, None)
     assert engine.is_usable
 
 
@@ -73,12 +73,12 @@ def test_silence_counts_from_the_first_request_in_flight_and_ends_with_bytes_or_
     [engine] = make_engines(0)
     engine.begin()
     began = engine.last_progress_at
-    assert began > 0 and not engine.is_silent(began + 29.9, 30.0) and engine.is_silent(began + 30.0, 30.0)
+    assert began > 0 and not engine.is_silent(began + 29.9, 30.0) and engine.is_silent(began + 30.1, 30.0)
     engine.note_progress(began + 20.0)
-    assert not engine.is_silent(began + 49.9, 30.0) and engine.is_silent(began + 50.0, 30.0)
-    engine.note_look(began + 45.0, frozenset(), 5.0, 1000.0)
-    engine.note_look(began + 60.0, frozenset(), 5.0, 1000.0)  # no token since
-    assert not engine.is_silent(began + 74.9, 30.0) and engine.is_silent(began + 75.0, 30.0)
+    assert not engine.is_silent(began + 49.9, 30.0) and engine.is_silent(began + 50.1, 30.0)
+    engine.record_inspection(began + 45.0, frozenset(), 5.0, 1000.0)
+    engine.record_inspection(began + 60.0, frozenset(), 5.0, 1000.0)  # no token since
+    assert not engine.is_silent(began + 74.9, 30.0) and engine.is_silent(began + 75.1, 30.0)
     engine.end()
     assert not engine.is_silent(began + 1000.0, 30.0)
 
@@ -91,13 +91,13 @@ def test_answers_that_are_held_back_are_no_silence_of_the_engine() -> None:
     assert not engine.is_silent(1000.0, 30.0)
     engine.begin()  # is waited for: silence counts from here
     began = engine.last_progress_at
-    assert began > 0 and not engine.is_silent(began + 29.9, 30.0) and engine.is_silent(began + 30.0, 30.0)
+    assert began > 0 and not engine.is_silent(began + 29.9, 30.0) and engine.is_silent(began + 30.1, 30.0)
     engine.end()
     engine.last_progress_at = 0.0
     assert not engine.is_silent(1000.0, 30.0)
     engine.note_paused(False)
     again = engine.last_progress_at
-    assert again > 0 and not engine.is_silent(again + 29.9, 30.0) and engine.is_silent(again + 30.0, 30.0)
+    assert again > 0 and not engine.is_silent(again + 29.9, 30.0) and engine.is_silent(again + 30.1, 30.0)
 
 
 def test_an_engine_that_hangs_is_out_until_its_trial_has_passed() -> None:
@@ -105,7 +105,7 @@ def test_an_engine_that_hangs_is_out_until_its_trial_has_passed() -> None:
     engine.proven = frozenset({"c"})
     calls: list[str] = []
     engine.on_hang = lambda: calls.append("hang")
-    engine.take_out(10.0)
+    engine.mark_hung(10.0)
     assert engine.is_hung and not engine.is_usable and calls == ["hang"]
     assert not engine.begin_trial(10.5)
     assert engine.begin_trial(11.0) and not engine.proven
@@ -118,33 +118,33 @@ def test_an_engine_that_hangs_is_out_until_its_trial_has_passed() -> None:
 def test_an_engine_that_started_anew_has_proven_nothing_whoever_loaded_its_adapters() -> None:
     [engine] = make_engines(0)
     names = frozenset({"base", "c"})
-    engine.note_look(1.0, names, 100.0, None)
+    engine.record_inspection(1.0, names, 100.0, None)
     engine.proven = frozenset({"c"})
     engine.up = False
-    engine.note_look(2.0, names, 100.0, None)
+    engine.record_inspection(2.0, names, 100.0, None)
     assert engine.proven == {"c"}  # the same process
-    engine.note_look(3.0, names, None, None)
+    engine.record_inspection(3.0, names, None, None)
     assert engine.proven == {"c"}  # its metrics did not come once
-    engine.note_look(4.0, names, 200.0, None)
+    engine.record_inspection(4.0, names, 200.0, None)
     assert not engine.proven
 
 
 def test_without_start_times_an_engine_that_was_down_counts_as_started_anew() -> None:
     [engine] = make_engines(0)
-    engine.note_look(1.0, frozenset({"c"}), None, None)
+    engine.record_inspection(1.0, frozenset({"c"}), None, None)
     engine.proven = frozenset({"c"})
-    engine.note_look(2.0, frozenset({"c"}), None, None)
+    engine.record_inspection(2.0, frozenset({"c"}), None, None)
     assert engine.proven == {"c"}
     engine.up = False
-    engine.note_look(3.0, frozenset({"c"}), None, None)
+    engine.record_inspection(3.0, frozenset({"c"}), None, None)
     assert not engine.proven
 
 
 def test_an_adapter_that_is_no_longer_listed_is_no_longer_proven() -> None:
     [engine] = make_engines(0)
-    engine.note_look(1.0, frozenset({"a", "b"}), 100.0, None)
+    engine.record_inspection(1.0, frozenset({"a", "b"}), 100.0, None)
     engine.proven = frozenset({"a", "b"})
-    engine.note_look(2.0, frozenset({"b"}), 100.0, None)
+    engine.record_inspection(2.0, frozenset({"b"}), 100.0, None)
     assert engine.proven == {"b"}
     engine.note_missing("b")
     assert not engine.proven

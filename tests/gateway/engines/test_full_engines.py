@@ -10,9 +10,9 @@ from full_engine import make_full_checkpoint
 
 from bench.gateway.checkpoints import make_checkpoint
 from feedback.manifest import read_manifest
-from gateway.engines.full_engines import check_url, find_wanted
-from gateway.rollout.membership import Report
+from gateway.engines.full_engines import check_url, find_required
 from gateway.tables.checkpoints import CheckpointRow
+from gateway.tables.gateways import Report
 
 
 def row(name: str, status: str, kind: str = "full") -> CheckpointRow:
@@ -24,7 +24,7 @@ def row(name: str, status: str, kind: str = "full") -> CheckpointRow:
 
 
 def want(rows: list[CheckpointRow], stable: str | None = "s", *reports: Report) -> list[str]:
-    return [each.id for each in find_wanted(rows, stable, reports)]
+    return [each.id for each in find_required(rows, stable, reports)]
 
 
 def test_a_whole_model_wants_an_engine_from_its_trial_until_it_is_retired() -> None:
@@ -44,8 +44,8 @@ def test_the_first_model_ever_wants_an_engine_while_it_waits() -> None:
 
 def test_a_retired_model_keeps_its_engine_while_a_gateway_answers_by_it_or_would_load_it() -> None:
     answering = Report("g", 7, {"old": 1}, frozenset(), 0.0)
-    wanting = Report("g", 7, {}, frozenset({"old"}), 0.0)
-    assert want([row("old", "retired")], "s", answering) == want([row("old", "retired")], "s", wanting) == ["old"]
+    expecting = Report("g", 7, {}, frozenset({"old"}), 0.0)
+    assert want([row("old", "retired")], "s", answering) == want([row("old", "retired")], "s", expecting) == ["old"]
 
 
 @pytest.mark.parametrize(

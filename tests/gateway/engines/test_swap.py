@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from engine import BASE_LOGPROBS
-from engine_process import Caller, EngineProcess
+from engine_process import Caller, EngineProcess, reconcile_engines
 
 from bench.gateway.checkpoints import make_checkpoint
 from feedback.manifest import read_manifest
@@ -33,7 +33,7 @@ class Station:
     def __init__(self, session: aiohttp.ClientSession, processes: list[EngineProcess]) -> None:
         urls = [process.url for process in processes]
         self.processes = processes
-        self.deployment = Deployment(urls, None, BreakerLimits(2, 0.01, 0.05))
+        self.deployment = Deployment(urls, BreakerLimits(2, 0.01, 0.05))
         self.swap = Swap(self.deployment, Caller(session, 0.3), GatewaySection(hang_s=0.2, reconcile_s=0.05))  # type: ignore[arg-type]
 
     @property
@@ -59,14 +59,14 @@ async def test_a_checkpoint_is_loaded_and_proven_on_every_engine(station: Statio
     checkpoint = row(tmp_path, 1)
     assert await station.swap.load(checkpoint) > 0
     assert station.proven() == [{checkpoint.id}] * 2
-    assert station.swap.wants(checkpoint.id) and station.swap.digest(checkpoint.id) == checkpoint.digest
+    assert station.swap.is_expected(checkpoint.id) and station.swap.digest(checkpoint.id) == checkpoint.digest
 
 
 async def test_an_adapter_that_answers_as_the_base_is_refused(station: Station, tmp_path: Path) -> None:
     station.processes[1].probe_logprobs = list(BASE_LOGPROBS)
     with pytest.raises(SwapError, match="as the base does") as refused:
         await station.swap.load(row(tmp_path, 1))
-    assert not refused.value.is_transient and not station.swap.wanted
+    assert not refused.value.is_transient and not station.swap.expected
 
 
 async def test_one_engine_that_is_away_does_not_hold_up_a_load_and_gets_it_when_it_is_back(
@@ -74,11 +74,11 @@ async def test_one_engine_that_is_away_does_not_hold_up_a_load_and_gets_it_when_
 ) -> None:
     checkpoint, away = row(tmp_path, 1), station.processes[0]
     await away.kill()
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     await station.swap.load(checkpoint)
     assert station.proven() == [frozenset(), {checkpoint.id}]
     await away.start()
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     assert station.proven() == [{checkpoint.id}] * 2
 
 
@@ -90,13 +90,43 @@ async def test_no_engine_at_all_is_a_transient_reason(station: Station, tmp_path
     assert refused.value.is_transient
 
 
+async def test_a_5xx_of_an_engine_that_is_dying_is_no_refusal(
+    station: Station, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad adapter gets 500 too: it is refused once an engine that lives on has said so for ten seconds."""
+    checkpoint = row(tmp_path, 1)
+    now = 1000.0
+    monkeypatch.setattr("gateway.engines.swap.time.monotonic", lambda: now)
+    for process in station.processes:
+        process.fails_to_load = True
+
+    async def is_transient() -> bool:
+        with pytest.raises(SwapError) as refused:
+            await station.swap.load(checkpoint)
+        return refused.value.is_transient
+
+    assert await is_transient()
+    now += 9.0
+    for process in station.processes:
+        await process.restart()
+    assert await is_transient()  # it is another process by now
+    now += 9.9
+    assert await is_transient()
+    now += 0.2
+    assert not await is_transient()
+    for process in station.processes:
+        process.fails_to_load = False
+    await station.swap.load(checkpoint)
+    assert station.proven() == [{checkpoint.id}] * 2
+
+
 async def test_an_unloaded_checkpoint_leaves_every_engine_and_is_not_loaded_again(
     station: Station, tmp_path: Path
 ) -> None:
     checkpoint = row(tmp_path, 1)
     await station.swap.load(checkpoint)
     await station.swap.unload(checkpoint)
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     assert [process.adapters for process in station.processes] == [set(), set()]
     assert [process.loads for process in station.processes] == [[checkpoint.id]] * 2
     assert station.swap.digest(checkpoint.id) == checkpoint.digest  # its comparisons may still be written
@@ -109,10 +139,10 @@ async def test_a_restarted_engine_is_unused_until_its_adapters_are_loaded_and_pr
     await station.swap.load(checkpoint)
     await process.restart()
     process.probe_logprobs = list(BASE_LOGPROBS)
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     assert not state.proven and station.deployment.pick_engine(checkpoint.id) is station.states[1]
     process.probe_logprobs = EngineProcess().probe_logprobs
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     assert state.proven == {checkpoint.id} and process.loads == [checkpoint.id] * 2
 
 
@@ -124,9 +154,9 @@ async def test_a_restart_between_two_looks_is_seen_although_another_gateway_load
     await process.restart()
     process.adapters.add(checkpoint.id)
     num_probes = len(process.probes)
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     assert process.probes[num_probes:] == [checkpoint.id] and process.loads == [checkpoint.id]
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     assert len(process.probes) == num_probes + 1
 
 
@@ -136,15 +166,15 @@ async def test_an_engine_that_hangs_is_taken_out_and_comes_back_by_a_trial(stati
     process.is_hung = True
     state.begin()
     state.last_progress_at = time.monotonic() - 0.3
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     assert state.up and state.is_hung and not state.is_usable  # its health is fine
     assert station.deployment.pick_engine(checkpoint.id) is station.states[1]
     await asyncio.sleep(0.02)
-    await station.swap.reconcile()  # the trial's probe gets no answer
+    await reconcile_engines(station.swap)  # the trial's probe gets no answer
     assert state.is_hung and state.breaker.phase == "open"
     process.is_hung = False
     await asyncio.sleep(0.03)
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     assert state.is_usable and not state.is_hung and state.proven == {checkpoint.id}
 
 
@@ -156,29 +186,29 @@ async def test_an_engine_that_answers_no_look_either_is_taken_out_once_and_comes
     calls: list[str] = []
     state.on_hang = lambda: calls.append("hang")
     process.is_frozen = True
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     assert not state.up and not state.is_hung  # away, with nothing in flight
     state.begin()
     state.last_progress_at -= 0.3
     for _ in range(2):
-        await station.swap.reconcile()
+        await reconcile_engines(station.swap)
         assert state.is_hung and not state.up and calls == ["hang"]
     process.is_frozen = False
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     assert state.is_usable and not state.is_hung and state.proven == {checkpoint.id}
 
 
 async def test_an_engine_that_counts_tokens_does_not_hang_however_long_its_answer_takes(station: Station) -> None:
     process, state = station.processes[0], station.states[0]
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     state.begin()
     for _ in range(3):
         state.last_progress_at -= 0.3
         process.num_tokens += 1
-        await station.swap.reconcile()
+        await reconcile_engines(station.swap)
         assert state.is_usable
     state.last_progress_at -= 0.3
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     assert state.is_hung
 
 
@@ -192,7 +222,7 @@ async def test_failures_in_a_row_open_the_breaker_and_a_passed_probe_closes_it(
     assert not state.is_usable
     await asyncio.sleep(0.02)
     num_probes = len(station.processes[0].probes)
-    await station.swap.reconcile()
+    await reconcile_engines(station.swap)
     assert state.is_usable and len(station.processes[0].probes) == num_probes + 1
 
 
@@ -202,7 +232,7 @@ async def test_the_loops_bring_an_engine_back_by_themselves(station: Station, tm
     loops = asyncio.create_task(station.swap.run())
     try:
         await station.processes[0].kill()
-        station.swap.nudge()
+        station.swap.wake()
         async with asyncio.timeout(5):
             while state.up:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -221,11 +251,11 @@ async def test_an_adapter_that_was_unloaded_while_it_was_being_loaded_again_does
     await station.swap.load(checkpoint)
     await process.restart()
     process.is_hung = True
-    reconciling = asyncio.create_task(station.swap.reconcile())
+    reconciling = asyncio.create_task(reconcile_engines(station.swap))
     async with asyncio.timeout(5):
         while len(process.probes) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    station.swap.forget(checkpoint.id)
+    station.swap.release(checkpoint.id)
     await reconciling
     assert process.adapters == set()
 

@@ -1,6 +1,6 @@
 """Rollouts walked from a real database with a fake swap, through every phase and a restart in each."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,27 +8,15 @@ import sqlalchemy as sa
 from world import World
 
 from feedback.errors import DatabaseError
+from gateway.errors import RefusedAction
 from gateway.rollout.controller import Controller
 from gateway.rollout.pure import machine
-from gateway.rollout.pure.machine import RefusedAction
-from gateway.rollout.snapshot import read_snapshot
+from gateway.rollout.transactions import read_snapshot
 from gateway.tables.checkpoints import queue_checkpoint
 from gateway.tables.observations import load_observations
-from gateway.tables.rollouts import RolloutRow, list_events, list_rollouts
+from gateway.tables.rollouts import list_events, list_rollouts
+from gateway.tables.rows import RolloutRow
 from gateway.tables.serving import StaleController
-
-
-@pytest.fixture
-async def make_world(tmp_path: Path) -> AsyncIterator[Callable[..., World]]:
-    made: list[World] = []
-
-    def make(**rollout: object) -> World:
-        made.append(World(tmp_path, **rollout))
-        return made[-1]
-
-    yield make
-    for world in made:
-        world.close()
 
 
 async def test_the_first_checkpoint_is_stable_at_once(make_world: Callable[..., World]) -> None:
@@ -165,13 +153,8 @@ async def test_approval_needs_the_generation_and_digest_that_were_seen(make_worl
     row = await _wait_for_approval(world)
     for generation, digest in ((row.generation - 1, row.decision_digest), (row.generation, "other")):
         with pytest.raises(RefusedAction):
-            await world.controller.act(
-                row.id,
-                lambda r, g, n=generation, d=digest: machine.approve(r, g, n, d, "key:1", world.time),  # type: ignore[misc]
-            )
-    await world.controller.act(
-        row.id, lambda r, g: machine.approve(r, g, row.generation, row.decision_digest, "key:1", world.time)
-    )
+            await world.controller.actions.approve(row.id, generation, digest, "key:1")
+    await world.controller.actions.approve(row.id, row.generation, row.decision_digest, "key:1")
     await world.tick()
     assert (await world.row()).phase == machine.BAKING
 
@@ -182,11 +165,9 @@ async def test_an_approved_checkpoint_that_the_engines_have_lost_is_not_promoted
 ) -> None:
     world = make_world(auto_approve=False)
     row = await _wait_for_approval(world)
-    world.swap.forget(row.checkpoint)
+    world.swap.release(row.checkpoint)
     world.swap.refuses[row.checkpoint] = True
-    await world.controller.act(
-        row.id, lambda r, g: machine.approve(r, g, row.generation, row.decision_digest, "key:1", world.time)
-    )
+    await world.controller.actions.approve(row.id, row.generation, row.decision_digest, "key:1")
     await world.tick(1)
     assert (await world.row()).phase == machine.PROMOTING
     assert world.deployment.view.stable == row.stable
@@ -206,7 +187,7 @@ async def test_abort_while_baking_goes_back_to_the_old_checkpoint_at_once(make_w
     await world.tick(1)
     row = await world.row()
     assert row.phase == machine.BAKING and world.deployment.view.stable == new
-    await world.controller.act(row.id, lambda r, _: machine.abort(r, "RolledBack", "key:1", world.time))
+    await world.controller.actions.abort(row.id, "key:1", reason=machine.Reason.ROLLED_BACK)
     assert (world.deployment.view.stable, world.deployment.view.canary) == (old, None)
     await world.tick()
     await world.tick()
@@ -217,11 +198,11 @@ async def test_pause_holds_and_resume_goes_on(make_world: Callable[..., World]) 
     world = make_world()
     await world.started()
     row = await world.row()
-    await world.controller.act(row.id, lambda r, _: machine.pause(r, "Look", world.time, "key:1"))
+    await world.controller.actions.pause(row.id, "key:1", "Look")
     await world.duel(range(60), 3)
     await world.tick(60)
     assert (await world.row()).phase == machine.PAUSED
-    await world.controller.act(row.id, lambda r, _: machine.resume(r, "key:1", world.time))
+    await world.controller.actions.resume(row.id, "key:1")
     await world.tick()
     assert (await world.row()).phase == machine.WAITING
 
@@ -251,7 +232,7 @@ async def test_a_leader_that_was_asleep_while_another_took_over_changes_nothing(
     sleeper = world.controller
     world.restart()
     await world.tick()
-    assert sleeper.fleet.fence is not None  # by its own clock its lease runs on
+    assert sleeper.membership.fence is not None  # by its own clock its lease runs on
     with pytest.raises(StaleController):
         await sleeper.tick(world.time + 200)  # inconclusive by now
     assert (await world.row()).phase == machine.PROGRESSING
@@ -314,7 +295,7 @@ async def test_an_abort_that_is_cut_off_is_finished_after_the_restart(make_world
     world = make_world()
     old, new = await world.started()
     row = await world.row()
-    await world.controller.act(row.id, lambda r, _: machine.abort(r, "Operator", "key:1", world.time))
+    await world.controller.actions.abort(row.id, "key:1", note="Operator")
     world.restart()
     await world.tick()
     await world.tick()
@@ -326,11 +307,11 @@ async def test_a_restart_keeps_first_requests(make_world: Callable[..., World]) 
     world = make_world()
     await world.started()
     row = await world.row()
-    world.observed.note(row.id, "u", "canary", False, False, False, 0.1)
+    world.observed.record(row.id, "u", "canary", False, False, False, 0.1)
     await world.tick()
     world.restart()
     await world.tick()
-    world.observed.note(row.id, "u", "canary", True, False, False, 0.1)
+    world.observed.record(row.id, "u", "canary", True, False, False, 0.1)
     await world.tick()
     kept = await world.writer.arun(lambda conn: load_observations(conn, row.id))
     assert [(o.user, o.error) for o in kept] == [("u", False)]
@@ -345,8 +326,8 @@ async def count_transactions(world: World) -> int:
         num_begun += 1
 
     world.time += 2.0  # so that weighing is due
-    if world.fleet.fence is not None:
-        await world.fleet.beat()
+    if world.membership.fence is not None:
+        await world.membership.send_heartbeat()
     sa.event.listen(world.engine, "begin", count)
     await world.controller.tick(world.time)
     sa.event.remove(world.engine, "begin", count)
@@ -365,10 +346,10 @@ async def test_a_tick_with_nothing_to_do_is_one_transaction_and_one_more_to_weig
     row = await world.row()
     assert row.phase == machine.PROGRESSING
     for user in ("u1", "u2"):
-        world.observed.note(row.id, user, "canary", False, False, False, 0.1)
+        world.observed.record(row.id, user, "canary", False, False, False, 0.1)
         assert await count_transactions(world) == 2
     assert len(await world.writer.arun(lambda conn: load_observations(conn, row.id))) == 2
-    await world.fleet.leave()
+    await world.membership.leave()
     assert await count_transactions(world) == 1  # it only follows
 
 
@@ -382,13 +363,13 @@ async def test_first_requests_are_stored_later_if_the_tables_cannot_be_written_n
     def refuse(connection: object) -> None:
         raise sa.exc.OperationalError("COMMIT", {}, OSError("no space left"))
 
-    world.observed.note(row.id, "first", "canary", False, False, False, 0.1)
+    world.observed.record(row.id, "first", "canary", False, False, False, 0.1)
     sa.event.listen(world.engine, "commit", refuse)
     with pytest.raises(DatabaseError):
         await world.controller.tick(world.time)
     sa.event.remove(world.engine, "commit", refuse)
     world.time += 1.0
-    world.observed.note(row.id, "second", "canary", False, False, False, 0.1)
+    world.observed.record(row.id, "second", "canary", False, False, False, 0.1)
     await world.tick()
     kept = await world.writer.arun(lambda conn: load_observations(conn, row.id))
     assert [(o.user, o.at) for o in kept] == [("first", world.time - 1.5), ("second", world.time - 0.5)]

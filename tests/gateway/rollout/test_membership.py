@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from conftest import start_engine
-from engine_process import Caller, EngineProcess
+from engine_process import Caller, EngineProcess, reconcile_engines
 from full_engine import FullEngine, make_full_checkpoint
 
 from bench.gateway.checkpoints import make_checkpoint
@@ -17,36 +17,37 @@ from gateway.engines.deployment import Deployment
 from gateway.engines.swap import Swap
 from gateway.rollout.assessment import Assessor
 from gateway.rollout.controller import Controller
-from gateway.rollout.membership import Fleet, Report, find_holdouts, take_lease
-from gateway.rollout.observations import Observations
+from gateway.rollout.membership import Membership, find_unload_blockers
 from gateway.rollout.pure import machine
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import get_checkpoint
-from gateway.tables.rollouts import RolloutRow, list_rollouts
+from gateway.tables.gateways import Report, take_lease
+from gateway.tables.rollouts import list_rollouts
+from gateway.tables.rows import RolloutRow
 from gateway.telemetry.state_metrics import StateCollector
 
 
-def report(name: str, generation: int, seen_at: float = 100.0, wanted: str = "", **in_flight: int) -> Report:
-    return Report(name, generation, in_flight, frozenset(wanted.split()), seen_at)
+def report(name: str, generation: int, seen_at: float = 100.0, expected: str = "", **in_flight: int) -> Report:
+    return Report(name, generation, in_flight, frozenset(expected.split()), seen_at)
 
 
 def test_a_checkpoint_is_kept_by_gateways_that_are_behind_that_want_it_or_that_answer_by_it() -> None:
     reports = [
         report("done", 7),
         report("behind", 6),
-        report("wanting", 7, wanted="other old"),
+        report("expecting", 7, expected="other old"),
         report("answering", 7, old=2, other=1),
         report("idle", 7, old=0),
     ]
-    holdouts = find_holdouts(reports, "old", 7, now=100.0, silent_s=60.0)
-    assert (holdouts.behind, holdouts.wanting, holdouts.answering) == (["behind"], ["wanting"], ["answering"])
-    assert holdouts and not find_holdouts(reports[:1], "old", 7, now=100.0, silent_s=60.0)
+    blockers = find_unload_blockers(reports, "old", 7, now=100.0, silent_s=60.0)
+    assert (blockers.behind, blockers.expecting, blockers.answering) == (["behind"], ["expecting"], ["answering"])
+    assert blockers and not find_unload_blockers(reports[:1], "old", 7, now=100.0, silent_s=60.0)
 
 
 def test_a_gateway_that_is_silent_for_a_minute_keeps_nothing() -> None:
-    dead = [report("dead", 6, seen_at=40.5, wanted="old", old=3)]
-    assert find_holdouts(dead, "old", 7, now=100.0, silent_s=60.0)
-    assert not find_holdouts(dead, "old", 7, now=100.5, silent_s=60.0)
+    dead = [report("dead", 6, seen_at=40.5, expected="old", old=3)]
+    assert find_unload_blockers(dead, "old", 7, now=100.0, silent_s=60.0)
+    assert not find_unload_blockers(dead, "old", 7, now=100.5, silent_s=60.0)
 
 
 class Side:
@@ -60,10 +61,10 @@ class Side:
         self.writer = Writer(self.database)
         rollout = {"steps": [{"weight": 0.5}], "baking_s": 10.0, "baking_weight": 0.05, "drain_timeout_s": 30.0}
         settings = GatewaySettings(preset="default", state_dir=root, rollout=rollout)  # type: ignore[arg-type]
-        self.deployment = Deployment([] if engine is None else [engine.url], Observations(clock=clock))
+        self.deployment = Deployment([] if engine is None else [engine.url])
         self.swap = Swap(self.deployment, Caller(session), settings.gateway)  # type: ignore[arg-type]
-        self.fleet = Fleet(self.writer, self.deployment, self.swap, settings, clock)
-        self.controller = Controller(self.writer, self.swap, self.deployment, self.fleet, settings, clock)
+        self.membership = Membership(self.writer, self.deployment, self.swap, settings, clock)
+        self.controller = Controller(self.writer, self.swap, self.deployment, self.membership, settings, clock)
         self.controller.assessor = Assessor(self.writer, settings.preset, clock, cpu_clock=lambda: 0.0)  # at every tick
         self.clock = clock
 
@@ -74,7 +75,7 @@ class Side:
         return view.generation, view.stable, view.canary, view.weight
 
     async def look(self) -> None:
-        await self.fleet.beat()
+        await self.membership.send_heartbeat()
         await self.controller.tick(self.clock())
 
     def close(self) -> None:
@@ -129,7 +130,7 @@ class Town:
 
     async def promote(self, side: Side) -> None:
         row = await self.row()
-        await side.controller.act(row.id, lambda r, _: machine.promote_past(r, "It is fine.", "key:1", self.time))
+        await side.controller.actions.promote_past(row.id, "key:1", "It is fine.")
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ async def town(tmp_path: Path) -> AsyncIterator[Town]:
     async with aiohttp.ClientSession() as session:
         town = Town(tmp_path, engine, session)
         for side in town.sides:
-            await side.fleet.join(is_alone=False)
+            await side.membership.join(is_alone=False)
         yield town
         for side in town.sides:
             side.close()
@@ -147,35 +148,35 @@ async def town(tmp_path: Path) -> AsyncIterator[Town]:
 
 
 async def test_one_leads_and_the_other_takes_over_when_its_lease_has_run_out(town: Town) -> None:
-    assert (town.first.fleet.fence, town.second.fleet.fence) == (1, None)
+    assert (town.first.membership.fence, town.second.membership.fence) == (1, None)
     await town.look(4.9)
-    assert (town.first.fleet.fence, town.second.fleet.fence) == (1, None)
+    assert (town.first.membership.fence, town.second.membership.fence) == (1, None)
     await town.look(4.9, town.second)
-    assert town.second.fleet.fence is None
+    assert town.second.membership.fence is None
     await town.look(0.2, town.second)
-    assert town.second.fleet.fence == 2
-    assert town.first.fleet.fence is None  # by the clock alone
+    assert town.second.membership.fence == 2
+    assert town.first.membership.fence is None  # by the clock alone
     await town.look(0.5, town.first)
-    assert town.first.fleet.fence is None
+    assert town.first.membership.fence is None
 
 
 async def test_a_leader_that_leaves_is_followed_at_once(town: Town) -> None:
-    await town.first.fleet.leave()
-    assert town.first.fleet.fence is None
+    await town.first.membership.leave()
+    assert town.first.membership.fence is None
     await town.look(0.5, town.second)
-    assert town.second.fleet.fence == 2
-    assert [report.id for report in town.second.fleet.list_live()] == [town.second.fleet.id]
+    assert town.second.membership.fence == 2
+    assert [report.id for report in town.second.membership.list_live()] == [town.second.membership.id]
 
 
 async def test_a_gateway_that_is_alone_takes_over_from_the_dead_at_once(town: Town) -> None:
     third = town.open_side()
     town.sides.append(third)
-    await third.fleet.join(is_alone=True)
-    assert third.fleet.fence == 2 and len(third.fleet.list_live()) == 1
+    await third.membership.join(is_alone=True)
+    assert third.membership.fence == 2 and len(third.membership.list_live()) == 1
 
 
 async def test_the_lease_is_given_to_one_of_two_that_ask(town: Town) -> None:
-    await town.first.fleet.leave()
+    await town.first.membership.leave()
     fences = [
         await side.writer.arun(lambda conn, name=name: take_lease(conn, "p", name, 5.0, 1.0))  # type: ignore[misc]
         for side, name in ((town.first, "a"), (town.second, "b"), (town.first, "a"))
@@ -222,7 +223,7 @@ async def test_nothing_is_unloaded_while_another_gateway_routes_by_an_older_gene
     await town.look(10.0, town.first)
     for _ in range(10):  # past drain_timeout_s; it beats, but it does not get to its tables
         await town.look(5.0, town.first)
-        await town.second.fleet.beat()
+        await town.second.membership.send_heartbeat()
     assert await town.status(old) == "draining" and town.engine.unloads == []
     await town.look(0.5, town.second, town.first, town.second, town.first)
     assert await town.status(old) == "retired" and town.engine.unloads == [old]
@@ -256,8 +257,8 @@ async def test_requests_that_never_end_do_not_hold_up_an_unload_for_ever(town: T
         assert town.engine.unloads == []
     for _ in range(4):
         await town.look(1.0)
-    assert town.engine.unloads == [old] and not town.second.swap.wants(old)
-    await town.second.swap.reconcile()
+    assert town.engine.unloads == [old] and not town.second.swap.is_expected(old)
+    await reconcile_engines(town.second.swap)
     assert old not in town.engine.adapters
 
 
@@ -268,8 +269,8 @@ async def test_a_restarted_engine_gets_nothing_back_that_is_being_retired(town: 
     await town.look(10.0)
     await town.engine.restart()
     for side in town.sides:
-        await side.swap.reconcile()
-    assert town.engine.adapters == {new} and old not in town.first.swap.wanted | town.second.swap.wanted
+        await reconcile_engines(side.swap)
+    assert town.engine.adapters == {new} and old not in town.first.swap.expected | town.second.swap.expected
 
 
 async def test_the_leader_dies_in_a_rollout_and_the_other_brings_it_to_its_end(town: Town) -> None:
@@ -286,7 +287,7 @@ async def test_the_leader_dies_in_a_rollout_and_the_other_brings_it_to_its_end(t
 
 async def test_a_gateway_that_cannot_read_the_tables_for_a_minute_serves_stable_alone(town: Town) -> None:
     old, new = await town.start_trial()
-    follower = town.second.controller._follower
+    follower = town.second.controller._reconciler
     town.time += 59.0
     follower.check_age()
     assert town.second.route[2] == new
@@ -301,11 +302,11 @@ async def test_a_gateway_that_cannot_read_the_tables_for_a_minute_serves_stable_
 async def test_prometheus_sees_engines_generation_and_who_leads(town: Town) -> None:
     await town.start_trial()
     state = next(iter(town.first.deployment.engines.values()))
-    state.take_out(1.0)
+    state.mark_hung(1.0)
     found = {
         (sample.name, *sample.labels.values()): sample.value
         for side in (town.first,)
-        for family in StateCollector(side.deployment, side.fleet, RelayState).collect()
+        for family in StateCollector(side.deployment, side.membership, RelayState).collect()
         for sample in family.samples
     }
     address = f"127.0.0.1:{town.engine.port}"
@@ -337,7 +338,7 @@ class WholeTown:
         return engine
 
     async def list_wanted(self, side: Side) -> list[str]:
-        wanted, _ = await side.controller.engines.read(side.fleet.list_live())
+        wanted, _ = await side.controller.engines.read(side.membership.list_live())
         return [row.id for row in wanted]
 
 
@@ -346,7 +347,7 @@ async def whole_town(tmp_path: Path) -> AsyncIterator[WholeTown]:
     async with aiohttp.ClientSession() as session:
         whole = WholeTown(tmp_path, session)
         for side in whole.town.sides:
-            await side.fleet.join(is_alone=False)
+            await side.membership.join(is_alone=False)
         yield whole
         for side in whole.town.sides:
             side.close()
@@ -415,8 +416,8 @@ async def test_a_restarted_engine_of_a_whole_model_is_proven_again_before_it_is_
     state = town.first.deployment.states[0]
     assert state.proven == {old}
     engine.started_at, engine.weights = 2.0, make_full_checkpoint(town.root / "others", 3)
-    await town.first.swap.reconcile()
+    await reconcile_engines(town.first.swap)
     assert state.proven == frozenset()
     engine.weights = town.root / "checkpoints" / old
-    await town.first.swap.reconcile()
+    await reconcile_engines(town.first.swap)
     assert state.proven == {old}

@@ -10,9 +10,11 @@ import pytest
 from aiohttp import web
 from conftest import QUESTION, Running, run_gateway, wait_until
 
+from feedback.duels import FailedDuel
 from gateway.engines.deployment import ServingView
-from gateway.rollout.observations import Observation, Observations
+from gateway.rollout.observations import Observations
 from gateway.serving import attempts
+from gateway.tables.rows import Answered, Observation
 
 
 class Kept(Observations):
@@ -22,16 +24,23 @@ class Kept(Observations):
         super().__init__()
         super().begin("r-1", 0.5)
 
-    def begin(self, rollout: str | None, weight: float, seen: Iterable[tuple[str, str, bool]] | None = None) -> None:
+    def begin(
+        self, rollout: str | None, weight: float, seen: Iterable[tuple[str, str, Answered]] | None = None
+    ) -> None:
         """The controller, which knows of no rollout, would end it."""
 
-    def take(self) -> list[Observation]:
-        return []
+    def drain(self) -> tuple[list[Observation], list[FailedDuel]]:
+        return [], []
 
     @property
-    def rows(self) -> list[tuple[str, str, bool, bool]]:
-        """(user, arm, paired, error)"""
-        return [(o.user, o.arm, o.paired, o.error) for o in self._fresh]
+    def failed(self) -> list[tuple[str, int]]:
+        """(user, outcome) of the duels with a failed candidate."""
+        return [(duel.user, duel.outcome) for duel in self._failed]
+
+    @property
+    def rows(self) -> list[tuple[str, str, str, bool]]:
+        """(user, arm, answered, error)"""
+        return [(o.user, o.arm, o.answered, o.error) for o in self._fresh]
 
 
 @pytest.fixture
@@ -46,7 +55,7 @@ async def start_trial(gateway: Running, duel_share: float = 1.0) -> tuple[Kept, 
     stable = view.stable or ""
     canary = stable.replace("c-000000", "c-000001")
     gateway.engine.adapters.add(canary)
-    gateway.context.deployment.observations = kept = Kept()
+    gateway.context.controller.observations = kept = Kept()
     await gateway.serve(ServingView(view.generation + 1000, stable, canary, 0.0, duel_share, b"salt", "r-1"))
     return kept, canary
 
@@ -73,7 +82,8 @@ async def test_a_canary_that_fails_before_its_first_byte_is_heard_of(gateway: Ru
     gateway.engine._answer = fail_canary  # type: ignore[method-assign]
     assert await ask(gateway, "ann", stream=is_stream) == 200
     user = kept.rows[0][0]
-    assert sorted(kept.rows) == [(user, "canary", True, True), (user, "stable", True, False)]
+    assert sorted(kept.rows) == [(user, "canary", "duel", True), (user, "stable", "duel", False)]
+    assert kept.failed == [(user, -1)]  # it has lost, without anybody's choice
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -99,7 +109,7 @@ async def test_of_two_streams_that_break_with_their_engine_both_are_heard_of(gat
     for number in range(6):
         await ask(gateway, f"user-{number}", stream=True)
     assert len(kept.rows) == 12
-    assert {(arm, paired) for _, arm, paired, _ in kept.rows} == {("canary", True), ("stable", True)}
+    assert {(arm, answered) for _, arm, answered, _ in kept.rows} == {("canary", "duel"), ("stable", "duel")}
     assert sum(error for _, _, _, error in kept.rows) >= 6
 
 
@@ -113,14 +123,14 @@ async def test_a_duel_whose_client_leaves_says_nothing_and_the_users_next_reques
     await wait_until(lambda: gateway.context.deployment.counters.num_in_flight == 0)
     assert kept.rows == []
     await ask(gateway, "ann", "never")
-    assert [row[1:] for row in kept.rows] == [("stable", False, False)]
+    assert [row[1:] for row in kept.rows] == [("stable", "single", False)]
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_two_answers_of_one_arm_count_as_one(gateway: Running, is_stream: bool) -> None:
     kept, _ = await start_trial(gateway, duel_share=0.0)
     await ask(gateway, "ann", stream=is_stream)
-    assert [row[1:] for row in kept.rows] == [("stable", False, False)]
+    assert [row[1:] for row in kept.rows] == [("stable", "explore", False)]
 
 
 async def test_a_streamed_pair_that_is_left_early_costs_its_key_what_was_drawn(gateway: Running) -> None:

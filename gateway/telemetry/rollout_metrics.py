@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gateway.rollout.pure import machine
@@ -20,11 +19,10 @@ from gateway.rollout.pure.guardrails import FAIL, NOT_ENOUGH, PASS
 
 if TYPE_CHECKING:
     from gateway.engines.deployment import Deployment
-    from gateway.rollout.assessment import Assessment
+    from gateway.rollout.assessment import CurrentRollout
     from gateway.rollout.controller import Controller
     from gateway.rollout.pure.evidence import Evidence
     from gateway.rollout.pure.guardrails import Guardrails
-    from gateway.tables.rollouts import RolloutRow
 
 PHASES = (
     machine.PENDING, machine.PROGRESSING, machine.PAUSED, machine.WAITING, machine.PROMOTING, machine.BAKING,
@@ -39,28 +37,13 @@ _NUMBERS = {
 }
 
 
-@dataclass(frozen=True)
-class Watched:
-    """The rollout that is on as this gateway last saw it; only the leader weighs it, and while it is on trial or baking."""
-
-    row: RolloutRow
-    assessment: Assessment | None = None
-
-
-def keep_watching(old: Watched | None, row: RolloutRow | None, *, leads: bool) -> Watched | None:
-    """What is known of the rollout that is on: what was weighed is kept while it is the same one and this gateway leads."""
-    if row is None or old is None or old.row.id != row.id or not leads:
-        return None if row is None else Watched(row)
-    return replace(old, row=row)
-
-
 class RolloutCollector(Collector):
     """Register it on `Metrics.registry`. `clock` in epoch seconds."""
 
     def __init__(self, deployment: Deployment, controller: Controller, clock: Callable[[], float] = time.time) -> None:
         self._deployment, self._controller, self._clock = deployment, controller, clock
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """The metrics as of now."""
         view = self._deployment.view
         info = GaugeMetricFamily("prefloop_checkpoint_info", "1 for what serves.", labels=["arm", "checkpoint"])
@@ -68,14 +51,18 @@ class RolloutCollector(Collector):
             if checkpoint is not None:
                 info.add_metric([arm, checkpoint], 1)
         yield info
-        watched = self._controller.watched
-        yield from self._show_row(watched)
-        assessment = watched.assessment if watched is not None else None
+        yield CounterMetricFamily(
+            "prefloop_controller_failures", "Ticks of the rollout controller that failed.",
+            value=self._controller.num_failures,
+        )  # fmt: skip
+        current = self._controller.current
+        yield from self._show_row(current)
+        assessment = current.assessment if current is not None else None
         yield from _show_evidence(assessment.evidence if assessment is not None else None)
         yield from _show_guardrails(assessment.guardrails if assessment is not None else None)
 
-    def _show_row(self, watched: Watched | None) -> Iterator[GaugeMetricFamily]:
-        row = watched.row if watched is not None else None
+    def _show_row(self, current: CurrentRollout | None) -> Iterator[GaugeMetricFamily]:
+        row = current.row if current is not None else None
         phase = GaugeMetricFamily("prefloop_rollout_phase", "1 for the phase the rollout is in.", labels=["phase"])
         known: dict[str, float] = {}
         if row is not None:

@@ -5,10 +5,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from test_controller import World
+from world import World
 
-from gateway.rollout.metrics import PHASES, RolloutCollector
 from gateway.rollout.pure import machine
+from gateway.telemetry.rollout_metrics import PHASES, RolloutCollector
 
 
 @pytest.fixture
@@ -27,10 +27,11 @@ def read(world: World) -> dict[tuple[str, ...], float]:
 
 
 async def test_without_a_rollout_only_what_serves_is_shown(world: World) -> None:
-    assert read(world) == {}
+    assert read(world) == {("controller_failures_total",): 0}
     first = await world.publish(0)
     await world.tick()
-    assert read(world) == {("checkpoint_info", "stable", first): 1}
+    world.controller.num_failures = 2
+    assert read(world) == {("checkpoint_info", "stable", first): 1, ("controller_failures_total",): 2}
 
 
 async def test_a_rollout_shows_its_phase_its_evidence_and_its_guardrails(world: World) -> None:
@@ -63,12 +64,12 @@ async def test_what_was_weighed_is_gone_with_its_rollout_and_with_the_lead(world
     await world.started()
     await world.tick()
     assert ("rollout_duels", "win") in read(world)
-    await world.fleet.leave()
+    await world.membership.leave()
     await world.controller.tick(world.time)
     found = read(world)
     assert ("rollout_duels", "win") not in found and found["rollout_phase", machine.PROGRESSING] == 1
     row = await world.row()
-    await world.controller.act(row.id, lambda r, _: machine.abort(r, "Look", "key:1", world.time))
+    await world.controller.actions.abort(row.id, "key:1", note="Look")
     await world.tick()
     await world.tick()
     assert not [name for name in read(world) if name[0].startswith("rollout")]

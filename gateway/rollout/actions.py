@@ -1,0 +1,109 @@
+"""What operators do to a rollout: at any gateway, in one transaction each, waiting for nothing that the controller's loop does.
+
+A row that cannot be weighed can be paused, resumed and aborted all the same; it cannot be approved.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection
+
+from feedback.database import Writer
+from feedback.outages import is_outage, log_failure
+from gateway.engines.deployment import Deployment, ServingView
+from gateway.errors import RefusedAction
+from gateway.rollout import transactions
+from gateway.rollout.assessment import Assessor, describe_problem
+from gateway.rollout.desired_state import read_rules
+from gateway.rollout.pure import machine
+from gateway.rollout.pure.machine import Reason, Transition
+from gateway.tables.rollouts import get_rollout
+from gateway.tables.rows import RolloutRow
+from gateway.tables.serving import StaleController
+
+if TYPE_CHECKING:
+    from gateway.engines.swap import Swap
+
+_log = logging.getLogger(__name__)
+_MOST_ATTEMPTS = 5  # to abort a row that others move at the same time
+
+
+class OperatorActions:
+    """on_change is called when a rollout was moved. `clock` in epoch seconds."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        swap: "Swap",
+        deployment: Deployment,
+        assessor: Assessor,
+        on_change: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._writer, self._swap, self._deployment, self._assessor = writer, swap, deployment, assessor
+        self._on_change, self._clock = on_change, clock
+
+    async def pause(self, rollout: str, actor: str, note: str = "") -> RolloutRow:
+        """Hold step and weight where they are. Raises LookupError, RefusedAction or StaleController."""
+        now = self._clock()
+        return await self.act(rollout, lambda row: machine.pause(row, now, actor=actor, note=note))
+
+    async def resume(self, rollout: str, actor: str) -> RolloutRow:
+        """Go on from where it was paused. Raises as `pause` does."""
+        now = self._clock()
+        return await self.act(rollout, lambda row: machine.resume(row, actor, now))
+
+    async def promote_past(self, rollout: str, actor: str, note: str) -> RolloutRow:
+        """Promote whatever the gates say; note: why, in writing. Raises as `pause` does."""
+        now = self._clock()
+        return await self.act(rollout, lambda row: machine.promote_past(row, note, actor, now))
+
+    async def act(self, rollout: str, plan: Callable[[RolloutRow], Transition]) -> RolloutRow:
+        """Carry out an operator's action in one transaction. Raises LookupError, RefusedAction or StaleController."""
+
+        def write(conn: Connection) -> tuple[RolloutRow, Transition, RolloutRow]:
+            row = get_rollout(conn, rollout)
+            if row is None:
+                raise LookupError(rollout)
+            to = plan(row)
+            return row, to, transactions.carry_out(conn, row, to, self._clock(), None, None)
+
+        old, to, new = await self._writer.arun(write)
+        transactions.log_move(old, new, to)
+        self._on_change()
+        return new
+
+    async def approve(self, rollout: str, generation: int, digest: str, actor: str) -> RolloutRow:
+        """Promote what an operator saw, if the gates hold still. Raises as `act` does."""
+        row, now = await self._writer.arun(lambda conn: get_rollout(conn, rollout)), self._clock()
+        if row is None:
+            raise LookupError(rollout)
+        try:
+            rules = read_rules(row)
+            gates = (await self._assessor.assess(row, now)).guardrails
+        except Exception as error:
+            if is_outage(error):
+                raise
+            log_failure(_log, f"rollout {rollout} cannot be weighed", error)
+            raise RefusedAction(f"The gates cannot be checked: {describe_problem(error)}.") from error
+        # By its generation the row is the one that was weighed, or the operator saw another one.
+        return await self.act(rollout, lambda row: machine.approve(row, gates, rules, generation, digest, actor, now))
+
+    async def abort(self, rollout: str, actor: str, *, reason: Reason = Reason.OPERATOR, note: str = "") -> RolloutRow:
+        """Take the canary out of traffic; while baking, put back what served before. Raises LookupError, RefusedAction.
+
+        Needs neither statistics nor settings nor the loop, and is in force here when it returns.
+        """
+        for attempt in range(_MOST_ATTEMPTS):
+            try:
+                row = await self.act(
+                    rollout, lambda row: machine.abort(row, actor, self._clock(), reason=reason, note=note)
+                )
+                break
+            except StaleController:  # whatever else moved it, it shall end
+                if attempt == _MOST_ATTEMPTS - 1:
+                    raise
+        if self._swap.is_expected(row.stable):
+            self._deployment.apply(ServingView(generation=row.generation, stable=row.stable))
+        return row

@@ -1,0 +1,37 @@
+"""How a rollout is judged, as plain values: what of the settings the decisions need. Pure.
+
+Where each is described, and has its default, is RolloutSection in the settings.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One step of the canary's ramp; `hold_s` None: until a verdict."""
+
+    weight: float
+    hold_s: float | None = None
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """Times in seconds, weights and rates 0 to 1. ceilings: by guardrail."""
+
+    alpha: float
+    delta: float
+    cap: int
+    window_s: float
+    min_users: int
+    min_s: float
+    max_users: int
+    max_s: float
+    steps: tuple[Step, ...]
+    ceilings: Mapping[str, float]
+    max_ratio: float
+    rollback_threshold: float
+    sample_ratio_threshold: float
+    baking_s: float
+    baking_weight: float
+    auto_approve: bool
+    approve_countdown_s: float

@@ -1,0 +1,33 @@
+"""A client of the operators' routes over a rollout world, without a server."""
+
+from types import SimpleNamespace
+
+import httpx
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+from world import World
+
+from gateway.access.keys import Identity
+from gateway.api.operator import build_operator_router
+from gateway.errors import ApiError
+
+
+def open_client(world: World) -> httpx.AsyncClient:
+    keys = SimpleNamespace(check=lambda key: Identity("k1", "ops", frozenset({key})))
+    context = SimpleNamespace(
+        settings=world.settings,
+        writer=world.writer,
+        deployment=world.deployment,
+        controller=world.controller,
+        keys=keys,
+    )
+    app = FastAPI()
+    app.state.context = context
+    app.include_router(build_operator_router(context))  # type: ignore[arg-type]
+
+    @app.exception_handler(ApiError)
+    async def refuse(_: Request, error: ApiError) -> Response:
+        return Response(error.body(), error.status, media_type="application/json")
+
+    headers = {"authorization": "Bearer operator"}
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers)
