@@ -5,13 +5,14 @@ program it only says whether the settings can be used.
 """
 
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from feedback.database import locate_store
 from feedback.settings import DatabaseUrl, HttpUrl, SharedSettings, load_settings
-from gateway.telemetry.logs import LogFormat
+
+LogFormat = Literal["text", "json"]
 
 _HOUR_S = 3600.0
 _DAY_S = 86400.0

@@ -11,9 +11,9 @@ import logging
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
-LogFormat = Literal["text", "json"]
+from gateway.settings import LogFormat
 
 # Set on ASGI's routes alone: a pooled connection to an engine keeps the context in which it was opened.
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="")
