@@ -104,6 +104,12 @@ class Call:
         return None if value is None else value.decode("latin-1")
 
     @property
+    def peer(self) -> str | None:
+        """The address at the other end of the connection."""
+        client = self._protocol.client
+        return None if client is None else client[0]
+
+    @property
     def own_id(self) -> str:
         """Our own id of the request, which the engine makes the completion's id of."""
         own_id = self._own_id

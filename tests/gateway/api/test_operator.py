@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from fastapi import FastAPI, Request
+from gateway.api.operator import build_operator_router
 from starlette.responses import Response
 from test_controller import World, make_world  # noqa: F401
 
 from gateway.access.keys import Identity
-from gateway.api.operator import build_operator_router
 from gateway.errors import ApiError
 
 
