@@ -9,7 +9,8 @@ from starlette.requests import Request
 
 from gateway.errors import ApiError, bad_request
 
-_FIELD = re.compile(r"(?:missing required|contains unknown) field `(.+)`")
+_MISSING = re.compile(r"missing required field `(.+)`")
+_UNKNOWN = re.compile(r"contains unknown field `(.+)`")
 T = TypeVar("T")
 
 
@@ -45,10 +46,12 @@ def decode_body(body: bytes, decode: Callable[[bytes], T], what: str) -> T:
 def invalid(error: Exception, what: str) -> ApiError:
     """400 for what msgspec could not read."""
     message, _, path = str(error).partition(" - at `")
-    parts = [path.rstrip("`").removeprefix("$").lstrip(".")]
-    if found := _FIELD.search(message):
-        parts.append(found[1])
-    return bad_request(f"Invalid {what}: {message}.", param=".".join(filter(None, parts)) or None)
+    param = path.rstrip("`").removeprefix("$").lstrip(".")
+    if missing := _MISSING.search(message):
+        param = f"{param}.{missing[1]}" if param else missing[1]
+    elif (unknown := _UNKNOWN.search(message)) and not param:
+        param = unknown[1]
+    return bad_request(f"Invalid {what}: {message}.", param=param or None)
 
 
 def refuse_nul(value: Any, param: str | None = None) -> None:

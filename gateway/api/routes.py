@@ -96,7 +96,8 @@ class OperatorRoutes:
                     given["body"] = decode_body(raw or b"{}", msgspec.json.Decoder(body).decode, "request")
                 if query is not None:
                     given["query"] = _read_query(request, query)
-                refuse_nul(msgspec.to_builtins(given))
+                for name, value in given.items():
+                    refuse_nul(msgspec.to_builtins(value), name if isinstance(value, str) else None)
                 result = await handle(identity, **given)
                 status, content = result if isinstance(result, tuple) else (usual, result)
                 return render(content, status)

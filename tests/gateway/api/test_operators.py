@@ -1,27 +1,42 @@
 """The operators' routes over a real controller and database."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
-from gateway.api.operator import build_operator_router
 from starlette.responses import Response
-from test_controller import World, make_world  # noqa: F401
+from world import World
 
 from gateway.access.keys import Identity
+from gateway.api.operators import build_operator_router
 from gateway.errors import ApiError
 
 
+@pytest.fixture
+def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
+    worlds: list[World] = []
+
+    def make(**rollout: object) -> World:
+        worlds.append(World(tmp_path, **rollout))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.close()
+
+
 def open_client(world: World) -> httpx.AsyncClient:
-    keys = SimpleNamespace(check=lambda key: Identity("k1", "ops", frozenset({key})))
+    keys = SimpleNamespace(identify=lambda header: Identity("k1", "ops", frozenset({header.decode().split()[1]})))
     context = SimpleNamespace(
         settings=world.settings,
         writer=world.writer,
         deployment=world.deployment,
         controller=world.controller,
         keys=keys,
+        secrets=None,
     )
     app = FastAPI()
     app.state.context = context
@@ -35,7 +50,7 @@ def open_client(world: World) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers)
 
 
-async def test_an_operator_watches_and_approves(make_world: Callable[..., World]) -> None:  # noqa: F811
+async def test_an_operator_watches_and_approves(make_world: Callable[..., World]) -> None:
     world = make_world(auto_approve=False)
     async with open_client(world) as client:
         assert (await client.get("/operator/v1/status")).json()["stable"] is None
@@ -61,7 +76,7 @@ async def test_an_operator_watches_and_approves(make_world: Callable[..., World]
         assert [row["id"] for row in data] == [shown["id"]]
 
 
-async def test_pause_resume_abort(make_world: Callable[..., World]) -> None:  # noqa: F811
+async def test_pause_resume_abort(make_world: Callable[..., World]) -> None:
     world = make_world()
     async with open_client(world) as client:
         await world.started()
@@ -73,7 +88,7 @@ async def test_pause_resume_abort(make_world: Callable[..., World]) -> None:  # 
         assert (await client.get("/operator/v1/rollouts/none")).status_code == 404
 
 
-async def test_checkpoints_are_registered_once_and_bad_paths_refused(make_world: Callable[..., World]) -> None:  # noqa: F811
+async def test_checkpoints_are_registered_once_and_bad_paths_refused(make_world: Callable[..., World]) -> None:
     world = make_world()
     async with open_client(world) as client:
         first = await world.publish(0)
@@ -90,14 +105,14 @@ async def test_checkpoints_are_registered_once_and_bad_paths_refused(make_world:
         ]  # fmt: skip
 
 
-async def test_an_admin_promotes_past_the_gate_with_a_written_reason(make_world: Callable[..., World]) -> None:  # noqa: F811
+async def test_an_admin_promotes_past_the_gate_with_a_written_reason(make_world: Callable[..., World]) -> None:
     world = make_world()
     async with open_client(world) as client:
         old, new = await world.started()
         path = f"/operator/v1/rollouts/{(await world.row()).id}:promote"
         assert (await client.post(path, json={"reason": "The gate cannot see it."})).status_code == 403
         client.headers["authorization"] = "Bearer admin"
-        assert (await client.post(path, json={"reason": ""})).status_code == 422
+        assert (await client.post(path, json={"reason": ""})).status_code == 400
         promoted = (await client.post(path, json={"reason": "The gate cannot see it."})).json()
         assert (promoted["phase"], promoted["reason"]) == ("Promoting", "Forced")
         assert (promoted["events"][-1]["actor"], promoted["events"][-1]["reason"]) == (
@@ -108,7 +123,7 @@ async def test_an_admin_promotes_past_the_gate_with_a_written_reason(make_world:
         assert (await client.post(path, json={"reason": "Again."})).status_code == 409
 
 
-async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: Callable[..., World]) -> None:  # noqa: F811
+async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: Callable[..., World]) -> None:
     world = make_world(keep_checkpoints=1, baking_s=0.0)
     async with open_client(world) as client:
         client.headers["authorization"] = "Bearer admin"
@@ -135,7 +150,7 @@ async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: 
 
 
 @pytest.mark.parametrize("path", ["status", "checkpoints", "rollouts"])
-async def test_an_app_key_sees_nothing(make_world: Callable[..., World], path: str) -> None:  # noqa: F811
+async def test_an_app_key_sees_nothing(make_world: Callable[..., World], path: str) -> None:
     async with open_client(make_world()) as client:
         answer = await client.get(f"/operator/v1/{path}", headers={"authorization": "Bearer app"})
         assert answer.status_code == 403
