@@ -1,6 +1,8 @@
 """The keys of the command line: made, listed, limited, revoked. A client of the gateway's HTTP API and nothing more."""
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -21,16 +23,38 @@ from prefloop.operator import (
 commands = typer.Typer(help="Create, list, limit and revoke API keys.", no_args_is_help=True)
 
 
-def limit_option(what: str) -> Any:
-    return typer.Option(metavar="NUMBER|none", help=f"Most {what}; `none` lifts the limit.", show_default=False)
+LIMITS = {
+    "requests_per_minute": "requests a minute",
+    "requests_per_day": "requests a day (UTC)",
+    "tokens_per_minute": "tokens a minute, of prompts and answers",
+    "tokens_per_day": "tokens a day",
+    "budget_per_minute": "money a minute, in the currency of the gateway's prices",
+    "budget_per_day": "money a day",
+}
 
 
-RequestsPerMinute = Annotated[str, limit_option("requests a minute")]
-RequestsPerDay = Annotated[str, limit_option("requests a day (UTC)")]
-TokensPerMinute = Annotated[str, limit_option("tokens a minute, of prompts and answers")]
-TokensPerDay = Annotated[str, limit_option("tokens a day")]
-BudgetPerMinute = Annotated[str, limit_option("money a minute, in the currency of the gateway's prices")]
-BudgetPerDay = Annotated[str, limit_option("money a day")]
+def with_limits(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each limit; it takes those that were given as `limits`."""
+
+    def run(**given: Any) -> None:
+        command(limits=read_limits(**{name: given.pop(name) for name in LIMITS}), **given)
+
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default="",
+            annotation=Annotated[
+                str, typer.Option(metavar="NUMBER|none", help=f"Most {what}; `none` lifts it.", show_default=False)
+            ],
+        )
+        for name, what in LIMITS.items()
+    ]
+    signature = inspect.signature(command)
+    kept = [each for each in signature.parameters.values() if each.name != "limits"]
+    run.__doc__ = command.__doc__
+    run.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    return run
 
 
 def read_limits(**given: str) -> dict[str, float | None]:
@@ -61,29 +85,18 @@ def format_limits(limits: dict[str, float | None] | None) -> str:
 
 
 @commands.command("create")
+@with_limits
 def create_key(
+    *,
+    limits: dict[str, float | None],
     name: Annotated[str, typer.Argument(help="What the key is for, such as the app's name.")],
     scope: Annotated[str, typer.Option(help="app, chooser, operator or admin.")] = "app",
     pairs: Annotated[bool, typer.Option(help="Let requests of this key ask for two answers.")] = True,
-    requests_per_minute: RequestsPerMinute = "",
-    requests_per_day: RequestsPerDay = "",
-    tokens_per_minute: TokensPerMinute = "",
-    tokens_per_day: TokensPerDay = "",
-    budget_per_minute: BudgetPerMinute = "",
-    budget_per_day: BudgetPerDay = "",
     gateway: GatewayOption = DEFAULT_GATEWAY,
     key: KeyOption = "",
     state_dir: StateOption = DEFAULT_STATE,
 ) -> None:
     """Create a key and print it, once."""
-    limits = read_limits(
-        requests_per_minute=requests_per_minute,
-        requests_per_day=requests_per_day,
-        tokens_per_minute=tokens_per_minute,
-        tokens_per_day=tokens_per_day,
-        budget_per_minute=budget_per_minute,
-        budget_per_day=budget_per_day,
-    )
     body = {"name": name, "scope": scope, "pairs": pairs, "limits": limits}
     created = call(gateway, key, state_dir, "POST", "/operator/v1/keys", body)
     typer.echo(created["key"])
@@ -110,27 +123,16 @@ def list_keys(
 
 
 @commands.command("limit")
+@with_limits
 def limit_key(
+    *,
+    limits: dict[str, float | None],
     key_id: Annotated[str, typer.Argument(help="The id that `prefloop keys list` shows.")],
-    requests_per_minute: RequestsPerMinute = "",
-    requests_per_day: RequestsPerDay = "",
-    tokens_per_minute: TokensPerMinute = "",
-    tokens_per_day: TokensPerDay = "",
-    budget_per_minute: BudgetPerMinute = "",
-    budget_per_day: BudgetPerDay = "",
     gateway: GatewayOption = DEFAULT_GATEWAY,
     key: KeyOption = "",
     state_dir: StateOption = DEFAULT_STATE,
 ) -> None:
     """Change a key's limits; those not given stay."""
-    limits = read_limits(
-        requests_per_minute=requests_per_minute,
-        requests_per_day=requests_per_day,
-        tokens_per_minute=tokens_per_minute,
-        tokens_per_day=tokens_per_day,
-        budget_per_minute=budget_per_minute,
-        budget_per_day=budget_per_day,
-    )
     if not limits:
         raise fail("Say at least one limit, such as --requests-per-minute 60.")
     changed = call(gateway, key, state_dir, "PATCH", f"/operator/v1/keys/{key_id}", {"limits": limits})
