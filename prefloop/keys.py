@@ -50,7 +50,7 @@ def with_limits(command: Callable[..., None]) -> Callable[..., None]:
         )
         for name, what in LIMITS.items()
     ]
-    signature = inspect.signature(command)
+    signature = inspect.signature(command, eval_str=True)
     kept = [each for each in signature.parameters.values() if each.name != "limits"]
     run.__doc__ = command.__doc__
     run.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
