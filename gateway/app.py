@@ -1,7 +1,7 @@
-"""One running gateway, and its dispatch: paths to an engine straight to wire.py, everything else through FastAPI.
+"""One running gateway: its parts are opened in the order in which they need each other, and closed backwards.
 
-On start its parts are opened (opening.py) and its routes added; on SIGTERM the server stops listening, lets requests
-end, then closes the parts. Every answer carries x-request-id.
+Paths to an engine go straight to serving/dispatch.py, everything else through FastAPI. On SIGTERM the server stops
+listening, lets requests end, then closes the parts. Every answer carries x-request-id.
 """
 
 from __future__ import annotations
@@ -11,17 +11,22 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from feedback.connection import wait_for_database
+from feedback.database import Writer, open_database
 from feedback.errors import DatabaseError
-from feedback.schema import migrate_url
+from feedback.outages import log_failure
+from feedback.relay import Relay
+from feedback.schema import migrate, migrate_url
+from gateway.access.keys import KeyRing, ensure_admin_key
+from gateway.access.limits.limiter import Limits
 from gateway.access.secrets import Secrets, check_listening, load_secrets
 from gateway.api.application import build_api, with_request_id
 from gateway.api.choices import build_choices_router, find_choice_handler
@@ -32,21 +37,34 @@ from gateway.api.operators import build_operator_router
 from gateway.api.playground import PLAYGROUND_PATH, build_playground_handler, has_playground
 from gateway.api.signals import build_signals_router
 from gateway.api.web import build_web_router
+from gateway.engines.deployment import Deployment
+from gateway.engines.swap import Swap
 from gateway.errors import GatewayError
 from gateway.http.call import Call, CallMaker, Handler, make_request_id, read_request_id
 from gateway.http.outbox import Outbox
 from gateway.http.server import build_server
-from gateway.opening import open_context
+from gateway.http.upstream import Upstream
+from gateway.rollout.controller import Controller
+from gateway.rollout.membership import Fleet
+from gateway.rollout.metrics import RolloutCollector
+from gateway.rollout.observations import Observations
 from gateway.serving.context import Context
 from gateway.serving.dispatch import build_handlers
 from gateway.serving.endpoints import ENDPOINTS
-from gateway.settings import GatewaySection, GatewaySettings
-from gateway.siblings import Place
+from gateway.serving.metrics import Metrics
+from gateway.serving.outcome import count_refusals, record_unread
+from gateway.serving.pairs.asking import AskLedger
+from gateway.serving.recording.completions import Completions
+from gateway.serving.recording.recorder import Recorder
+from gateway.serving.recording.store import CompletionStore
+from gateway.settings import GatewaySettings
 from gateway.telemetry.logs import current_request_id, set_up_logging
+from gateway.telemetry.state_metrics import StateCollector
 from gateway.telemetry.watched import check_tracing, open_watchers
-from gateway.workers import Worker, Workers
 
 logger = logging.getLogger("gateway")
+
+_REFRESH_KEYS_S = 5.0
 
 
 class Gateway:
@@ -55,10 +73,9 @@ class Gateway:
     def __init__(self, settings: GatewaySettings, secrets: Secrets) -> None:
         self._settings = settings
         self.secrets = secrets
-        self.place = Place()  # among the workers of this gateway; who forks changes it before the start
-        self.on_start: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.handlers: dict[bytes, Handler] = {}  # of the paths that reach an engine, for the server's protocol
         self.find_handler: Callable[[bytes], Handler | None] = lambda path: None
+        self.note_unread: Callable[[int], None] = lambda status: None
         self.make_call: CallMaker = Call
         self.outbox = Outbox()
         self.max_body_bytes = settings.gateway.max_body_bytes
@@ -90,11 +107,10 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def _run(self, api: FastAPI) -> AsyncIterator[None]:
         async with (
-            open_context(self._settings, self.secrets, self.place) as context,
+            open_context(self._settings, self.secrets) as context,
             open_watchers(self._settings.gateway, context.metrics.registry) as self.make_call,
         ):
             self._context = api.state.context = context
-            watching = asyncio.create_task(self.on_start()) if self.on_start is not None else None
             for build in (
                 build_health_router,
                 build_models_router,
@@ -107,11 +123,93 @@ class Gateway:
             api.include_router(build_document_router(api.routes))
             self.handlers |= build_handlers(context)
             if has_playground(self._settings.gateway):
-                self.handlers[PLAYGROUND_PATH] = build_playground_handler(context)
+                self.handlers[PLAYGROUND_PATH] = count_refusals(context, build_playground_handler(context))
+            self.note_unread = partial(record_unread, context)
             self.find_handler = partial(find_choice_handler, context)
             yield
-            if watching is not None:
-                watching.cancel()
+
+
+@contextlib.asynccontextmanager
+async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIterator[Context]:
+    """Open everything a gateway needs and keep its loops running; close it in the opposite order."""
+    async with contextlib.AsyncExitStack() as stack:
+        database = await asyncio.to_thread(open_database, settings.gateway_database)
+        stack.callback(database.dispose)
+        await asyncio.to_thread(migrate, database, "gateway")
+        writer = Writer(database)
+        stack.push_async_callback(asyncio.to_thread, writer.close)
+        await writer.arun(lambda conn: ensure_admin_key(conn, secrets, time.time()))
+        keys = KeyRing(secrets.pepper)
+        await asyncio.to_thread(keys.refresh, database)
+        log = await asyncio.to_thread(settings.open_log)
+        stack.push_async_callback(asyncio.to_thread, log.close)
+        relay = Relay(database, writer, log, settings.topic)
+        relay.start()
+        stack.push_async_callback(asyncio.to_thread, relay.close)
+        is_sqlite = database.dialect.name == "sqlite"
+        limits_writer = writer if is_sqlite else Writer(database)
+        if not is_sqlite:
+            stack.push_async_callback(asyncio.to_thread, limits_writer.close)
+        limits = Limits(limits_writer, settings.gateway)
+        stack.push_async_callback(limits.close)
+        deployment = Deployment(settings.gateway.engines, Observations(), settings.gateway.breaker_limits)
+        upstream = Upstream(settings.gateway)
+        stack.callback(upstream.close)
+        if not deployment.is_single:
+            for state in deployment.engines.values():
+                state.on_hang = partial(upstream.drop_waiting, state.url)
+        metrics = Metrics()
+        completions = Completions(CompletionStore(settings.completions_database), settings, metrics.registry)
+        completions.start()
+        stack.push_async_callback(asyncio.to_thread, completions.close)
+        metrics.watch_in_flight(lambda: deployment.counters.num_in_flight)
+        swap = Swap(deployment, upstream, settings.gateway)
+        fleet = Fleet(writer, deployment, swap, settings)
+        await fleet.join(is_alone=is_sqlite)
+        stack.push_async_callback(fleet.leave)
+        controller = Controller(writer, swap, deployment, fleet, settings)
+        metrics.registry.register(StateCollector(deployment, fleet, lambda: relay.state))
+        metrics.registry.register(RolloutCollector(deployment, controller))
+        context = Context(
+            settings=settings,
+            writer=writer,
+            database=database,
+            deployment=deployment,
+            swap=swap,
+            controller=controller,
+            secrets=secrets,
+            keys=keys,
+            metrics=metrics,
+            recorder=Recorder(writer),
+            asks=AskLedger(settings.gateway.max_asks_per_user_day),
+            upstream=upstream,
+            relay=relay,
+            completions=completions,
+            limits=limits,
+        )
+        loops = (upstream.run(), swap.run(), fleet.run(), controller.run(), limits.run(), _keep_keys_fresh(context))
+        for work in loops:
+            stack.push_async_callback(_stop, asyncio.create_task(work))
+        yield context
+
+
+async def _keep_keys_fresh(context: Context) -> None:
+    """A key that was revoked through another gateway stops working here within seconds."""
+    while True:
+        await asyncio.sleep(_REFRESH_KEYS_S)
+        try:
+            await asyncio.to_thread(context.keys.refresh, context.database)
+        except Exception as error:
+            log_failure(logger, "the keys could not be read again", error)
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        try:
+            await task
+        except Exception:
+            logger.exception("a loop ended in an error")
 
 
 def create_app(settings: GatewaySettings) -> Gateway:
@@ -125,49 +223,32 @@ def main() -> int:
     settings = GatewaySettings()
     set_up_logging(settings.gateway.log_format)
     try:
-        return run_gateway(settings)
+        run_gateway(settings)
     except GatewayError as error:
         logger.error("%s", error)
         return 2
     except DatabaseError as error:
         logger.error("%s", error)
         return 1
+    return 0
 
 
-def run_gateway(settings: GatewaySettings) -> int:
-    """`main` by settings: the exit status. Raises GatewayError, and DatabaseError if the database cannot be used."""
+def run_gateway(settings: GatewaySettings) -> None:
+    """`main` by settings. Raises GatewayError, and DatabaseError if the database cannot be used."""
     section = settings.gateway
     check_listening(section.host, section.secrets_configured)
-    settings.check_workers()
     app = create_app(settings)
     wait_for_database(settings.gateway_database, section.database_wait_s)
     migrate_url(settings.gateway_database, "gateway")
-    workers = None
-    if section.workers > 1:
-        serve = partial(_serve, app, section)
-        workers = Workers(serve, section.workers, section.host, section.port, section.drain_timeout_s)
     if app.secrets.is_new:
         where = settings.state_dir / "secrets" / "admin_key"
         print(f"admin key (shown once, kept in {where}): {app.secrets.admin_key}", flush=True)
     logger.info("listening on http://%s:%d, engines %s", section.host, section.port, ", ".join(section.engines))
-    status = _serve(app, section) if workers is None else workers.run()
-    logger.info("stopped")
-    return status
-
-
-def _serve(app: Gateway, section: GatewaySection, worker: Worker | None = None) -> int:
-    """Serve until a signal; the exit status."""
     # uvicorn repeats the signal once it has stopped: a clean stop ends with status 0 all the same.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server = build_server(app, host=section.host, port=section.port, drain_timeout_s=section.drain_timeout_s)
-    if worker is None:
-        server.run()
-        return 0
-    app.place = worker.place
-    app.on_start = partial(worker.watch, server)
-    server.run([worker.listener])
-    return 0
+    build_server(app, host=section.host, port=section.port, drain_timeout_s=section.drain_timeout_s).run()
+    logger.info("stopped")
 
 
 if __name__ == "__main__":

@@ -32,16 +32,16 @@ class SecretsError(GatewayError):
     """The secrets are missing, unreadable or not fit for how the gateway is asked to listen."""
 
 
-class WorkersNeedPostgres(GatewayError):
-    """Several workers were asked for, with a database that one process alone may write."""
-
-
 class MissingExtra(GatewayError):
     """A setting asks for a package that is not installed; the message says which to install."""
 
 
 class EngineUnavailable(GatewayError):
     """No engine answered before the first byte, within the time that requests may wait."""
+
+
+class EngineLost(EngineUnavailable):
+    """The engine went away, or hung, after it had the request and before the first byte: the request may be why."""
 
 
 class StaleConnection(EngineUnavailable):

@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field, IPvAnyNetwork
 from feedback.database import locate_store
 from feedback.settings import SharedSettings
 from gateway.engines.engine import BreakerLimits
-from gateway.errors import WorkersNeedPostgres
 from gateway.telemetry.logs import LogFormat
 
 _HOUR_S = 3600.0
@@ -24,9 +23,6 @@ class GatewaySection(BaseModel):
         default="127.0.0.1", description="Address to listen on; beyond loopback needs `secrets_configured`."
     )
     port: int = Field(default=8800, ge=0, le=65535, description="Port to listen on.")
-    workers: int = Field(
-        default=1, ge=1, le=256, description="Processes that share the port; more than one needs PostgreSQL."
-    )
     secrets_configured: bool = Field(
         default=False,
         description="Says that pepper, token key and admin key were set on purpose: allows a public address.",
@@ -275,13 +271,6 @@ class GatewaySettings(SharedSettings):
     def preset_values(cls, preset: str) -> dict[str, Any]:
         """What `preset` puts in place of the defaults."""
         return _DEMO if preset == "demo" else {}
-
-    def check_workers(self) -> None:
-        """Raises WorkersNeedPostgres if several processes would share one SQLite file."""
-        if self.gateway.workers > 1 and self.gateway_database.startswith("sqlite"):
-            raise WorkersNeedPostgres(
-                f"gateway.workers is {self.gateway.workers}: more than one needs a PostgreSQL in gateway.database_url."
-            )
 
     @property
     def gateway_database(self) -> str:

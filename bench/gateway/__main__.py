@@ -20,11 +20,9 @@ import httpx
 from bench.gateway.figures import Counts, Samples, compute_figures, read_metric, render_table
 from bench.gateway.loads import RATE, Load, LoadFailed, Loads, Sample, check_answers
 from bench.gateway.pair import PairFailed, measure_pair_over_single
-from bench.gateway.peers import AGAIN, GATEWAY, LITELLM_PEER, WORKERS, Field, Peer
+from bench.gateway.peers import AGAIN, GATEWAY, LITELLM_PEER, Field, Peer
 from bench.gateway.servers import Bystanders, ServerFailed
 from bench.gateway.tools import MissingTool, compile_program, find_wrk
-from gateway.settings import GatewaySection
-from prefloop.postgres import PostgresError, run_postgres
 
 LOADS = (Load.SIXTEEN, Load.ONE, Load.STREAMS, Load.PACED, Load.FIRST)
 SHARES = {Load.FIRST: 0.5}  # of a load's seconds
@@ -68,9 +66,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one load")
     parser.add_argument("--quick", action="store_true", help="one round of one second, without LiteLLM and pairs")
-    parser.add_argument(
-        "--database-url", default="", help="an empty PostgreSQL for two workers; without it one is started"
-    )
     parser.add_argument("--engine", default="", help="a real vLLM for pairs; without it one is started")
     parser.add_argument("--model", default="", help="the directory of the model that --engine serves")
     parser.add_argument("--no-pairs", action="store_true", help="leave out what needs a real vLLM")
@@ -124,15 +119,6 @@ def start_peers(
     else:
         starts.append(field.start_litellm)
     starts += [lambda: field.start_gateway(GATEWAY), lambda: field.start_gateway(AGAIN)]
-    if "workers" not in GatewaySection.model_fields:
-        reasons["workers_2_over_1"] = "the gateway has no setting for several workers"
-    else:
-        try:
-            database_url = arguments.database_url or stack.enter_context(run_postgres()).url
-            settings = {"PREFLOOP_GATEWAY__WORKERS": "2", "PREFLOOP_GATEWAY__DATABASE_URL": database_url}
-            starts.append(lambda: field.start_gateway(WORKERS, settings))
-        except PostgresError as error:
-            reasons["workers_2_over_1"] = str(error)
     peers = []
     for start in starts:
         peer = start()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from bench.gateway.loads import Load, Sample
-from bench.gateway.peers import AGAIN, DIRECT, GATEWAY, LITELLM_PEER, RAW, ROUTER_PEER, WORKERS
+from bench.gateway.peers import AGAIN, DIRECT, GATEWAY, LITELLM_PEER, RAW, ROUTER_PEER
 
 Measure = Callable[[Sample], float]
 
@@ -108,7 +108,6 @@ def compute_figures(
         "a_a_ratio": samples.ratio(AGAIN, GATEWAY, Load.SIXTEEN, lambda s: s.answers_s),
         "first_token_added_p50_ms": None if first_added_us is None else first_added_us / 1000,
         "pair_over_single": pair_over_single,
-        "workers_2_over_1": samples.ratio(WORKERS, GATEWAY, Load.SIXTEEN, lambda s: s.answers_s),
         "rss_mb": rss_mb,
     }
     return {name: None if value is None else round(value, 4) for name, value in figures.items()}

@@ -24,7 +24,7 @@ from prefloop.ports import find_port
 
 MODEL = "default"
 DIRECT, ROUTER_PEER, RAW, LITELLM_PEER = "mock alone", "rust router", "raw proxy", "litellm"
-GATEWAY, AGAIN, WORKERS = "gateway", "gateway again", "gateway, 2 workers"
+GATEWAY, AGAIN = "gateway", "gateway again"
 _START_S = 180.0
 _CANARY_STEPS = '[{"weight": 0.25}]'
 _ENOUGH = 10**9  # never reached, always counted
@@ -93,9 +93,9 @@ class Field:
         server = self._start(LITELLM_PEER, lambda port: [*argv, "--port", str(port)], "/health/liveliness", env)
         return Peer(LITELLM_PEER, server, (f"authorization: Bearer {key}",))
 
-    def start_gateway(self, name: str, settings: dict[str, str] | None = None) -> Peer:
-        """The gateway, every feature on; `settings` are further PREFLOOP_ variables."""
-        state = self._run_folder / name.replace(",", "").replace(" ", "-")
+    def start_gateway(self, name: str) -> Peer:
+        """The gateway, every feature on."""
+        state = self._run_folder / name.replace(" ", "-")
         env = {
             "PREFLOOP_CONFIG": os.devnull,
             "PREFLOOP_STATE_DIR": str(state),
@@ -105,7 +105,6 @@ class Field:
             "PREFLOOP_GATEWAY__RECORD_COMPLETIONS": "true",
             "PREFLOOP_GATEWAY__PRICE_PER_MILLION_PROMPT_TOKENS": "1",
             "PREFLOOP_GATEWAY__PRICE_PER_MILLION_COMPLETION_TOKENS": "1",
-            **(settings or {}),
         }
         self._stack.callback(shutil.rmtree, state, ignore_errors=True)  # recorded completions are large
         server = self._start(name, lambda port: [sys.executable, "-m", "gateway.app"], "/livez", env)
@@ -118,7 +117,7 @@ class Field:
         self, name: str, command: Callable[[int], list[str]], ready_path: str, env: dict[str, str] | None = None
     ) -> Server:
         port = find_port()
-        log_path = self._run_folder / f"{name.replace(',', '').replace(' ', '-')}.log"
+        log_path = self._run_folder / f"{name.replace(' ', '-')}.log"
         server = Server(name, command(port), port, log_path, {"PREFLOOP_GATEWAY__PORT": str(port), **(env or {})})
         self._stack.callback(server.stop)
         server.wait_until(ready_path, _START_S)

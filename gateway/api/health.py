@@ -53,7 +53,7 @@ def build_health_router(context: Context) -> APIRouter:
     async def show_metrics(request: Request) -> Response:
         if not find_request_client(request, context.settings.gateway.trusted_proxies).is_local:
             authenticate_request(request, context.keys, "operator")
-        return Response(await context.siblings.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 

@@ -93,7 +93,7 @@ def add_key_routes(routes: OperatorRoutes, context: Context) -> None:
             )
         except ValueError as error:
             raise bad_request(str(error), param="scope") from None
-        await context.siblings.refresh_keys()
+        await asyncio.to_thread(context.keys.refresh, context.database)
         return NewKey(**msgspec.structs.asdict(row), key=key)
 
     @routes.add("PATCH", "/keys/{key_id}", "Change a key's limits", {200: KeyRow}, 404, body=KeyChange, scope="admin")
@@ -101,7 +101,7 @@ def add_key_routes(routes: OperatorRoutes, context: Context) -> None:
         row = await context.writer.arun(lambda conn: change_limits(conn, key_id, body.limits))
         if row is None:
             raise not_found("There is no such key.", code="unknown_key")
-        await context.siblings.refresh_keys()
+        await asyncio.to_thread(context.keys.refresh, context.database)
         return row
 
     @routes.add("DELETE", "/keys/{key_id}", "Revoke a key", {200: RevokedKey}, 404, 409, scope="admin")
@@ -111,5 +111,5 @@ def add_key_routes(routes: OperatorRoutes, context: Context) -> None:
             raise ApiError(409, message, code="current_admin_key")
         if not await context.writer.arun(lambda conn: revoke_key(conn, key_id, time.time())):
             raise not_found("There is no such key.", code="unknown_key")
-        await context.siblings.refresh_keys()
+        await asyncio.to_thread(context.keys.refresh, context.database)
         return RevokedKey(key_id)

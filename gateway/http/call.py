@@ -12,22 +12,19 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from gateway.errors import ApiError, error_body
 from gateway.http.eager import Eager
-
-if TYPE_CHECKING:
-    from gateway.http.protocol import ServingProtocol
-    from gateway.telemetry.watched import Watch
+from gateway.http.record import RequestRecord
 
 logger = logging.getLogger("gateway.call")
 
 Handler = Callable[["Call"], Coroutine[Any, Any, None] | None]
 """Answers a call by the coroutine that it returns; None: it has answered, or what it set as `call.running` will."""
-CallMaker = Callable[["ServingProtocol", Handler, list[tuple[bytes, bytes]]], "Call"]
+CallMaker = Callable[["Channel", Handler, list[tuple[bytes, bytes]]], "Call"]
 JSON = b"application/json"
 EVENTS = b"text/event-stream"
 
@@ -52,6 +49,33 @@ class _NoEvent:
         """Nothing waits."""
 
 
+class Channel(Protocol):
+    """What a call needs of the connection that it came by."""
+
+    transport: Any
+    flow: Any
+    loop: asyncio.AbstractEventLoop
+    url: bytes
+    client: tuple[str, int] | None  # the address at the other end
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Of a request."""
+
+    @property
+    def default_lines(self) -> bytes:
+        """The header lines of every answer."""
+
+    def note_task(self, task: asyncio.Task[None]) -> None:
+        """A call has become a task."""
+
+    def on_response_complete(self) -> None:
+        """A call is answered."""
+
+    def close_soon(self) -> None:
+        """Close once the client has read what was written."""
+
+
 class Running(Protocol):
     """What answers a call."""
 
@@ -66,7 +90,8 @@ class Call:
     """
 
     message_event = _NoEvent()
-    watch: Watch | None = None  # what is noted for traces and the access log, if anybody wants it
+    record: RequestRecord | None = None  # for traces and the access log, if anybody wants it
+    is_booked = False  # an answer to it has been counted
     is_http_11 = True
     keep_alive = True
     disconnected = False
@@ -85,7 +110,7 @@ class Call:
     _head = b""  # of a stream, until its first bytes go out with it
     _own_id: str | None = None
 
-    def __init__(self, protocol: ServingProtocol, handler: Handler, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, protocol: Channel, handler: Handler, headers: list[tuple[bytes, bytes]]) -> None:
         self.headers = dict(headers)
         self._protocol = protocol
         self._handler = handler
@@ -94,7 +119,10 @@ class Call:
 
     @property
     def body(self) -> bytes:
-        """The whole body."""
+        """The whole body. Raises ApiError 413."""
+        if self._is_too_large:
+            limit = self._protocol.max_body_bytes
+            raise ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
         body = self._body
         return body if type(body) is bytes else bytes(body)
 
@@ -127,8 +155,8 @@ class Call:
     def log_fields(self) -> dict[str, str]:
         """What a log line about the request carries, as its `extra`."""
         fields = {"request_id": self.request_id}
-        if self.watch is not None and self.watch.trace is not None:
-            fields["trace_id"] = self.watch.trace.trace_id
+        if self.record is not None and self.record.trace is not None:
+            fields["trace_id"] = self.record.trace.trace_id
         return fields
 
     # The answer
@@ -212,7 +240,7 @@ class Call:
             self._body += data
         else:
             self._body = bytearray(self._body) + data  # a list of a million tiny chunks would take forty times as much
-        if len(self._body) > self._protocol.serving.max_body_bytes:
+        if len(self._body) > self._protocol.max_body_bytes:
             self._is_too_large = True
             self._body = b""
             self.begin()
@@ -224,9 +252,6 @@ class Call:
         if not self._has_begun and not self.response_complete:
             self._has_begun = True
             try:
-                if self._is_too_large:
-                    limit = self._protocol.serving.max_body_bytes
-                    raise ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
                 work = self._handler(self)
             except Exception as error:
                 self.fail(error)

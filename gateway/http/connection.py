@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import httptools
 
-from gateway.errors import EngineInterrupted, EngineUnavailable, StaleConnection
+from gateway.errors import EngineInterrupted, EngineLost, StaleConnection
 from gateway.http.eager import Waitable
-
-if TYPE_CHECKING:
-    from gateway.http.upstream import Pool
+from gateway.http.outbox import Outbox
 
 _MAX_BUFFERED = 262_144  # bytes read ahead of whoever takes them
 _NEVER = float("inf")
@@ -162,10 +160,24 @@ class EngineAnswer(Waitable):
             raise self.error
 
 
+class Owner(Protocol):
+    """What a connection needs of the pool that it belongs to; `now` is the loop's clock."""
+
+    url: str
+    now: Callable[[], float]
+    outbox: Outbox
+
+    def give_back(self, connection: Connection) -> None:
+        """It may carry another request."""
+
+    def forget(self, connection: Connection) -> None:
+        """It is closed."""
+
+
 class Connection(asyncio.Protocol):
     """One keep-alive connection; answers one request at a time."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Owner) -> None:
         self.pool = pool
         self.deadline = _NEVER  # on the loop's clock
         self.idle_since = 0.0
@@ -216,7 +228,7 @@ class Connection(asyncio.Protocol):
     def give_up(self) -> None:
         """The engine hangs: the request fails as if the engine had gone, unless its answer has begun."""
         if self._answer is not None and not self.has_bytes:
-            self._fail(EngineUnavailable(f"{self.pool.url} hangs"))
+            self._fail(EngineLost(f"{self.pool.url} hangs"))
             self.drop()
 
     def pause(self) -> None:
@@ -272,7 +284,7 @@ class Connection(asyncio.Protocol):
         elif self.has_bytes:
             self._fail(EngineInterrupted(f"{self.pool.url}: {error or 'the connection was closed'}"))
         else:
-            kind = StaleConnection if self.is_reused else EngineUnavailable
+            kind = StaleConnection if self.is_reused else EngineLost
             self._fail(kind(f"{self.pool.url}: {error or 'the connection was closed'}"))
 
     # The parser's callbacks

@@ -33,10 +33,12 @@ _NO_TRAILERS: deque[tuple[bytes, bytes]] = deque(maxlen=0)  # keeps nothing: wha
 class Serving(Protocol):
     """What the protocol needs of the app: the handlers by path, and the limits of a request.
 
-    `find_handler`: for paths that name something; such a request is watched by nobody.
+    `find_handler`: for paths that name something; such a request is watched by nobody. `note_unread`: a request was
+    refused with this status before it was read whole.
     """
 
     handlers: Mapping[bytes, Handler]
+    note_unread: Callable[[int], None]
     find_handler: Callable[[bytes], Handler | None]
     make_call: CallMaker
     outbox: Outbox
@@ -244,6 +246,11 @@ class ServingProtocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
     @property
+    def max_body_bytes(self) -> int:
+        """Of a request."""
+        return self.serving.max_body_bytes
+
+    @property
     def default_lines(self) -> bytes:
         """The header lines of every answer: uvicorn makes them anew every second, for the date."""
         headers = self.server_state.default_headers
@@ -294,12 +301,14 @@ class ServingProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         elif isinstance(cycle, Call):
+            self.serving.note_unread(error.status)
             cycle.refuse(error)
             cycle.lose()
             return
         else:
             cycle.disconnected = True
             cycle.message_event.set()
+        self.serving.note_unread(error.status)
         self._refuse(error)
         self.close_soon()
 

@@ -2,28 +2,42 @@
 
 Asks again when an engine refuses, restarts, forgot the adapter or died early: at most `connect_wait_s` in all, and half
 a pair for three seconds beside the other half. After the first byte of a stream nothing is repeated. An answer that is
-not streamed is read to its end here, so that losing the engine halfway costs the client only time.
+not streamed is read to its end here, so that losing the engine halfway costs the client only time. A request over which
+two engines went away is asked of no third.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from gateway.engines.engine import EngineState
-from gateway.errors import ApiError, CheckpointGone, EngineInterrupted, EngineUnavailable, error_body, unavailable
+from gateway.errors import (
+    ApiError,
+    CheckpointGone,
+    EngineInterrupted,
+    EngineLost,
+    EngineUnavailable,
+    error_body,
+    unavailable,
+)
 from gateway.http.connection import EngineAnswer
+from gateway.http.record import Attempt, AttemptRequest
 from gateway.serving.exchange import Exchange
 
 logger = logging.getLogger("gateway.attempts")
 
 _MAX_INTERNAL_ERRORS = 5  # an engine whose core has died answers 500 for a while; a bad input does so for ever
+_ENGINE_DIED = b"EngineCore"  # what vLLM's server answers, with 500, once the process that generates has died
 _RESTARTING = frozenset({502, 503, 504})
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
 _WAIT_BESIDE_OTHER_S = 3.0  # a user waits for the answer that is there
+_MAX_LOST_ENGINES = 2
+_SAME_LOSS_S = 2.0  # an engine that two halves of a pair lost at about the same time went away once
 
 
 class Begun(NamedTuple):
@@ -40,7 +54,9 @@ def begin_asking(exchange: Exchange) -> Begun | None:
         engine = _pick_engine(exchange, checkpoint)
     except EngineUnavailable:
         return None
-    answer = context.upstream.begin(engine.url, exchange.path, exchange.engine_body, headers=_own_lines(exchange))
+    answer = context.upstream.begin(
+        engine.url, exchange.endpoint.path, exchange.engine_body, headers=_own_lines(exchange)
+    )
     if answer is None:
         return None
     context.deployment.begin(checkpoint, engine)
@@ -78,7 +94,7 @@ async def ask_engine(
     """A complete answer, or a stream whose first bytes have come, which the caller closes.
 
     `suffix` tells the two requests of a pair apart; `has_other`: whether the other one has its answer, or begins to.
-    Raises ApiError 503 or 504, CheckpointGone.
+    Raises ApiError 503 or 504, CheckpointGone. What an engine failed at stands in `exchange.failed_on`.
     """
     context = exchange.context
     headers = _own_lines(exchange, suffix)
@@ -94,6 +110,8 @@ async def ask_engine(
             problem = str(error)
         else:
             found = _find_problem(answer)
+            if answer.status >= 500 or found == "internal":
+                exchange.failed_on += (checkpoint,)
             if found == "internal":
                 num_internal += 1
             if found is None or num_internal > _MAX_INTERNAL_ERRORS:
@@ -129,27 +147,32 @@ async def _ask_once(
         deployment.begin(checkpoint, engine)
     else:
         engine, first = begun
-    watch = exchange.call.watch
-    attempt = None if watch is None else watch.begin_attempt(exchange, engine.url, checkpoint)
+    attempt = _begin_attempt(exchange, engine.url, checkpoint)
     if attempt is not None:
         headers += attempt.headers
     answer: EngineAnswer | None = None
     try:
         answer = await context.upstream.post(
-            engine.url, exchange.path, body, is_stream=is_stream, headers=headers, begun=first
+            engine.url, exchange.endpoint.path, body, is_stream=is_stream, headers=headers, begun=first
         )
         if answer.status >= 500:
             engine.note_failure(time.monotonic())
+            if _ENGINE_DIED in answer.body:
+                _note_lost(exchange, engine)
         elif answer.status == 404 and _find_problem(answer):
             engine.note_missing(checkpoint)
         else:
             engine.note_success(time.monotonic())
         return answer
-    except (EngineUnavailable, EngineInterrupted):
+    except (EngineUnavailable, EngineInterrupted) as error:
         engine.note_failure(time.monotonic(), is_lost=True)
+        if isinstance(error, EngineLost | EngineInterrupted):
+            exchange.failed_on += (checkpoint,)
+            _note_lost(exchange, engine)
         raise
     except TimeoutError:
         engine.note_failure(time.monotonic())
+        exchange.failed_on += (checkpoint,)
         raise
     finally:
         if answer is None or answer.is_complete:
@@ -161,6 +184,41 @@ async def _ask_once(
             answer.tell_pauses(engine.note_paused)
             if attempt is not None:
                 attempt.follow(answer)
+
+
+def _begin_attempt(exchange: Exchange, engine: str, checkpoint: str) -> Attempt | None:
+    """Note in the request's record whom it asks; the attempt's trace, if there is one."""
+    record = exchange.call.record
+    if record is None:
+        return None
+    request, route = exchange.request, exchange.route
+    record.model, record.arm, record.checkpoint = request.model, route.arm, route.checkpoint
+    if record.trace is None:
+        return None
+    path, arm = exchange.endpoint.path.decode(), "canary" if checkpoint == exchange.view.canary else "stable"
+    return record.trace.begin_attempt(
+        AttemptRequest(
+            path, engine, checkpoint, arm, route.alias, request.model, request.is_stream, request.token_limit,
+            request.temperature,
+        )
+    )  # fmt: skip
+
+
+def _note_lost(exchange: Exchange, engine: EngineState) -> None:
+    """An engine went away over this request. Raises ApiError 503 at the second: it may be the request that kills them."""
+    now = time.monotonic()
+    if any(url == engine.url and now - at < _SAME_LOSS_S for url, at in exchange.lost_engines):
+        return
+    exchange.lost_engines += ((engine.url, now),)
+    if len(exchange.lost_engines) < _MAX_LOST_ENGINES:
+        return
+    exchange.context.metrics.lost_twice.inc()
+    digest = hashlib.sha256(exchange.body).hexdigest()
+    logger.error(
+        "two engines were lost over one request (SHA-256 %s); it is stopped", digest, extra=exchange.call.log_fields
+    )
+    headers = {"x-should-retry": "false"}  # OpenAI's clients would ask again
+    raise ApiError(503, "Two engines were lost while answering this.", code="engine_lost_twice", headers=headers)
 
 
 def _pick_engine(exchange: Exchange, checkpoint: str) -> EngineState:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from gateway.serving.recording.completions import Completions
     from gateway.serving.recording.recorder import Recorder
     from gateway.settings import GatewaySettings
-    from gateway.siblings import Siblings
 
 
 @dataclass(frozen=True)
@@ -44,4 +43,3 @@ class Context:
     relay: Relay
     completions: Completions
     limits: Limits
-    siblings: Siblings

@@ -13,12 +13,12 @@ from typing import Any
 
 from gateway.access.auth import authenticate_header
 from gateway.access.keys import Identity
-from gateway.errors import ApiError
 from gateway.http.call import Call, Handler
 from gateway.serving.body import parse_request
 from gateway.serving.context import Context
 from gateway.serving.endpoints import CHAT, ENDPOINTS, Endpoint
-from gateway.serving.exchange import Exchange, note_refusal, see_through, served_checkpoints
+from gateway.serving.exchange import Exchange, served_checkpoints
+from gateway.serving.outcome import count_refusals
 from gateway.serving.pairs.asking import Ask, decide_ask, may_pair, read_compare
 from gateway.serving.pairs.paired import answer_pair
 from gateway.serving.recording.recorder import Recorder
@@ -35,9 +35,9 @@ def build_handlers(context: Context) -> dict[bytes, Handler]:
     def bind(endpoint: Endpoint) -> Handler:
         def handle(call: Call) -> Coroutine[Any, Any, None] | None:
             identity = authenticate_header(call.headers.get(b"authorization"), context.keys, "app")
-            return begin(context, identity, endpoint, call, call.header, call.body, may_hurry=call.watch is None)
+            return begin(context, identity, endpoint, call, call.header, call.body, may_hurry=call.record is None)
 
-        return handle
+        return count_refusals(context, handle)
 
     return {path: bind(endpoint) for path, endpoint in ENDPOINTS.items()}
 
@@ -65,30 +65,21 @@ def begin(
 
     `may_hurry`: nobody watches how it is answered. Raises ApiError.
     """
-    counters = context.deployment.counters
-    counters.requests += 1
-    counters.num_in_flight += 1
-    if call.watch is not None:
-        call.watch.identity = identity
-    try:
-        if identity.limits is not None:
-            now = time.time()
-            is_admitted = context.limits.try_admit(identity, now)
-            if is_admitted is None:
-                return see_through(context, _answer_later(context, identity, endpoint, call, header, body))
-            if not is_admitted:
-                raise context.limits.refusal(identity, now)
-            call.extra = context.limits.header_lines(identity, now)
-        exchange, ask = _decide(context, identity, endpoint, call, header, body)
-        if may_hurry and ask is None and not exchange.request.is_stream and (passage := Passage.begin(exchange)):
-            call.running = passage
-            return None
-    except BaseException as error:
-        counters.num_in_flight -= 1
-        if isinstance(error, ApiError):
-            note_refusal(context, error)
-        raise
-    return see_through(context, _answer(exchange, ask))
+    if call.record is not None:
+        call.record.app, call.record.key_id = identity.app, identity.key_id
+    if identity.limits is not None:
+        now = time.time()
+        is_admitted = context.limits.try_admit(identity, now)
+        if is_admitted is None:
+            return _answer_later(context, identity, endpoint, call, header, body)
+        if not is_admitted:
+            raise context.limits.refusal(identity, now)
+        call.extra = context.limits.header_lines(identity, now)
+    exchange, ask = _decide(context, identity, endpoint, call, header, body)
+    if may_hurry and ask is None and not exchange.request.is_stream and (passage := Passage.begin(exchange)):
+        call.running = passage
+        return None
+    return _answer(exchange, ask)
 
 
 async def _answer_later(
@@ -123,9 +114,9 @@ def open_exchange(
     alias = context.settings.policy
     known = _NOBODY if request.model == alias else served_checkpoints(context)
     route = choose_route(request.model, alias, who, identity, view, known)
-    is_recorded = endpoint.is_recorded and context.completions.is_recording
+    is_recorded = endpoint.generates and context.completions.is_recording
     return Exchange(
-        context, identity, call, endpoint.path, body, request, span, who, view, route, time.monotonic(), is_recorded
+        context, identity, call, endpoint, body, request, span, who, view, route, time.monotonic(), is_recorded
     )
 
 

@@ -13,10 +13,11 @@ from gateway.serving.body import EngineRequest
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One path. `may_pair`: its answers can be shown two at a time; `is_recorded`: they are texts, told of by signals."""
+    """One path. `may_pair`: its answers can be shown two at a time; `generates`: they are texts, which are
+    recorded for signals, and observed for the guardrails."""
 
     path: bytes
-    is_recorded: bool = False
+    generates: bool = False
     may_pair: bool = False
     is_stateless: bool = False
 
@@ -30,13 +31,13 @@ class Endpoint:
             raise bad_request("Responses are not kept: ask in the foreground.", param="background")
 
 
-CHAT = Endpoint(b"/v1/chat/completions", is_recorded=True, may_pair=True)
-RESPONSES = Endpoint(b"/v1/responses", is_recorded=True, is_stateless=True)
+CHAT = Endpoint(b"/v1/chat/completions", generates=True, may_pair=True)
+RESPONSES = Endpoint(b"/v1/responses", generates=True, is_stateless=True)
 ENDPOINTS = {
     endpoint.path: endpoint
     for endpoint in (
         CHAT,
-        Endpoint(b"/v1/completions", is_recorded=True),
+        Endpoint(b"/v1/completions", generates=True),
         Endpoint(b"/v1/embeddings"),
         RESPONSES,
         Endpoint(b"/tokenize"),

@@ -71,7 +71,7 @@ class StreamMeter:
     @staticmethod
     def ask_for_usage(exchange: Exchange, body: bytes) -> bytes:
         """The body with the usage event asked for, where the path has one."""
-        if exchange.path == RESPONSES.path:
+        if exchange.endpoint is RESPONSES:
             return body
         given = exchange.request.stream_options
         options = given if isinstance(given, dict) else {}
@@ -79,7 +79,7 @@ class StreamMeter:
 
     def filter(self, events: bytes) -> bytes:
         """The events that the client may see."""
-        if self._exchange.path == RESPONSES.path:
+        if self._exchange.endpoint is RESPONSES:
             if b'"output_tokens"' in events:
                 self._usage = read_usage(events)
             return events
@@ -89,8 +89,8 @@ class StreamMeter:
         for event in EventSplitter().feed(events):
             if _NO_CHOICES in event and b'"usage":{' in event:
                 self._usage = read_usage(event)
-                if self._exchange.call.watch is not None:
-                    self._exchange.call.watch.usage = event
+                if self._exchange.call.record is not None:
+                    self._exchange.call.record.usage = event
                 if not self._is_shown:
                     continue
             shown.append(event)

@@ -55,6 +55,9 @@ class Metrics(Collector):
             for arm in ARMS
         }
         self.retries = Counter("prefloop_engine_retries", "Calls to an engine that were repeated.", registry=registry)
+        self.lost_twice = Counter(
+            "prefloop_requests_stopped", "Requests stopped because two engines were lost over them.", registry=registry
+        )
         self.comparisons = Counter("prefloop_comparisons", "Comparisons shown.", ["asked"], registry=registry)
         self._not_paired = Counter(
             "prefloop_not_paired", "Requests due for two answers that got one.", ["reason"], registry=registry

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import time
 
-from gateway.errors import ApiError, CheckpointGone, EngineInterrupted
+from gateway.errors import CheckpointGone, EngineInterrupted
 from gateway.http.call import EVENTS
 from gateway.http.connection import EngineAnswer
 from gateway.http.sse import EventTail
 from gateway.serving.attempts import Begun, ask_engine, begin_asking, drop_asking, end_asking, hide_refusal
 from gateway.serving.body import find_restorer
-from gateway.serving.exchange import (
-    CLIENT_GONE,
-    Exchange,
-    Outcome,
-    failure_events,
-    note_failure,
-    note_outcome,
-    see_through,
-    watch_bytes,
-)
+from gateway.serving.exchange import Exchange
 from gateway.serving.metering import StreamMeter, settle_answer
+from gateway.serving.outcome import (
+    CLIENT_GONE,
+    Outcome,
+    book_answer,
+    failure_events,
+    record_answer,
+    record_broken,
+    record_failure,
+    see_through,
+)
 
 _MAX_REROUTES = 3
 
@@ -50,65 +51,66 @@ class Passage:
 
     def cancel(self) -> None:
         """The client has gone."""
-        self._exchange.call.running = None
-        drop_asking(self._exchange, self._begun)
-        self._exchange.context.deployment.counters.num_in_flight -= 1
+        exchange = self._exchange
+        exchange.call.running = None
+        drop_asking(exchange, self._begun)
+        record_answer(exchange, Outcome(exchange.route.arm, CLIENT_GONE))
+        exchange.context.deployment.counters.num_in_flight -= 1
 
     def _pass_on(self) -> None:
         exchange, begun = self._exchange, self._begun
         call, context = exchange.call, exchange.context
         call.running = None
+        if begun.answer.content_type.startswith(EVENTS) or not end_asking(exchange, begun):
+            call.run(see_through(context, call, answer_single(exchange, begun)))
+            return
+        context.deployment.counters.num_in_flight -= 1
         try:
-            if begun.answer.content_type.startswith(EVENTS) or not end_asking(exchange, begun):
-                call.run(see_through(context, answer_single(exchange, begun)))
-                return
-            context.deployment.counters.num_in_flight -= 1
-            _pass_whole(exchange, begun.answer, Outcome(exchange.route.arm))
+            outcome = Outcome(exchange.route.arm)
+            _pass_whole(exchange, begun.answer, outcome)
+            record_answer(exchange, outcome)
         except Exception as error:  # it would end the engine's connection, and the client would wait for ever
+            record_failure(context, call, error)
             call.fail(error)
 
 
 async def answer_single(exchange: Exchange, begun: Begun | None = None) -> None:
     """One answer, passed through. `begun`: how far it is already. Raises ApiError, CheckpointGone."""
-    is_stream = exchange.request.is_stream
-    is_metered = is_stream and exchange.identity.limits is not None
     for _ in range(_MAX_REROUTES):
-        outcome = Outcome(exchange.route.arm)
-        body = exchange.engine_body
-        if is_metered:
-            body = StreamMeter.ask_for_usage(exchange, body)
         try:
-            answer = await ask_engine(exchange, exchange.route.checkpoint, body, is_stream=is_stream, begun=begun)
+            with book_answer(exchange) as outcome:
+                await _answer(exchange, outcome, begun)
+            return
         except CheckpointGone:
             begun = None
             exchange.reroute()
-            continue
-        except ApiError as error:
-            outcome.code = error.status
-            note_outcome(exchange, outcome)
-            raise
-        is_events = answer.status == 200 and answer.content_type.startswith(EVENTS)  # also if all came in one read
-        if answer.is_complete and not is_events:
-            _pass_whole(exchange, answer, outcome)
-        else:
-            await _pass_stream(exchange, answer, outcome)
-        return
     raise CheckpointGone(exchange.route.checkpoint)
+
+
+async def _answer(exchange: Exchange, outcome: Outcome, begun: Begun | None) -> None:
+    is_stream = exchange.request.is_stream
+    body = exchange.engine_body
+    if is_stream and exchange.identity.limits is not None:
+        body = StreamMeter.ask_for_usage(exchange, body)
+    answer = await ask_engine(exchange, exchange.route.checkpoint, body, is_stream=is_stream, begun=begun)
+    is_events = answer.status == 200 and answer.content_type.startswith(EVENTS)  # also if all came in one read
+    if answer.is_complete and not is_events:
+        _pass_whole(exchange, answer, outcome)
+    else:
+        await _pass_stream(exchange, answer, outcome)
 
 
 def _pass_whole(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> None:
     """The answer goes out first, then it is booked: in one step, so nobody can ask about it in between."""
-    outcome.code = answer.status
     body = answer.body
     route = exchange.route
     if answer.status != 200:
-        exchange.call.send(*hide_refusal(answer, route.checkpoint, route.alias))
-        note_outcome(exchange, outcome)
+        outcome.code, refusal = hide_refusal(answer, route.checkpoint, route.alias)
+        exchange.call.send(outcome.code, refusal)
         return
     restored = find_restorer(route.checkpoint, route.alias)(body)
     exchange.call.send(200, restored, answer.content_type, exchange.own_headers)
-    watch_bytes(outcome, body)
-    note_outcome(exchange, outcome)
+    outcome.read_bytes(body)
     settle_answer(exchange, body)
     note_completion(exchange, body, is_stream=False)
 
@@ -122,22 +124,19 @@ async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcom
     meter = None if exchange.identity.limits is None else StreamMeter(exchange)
     pieces: list[bytes] | None = [] if exchange.is_recorded else None
     outcome.first_byte_s = time.monotonic() - exchange.started
-    outcome.code = CLIENT_GONE  # until the stream has ended
-    code = 200
 
     def pass_on(data: bytes) -> None:
-        nonlocal code
         events = tail.feed(data)
         if meter is not None:
             events = meter.filter(events)
         if events:
             if b'data: {"error"' in events:
-                code = 500
+                outcome.code = 500
                 events = events.replace(checkpoint.encode(), alias.encode())
             call.write(restore(events))
             if pieces is not None:
                 pieces.append(events)
-            watch_bytes(outcome, events)
+            outcome.read_bytes(events)
             outcome.num_tokens += events.count(b"data: ")
         note_progress(answer.engine, time.monotonic())
 
@@ -147,15 +146,13 @@ async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcom
         await answer.forward(pass_on)
         if tail.rest:
             call.write(restore(tail.rest))
-        outcome.code = code
     except (EngineInterrupted, ValueError):
         outcome.code = 502
         call.write(failure_events())
     finally:
         answer.close()
         if outcome.code >= 500:
-            note_failure(exchange)
-        note_outcome(exchange, outcome)
+            record_broken(exchange)
         if meter is not None:
             meter.settle(outcome.num_tokens)
         if pieces is not None:

@@ -1,6 +1,6 @@
 """Traces for operators: a server span for each request on a path to an engine, a client span for each attempt at one.
 
-Promises: nothing here waits; what the exporter's queue or the collector does not take is counted and logged once. A
+Promises: nothing here waits; what the collector does not take is counted and logged once. A
 span says who answered and how long it took, never what was asked or answered, nor for whom. The standard OTEL_
 variables choose sampler, queue, resource and the collector's headers. Imported only when `gateway.otlp_endpoint` is set.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from functools import lru_cache
@@ -18,10 +19,11 @@ from urllib.parse import urlsplit
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from gateway.telemetry.span_queue import SpanQueue, build_exporter
+from gateway.telemetry.span_exporter import CountedExporter, build_exporter
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -29,9 +31,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
     from prometheus_client import CollectorRegistry
 
-    from gateway.http.connection import EngineAnswer
-    from gateway.serving.exchange import Exchange
-    from gateway.telemetry.watched import Watch
+    from gateway.http.record import AnswerView, AttemptRequest, RequestRecord
 
 _OPERATIONS = {  # of the semantic conventions for generative AI
     "/v1/chat/completions": "chat",
@@ -42,6 +42,7 @@ _OPERATIONS = {  # of the semantic conventions for generative AI
 }
 _INPUT_TOKENS = re.compile(rb'"(?:prompt|input)_tokens":(\d+)')
 _OUTPUT_TOKENS = re.compile(rb'"(?:completion|output)_tokens":(\d+)')
+_FLUSH_S, _ABORT_S = 3.0, 1.0
 _ROOT = Context()
 _w3c = TraceContextTextMapPropagator()
 
@@ -50,21 +51,29 @@ class Tracing:
     """The provider of spans, and where they go. `close` when no request is left."""
 
     def __init__(self, exporter: SpanExporter, registry: CollectorRegistry) -> None:
-        self._queue = SpanQueue(exporter, registry)
+        self._exporter = CountedExporter(exporter, registry)
+        self._batches = BatchSpanProcessor(self._exporter)
         self._provider = TracerProvider(resource=describe_process(), shutdown_on_exit=False)
-        self._provider.add_span_processor(self._queue)
+        self._provider.add_span_processor(self._batches)
         self._tracer = self._provider.get_tracer("prefloop.gateway")
 
-    def begin(self, path: str, headers: Mapping[bytes, bytes], started_at: int) -> RequestTrace:
-        """The trace of a request that began at `started_at` (ns since 1970), below its client's span if it names one."""
+    def begin(self, record: RequestRecord, headers: Mapping[bytes, bytes]) -> RequestTrace:
+        """The trace of a request, below its client's span if its headers name one."""
         parent = _ROOT if b"traceparent" not in headers else read_parent(headers)
-        name, attributes = _describe_path(path)
-        span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes, start_time=started_at)
+        name, attributes = _describe_path(record.path)
+        span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes, start_time=record.started_at)
         return RequestTrace(self._tracer, span)
 
     def close(self) -> None:
         """Send what waits, for a few seconds at most; blocks."""
-        self._queue.close()
+        sending = threading.Thread(
+            target=self._batches.shutdown, daemon=True
+        )  # nobody waits for a collector that hangs
+        sending.start()
+        sending.join(_FLUSH_S)
+        if sending.is_alive():
+            self._exporter.shutdown()
+            sending.join(_ABORT_S)
 
 
 class RequestTrace:
@@ -84,61 +93,59 @@ class RequestTrace:
         trace_id = self._span.get_span_context().trace_id
         return f"{trace_id:032x}" if trace_id else ""
 
-    def begin_attempt(self, exchange: Exchange, engine: str, checkpoint: str) -> Attempt:
+    def begin_attempt(self, asked: AttemptRequest) -> Attempt:
         """The client span of one request to one engine. An engine learns as well that a trace is not sampled."""
         if not self.is_recording:
             return Attempt(self._span, self._context)
-        request = exchange.request
-        path = exchange.path.decode()
-        operation = _OPERATIONS.get(path)
+        operation = _OPERATIONS.get(asked.path)
         attributes: dict[str, AttributeValue] = {
-            **_describe_engine(engine, path),
-            "prefloop.checkpoint": checkpoint,
-            "prefloop.arm": "canary" if checkpoint == exchange.view.canary else "stable",
+            **_describe_engine(asked.engine, asked.path),
+            "prefloop.checkpoint": asked.checkpoint,
+            "prefloop.arm": asked.arm,
         }
         if operation is not None:
             attributes |= {
                 "gen_ai.operation.name": operation,
                 "gen_ai.provider.name": "vllm",
-                "gen_ai.request.model": request.model,
-                "gen_ai.request.stream": request.is_stream,
+                "gen_ai.request.model": asked.model,
+                "gen_ai.request.stream": asked.is_stream,
             }
-            if request.token_limit is not None:
-                attributes["gen_ai.request.max_tokens"] = request.token_limit
-            if isinstance(request.temperature, int | float):
-                attributes["gen_ai.request.temperature"] = request.temperature
-        name = "POST" if operation is None else f"{operation} {exchange.route.alias}"
+            if asked.token_limit is not None:
+                attributes["gen_ai.request.max_tokens"] = asked.token_limit
+            if isinstance(asked.temperature, int | float):
+                attributes["gen_ai.request.temperature"] = asked.temperature
+        name = "POST" if operation is None else f"{operation} {asked.alias}"
         span = self._tracer.start_span(name, self._context, SpanKind.CLIENT, attributes)
-        return Attempt(span, set_span_in_context(span, _ROOT), checkpoint)
+        return Attempt(span, set_span_in_context(span, _ROOT), asked.checkpoint)
 
-    def end(self, watch: Watch, request_id: str) -> None:
+    def finish(self, record: RequestRecord, request_id: str) -> None:
         """The request is over."""
         span = self._span
         if not self.is_recording:
             return
-        attributes: dict[str, AttributeValue] = {"prefloop.request_id": request_id, "prefloop.paired": watch.is_paired}
-        if watch.status:
-            attributes["http.response.status_code"] = watch.status
-        if watch.identity is not None:
-            attributes["prefloop.app"] = watch.identity.app
-        if watch.route is not None:
-            attributes["gen_ai.request.model"] = watch.model
-            if not watch.is_paired:
-                attributes["prefloop.checkpoint"] = watch.route.checkpoint
-                attributes["prefloop.arm"] = watch.route.arm
-        if watch.comparison:
-            attributes["prefloop.comparison"] = watch.comparison
-        attributes |= _read_usage(watch.usage)
-        if watch.first_ns is not None:
-            span.add_event("first_token", timestamp=watch.started_at + watch.first_ns)
-        if watch.how_ended != "complete":
-            attributes["error.type"] = watch.how_ended
-        elif watch.status >= 500:
-            attributes["error.type"] = str(watch.status)
+        attributes: dict[str, AttributeValue] = {"prefloop.request_id": request_id, "prefloop.paired": record.is_paired}
+        if record.status:
+            attributes["http.response.status_code"] = record.status
+        if record.app:
+            attributes["prefloop.app"] = record.app
+        if record.checkpoint:
+            attributes["gen_ai.request.model"] = record.model
+            if not record.is_paired:
+                attributes["prefloop.checkpoint"] = record.checkpoint
+                attributes["prefloop.arm"] = record.arm
+        if record.comparison:
+            attributes["prefloop.comparison"] = record.comparison
+        attributes |= _read_usage(record.usage)
+        if record.first_ns is not None:
+            span.add_event("first_token", timestamp=record.started_at + record.first_ns)
+        if record.how_ended != "complete":
+            attributes["error.type"] = record.how_ended
+        elif record.status >= 500:
+            attributes["error.type"] = str(record.status)
         span.set_attributes(attributes)
-        if watch.is_broken or watch.status >= 500:
+        if record.is_broken or record.status >= 500:
             span.set_status(StatusCode.ERROR)
-        span.end(watch.started_at + watch.ended - watch.started)
+        span.end(record.started_at + record.ended - record.started)
 
 
 class Attempt:
@@ -154,7 +161,7 @@ class Attempt:
         self._checkpoint = checkpoint  # None: the span is the request's, and records nothing
         self._begun = time.monotonic()
 
-    def follow(self, answer: EngineAnswer) -> None:
+    def follow(self, answer: AnswerView) -> None:
         """The first bytes of a stream are there; the attempt ends when the stream is closed."""
         if self._checkpoint is None:
             return
@@ -169,7 +176,7 @@ class Attempt:
 
         answer.on_close = close
 
-    def end(self, answer: EngineAnswer | None) -> None:
+    def end(self, answer: AnswerView | None) -> None:
         """The attempt is over. Without an answer the exception that is on its way says why."""
         span = self._span
         if self._checkpoint is None:

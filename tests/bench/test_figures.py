@@ -9,7 +9,7 @@ from bench.gateway.peers import AGAIN, DIRECT, GATEWAY, RAW, ROUTER_PEER
 NAMES = """
     ratio_rust_16 ratio_litellm_16 ratio_direct_16 p50_over_rust_1 p99_over_rust_1 cpu_over_rust ratio_stream_raw
     chunk_cpu_over_rust recorded_ratio recorded_ratio_2000 a_a_ratio first_token_added_p50_ms pair_over_single
-    workers_2_over_1 rss_mb
+    rss_mb
 """
 
 

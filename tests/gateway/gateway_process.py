@@ -45,11 +45,6 @@ class GatewayProcess:
     def log(self) -> str:
         return self.log_path.read_text()
 
-    def workers(self) -> list[int]:
-        """The process ids of the workers."""
-        pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
     async def make_key(self) -> str:
         body = {"name": "tests", "scope": "app", "pairs": True}
         async with self.http.post(f"{self.url}/operator/v1/keys", json=body, headers=self.admin) as answer:
@@ -106,16 +101,14 @@ async def run_gateway_process(tmp_path: Path, **settings: Any) -> AsyncIterator[
     env = {f"PREFLOOP_GATEWAY__{name.upper()}": str(value) for name, value in section.items()}
     process = await launch(tmp_path / "state", tmp_path / "gateway.log", {**env, "PREFLOOP_ROLLOUT__TICK_S": "0.05"})
     try:
-        # A new connection each time, so that the kernel spreads the requests over all workers.
-        connector = aiohttp.TCPConnector(force_close=True, limit=0)
-        async with aiohttp.ClientSession(connector=connector) as http:
+        async with aiohttp.ClientSession() as http:
             running = GatewayProcess(process, f"http://127.0.0.1:{port}", engine, http, tmp_path / "gateway.log", "")
             await wait_for_status(running, "/livez", 200)
             running.admin_key = (tmp_path / "state" / "secrets" / "admin_key").read_text().strip()
             running.key = await running.make_key()
             path = make_checkpoint(tmp_path / "checkpoints", 0)
             await running.post("/operator/v1/checkpoints", {"path": str(path)}, **running.admin)
-            await wait_for_status(running, "/readyz", 200, times=2 * int(settings.get("workers", 1)) ** 2)
+            await wait_for_status(running, "/readyz", 200)
             yield running
     finally:
         if process.returncode is None:
@@ -128,13 +121,12 @@ async def run_gateway_process(tmp_path: Path, **settings: Any) -> AsyncIterator[
         await runner.cleanup()
 
 
-async def wait_for_status(running: GatewayProcess, path: str, status: int, *, times: int = 1) -> None:
-    """Look until it is answered so, `times` in a row. Fails after 30 s, or if the process ends."""
-    seen = 0
+async def wait_for_status(running: GatewayProcess, path: str, status: int) -> None:
+    """Look until it is answered so. Fails after 30 s, or if the process ends."""
     async with asyncio.timeout(30):
-        while seen < times:
+        while True:
             assert running.process.returncode is None, running.log
             with contextlib.suppress(aiohttp.ClientError):
-                seen = seen + 1 if (await running.get(path))[0] == status else 0
-            if seen == 0:
-                await asyncio.sleep(0.02)
+                if (await running.get(path))[0] == status:
+                    return
+            await asyncio.sleep(0.02)

@@ -127,8 +127,8 @@ async def offer_comparison(exchange: Exchange, ask: Ask, showing: Showing, engin
     exchange.is_asked = True
     context.deployment.counters.comparisons += 1
     context.metrics.comparisons.labels(comparison.asked).inc()
-    if exchange.call.watch is not None:
-        exchange.call.watch.comparison = comparison.id
+    if exchange.call.record is not None:
+        exchange.call.record.comparison = comparison.id
     expires_at = int(comparison.expires_at)
     token = sign_token(
         ComparisonToken(

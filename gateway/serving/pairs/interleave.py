@@ -17,16 +17,9 @@ import msgspec
 from gateway.errors import EngineInterrupted
 from gateway.http.connection import EngineAnswer
 from gateway.http.sse import DONE, EventSplitter, encode_event, event_data
-from gateway.serving.exchange import (
-    CLIENT_GONE,
-    Exchange,
-    Outcome,
-    failure_events,
-    note_failure,
-    note_pair,
-    watch_bytes,
-)
+from gateway.serving.exchange import Exchange
 from gateway.serving.metering import guess_prompt, settle_tokens
+from gateway.serving.outcome import CLIENT_GONE, Outcome, failure_events, record_broken, record_pair
 from gateway.serving.pairs.asking import Ask
 from gateway.serving.pairs.candidates import Draft, Showing, count_unasked, merge_usage, offer_comparison
 
@@ -68,7 +61,7 @@ async def weave(
             if isinstance(item, _End):
                 _end_strand(strand, item)
                 if strand.draft.has_failed and strand.draft.index == 0:
-                    note_failure(exchange)
+                    record_broken(exchange)
                     for other in strands:
                         if not other.draft.is_ended:
                             other.outcome.code = 200  # cut short by us; which one breaks first is the order's coin
@@ -92,7 +85,7 @@ async def weave(
         for strand in strands:
             strand.answer.close()
             strand.outcome.num_tokens = strand.draft.completion_tokens
-        note_pair(exchange, [*(strand.outcome for strand in strands), *lost], is_duel=showing.is_duel)
+        record_pair(exchange, [*(strand.outcome for strand in strands), *lost], is_duel=showing.is_duel)
         await asyncio.gather(*readers, return_exceptions=True)
 
 
@@ -134,7 +127,7 @@ async def _read_strand(exchange: Exchange, strand: Strand, queue: _Queue) -> Non
         async for data in strand.answer.chunks():
             exchange.context.deployment.note_progress(strand.answer.engine, time.monotonic())
             for event in splitter.feed(data):
-                watch_bytes(strand.outcome, event)
+                strand.outcome.read_bytes(event)
                 payload = event_data(event)
                 if not payload or payload == b"[DONE]":
                     continue

@@ -20,8 +20,9 @@ from gateway.errors import ApiError
 from gateway.http.connection import EngineAnswer
 from gateway.serving.attempts import ask_engine, hide_refusal
 from gateway.serving.body import add_fields
-from gateway.serving.exchange import Exchange, Outcome, note_pair, watch_bytes
+from gateway.serving.exchange import Exchange
 from gateway.serving.metering import settle_tokens
+from gateway.serving.outcome import Outcome, record_pair
 from gateway.serving.pairs.asking import Ask, choose_sides
 from gateway.serving.pairs.candidates import Draft, Showing, count_unasked, merge_usage, offer_comparison, open_showing
 from gateway.serving.pairs.interleave import Strand, weave
@@ -32,8 +33,8 @@ T = TypeVar("T")
 
 async def answer_pair(exchange: Exchange, ask: Ask) -> None:
     """Answer twice. Raises ApiError if neither answer could be made."""
-    if exchange.call.watch is not None:
-        exchange.call.watch.is_paired = True
+    if exchange.call.record is not None:
+        exchange.call.record.is_paired = True
     sides = choose_sides(exchange.view, exchange.who, exchange.route, _rng)
     deployment, asks, user = exchange.context.deployment, exchange.context.asks, exchange.who.user
     asked_at = time.time()
@@ -60,7 +61,7 @@ async def _answer_whole(exchange: Exchange, ask: Ask, showing: Showing) -> None:
         outcomes.append(_find_outcome(draft, answer))
         if completion is not None:
             drawn.append((draft, completion))
-    note_pair(exchange, outcomes, is_duel=showing.is_duel)
+    record_pair(exchange, outcomes, is_duel=showing.is_duel)
     if not drawn:
         _refuse(exchange, showing, answers)
         return
@@ -122,7 +123,7 @@ def _find_outcome(draft: Draft, answer: EngineAnswer | BaseException) -> Outcome
     outcome = Outcome(draft.side.arm, num_tokens=draft.completion_tokens)
     if isinstance(answer, EngineAnswer):
         outcome.code = answer.status if draft.is_ended or answer.status != 200 else 502
-        watch_bytes(outcome, answer.body)
+        outcome.read_bytes(answer.body)
     else:
         outcome.code = answer.status if isinstance(answer, ApiError) else 503
     return outcome
@@ -155,7 +156,7 @@ async def _answer_streamed(exchange: Exchange, ask: Ask, showing: Showing) -> No
         if not isinstance(answer, Strand)
     ]
     if not strands:
-        note_pair(exchange, lost, is_duel=showing.is_duel)
+        record_pair(exchange, lost, is_duel=showing.is_duel)
         _refuse(exchange, showing, opened)
         return
     if len(strands) == 1:

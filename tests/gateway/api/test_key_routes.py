@@ -1,12 +1,10 @@
 """Keys and their limits: stored, listed, changed by the operator's routes, and seen by the ring."""
 
-import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,8 +32,6 @@ from gateway.access.secrets import Secrets, load_secrets
 from gateway.api.keys import add_key_routes
 from gateway.api.routes import OperatorRoutes
 from gateway.errors import ApiError
-from gateway.serving.metrics import Metrics
-from gateway.siblings import Place, Siblings
 
 KEYS = "/operator/v1/keys"
 
@@ -59,8 +55,7 @@ async def client(database: sa.Engine, secrets: Secrets) -> AsyncIterator[httpx.A
     writer, ring = Writer(database), KeyRing(secrets.pepper)
     await writer.arun(lambda conn: ensure_admin_key(conn, secrets, time.time()))
     ring.refresh(database)
-    siblings = Siblings(Place(), Metrics(), partial(asyncio.to_thread, ring.refresh, database))
-    context: Any = SimpleNamespace(writer=writer, database=database, secrets=secrets, keys=ring, siblings=siblings)
+    context: Any = SimpleNamespace(writer=writer, database=database, secrets=secrets, keys=ring)
     app = FastAPI()
     app.state.context = context
     routes = OperatorRoutes(context)

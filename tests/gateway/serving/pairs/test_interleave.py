@@ -14,7 +14,7 @@ from gateway.http.protocol import ServingProtocol
 from gateway.http.upstream import EngineAnswer
 from gateway.serving.dispatch import open_exchange
 from gateway.serving.endpoints import CHAT
-from gateway.serving.exchange import Outcome
+from gateway.serving.outcome import Outcome
 from gateway.serving.pairs.asking import Ask, Side
 from gateway.serving.pairs.candidates import Draft, open_showing
 from gateway.serving.pairs.interleave import Strand, weave

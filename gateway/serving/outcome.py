@@ -1,0 +1,204 @@
+"""Books how every answer ended, on every path: the one place that counts answers and tells the guardrails of them.
+
+An answer is booked once, under the arm that gave it and the status that its client got. A request that no arm answered
+(refused, unreadable, over its limits) is booked under "none". The guardrails see a known user's first generating request,
+and an engine's failure even where a second attempt hid it from the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from gateway.errors import ApiError, CheckpointGone, error_body, unavailable
+from gateway.http.call import Call, Handler
+from gateway.http.sse import DONE, encode_event
+from gateway.rollout.observations import Observations
+from gateway.serving.context import Context
+from gateway.serving.exchange import Exchange
+from gateway.serving.routing import Arm
+
+CLIENT_GONE = 499  # nginx's code for a client that left: not our failure
+
+
+class Outcome(msgspec.Struct):
+    """How one answer ended. `code`: what the client got; a stream that broke has 502, one that was left 499."""
+
+    arm: Arm
+    code: int = 200
+    is_truncated: bool = False
+    is_refused: bool = False
+    first_byte_s: float | None = None
+    num_tokens: int = 0
+
+    def read_bytes(self, data: bytes) -> None:
+        """Note what an answer's bytes say of its end; inside strings the quotes of these patterns are escaped."""
+        if b'"finish_reason":"length"' in data:
+            self.is_truncated = True
+        if b'"refusal":"' in data or b'"finish_reason":"content_filter"' in data:
+            self.is_refused = True
+
+
+def failure_events() -> bytes:
+    """What ends a stream whose engine went away."""
+    return encode_event(error_body(502, "The engine stopped in the middle of its answer.", code="engine_lost")) + DONE
+
+
+# Requests: what no arm answered
+
+
+def count_refusals(context: Context, handler: Handler) -> Handler:
+    """A handler whose requests count as in flight until they are answered, and whose refusals are booked."""
+
+    def handle(call: Call) -> Coroutine[Any, Any, None] | None:
+        counters = context.deployment.counters
+        counters.requests += 1
+        counters.num_in_flight += 1
+        try:
+            work = handler(call)
+        except Exception as error:
+            record_failure(context, call, error)
+            counters.num_in_flight -= 1
+            raise
+        return None if work is None else see_through(context, call, work)
+
+    return handle
+
+
+async def see_through(context: Context, call: Call, work: Coroutine[Any, Any, None]) -> None:
+    """Answer a request that counts as in flight until that is done. Raises ApiError."""
+    try:
+        await work
+    except CheckpointGone as error:
+        record_failure(context, call, error)
+        raise unavailable("The checkpoint was unloaded; ask again.") from None
+    except Exception as error:
+        record_failure(context, call, error)
+        raise
+    finally:
+        context.deployment.counters.num_in_flight -= 1
+
+
+def record_failure(context: Context, call: Call, error: Exception) -> None:
+    """Book a request that ends in an error of ours, unless its answer has been booked already."""
+    status = error.status if isinstance(error, ApiError) else 503 if isinstance(error, CheckpointGone) else 500
+    if status >= 500:
+        context.deployment.counters.failed_requests += 1
+    if not call.is_booked:
+        record_unread(context, status)
+
+
+def record_unread(context: Context, status: int) -> None:
+    """Book a request that was refused with `status` before an arm was asked, or before it was read whole."""
+    context.metrics.count_request("none", status)
+
+
+# Answers
+
+
+@contextlib.contextmanager
+def book_answer(exchange: Exchange) -> Iterator[Outcome]:
+    """One answer by the route's arm, booked however the block ends. CheckpointGone books nothing: no arm answered."""
+    outcome = Outcome(exchange.route.arm)
+    try:
+        yield outcome
+    except CheckpointGone:
+        raise
+    except ApiError as error:
+        outcome.code = error.status
+        record_answer(exchange, outcome)
+        raise
+    except asyncio.CancelledError:
+        outcome.code = CLIENT_GONE
+        record_answer(exchange, outcome)
+        raise
+    except BaseException:
+        outcome.code = 500
+        record_answer(exchange, outcome)
+        raise
+    record_answer(exchange, outcome)
+
+
+def record_answer(exchange: Exchange, outcome: Outcome) -> None:
+    """Book one finished answer to a request."""
+    _count(exchange, outcome)
+    observations = _find_observations(exchange)
+    if observations is None or observations.is_settled(exchange.view.rollout or "", exchange.who.user):
+        return
+    if _is_telling(exchange, outcome):
+        _observe(observations, exchange, outcome, is_duel=False)
+
+
+def record_pair(exchange: Exchange, outcomes: Sequence[Outcome], *, is_duel: bool) -> None:
+    """Book two finished answers to one request, in the same step.
+
+    The guardrails see both halves of a duel or neither, for one says nothing of their ratio; else the first that tells.
+    """
+    for outcome in outcomes:
+        _count(exchange, outcome)
+    observations = _find_observations(exchange)
+    telling = [outcome for outcome in outcomes if _is_telling(exchange, outcome)]
+    if observations is None or (is_duel and len(telling) < len(outcomes)):
+        return
+    for outcome in telling:
+        _observe(observations, exchange, outcome, is_duel=is_duel)
+
+
+def record_broken(exchange: Exchange) -> None:
+    """Book a stream that its client got a part of, and no end."""
+    exchange.context.deployment.counters.failed_requests += 1
+    if exchange.call.record is not None:
+        exchange.call.record.is_broken = True
+
+
+def _count(exchange: Exchange, outcome: Outcome) -> None:
+    exchange.call.is_booked = True
+    metrics = exchange.context.metrics
+    metrics.count_request(outcome.arm, outcome.code)
+    arm = metrics.arms[outcome.arm]
+    if outcome.is_refused:
+        arm.refusals.inc()
+    if outcome.first_byte_s is not None:
+        arm.first_token.observe(outcome.first_byte_s)
+        if outcome.num_tokens > 1:
+            rest_s = time.monotonic() - exchange.started - outcome.first_byte_s
+            arm.per_token.observe(max(0.0, rest_s) / (outcome.num_tokens - 1))
+    if outcome.num_tokens:
+        arm.output_tokens.observe(outcome.num_tokens)
+
+
+def _find_observations(exchange: Exchange) -> Observations | None:
+    """Where the rollout's first requests are noted; None if this request is not part of one."""
+    is_outside = exchange.view.rollout is None or exchange.route.is_pinned or not exchange.endpoint.generates
+    return None if is_outside else exchange.context.deployment.observations
+
+
+def _is_telling(exchange: Exchange, outcome: Outcome) -> bool:
+    """Whether an answer says anything of its checkpoint: neither the client's mistake nor its leaving does."""
+    return outcome.code == 200 or _has_failed(exchange, outcome)
+
+
+def _has_failed(exchange: Exchange, outcome: Outcome) -> bool:
+    if outcome.code >= 500:
+        return True
+    view = exchange.view
+    return bool(exchange.failed_on) and (view.canary if outcome.arm == "canary" else view.stable) in exchange.failed_on
+
+
+def _observe(observations: Observations, exchange: Exchange, outcome: Outcome, *, is_duel: bool) -> None:
+    observations.note(
+        exchange.view.rollout,
+        exchange.who.user,
+        outcome.arm,
+        _has_failed(exchange, outcome),
+        outcome.is_truncated,
+        outcome.is_refused,
+        outcome.first_byte_s,
+        paired=is_duel,
+        weight=exchange.view.weight,
+    )
