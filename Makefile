@@ -32,7 +32,7 @@ up: $(VENV)/.installed  ## The same without simulated people (ARGS="--model DIR"
 	@$(PYTHON) -m prefloop.cli up $(ARGS)
 
 kafka: $(VENV)/.installed  ## A real Kafka broker in the foreground (needs Java 17 and Maven; ARGS="--port N")
-	@$(PYTHON) -m prefloop.kafka $(ARGS)
+	@$(PYTHON) -m prefloop.servers.kafka $(ARGS)
 
 test: $(VENV)/.installed  ## All tests: real vLLM, a real browser where there is one
 	@$(PYTHON) -m pytest $(ARGS)
@@ -49,7 +49,7 @@ docs: $(VENV)/.installed  ## Write docs/settings.md, openapi.json and schemas/ f
 	@$(PYTHON) docs/render_schemas.py
 
 postgres: $(VENV)/.installed  ## A PostgreSQL on loopback until Ctrl-C, and the settings that use it
-	@$(PYTHON) -m prefloop.postgres $(ARGS)
+	@$(PYTHON) -m prefloop.servers.postgres $(ARGS)
 
 bench: $(VENV)/.installed  ## Measurements, one JSON line each
 	@for bench in bench/*.py; do [ -e "$$bench" ] || continue; $(PYTHON) "$$bench" $(ARGS) || exit 1; done

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from feedback.schemas import render_schemas
+from feedback.event_schemas import render_schemas
 
 FOLDER = Path(__file__).parent / "schemas"
 

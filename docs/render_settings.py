@@ -1,4 +1,7 @@
-"""Writes docs/settings.md from the settings classes: run `make docs` after changing a setting. A test compares both."""
+"""Writes docs/settings.md and the names that every process knows: run `make docs` after changing a setting.
+
+Made from the settings classes; a test compares them.
+"""
 
 import json
 from pathlib import Path
@@ -7,10 +10,12 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
+from feedback.setting_names import PATH, Names, list_names, merge_names
 from feedback.settings import SharedSettings
 from gateway.settings import GatewaySettings
 from trainer.settings import TrainerSettings
 
+MODELS = (SharedSettings, GatewaySettings, TrainerSettings)
 HEAD = """# Settings
 
 Made from the code by `make docs`. Put them into `prefloop.toml` (or the file that `PREFLOOP_CONFIG` names), or set the
@@ -44,10 +49,17 @@ def list_settings(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[tu
     return rows
 
 
+def render_names() -> str:
+    names: Names = {}
+    for model in MODELS:
+        names = merge_names(names, list_names(model))
+    return json.dumps(names, indent=1) + "\n"
+
+
 def render_settings() -> str:
     sections: dict[str, list[str]] = {}
     seen = set()
-    for model in (SharedSettings, GatewaySettings, TrainerSettings):
+    for model in MODELS:
         for path, default, description in list_settings(model):
             if path in seen:
                 continue
@@ -68,3 +80,4 @@ def render_settings() -> str:
 
 if __name__ == "__main__":
     Path(__file__).with_name("settings.md").write_text(render_settings())
+    PATH.write_text(render_names())

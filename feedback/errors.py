@@ -7,6 +7,10 @@ class FeedbackError(Exception):
     """Anything the feedback package refuses or cannot do."""
 
 
+class SettingsError(FeedbackError):
+    """The settings cannot be used; the message is one line that names the file or the variable."""
+
+
 class EventError(FeedbackError):
     """An event that cannot be read; it goes to the dead letters, with its bytes."""
 
@@ -116,5 +120,5 @@ class ReplayError(FeedbackError):
     """A replay that would leave a hole in the store, or that the store does not take."""
 
 
-class ExchangeError(FeedbackError):
+class ImportExportError(FeedbackError):
     """A file of feedback that cannot be read or written as asked; the message says where."""

@@ -211,7 +211,7 @@ def decode_event(headers: Mapping[str, bytes], body: bytes) -> Event:
     try:
         data: Body = msgspec.json.decode(body, type=body_type)
         time = datetime.fromisoformat(_header(headers, "ce_time")).timestamp()
-    except (ValueError, RecursionError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
+    except (ValueError, OverflowError, RecursionError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
         raise PoisonEvent(f"{event_type}: {error}") from error
     return Event(
         id=_header(headers, "ce_id"),

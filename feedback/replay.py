@@ -108,7 +108,8 @@ def _store(connection: sa.Connection, batch: list[Record]) -> None:
         for record in records:
             if record.offset < next_offset:
                 inbox.restore(connection, record)
-        inbox.consume(connection, [r for r in records if r.offset >= next_offset], read_from=next_offset)
+        ahead = [record for record in records if record.offset >= next_offset]
+        inbox.consume(connection, ahead, read_from=next_offset, one_by_one=True)
 
 
 def _count(connection: sa.Connection) -> tuple[int, int, int]:

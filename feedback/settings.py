@@ -1,28 +1,45 @@
 """Settings that every process shares: where state lies, the log, the policy's name.
 
 One TOML file ($PREFLOOP_CONFIG, else ./prefloop.toml), overridden by PREFLOOP_… environment variables, overridden by
-arguments. A preset replaces defaults only: whatever is written down anywhere wins over it.
+arguments. A preset replaces defaults only: whatever is written down anywhere wins over it. What cannot be used is
+refused in one line, the same in every process: names that no process has, values, combinations that cannot be meant.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, SecretStr
+import pydantic_settings
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from feedback.errors import SettingsError
 from feedback.log import Log, LogOptions, open_log
 from feedback.log.options import SaslMechanism, Security
+from feedback.setting_names import PREFIX, find_unknown, find_unknown_variable, list_names, load_names, merge_names
 
 Preset = Literal["default", "demo"]
+Settings = TypeVar("Settings", bound="SharedSettings")
+
+
+def _check_scheme(*schemes: str) -> AfterValidator:
+    def check(url: str) -> str:
+        if url and (url in schemes or not url.startswith(schemes)):  # not repeated: it may hold a password
+            raise ValueError(f"the URL must begin with {' or '.join(schemes)}")
+        return url
+
+    return AfterValidator(check)
+
+
+LogUrl = Annotated[str, _check_scheme("sqlite:", "kafka://")]
+DatabaseUrl = Annotated[str, _check_scheme("sqlite:", "postgresql://", "postgresql+psycopg://")]
+HttpUrl = Annotated[str, _check_scheme("http://", "https://")]
 
 
 class KafkaSection(BaseModel):
@@ -69,6 +86,26 @@ class KafkaSection(BaseModel):
         description="Added to a topic's name: the topic of the records nobody could read.",
     )
 
+    @model_validator(mode="after")
+    def refuse_contradictions(self) -> Self:
+        """Raises ValueError for what would be silently unused or can never work."""
+        has_tls, has_sasl = self.security.endswith("ssl"), self.security.startswith("sasl")
+        unused = [name for name in ("ca_file", "cert_file", "key_file") if getattr(self, name) and not has_tls]
+        unused += ["sasl_username"] if self.sasl_username and not has_sasl else []
+        unused += ["sasl_password"] if self.sasl_password.get_secret_value() and not has_sasl else []
+        if unused:
+            raise ValueError(f"{unused[0]} is set, but security = {self.security!r} does not use it")
+        if has_sasl and not self.sasl_username:
+            raise ValueError(f"security = {self.security!r} needs sasl_username and sasl_password")
+        if self.key_file and not self.cert_file:
+            raise ValueError("key_file is set without cert_file")
+        if 0 < self.replication_factor < self.min_insync_replicas:
+            raise ValueError(
+                f"min_insync_replicas ({self.min_insync_replicas}) is above replication_factor"
+                f" ({self.replication_factor}): no record could be written"
+            )
+        return self
+
 
 class SharedSettings(BaseSettings):
     """What gateway, trainer and command line must agree on. Subclasses add their own sections."""
@@ -77,11 +114,20 @@ class SharedSettings(BaseSettings):
         env_prefix="PREFLOOP_", env_nested_delimiter="__", extra="ignore", frozen=True, validate_default=True
     )
 
+    def __init__(self, **given: Any) -> None:
+        """Raises SettingsError."""
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise SettingsError(_describe_errors(error)) from None
+        except pydantic_settings.SettingsError as error:  # a variable whose JSON cannot be read
+            raise SettingsError(f"the environment: {error}: {error.__cause__}".replace("\n", " ")) from None
+
     state_dir: Path = Field(
         default=Path("state"),
         description="Directory of all that must survive a restart: databases, secrets, checkpoints.",
     )
-    log_url: str = Field(default="", description="The log of feedback. Empty: sqlite:<state_dir>/log.db.")
+    log_url: LogUrl = Field(default="", description="The log of feedback. Empty: sqlite:<state_dir>/log.db.")
     policy: str = Field(default="default", description="The name under which apps ask for the policy, as `model`.")
     base_model: str = Field(
         default="", description="Directory or hub id of the base weights. Empty: the seed policy in <state_dir>/seed."
@@ -131,10 +177,67 @@ class SharedSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Order of precedence: arguments, environment, file, preset, default."""
-        path = Path(os.environ.get("PREFLOOP_CONFIG", "prefloop.toml"))
-        toml = TomlConfigSettingsSource(settings_cls, toml_file=path)
-        return init_settings, env_settings, toml, PresetSource(settings_cls)
+        """Order of precedence: arguments, environment, file, preset, default. Raises SettingsError."""
+        assert isinstance(init_settings, InitSettingsSource)
+        known, written = merge_names(load_names(), list_names(settings_cls)), read_file()
+        for where, problem in (
+            (f"{find_file()}: ", find_unknown(written, known)),
+            ("", find_unknown_variable(os.environ, known)),
+            ("", find_unknown(init_settings.init_kwargs, known)),
+        ):
+            if problem:
+                raise SettingsError(where + problem)
+        return init_settings, env_settings, InitSettingsSource(settings_cls, written), PresetSource(settings_cls)
+
+
+def load_settings(kind: type[Settings]) -> Settings:
+    """The settings of a process that starts; ends it with one line on stderr if they cannot be used."""
+    try:
+        return kind()
+    except SettingsError as error:
+        sys.exit(str(error))
+
+
+def find_file() -> Path:
+    """The file that holds the settings; one that nobody named may be missing."""
+    return Path(os.environ.get("PREFLOOP_CONFIG") or "prefloop.toml")
+
+
+def read_file() -> dict[str, Any]:
+    """What the file says, {} without one. Raises SettingsError with the file's name."""
+    path = find_file()
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not os.environ.get("PREFLOOP_CONFIG"):
+            return {}
+        raise SettingsError(f"PREFLOOP_CONFIG names no file: {path}") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except ValueError as error:  # no TOML, no UTF-8
+        raise SettingsError(f"{path}: {error}".replace("\n", " ")) from None
+
+
+def _describe_errors(error: ValidationError) -> str:
+    """One line for all that is wrong, each with its place."""
+    described = []
+    for row in error.errors(include_url=False, include_input=False):
+        name = ".".join(map(str, row["loc"]))
+        message = row["msg"].removeprefix("Value error, ")
+        described.append(": ".join([*_find_places(row["loc"]), *([name] if name else []), message]))
+    return "; ".join(described)
+
+
+def _find_places(path: tuple[int | str, ...]) -> list[str]:
+    """The variables, else the file, that say something of this setting or section; none of what was passed."""
+    variable = PREFIX + "__".join(part for part in path if isinstance(part, str)).upper()
+    found = sorted(name for name in os.environ if (name.upper() + "__").startswith(variable + "__"))
+    written: Any = read_file()
+    for part in path:
+        written = written.get(part) if isinstance(written, Mapping) else None if isinstance(part, str) else written
+    if written is not None and path:
+        found.insert(0, str(find_file()))
+    return [" and ".join(found)] if found else []
 
 
 class PresetSource(PydanticBaseSettingsSource):

@@ -19,12 +19,12 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from feedback.connection import wait_for_database
-from feedback.database import Writer, open_database
+from feedback.database import Writer, open_database, wait_for_database
 from feedback.errors import DatabaseError
 from feedback.outages import log_failure
 from feedback.relay import Relay
 from feedback.schema import migrate, migrate_url
+from feedback.settings import load_settings
 from gateway.access.keys import KeyRing, ensure_admin_key
 from gateway.access.limits.limiter import Limits
 from gateway.access.secrets import Secrets, check_listening, load_secrets
@@ -220,7 +220,7 @@ def create_app(settings: GatewaySettings) -> Gateway:
 
 def main() -> int:
     """Run the gateway until SIGTERM or SIGINT; requests in flight may end first."""
-    settings = GatewaySettings()
+    settings = load_settings(GatewaySettings)
     set_up_logging(settings.gateway.log_format)
     try:
         run_gateway(settings)

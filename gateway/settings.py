@@ -1,14 +1,16 @@
 """The gateway's settings: how it listens, when it asks, and how a rollout is judged.
 
-`preset = "demo"` replaces defaults by those for short worlds; values that were given explicitly still win.
+`preset = "demo"` replaces defaults by those for short worlds; values that were given explicitly still win. Run as a
+program it only says whether the settings can be used.
 """
 
-from typing import Any
+from itertools import pairwise
+from typing import Any, Self
 
-from pydantic import BaseModel, Field, IPvAnyNetwork
+from pydantic import BaseModel, Field, IPvAnyNetwork, field_validator, model_validator
 
 from feedback.database import locate_store
-from feedback.settings import SharedSettings
+from feedback.settings import DatabaseUrl, HttpUrl, SharedSettings, load_settings
 from gateway.engines.engine import BreakerLimits
 from gateway.telemetry.logs import LogFormat
 
@@ -27,12 +29,12 @@ class GatewaySection(BaseModel):
         default=False,
         description="Says that pepper, token key and admin key were set on purpose: allows a public address.",
     )
-    engines: list[str] = Field(
+    engines: list[HttpUrl] = Field(
         default=["http://127.0.0.1:8801"],
         description="Base URLs of the vLLM engines that take adapters. Those of whole models are registered by whoever runs "
         "them; empty if there are no others.",
     )
-    database_url: str = Field(default="", description="SQLAlchemy URL; empty means `<state_dir>/gateway.db`.")
+    database_url: DatabaseUrl = Field(default="", description="SQLAlchemy URL; empty means `<state_dir>/gateway.db`.")
     database_wait_s: float = Field(
         default=60.0, ge=0, description="How long the start waits for a database that does not answer, before it fails."
     )
@@ -147,10 +149,33 @@ class GatewaySection(BaseModel):
         default=False,
         description="Log each finished request to an engine: who, how long, how it ended; never its text.",
     )
-    otlp_endpoint: str = Field(
+    otlp_endpoint: HttpUrl = Field(
         default="",
         description="Base URL of an OTLP/HTTP collector for traces (needs `prefloop[otel]`). Empty: no traces.",
     )
+
+    @field_validator("engines")
+    @classmethod
+    def refuse_repeats(cls, engines: list[str]) -> list[str]:
+        """Raises ValueError for an engine that is listed twice."""
+        if len({url.rstrip("/") for url in engines}) < len(engines):
+            raise ValueError("an engine is listed twice")
+        return engines
+
+    @model_validator(mode="after")
+    def refuse_contradictions(self) -> Self:
+        """Raises ValueError for values that cannot hold together."""
+        if self.breaker_backoff_s > self.breaker_max_backoff_s:
+            raise ValueError(
+                f"breaker_backoff_s ({self.breaker_backoff_s:g}) is above breaker_max_backoff_s"
+                f" ({self.breaker_max_backoff_s:g})"
+            )
+        return self
+
+    @property
+    def has_prices(self) -> bool:
+        """Whether a budget of a key could ever be spent."""
+        return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
 
     @property
     def breaker_limits(self) -> BreakerLimits:
@@ -162,7 +187,7 @@ class RolloutStep(BaseModel):
     """One step of the canary's ramp."""
 
     weight: float = Field(gt=0, lt=1, description="Share of users served by the canary.")
-    hold_s: float | None = Field(default=None, description="How long the step lasts; none means until a verdict.")
+    hold_s: float | None = Field(default=None, ge=0, description="How long the step lasts; none means until a verdict.")
 
 
 class Ceilings(BaseModel):
@@ -242,6 +267,24 @@ class RolloutSection(BaseModel):
         description="Newest checkpoints whose files are kept, beside stable and its parent; 0 keeps all.",
     )
 
+    @model_validator(mode="after")
+    def refuse_contradictions(self) -> Self:
+        """Raises ValueError for a trial that could never pass, or gateways that would always think each other gone."""
+        for low, high in (
+            ("min_users", "max_users"), ("min_s", "max_s"), ("report_s", "lease_s"), ("report_s", "silent_s"),
+            ("lease_s", "silent_s"),
+        ):  # fmt: skip
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} ({getattr(self, low):g}) is above {high} ({getattr(self, high):g})")
+        for number, (step, following) in enumerate(pairwise(self.steps), 1):
+            if following.weight < step.weight:
+                raise ValueError(
+                    f"steps: the weight falls from {step.weight:g} to {following.weight:g} at step {number + 1}"
+                )
+            if step.hold_s is None:
+                raise ValueError(f"steps: step {number} has no hold_s, so step {number + 1} would never come")
+        return self
+
 
 _DEMO: dict[str, dict[str, Any]] = {
     "gateway": {"ask_rate": 1.0, "max_asks_per_user_day": 100_000, "skip_cooldown_s": 0.0, "random_share": 0.0},
@@ -281,3 +324,7 @@ class GatewaySettings(SharedSettings):
     def completions_database(self) -> str:
         """The SQLAlchemy URL of the recorded answers: a file beside SQLite's gateway.db, else the same database."""
         return locate_store("completions", self.state_dir, self.gateway.database_url)
+
+
+if __name__ == "__main__":
+    load_settings(GatewaySettings)

@@ -1,4 +1,7 @@
-"""The `prefloop` command. Imports nothing heavy: what a command needs is imported when it runs."""
+"""The `prefloop` command. Imports nothing heavy: what a command needs is imported when it runs.
+
+What a user can get wrong ends in one red line and a status that is not 0, in every command.
+"""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,8 +11,12 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from prefloop import keys, operator
+from prefloop import keys, rollouts
+from prefloop.gateway_client import StateOption, find_state_dir
+from prefloop.status import show_status
+from prefloop.terminal import console, fail, plain, speak_plainly
 
 
 class _Commands(typer.core.TyperGroup):
@@ -21,9 +28,15 @@ class _Commands(typer.core.TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name != "feedback":
             return super().get_command(ctx, cmd_name)
-        from prefloop import feedback
+        from prefloop.feedback.commands import commands
 
-        return typer.main.get_command(feedback.commands)
+        found = typer.main.get_command(commands)
+        found.name = cmd_name
+        return found
+
+    def invoke(self, ctx: Any) -> Any:
+        with speak_plainly():
+            return super().invoke(ctx)
 
 
 app = typer.Typer(
@@ -34,51 +47,75 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(keys.commands, name="keys")
-app.add_typer(operator.rollout, name="rollout")
-app.command("status")(operator.show_status)
+app.add_typer(rollouts.commands, name="rollout")
+app.command("status")(show_status)
 
-StateOption = Annotated[
-    Path, typer.Option("--state-dir", envvar="PREFLOOP_STATE_DIR", help="Where everything is kept.", show_default=True)
+
+def check_address(url: str) -> str:
+    """Raises typer.BadParameter for what no engine could answer at."""
+    if url and not url.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"{url} is no address: write http://HOST:PORT")
+    return url.rstrip("/")
+
+
+def check_report(path: Path | None) -> Path | None:
+    """Raises typer.BadParameter for a file that could not be written in the end."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise typer.BadParameter(f"{path} is a directory, or in one that is not there")
+    return path
+
+
+PortOption = Annotated[
+    int, typer.Option("--port", min=1, max=65533, help="The gateway's port; engine and trainer take the next two.")
 ]
-PortOption = Annotated[int, typer.Option("--port", help="The gateway's port; engine and trainer take the next two.")]
+EngineOption = Annotated[str, typer.Option(callback=check_address, help="Attach to a vLLM that runs at this URL.")]
 
 
 @app.command("up")
 def up(
-    model: Annotated[str, typer.Option(help="A directory or hub id; without it, the seed policy.")] = "",
-    engine: Annotated[str, typer.Option(help="Attach to a vLLM that already runs at this URL.")] = "",
+    model: Annotated[
+        str, typer.Option(help="A directory or hub id.", show_default="as prefloop.toml says, else the seed policy")
+    ] = "",
+    engine: EngineOption = "",
     auto_approve: Annotated[bool, typer.Option("--auto-approve", help="Promote without an operator.")] = False,
-    max_model_len: Annotated[int, typer.Option(help="The engine's context length; 0 lets vLLM choose.")] = 0,
+    max_model_len: Annotated[int, typer.Option(min=0, help="The engine's context length; 0 lets vLLM choose.")] = 0,
     engine_arg: Annotated[list[str] | None, typer.Option(help="A further argument for vLLM; may be repeated.")] = None,
-    state_dir: StateOption = Path("state"),
+    state_dir: StateOption = None,
     port: PortOption = 8800,
 ) -> None:
     """Serve a model, ask, learn, canary and promote, until Ctrl-C."""
+    from feedback.settings import SharedSettings
     from prefloop import machine
     from prefloop.services import Layout
 
+    settings = SharedSettings()
     layout = Layout(
-        state_dir=state_dir.resolve(),
+        state_dir=(state_dir or settings.state_dir).resolve(),
         port=port,
-        model=str(Path(model).resolve()) if Path(model).is_dir() and model else model,
-        engine_url=engine.rstrip("/"),
+        model=machine.find_model(model or settings.base_model),
+        engine_url=engine,
+        preset=settings.preset,
         max_model_len=max_model_len or None,
         engine_args=engine_arg or (),
     )
     gateway = {"PREFLOOP_ROLLOUT__AUTO_APPROVE": "true"} if auto_approve else {}
-    run(machine.run_up(layout, Console(), gateway))
+    run(machine.run_up(layout, console, gateway))
 
 
 @app.command("demo")
 def demo(
-    until_promotions: Annotated[int, typer.Option(help="Exit after so many promotions; 0 goes on.")] = 0,
-    until_choices: Annotated[int, typer.Option(help="Exit after so many acknowledged choices; 0 goes on.")] = 0,
-    aa: Annotated[int, typer.Option("--aa", help="Run so many A/A rollouts in a row instead, then exit.")] = 0,
+    until_promotions: Annotated[int, typer.Option(min=0, help="Exit after so many promotions; 0 goes on.")] = 0,
+    until_choices: Annotated[int, typer.Option(min=0, help="Exit after so many acknowledged choices; 0 goes on.")] = 0,
+    aa: Annotated[int, typer.Option("--aa", min=0, help="Run so many A/A rollouts in a row instead, then exit.")] = 0,
     auto_approve: Annotated[bool, typer.Option("--auto-approve", help="Approve without the countdown.")] = False,
     seed: Annotated[int, typer.Option(help="Seeds the people and the trainer.")] = 0,
-    report: Annotated[Path | None, typer.Option(help="Write the figures here as one JSON object.")] = None,
-    world: Annotated[Path | None, typer.Option(help="A TOML file with other tastes.")] = None,
-    timeout_s: Annotated[float, typer.Option(help="Give up after so many seconds; 0 never.")] = 0,
+    report: Annotated[
+        Path | None, typer.Option(callback=check_report, help="Write the figures here as one JSON object.")
+    ] = None,
+    world: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A TOML file with other tastes.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(min=0, help="Give up after so many seconds; 0 never.")] = 0,
     log: Annotated[
         Literal["sqlite", "kafka"], typer.Option(help="What carries choices; kafka starts a real broker (Java).")
     ] = "sqlite",
@@ -86,7 +123,7 @@ def demo(
         Literal["sqlite", "postgresql"],
         typer.Option(help="Where gateway and trainer keep rows; postgresql starts a real server."),
     ] = "sqlite",
-    state_dir: StateOption = Path("state"),
+    state_dir: StateOption = None,
     port: PortOption = 8800,
 ) -> None:
     """Watch a policy become better because simulated people choose. Keeps running until Ctrl-C."""
@@ -101,28 +138,31 @@ def demo(
         report=report,
         world=world.resolve() if world else None,
         timeout_s=timeout_s,
-        state_dir=state_dir.resolve(),
+        state_dir=find_state_dir(state_dir).resolve(),
         port=port,
         log=log,
         database=database,
     )
-    run(run_demo(options, Console()))
+    run(run_demo(options, console))
 
 
 @app.command("doctor")
 def doctor(
-    engine: Annotated[str, typer.Option(help="Check this engine instead of the machine.")] = "",
-    state_dir: StateOption = Path("state"),
+    engine: Annotated[
+        str, typer.Option(callback=check_address, help="Check the engine at this URL instead of the machine.")
+    ] = "",
+    state_dir: StateOption = None,
 ) -> None:
     """Say what is missing and how to get it."""
     from prefloop.doctor import diagnose_engine, diagnose_machine
 
-    findings = list(diagnose_engine(engine.rstrip("/"), state_dir) if engine else diagnose_machine())
+    found = diagnose_engine(engine, find_state_dir(state_dir)) if engine else diagnose_machine()
+    findings = list(found)
     table = Table("check", "", "seen", "what to do")
     for finding in findings:
-        mark = "[green]ok[/green]" if finding.is_ok else "[red]missing[/red]"
+        mark = Text("ok", "green") if finding.is_ok else Text("missing", "red")
         table.add_row(finding.name, mark, finding.seen, "" if finding.is_ok else finding.remedy)
-    Console().print(table)
+    plain.print(table)
     raise typer.Exit(0 if all(finding.is_ok for finding in findings) else 1)
 
 
@@ -136,21 +176,23 @@ def migrate(
     try:
         num_missing = migrate_databases(Console(highlight=False), is_check=check)
     except MigrationFailed as error:
-        raise operator.fail(str(error)) from None
+        raise fail(str(error)) from None
     raise typer.Exit(1 if check and num_missing else 0)
 
 
 def run(main: Coroutine[Any, Any, int]) -> None:
+    """Run to its end, and leave with its status."""
     from prefloop.machine import StartFailed
 
     try:
         code = asyncio.run(main)
     except StartFailed as error:
-        raise operator.fail(str(error)) from None
+        raise fail(str(error)) from None
     raise typer.Exit(code)
 
 
 def main() -> None:
+    """Run the command that was typed."""
     app()
 
 

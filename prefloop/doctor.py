@@ -88,17 +88,22 @@ def diagnose_machine() -> Iterator[Finding]:
 
 def diagnose_engine(url: str, state_dir: Path, get: Callable[..., httpx.Response] = httpx.request) -> Iterator[Finding]:
     """Ask a running engine what prefloop needs of it. Loads an adapter that does not exist: the answer tells all."""
+    remedy = "Start vLLM's OpenAI server there."
     try:
-        models = get("GET", f"{url}/v1/models", timeout=10)
-        models.raise_for_status()
-    except httpx.HTTPError as error:
-        yield Finding("engine", False, f"{url} does not answer: {error}", "Start vLLM's OpenAI server there.")
-        return
+        yield from _diagnose_answers(url, state_dir, get)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        yield Finding("engine", False, f"{url} does not answer: {error}", remedy)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        yield Finding("engine", False, f"{url} does not answer as vLLM does", remedy)
+
+
+def _diagnose_answers(url: str, state_dir: Path, get: Callable[..., httpx.Response]) -> Iterator[Finding]:
+    models = get("GET", f"{url}/v1/models", timeout=10).raise_for_status()
     base = next((row for row in models.json()["data"] if not row.get("parent")), None)
     yield Finding("engine", base is not None, f"serves {base['id'] if base else 'no base model'}")
     yield from _diagnose_lora(url, state_dir, get)
     if base is not None:
-        body = {"model": base["id"], "messages": [{"role": "user", "content": "hello"}]}
+        body: dict[str, object] = {"model": base["id"], "messages": [{"role": "user", "content": "hello"}]}
         tokenized = get("POST", f"{url}/tokenize", json=body, timeout=10)
         yield Finding(
             "chat template",

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from prefloop.ports import find_port
+from prefloop.servers.ports import find_port
 from prefloop.supervisor import Service, Supervisor
 
 log = logging.getLogger("prefloop.engine_host")

@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -19,8 +20,8 @@ from typing import Literal
 import httpx
 from rich.console import Console
 
-from prefloop.kafka import KafkaFailed, run_kafka
-from prefloop.postgres import PostgresError, run_postgres
+from prefloop.servers.kafka import KafkaFailed, run_kafka
+from prefloop.servers.postgres import PostgresError, run_postgres
 from prefloop.services import Layout, engine_host, engine_service, gateway_service, trainer_service
 from prefloop.supervisor import Supervisor
 
@@ -49,6 +50,28 @@ def build_seed_policy(state_dir: Path) -> Path:
             raise StartFailed(f"The seed policy could not be built: `{' '.join(command[1:])}` failed.")
     shutil.copyfile(corpus_dir / "examples.json", seed_dir / "examples.json")  # the playground offers them
     return seed_dir
+
+
+def find_model(name: str) -> str:
+    """An absolute directory or a hub id; "" for the seed policy. Raises StartFailed for a directory without a model."""
+    path = Path(name).expanduser()
+    if not name or not (path.is_dir() or name.startswith(("/", ".", "~"))):
+        return name
+    if not (path / "config.json").is_file():
+        raise StartFailed(f"There is no model in {path}: a directory with config.json and weights is needed.")
+    return str(path.resolve())
+
+
+def check_settings(
+    layout: Layout, gateway: dict[str, str] | None = None, trainer: dict[str, str] | None = None
+) -> None:
+    """Have gateway and trainer read their settings before anything starts. Raises StartFailed with their sentence."""
+    services = (("gateway", gateway_service(layout, gateway)), ("trainer", trainer_service(layout, trainer)))
+    for package, service in services:
+        command, env = [sys.executable, "-m", f"{package}.settings"], {**os.environ, **service.env}
+        checked = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True)
+        if checked.returncode:
+            raise StartFailed(checked.stderr.strip())
 
 
 def require_free_ports(layout: Layout) -> None:
@@ -137,6 +160,7 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 async def run_up(layout: Layout, console: Console, gateway: dict[str, str]) -> int:
     """Serve until Ctrl-C. Returns the exit status."""
     require_free_ports(layout)
+    check_settings(layout, gateway)
     if not layout.model:
         build_seed_policy(layout.state_dir)
     stop = asyncio.Event()

@@ -6,37 +6,23 @@ Gateway and trainer do the same at their start. SQLite files that are not there 
 from collections.abc import Iterator
 from typing import get_args
 
-from pydantic import BaseModel, Field
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from feedback.database import Store, locate_store, open_database, sqlite_path
 from feedback.errors import FeedbackError
 from feedback.schema import find_pending, migrate
-from feedback.settings import SharedSettings
+from prefloop.feedback.sources import Sources, read_sources
 
 
 class MigrationFailed(Exception):
     """A database could not be read or changed; the message says which, and why."""
 
 
-class DatabaseSection(BaseModel):
-    """The one setting of a process that is needed here."""
-
-    database_url: str = ""
-
-
-class DatabaseSettings(SharedSettings):
-    """Where gateway and trainer keep their tables, from the settings that they read themselves."""
-
-    gateway: DatabaseSection = Field(default_factory=DatabaseSection)
-    trainer: DatabaseSection = Field(default_factory=DatabaseSection)
-
-
 def migrate_databases(console: Console, *, is_check: bool) -> int:
     """Apply what is missing, or with `is_check` only say it; return how many revisions. Raises MigrationFailed."""
     num_revisions = 0
-    for store, url in list_stores(DatabaseSettings()):
+    for store, url in list_stores(read_sources()):
         database = open_database(url)
         try:
             revisions = find_pending(database, store) if is_check else migrate(database, store)
@@ -50,7 +36,7 @@ def migrate_databases(console: Console, *, is_check: bool) -> int:
     return num_revisions
 
 
-def list_stores(settings: DatabaseSettings) -> Iterator[tuple[Store, str]]:
+def list_stores(settings: Sources) -> Iterator[tuple[Store, str]]:
     """Every store whose database is there, with its URL."""
     for store in get_args(Store):
         section = settings.trainer if store == "trainer" else settings.gateway

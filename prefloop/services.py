@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefloop.engine_host import EngineHost, Wanted
-from prefloop.operator import read_admin_key
+from prefloop.gateway_client import read_admin_key
 from prefloop.supervisor import Service, Supervisor
 
 

@@ -15,7 +15,7 @@ import pytest
 from kafka import KafkaAdminClient, TopicPartition
 
 from feedback.log.sqlite import SqliteLog
-from prefloop.kafka import Broker, check_programs
+from prefloop.servers.kafka import Broker, check_programs
 
 
 @contextlib.contextmanager

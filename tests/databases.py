@@ -9,7 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from feedback.database import open_database
-from prefloop.postgres import Postgres
+from prefloop.servers.postgres import Postgres
 
 KINDS = ("sqlite", "postgresql")
 _numbers = itertools.count()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefloop.postgres import MissingPostgres, Postgres, run_postgres
+from prefloop.servers.postgres import MissingPostgres, Postgres, run_postgres
 
 
 @contextlib.contextmanager

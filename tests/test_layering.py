@@ -25,6 +25,7 @@ PURE = [  # decisions and statistics: no package above them, no input or output
     "gateway/rollout/pure/guardrails.py",
     "gateway/rollout/pure/assignment.py",
     "trainer/losses.py",
+    "trainer/transcript.py",
 ]
 INPUT_OUTPUT = {"sqlalchemy", "aiohttp", "fastapi", "requests", "httpx", "socket", "subprocess", "asyncio", "feedback"}
 

@@ -17,6 +17,11 @@ def test_settings_page_is_what_the_code_says():
     assert (DOCS / "settings.md").read_text() == load_renderer().render_settings(), "run `make docs`"
 
 
+def test_every_process_knows_every_setting_by_name():
+    renderer = load_renderer()
+    assert renderer.PATH.read_text() == renderer.render_names(), "run `make docs`"
+
+
 def test_every_setting_has_a_description():
     renderer = load_renderer()
     from gateway.settings import GatewaySettings

@@ -17,10 +17,10 @@ import sqlalchemy as sa
 
 from feedback import inbox
 from feedback.database import Writer
-from feedback.errors import LogUnavailable, OffsetOutOfRange, PositionMismatch
+from feedback.errors import DatabaseError, LogUnavailable, OffsetOutOfRange, PositionMismatch
 from feedback.faults import reach
-from feedback.log.base import Log
-from feedback.outages import log_failure
+from feedback.log.base import Log, Record
+from feedback.outages import describe_error, is_of_data, log_failure
 from trainer.metrics import Metrics
 
 log = logging.getLogger("trainer.consumer")
@@ -143,7 +143,7 @@ def consume_partition(
         return 0
     reach("consumer.read")
     try:
-        num_new = writer.run(partial(inbox.consume, records=records, read_from=offset)).result()
+        num_new = _store(writer, records, offset)
     except PositionMismatch as error:
         # The inbox was set back (a replay, a backup): the next look reads from where it stands now.
         log.warning("seeking: %s", error)
@@ -151,6 +151,19 @@ def consume_partition(
         return 0
     metrics.consumed.inc(num_new)
     return len(records)
+
+
+def _store(writer: Writer, records: list[Record], offset: int) -> int:
+    """Store a batch; if the database has something against a row, one by one, so that this row alone is set aside."""
+    consume = partial(inbox.consume, records=records, read_from=offset)
+    try:
+        return writer.run(consume).result()
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, DatabaseError) else None  # the writer's wrapping
+        if not is_of_data(cause or error):
+            raise
+        log.warning("a batch is stored record by record: %s", describe_error(error))
+        return writer.run(partial(consume, one_by_one=True)).result()
 
 
 def measure_lag(source: Log, topic: str, database: sa.Engine) -> dict[int, int]:

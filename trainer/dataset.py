@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from feedback.events import Choice
 
 T = TypeVar("T")
-Use = Literal["trained", "waiting", "heldout_user", "heldout_prompt", "skip"]
+Use = Literal["trained", "waiting", "heldout_user", "heldout_prompt", "skip", "quarantined"]
 DECISIVE = ("first", "second")
 
 
@@ -37,11 +37,13 @@ class Pair:
     split: str
 
 
-def explain_use(preferred: str, split: str, used_as_new: int) -> Use:
+def explain_use(preferred: str, split: str, used_as_new: int, is_quarantined: bool = False) -> Use:
     """What became of a stored choice: learnt from, waiting to be, or set aside, and then why.
 
     used_as_new: how often an update of the reward model took it as new. "heldout_…" rows judge what others taught.
     """
+    if is_quarantined:
+        return "quarantined"
     if preferred == "skip":
         return "skip"
     if split == "heldout_user":

@@ -13,47 +13,62 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from trainer.encoding import EncodedPair, Row, encode_pairs
+from trainer.isolation import NotFinite, run_isolated
 from trainer.logprobs import answer_logprobs
 from trainer.losses import dpo_loss, ipo_loss, weighted_mean
 from trainer.models import PolicyStack
+from trainer.quarantine import Reject, log_rejected
 
 if TYPE_CHECKING:
     from trainer.dataset import Pair
 
 WARMUP_SHARE = 0.1
-Row = tuple[list[int], int]
+PART = "round"
 
 
 class NothingToTrainOn(ValueError):
-    """No decisive pair was given."""
+    """No decisive pair was given that can be trained on."""
 
 
 @dataclass(frozen=True)
 class Preference:
     """An encoded decisive pair. reference: log pi_ref(chosen) - log pi_ref(rejected)."""
 
+    event_id: str
     chosen: Row
     rejected: Row
     weight: float
     reference: float
 
 
-def order_answers(pair: "Pair") -> tuple[str, str] | None:
-    """(chosen, rejected); None if the pair is not decisive."""
-    if pair.preferred == "first":
-        return pair.first, pair.second
-    return (pair.second, pair.first) if pair.preferred == "second" else None
+def is_decisive(pair: "Pair") -> bool:
+    """Whether one of the answers was preferred, with any weight."""
+    return pair.preferred in ("first", "second") and pair.weight > 0
 
 
-def encode_preferences(stack: PolicyStack, pairs: Sequence["Pair"]) -> list[Preference]:
-    """Tokens and cached reference log-probabilities of the decisive pairs."""
-    decisive = [(pair, answers) for pair in pairs if (answers := order_answers(pair)) and pair.weight > 0]
-    rows = [stack.encode(pair.messages, answer) for pair, answers in decisive for answer in answers]
-    sums = stack.answer_logprobs(rows, None)[0].tolist() if rows else []
-    return [
-        Preference(rows[2 * i], rows[2 * i + 1], pair.weight, sums[2 * i] - sums[2 * i + 1])
-        for i, (pair, _) in enumerate(decisive)
-    ]
+def encode_preferences(stack: PolicyStack, pairs: Sequence["Pair"], reject: Reject = log_rejected) -> list[Preference]:
+    """Tokens and cached reference log-probabilities of the decisive pairs; what has none is rejected."""
+    preferences: list[Preference] = []
+
+    def refer(batch: Sequence[EncodedPair]) -> None:
+        ordered = [(e.first, e.second) if e.pair.preferred == "first" else (e.second, e.first) for e in batch]
+        sums = stack.answer_logprobs([row for rows in ordered for row in rows], None)[0]
+        if not torch.isfinite(sums).all():
+            raise NotFinite("a reference log-probability is not finite")
+        for each, (chosen, rejected), reference in zip(batch, ordered, (sums[0::2] - sums[1::2]).tolist(), strict=True):
+            preferences.append(Preference(each.pair.event_id, chosen, rejected, each.pair.weight, reference))
+
+    encoded = encode_pairs(stack, [pair for pair in pairs if is_decisive(pair)], PART, reject)
+    run_isolated(encoded, refer, lambda one, error: reject_if_sound(stack, one.pair.event_id, error, reject))
+    return preferences
+
+
+def reject_if_sound(stack: PolicyStack, event_id: str, error: Exception, reject: Reject) -> None:
+    """Reject a pair that failed alone. Raises its error if the model itself is broken."""
+    if not stack.is_sound("policy"):
+        raise error
+    reject(event_id, PART, error)
 
 
 def scale_lr(step: int, num_steps: int) -> float:
@@ -77,6 +92,49 @@ def compute_log_ratios(stack: PolicyStack, batch: Sequence[Preference]) -> tuple
     return chosen - rejected - reference, chosen / counts[: len(batch)]
 
 
+class _Steps:
+    """The optimizer's steps of a round, one a batch; history holds the figures of each."""
+
+    def __init__(
+        self,
+        stack: PolicyStack,
+        parameters: list[torch.nn.Parameter],
+        lr: float,
+        num_steps: int,
+        compute_loss: Callable[[Tensor], Tensor],
+        nll_weight: float,
+    ) -> None:
+        self._stack, self._parameters = stack, parameters
+        self._compute_loss, self._nll_weight = compute_loss, nll_weight
+        self._optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: scale_lr(min(step, num_steps), num_steps)
+        )
+        self.history: list[dict[str, float]] = []
+
+    def take(self, batch: Sequence[Preference]) -> None:
+        """Learn from a batch. Whatever it raises, nothing was learnt."""
+        log_ratio, chosen_logprob = compute_log_ratios(self._stack, batch)
+        each = self._compute_loss(log_ratio) - self._nll_weight * chosen_logprob
+        loss = weighted_mean(each, torch.tensor([p.weight for p in batch], device=each.device))
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise NotFinite(f"the loss is {loss.item()}, its gradient's norm {norm.item()}")
+        self._optimizer.step()
+        self._schedule.step()
+        self.history.append(
+            {
+                "loss": loss.item(),
+                "log_ratio": log_ratio.mean().item(),
+                "accuracy": (log_ratio > 0).float().mean().item(),
+                "chosen_logprob": chosen_logprob.mean().item(),
+                "grad_norm": norm.item(),
+            }
+        )
+
+
 def run_dpo(
     stack: PolicyStack,
     pairs: Sequence["Pair"],
@@ -90,45 +148,33 @@ def run_dpo(
     progress: Callable[[float, dict[str, float]], None] = lambda share, metrics: None,
     loss: str = "sigmoid",
     nll_weight: float = 0.2,
+    reject: Reject = log_rejected,
 ) -> dict[str, float]:
     """Trains adapter "policy" from where it stands; `loss` is "sigmoid" (DPO, cDPO) or "ipo".
 
     nll_weight adds the chosen answers' negative log-likelihood a token (Pang et al. 2024, eq. 4): without it the mass taken from
     rejected answers goes to garble, and a small model loses its facts.
     progress(share done, metrics of the step) is called after each step and may raise to stop the round. Returns the metrics
-    of the last epoch. Raises NothingToTrainOn if every pair is a tie.
+    of the last epoch. Raises NothingToTrainOn if every pair is a tie, or rejected.
     """
     if loss not in ("sigmoid", "ipo"):
         raise ValueError(f"unknown loss {loss!r}")
-    preferences = encode_preferences(stack, pairs)
-    if not preferences:
-        raise NothingToTrainOn(f"{len(pairs)} pairs, none of them decisive")
+    preferences = encode_preferences(stack, pairs, reject)
     num_steps = epochs * math.ceil(len(preferences) / batch_size)
-    history: list[dict[str, float]] = []
+
+    def compute_loss(log_ratio: Tensor) -> Tensor:
+        return dpo_loss(log_ratio, beta, label_smoothing) if loss == "sigmoid" else ipo_loss(log_ratio, beta)
+
     with stack.training("policy") as parameters:
-        optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: scale_lr(step, num_steps))
-        for _ in range(epochs):
+        steps = _Steps(stack, parameters, lr, num_steps, compute_loss, nll_weight)
+        for _ in range(epochs if preferences else 0):
             for batch in split_batches(preferences, batch_size, rng):
-                log_ratio, chosen_logprob = compute_log_ratios(stack, batch)
-                each = dpo_loss(log_ratio, beta, label_smoothing) if loss == "sigmoid" else ipo_loss(log_ratio, beta)
-                each = each - nll_weight * chosen_logprob
-                step_loss = weighted_mean(each, torch.tensor([p.weight for p in batch], device=each.device))
-                optimizer.zero_grad(set_to_none=True)
-                step_loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                schedule.step()
-                history.append(
-                    {
-                        "loss": step_loss.item(),
-                        "log_ratio": log_ratio.mean().item(),
-                        "accuracy": (log_ratio > 0).float().mean().item(),
-                        "chosen_logprob": chosen_logprob.mean().item(),
-                        "grad_norm": norm.item(),
-                    }
-                )
-                progress(len(history) / num_steps, history[-1])
-    last = history[-num_steps // epochs :]
+                run_isolated(batch, steps.take, lambda one, error: reject_if_sound(stack, one.event_id, error, reject))
+                if steps.history:
+                    progress(min(1.0, len(steps.history) / num_steps), steps.history[-1])
+    if not steps.history:
+        raise NothingToTrainOn(f"{len(pairs)} pairs, none of them decisive and usable")
+    last = steps.history[-(num_steps // epochs) :]
     metrics = {name: sum(step[name] for step in last) / len(last) for name in last[0]}
-    return {**metrics, "num_pairs": float(len(preferences)), "num_ties": float(len(pairs) - len(preferences))}
+    num_ties = sum(not is_decisive(pair) for pair in pairs)
+    return {**metrics, "num_pairs": float(len(preferences)), "num_ties": float(num_ties)}

@@ -1,13 +1,15 @@
 """The offline gate: what a checkpoint must pass before any traffic, and whether choices hold anything to learn.
 
-Judges the `policy` adapter beside `stable` on frozen prompts that no round trains on. Without frozen sets (a foreign model) the
-checks that need them are left out and named in the verdict. Does not judge by live choices: the rollout does.
+Judges the `policy` adapter beside `stable` on frozen prompts that no round trains on. Without a frozen set (a foreign model) the
+checks that need one are left out and named in the verdict; with nothing to judge by at all nothing passes. Does not judge by
+live choices: the rollout does.
 """
 
 import json
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -16,6 +18,9 @@ import torch
 
 from trainer.models import Messages, PolicyStack
 from trainer.reward import RewardModel
+from trainer.transcript import flatten_messages
+
+log = logging.getLogger("trainer.evaluate")
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,11 @@ class FrozenRow:
 
 @dataclass(frozen=True)
 class FrozenSets:
-    """Rows with facts and references; `prompts` alone serve where there are none."""
+    """Rows with facts and references; `prompts` alone serve where there are none. path: where rows may be added."""
 
     rows: tuple[FrozenRow, ...] = ()
     prompts: tuple[Messages, ...] = ()
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,43 @@ class Verdict:
 
 
 def load_frozen_sets(path: str | Path, prompts: Sequence[Messages] = ()) -> FrozenSets:
-    """Reads JSONL rows {messages, fact, references}; an absent file gives no rows, and `prompts` take their place."""
+    """Reads JSONL rows {messages, fact, references}; where there are none, `prompts` serve.
+
+    A line of another form is logged and left out.
+    """
     file = Path(path)
-    if not file.is_file():
-        return FrozenSets(prompts=tuple(prompts))
-    parsed: list[dict[str, Any]] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
-    return FrozenSets(rows=tuple(FrozenRow(row["messages"], row["fact"], tuple(row["references"])) for row in parsed))
+    lines = file.read_bytes().splitlines() if file.is_file() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_read_frozen_row(json.loads(line)))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            log.warning("%s, line %d is left out: %s: %s", file, number, type(error).__name__, error)
+    return FrozenSets(tuple(rows), tuple(prompts), str(file))
+
+
+def _read_frozen_row(row: dict[str, Any]) -> FrozenRow:
+    messages, fact, references = flatten_messages(row["messages"]), row["fact"], tuple(row["references"])
+    if not isinstance(fact, str) or not references or not all(isinstance(each, str) for each in references):
+        raise ValueError("it needs a fact and references, all of them text")
+    return FrozenRow(messages, fact, references)
+
+
+def keep_usable(stack: PolicyStack, frozen: FrozenSets, settings: EvaluateSettings) -> FrozenSets:
+    """The rows and prompts that the policy can read whole, with an answer of max_tokens behind each."""
+
+    def is_usable(messages: Messages, answers: Sequence[str]) -> bool:
+        try:
+            is_short = len(stack.encode_prompt(messages)) + settings.max_tokens < stack.max_length
+            return is_short and all(stack.encode(messages, answer) for answer in answers)
+        except Exception as error:  # templates and tokenizers raise what they like
+            log.warning("a prompt of the offline gate is left out: %s", error)
+            return False
+
+    rows = tuple(row for row in frozen.rows if is_usable(row.messages, row.references))
+    return replace(frozen, rows=rows, prompts=tuple(prompt for prompt in frozen.prompts if is_usable(prompt, ())))
 
 
 def log_evidence(correct: int, total: int) -> float:
@@ -143,7 +180,7 @@ def measure_samples(
 
 def measure_kl(stack: PolicyStack, prompts: Sequence[Messages], answers: Sequence[str], other: str | None) -> float:
     """Monte Carlo KL(policy || other) in nats per answer, over the policy's own samples."""
-    rows = [stack.encode(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    rows = [stack.encode(prompt, answer, cut=True) for prompt, answer in zip(prompts, answers, strict=True)]
     return (stack.answer_logprobs(rows, "policy")[0] - stack.answer_logprobs(rows, other)[0]).mean().item()
 
 
@@ -179,9 +216,14 @@ def judge_policy(
 ) -> Verdict:
     """Measures `policy` and `stable` and compares them. Leaves the adapters as they are."""
     settings = settings or EvaluateSettings()
+    frozen = keep_usable(stack, frozen, settings)
     prompts = [row.messages for row in frozen.rows] or list(frozen.prompts)
     if not prompts:
-        return Verdict(True, "not judged: no frozen sets and no prompts available")
+        form = '{"messages": […], "fact": "…", "references": ["…"]}'
+        return Verdict(
+            False,
+            f"cannot be judged: no frozen set and no held-out prompt; add a set as lines of {form} to {frozen.path}",
+        )
     metrics: dict[str, float] = {}
     answers: dict[str, list[str]] = {}
     for arm in ("stable", "policy"):

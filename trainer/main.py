@@ -20,21 +20,24 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from feedback import inbox
-from feedback.connection import wait_for_database
-from feedback.database import Writer, open_database
+from feedback.database import Writer, open_database, wait_for_database
 from feedback.errors import DatabaseError
 from feedback.manifest import Probe
 from feedback.relay import Relay
 from feedback.schema import migrate_url
+from feedback.settings import load_settings
 from trainer import preferences
 from trainer.checkpoints import digest_base, list_published
 from trainer.consumer import Consumer
 from trainer.dataset import Pair
-from trainer.learner import Learner, Training, show_inbox
+from trainer.learner import Learner
 from trainer.metrics import Curves, Metrics
 from trainer.publisher import Publisher
+from trainer.quarantine import Quarantine, Reject
 from trainer.registry import Gateway, Registrar
+from trainer.report import show_inbox
 from trainer.rewarding import RewardKeeper
+from trainer.round import Training
 from trainer.settings import TrainerSettings
 from trainer.status import Board, start_status_server
 
@@ -58,7 +61,7 @@ def main() -> int:
     stopping = threading.Event()
     _stop_on_signals(stopping)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    settings = TrainerSettings()
+    settings = load_settings(TrainerSettings)
     if settings.trainer.nice:
         os.nice(settings.trainer.nice)
     metrics, board, curves = Metrics(), Board(), Curves(settings.tensorboard_dir)
@@ -147,7 +150,7 @@ def wait_for_base(settings: TrainerSettings, board: Board, stopping: threading.E
     if not is_base_ready(settings):
         reason = f"no base policy in {settings.base} yet: python -m trainer.seed makes one"
         log.warning(reason)
-        board.update_round(state="waiting", reason=reason)
+        board.show_round("waiting", reason)
     while not is_base_ready(settings):
         if stopping.wait(1.0):
             return False
@@ -172,7 +175,7 @@ def build_learner(
     section = settings.trainer
     torch.set_num_threads(section.torch_threads)
     log.info("loading %s", settings.base)
-    board.update_round(state="waiting", reason="loading the base policy")
+    board.show_round("waiting", "loading the base policy")
     stack = PolicyStack.load(settings.base, seed=section.seed)
     base_digest = digest_base(settings.base, str(getattr(stack.causal_lm.config, "_commit_hash", "") or ""))
     gateway = Gateway(section.gateway_url, settings.state_dir / "secrets" / "admin_key", section.gateway_timeout_s)
@@ -193,16 +196,17 @@ def build_learner(
         make_probe=lambda: make_probe(stack, load_frozen(settings, database)),
         on_published=registrar.wake,
     )
-    reward = RewardModel(stack)
-    keeper = RewardKeeper(
-        reward, database, writer, settings.reward_dir / base_digest[:12], section.reward, section.seed
-    )
+    quarantine = Quarantine(writer)
+    reward = RewardModel(stack, reject=quarantine.add)
+    directory = settings.reward_dir / base_digest[:12]
+    keeper = RewardKeeper(reward, database, writer, directory, section.reward, section.seed, quarantine)
     registrar.start()
     return Learner(
         settings=settings,
         stack=stack,
         keeper=keeper,
-        training=build_training(settings, stack, reward, lambda: load_frozen(settings, database)),
+        quarantine=quarantine,
+        training=build_training(settings, stack, reward, lambda: load_frozen(settings, database), quarantine.add),
         database=database,
         writer=writer,
         gateway=gateway,
@@ -215,7 +219,11 @@ def build_learner(
 
 
 def build_training(
-    settings: TrainerSettings, stack: PolicyStack, reward: RewardModel, load: Callable[[], FrozenSets]
+    settings: TrainerSettings,
+    stack: PolicyStack,
+    reward: RewardModel,
+    load: Callable[[], FrozenSets],
+    reject: Reject,
 ) -> Training:
     """The learning functions over one stack."""
     from trainer.dpo import run_dpo
@@ -236,6 +244,7 @@ def build_training(
             label_smoothing=dpo.label_smoothing,
             rng=rng,
             progress=progress,
+            reject=reject,
         )
 
     return Training(
@@ -246,13 +255,15 @@ def build_training(
 
 
 def load_frozen(settings: TrainerSettings, database: sa.Engine) -> FrozenSets:
-    """The seed's frozen sets; for another base, prompts of held-out preferences take their place."""
+    """The operator's frozen set, else the one beside the base; without any, prompts of held-out preferences serve."""
     from trainer.evaluate import load_frozen_sets
 
     with database.connect() as connection:
         held_out = [pair for _, pair in preferences.load_held_out(connection, 10 * MAX_JUDGED_PROMPTS)]
     prompts = {pair.prompt_key: pair.messages for pair in held_out}
-    return load_frozen_sets(Path(settings.base) / "frozen.jsonl", list(prompts.values())[:MAX_JUDGED_PROMPTS])
+    path, of_base = settings.frozen_set, Path(settings.base) / settings.frozen_set.name
+    found = of_base if of_base.is_file() and not path.is_file() else path
+    return load_frozen_sets(found, list(prompts.values())[:MAX_JUDGED_PROMPTS])
 
 
 def make_probe(stack: PolicyStack, frozen: FrozenSets) -> Probe:

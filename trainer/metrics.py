@@ -35,6 +35,9 @@ class Metrics:
             "prefloop_lost_records", "Records that retention took before they were read.", registry=self.registry
         )
         self.dead_letters = Gauge("prefloop_dead_letters", "Records that could not be read.", registry=self.registry)
+        self.quarantined = Gauge(
+            "prefloop_quarantined_preferences", "Preferences that learning could not use.", registry=self.registry
+        )
         self.learner_errors = Counter("prefloop_learner_errors", "Failures of the learner.", registry=self.registry)
         self.reward_version = Gauge("prefloop_reward_version", "Version of the reward model.", registry=self.registry)
         self.reward_accuracy = Gauge(

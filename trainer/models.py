@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from trainer.logprobs import Batch, answer_logprobs, collate
+from trainer.transcript import UnusableRow, flatten_messages
 
 ADAPTERS = ("policy", "stable", "reward")
 LORA_RANK = 16
@@ -42,11 +43,11 @@ class PolicyStack:
         for name in ADAPTERS[1:]:
             self.peft.add_adapter(name, deepcopy(config))
         self.tokenizer = tokenizer
-        self.causal_lm = self.peft.get_base_model()
+        self.causal_lm: Any = self.peft.get_base_model()
         self.device = next(model.parameters()).device
         self.max_length = int(getattr(model.config, "max_position_embeddings", 4096))
         self.hidden_size = int(model.config.hidden_size)
-        self._layers = [module for module in self.peft.modules() if isinstance(module, BaseTunerLayer)]
+        self._layers: list[Any] = [module for module in self.peft.modules() if isinstance(module, BaseTunerLayer)]
         self._activate(None)
 
     @classmethod
@@ -54,10 +55,10 @@ class PolicyStack:
         """Loads a Hugging Face directory or hub id in float32; `device` empty: CUDA if there is one, else CPU."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer = AutoTokenizer.from_pretrained(base_dir)
-        model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32, use_safetensors=True).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32, use_safetensors=True)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return cls(model, tokenizer, seed)
+        return cls(model.to(device), tokenizer, seed)
 
     # Adapters
 
@@ -131,16 +132,40 @@ class PolicyStack:
     # Text and tokens
 
     def encode_prompt(self, messages: Messages) -> list[int]:
-        """Token ids of a chat, up to where the answer begins; the engine sees the same ids."""
-        text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        """Token ids of a chat, up to where the answer begins; the engine sees the same ids.
+
+        Raises UnusableRow for what is no text, and whatever template and tokenizer raise.
+        """
+        chat = flatten_messages(messages)
+        text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return self._tokenize(str(text))
+
+    def _tokenize(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def encode(self, messages: Messages, answer: str) -> tuple[list[int], int]:
-        """(token ids of prompt, answer and eos; number of prompt tokens); too long a prompt loses its oldest tokens."""
-        answer_ids = list(self.tokenizer(answer, add_special_tokens=False).input_ids)[: self.max_length // 2]
-        answer_ids.append(self.tokenizer.eos_token_id)
-        prompt_ids = self.encode_prompt(messages)[-(self.max_length - len(answer_ids)) :]
-        return prompt_ids + answer_ids, len(prompt_ids)
+    def encode(self, messages: Messages, answer: str, *, cut: bool = False) -> tuple[list[int], int]:
+        """(token ids of prompt, answer and eos; number of prompt tokens).
+
+        Raises what `encode_prompt` raises, and UnusableRow for what is longer than the policy reads; with `cut`, which is
+        for sampled answers, an answer is cut to what fits.
+        """
+        prompt_ids = self.encode_prompt(messages)
+        answer_ids = self._tokenize(answer)
+        if cut:
+            answer_ids = answer_ids[: max(0, self.max_length - len(prompt_ids) - 1)]
+        ids = [*prompt_ids, *answer_ids, self.tokenizer.eos_token_id]
+        if len(ids) > self.max_length:
+            raise UnusableRow(f"prompt and answer are {len(ids):,} tokens, the policy reads {self.max_length:,}")
+        return ids, len(prompt_ids)
+
+    def is_sound(self, adapter: str) -> bool:
+        """Whether an adapter is finite, and so is what is active now: else no row is to blame for what fails."""
+        if not all(torch.isfinite(parameter).all() for parameter in self.parameters_of(adapter).values()):
+            return False
+        ids = torch.tensor([[self.tokenizer.eos_token_id] * 2], device=self.device)
+        with torch.no_grad():
+            logits = self.causal_lm(input_ids=ids, use_cache=False).logits
+        return bool(torch.isfinite(logits).all())
 
     def collate(self, rows: Sequence[tuple[Sequence[int], int]]) -> Batch:
         return collate(rows, self.tokenizer.pad_token_id).to(self.device)
@@ -188,7 +213,7 @@ class PolicyStack:
                 chosen = order[start : start + batch_size]
                 sampled = self._sample([encoded[i] for i in chosen], max_tokens, temperature, generator)
                 for i, ids in zip(chosen, sampled, strict=True):
-                    answers[i] = self.tokenizer.decode(ids, skip_special_tokens=True)
+                    answers[i] = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return answers
 
     def _sample(

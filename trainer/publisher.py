@@ -7,6 +7,7 @@ the gateway has it.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ class Publisher:
                 "dpo": section.dpo.model_dump(),
                 "preference_ids_digest": checkpoints.digest_ids(trained.event_ids),
             },
-            metrics=trained.metrics,
+            metrics={name: value for name, value in trained.metrics.items() if math.isfinite(value)},  # else no JSON
         )
         published = checkpoints.publish_checkpoint(self._root, draft, self._save_policy, self._now())
         self.published.append(published)

@@ -16,11 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trainer.encoding import EncodedPair, Row, encode_pairs
+from trainer.isolation import NotFinite, run_isolated
 from trainer.losses import rao_kupper_logprobs, weighted_mean
-from trainer.models import Messages, PolicyStack
+from trainer.models import AdapterMismatch, Messages, PolicyStack
+from trainer.quarantine import Reject, log_rejected
 
 if TYPE_CHECKING:
     from trainer.dataset import Pair
+
+PART = "reward"
 
 
 @dataclass(frozen=True)
@@ -72,18 +77,22 @@ class RewardHead(nn.Module):
         kept = mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * kept).sum(1) / kept.sum(1)
         last = hidden[torch.arange(len(hidden), device=hidden.device), mask.shape[1] - 1 - mask.flip(1).int().argmax(1)]
-        return self.linear(torch.cat([mean, last], 1).float())
+        scores: Tensor = self.linear(torch.cat([mean, last], 1).float())
+        return scores
 
 
 class RewardModel:
-    """Learns from pairs and scores answers.
+    """Learns from pairs and scores answers. What cannot be learnt from is rejected, and changes nothing for the others.
 
     version counts the updates; foreseen is (correct, total) over the decisive pairs that came new since the first update,
     each guessed before anything was learnt from it (prequential, Dawid 1984).
     """
 
-    def __init__(self, stack: PolicyStack, settings: RewardSettings | None = None) -> None:
+    def __init__(
+        self, stack: PolicyStack, settings: RewardSettings | None = None, reject: Reject = log_rejected
+    ) -> None:
         self.stack = stack
+        self._reject = reject
         self.settings = settings or RewardSettings()
         self.version = 0
         self.foreseen = (0, 0)
@@ -95,64 +104,97 @@ class RewardModel:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
 
     def update(self, new: Sequence["Pair"], replay: Sequence["Pair"]) -> dict[str, float]:
-        """One pass over new and replayed pairs, mixed. Returns loss, accuracy, nu and the fitted pull of the first place."""
+        """One pass over new and replayed pairs, mixed. Returns loss, accuracy, nu and the fitted pull of the first place.
+
+        {}, and nothing was changed, if no pair could be learnt from.
+        """
         pairs = [pair for pair in (*new, *replay) if pair.weight > 0 and pair.preferred != "skip"]
-        if not pairs:
-            return {}
+        encoded = encode_pairs(self.stack, pairs, PART, self._reject)
+        first_seen = {pair.event_id for pair in new}
+        guessed = (0, 0)
         if self.version > 0:  # before that the heads know nothing
-            correct, total = self.accuracy([pair for pair in new if pair.weight > 0])
-            self.foreseen = (self.foreseen[0] + correct, self.foreseen[1] + total)
-        pairs.sort(key=lambda pair: hashlib.sha256(f"{self.version}{pair.event_id}".encode()).digest())
-        sums = {"loss": 0.0, "correct": 0.0, "decisive": 0.0}
-        with self.stack.training("reward") as parameters:
-            everything = [*parameters, *self.head.parameters()]
-            for start in range(0, len(pairs), self.settings.batch_size):
-                batch = pairs[start : start + self.settings.batch_size]
-                loss, right, decisive = self._compute_loss(batch)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(everything, 1.0)
-                self.optimizer.step()
-                sums["loss"] += loss.item() * len(batch)
-                sums["correct"] += right
-                sums["decisive"] += decisive
+            guessed = self._measure([each for each in encoded if each.pair.event_id in first_seen])
+        encoded.sort(key=lambda each: hashlib.sha256(f"{self.version}{each.pair.event_id}".encode()).digest())
+        sums = self._train(encoded)
+        if not sums["pairs"]:
+            return {}
+        self.foreseen = (self.foreseen[0] + guessed[0], self.foreseen[1] + guessed[1])
         self.version += 1
         return {
-            "loss": sums["loss"] / len(pairs),
+            "loss": sums["loss"] / sums["pairs"],
             "accuracy_train": sums["correct"] / max(1.0, sums["decisive"]),
             "nu": math.exp(self.head.log_nu.item()),
             "first_place": self.head.first_place.item(),
-            "num_pairs": float(len(pairs)),
+            "num_pairs": sums["pairs"],
             "foreseen": self.foreseen[0] / max(1, self.foreseen[1]),
         }
 
-    def _compute_loss(self, batch: Sequence["Pair"]) -> tuple[Tensor, float, float]:
+    def _train(self, encoded: Sequence[EncodedPair]) -> dict[str, float]:
+        """One optimizer step a batch; returns sums over the pairs that were learnt from."""
+        sums = {"pairs": 0.0, "loss": 0.0, "correct": 0.0, "decisive": 0.0}
+        with self.stack.training("reward") as parameters:
+            everything = [*parameters, *self.head.parameters()]
+
+            def step(batch: Sequence[EncodedPair]) -> None:
+                loss, correct, decisive = self._compute_loss(batch)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                norm = nn.utils.clip_grad_norm_(everything, 1.0)
+                if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                    raise NotFinite(f"the loss is {loss.item()}, its gradient's norm {norm.item()}")
+                self.optimizer.step()
+                learnt = {
+                    "pairs": len(batch),
+                    "loss": loss.item() * len(batch),
+                    "correct": correct,
+                    "decisive": decisive,
+                }
+                for name, value in learnt.items():
+                    sums[name] += value
+
+            for start in range(0, len(encoded), self.settings.batch_size):
+                run_isolated(encoded[start : start + self.settings.batch_size], step, self._reject_if_sound)
+        return sums
+
+    def _reject_if_sound(self, failed: EncodedPair, error: Exception) -> None:
+        """Reject a pair that failed alone. Raises its error if the model itself is broken."""
+        heads = all(torch.isfinite(parameter).all() for parameter in self.head.parameters())
+        if not (heads and self.stack.is_sound("reward")):
+            raise error
+        self._reject(failed.pair.event_id, PART, error)
+
+    def _compute_loss(self, batch: Sequence[EncodedPair]) -> tuple[Tensor, float, float]:
         """Weighted Rao-Kupper loss over heads, and how many decisive pairs the mean score got right."""
         settings, device = self.settings, self.stack.device
-        rows = [self.stack.encode(p.messages, p.first) for p in batch]
-        rows += [self.stack.encode(p.messages, p.second) for p in batch]
+        pairs = [each.pair for each in batch]
+        rows = [each.first for each in batch] + [each.second for each in batch]
         first, second = self._forward(rows).chunk(2)  # (pairs, heads) each
         win, lose, tie = rao_kupper_logprobs(first - second + self.head.first_place, self.head.log_nu)
-        sign = torch.tensor([{"first": 1, "second": -1}.get(p.preferred, 0) for p in batch], device=device)
+        sign = torch.tensor([{"first": 1, "second": -1}.get(p.preferred, 0) for p in pairs], device=device)
         chosen = torch.where(sign[:, None] > 0, win, lose)
         rejected = torch.where(sign[:, None] > 0, lose, win)
         smoothed = (1 - settings.label_smoothing) * chosen + settings.label_smoothing * rejected
-        each = -torch.where(sign[:, None] == 0, tie, smoothed)
+        each_loss = -torch.where(sign[:, None] == 0, tie, smoothed)
         weights = torch.tensor(
-            [[p.weight * w for w in bootstrap_weights(p.event_id, settings.num_heads)] for p in batch], device=device
+            [[p.weight * w for w in bootstrap_weights(p.event_id, settings.num_heads)] for p in pairs], device=device
         )
-        loss = weighted_mean(each, weights) + settings.centre_weight * ((first + second) ** 2).mean()
+        loss = weighted_mean(each_loss, weights) + settings.centre_weight * ((first + second) ** 2).mean()
         guess = (first - second).mean(1) * sign
         return loss, float((guess > 0).sum()), float((sign != 0).sum())
 
-    def _forward(self, rows: Sequence[tuple[list[int], int]]) -> Tensor:
+    def _forward(self, rows: Sequence[Row]) -> Tensor:
+        """Scores (rows, heads), with gradients if they are on."""
         batch = self.stack.collate(rows)
         hidden = self.stack.causal_lm.model(input_ids=batch.ids, use_cache=False).last_hidden_state
-        return self.head(hidden, batch.answer_mask)
+        scores: Tensor = self.head(hidden, batch.answer_mask)
+        return scores
 
     def score(self, messages_list: Sequence[Messages], answers: Sequence[str], batch_size: int = 64) -> Scores:
-        """Scores of answers, one per prompt."""
-        rows = [self.stack.encode(messages, answer) for messages, answer in zip(messages_list, answers, strict=True)]
+        """Scores of sampled answers, one per prompt."""
+        rows = [
+            self.stack.encode(messages, answer, cut=True)
+            for messages, answer in zip(messages_list, answers, strict=True)
+        ]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
         scores = torch.zeros(len(rows), self.settings.num_heads)
         with self.stack.inferring("reward"):
@@ -165,14 +207,24 @@ class RewardModel:
     def accuracy(self, pairs: Sequence["Pair"]) -> tuple[int, int]:
         """(correct, total) over decisive pairs; the place an answer was shown in plays no part."""
         decisive = [pair for pair in pairs if pair.preferred in ("first", "second")]
-        if not decisive:
-            return 0, 0
-        messages = [pair.messages for pair in decisive]
-        first = self.score(messages, [pair.first for pair in decisive]).mean
-        second = self.score(messages, [pair.second for pair in decisive]).mean
-        wins = (first > second).tolist()
-        correct = sum(won == (pair.preferred == "first") for won, pair in zip(wins, decisive, strict=True))
-        return correct, len(decisive)
+        return self._measure(encode_pairs(self.stack, decisive, PART, self._reject))
+
+    def _measure(self, encoded: Sequence[EncodedPair], batch_size: int = 32) -> tuple[int, int]:
+        """`accuracy` of encoded pairs; those that are not decisive are left out."""
+        decisive = sorted((each for each in encoded if each.pair.preferred in ("first", "second")), key=_length)
+        won: list[bool] = []
+
+        def guess(batch: Sequence[EncodedPair]) -> None:
+            scores = self._forward([row for each in batch for row in (each.first, each.second)]).mean(1)
+            if not torch.isfinite(scores).all():
+                raise NotFinite("a score is not finite")
+            is_first = (scores[0::2] > scores[1::2]).tolist()
+            won.extend(one == (each.pair.preferred == "first") for one, each in zip(is_first, batch, strict=True))
+
+        with self.stack.inferring("reward"):
+            for start in range(0, len(decisive), batch_size):
+                run_isolated(decisive[start : start + batch_size], guess, self._reject_if_sound)
+        return sum(won), len(won)
 
     def save(self, out_dir: str | Path) -> None:
         """Writes adapter, heads and version; the optimizer's moments are not kept."""
@@ -184,10 +236,18 @@ class RewardModel:
         )
 
     def load(self, path: str | Path) -> None:
-        """Takes up where `save` left off. Raises FileNotFoundError or AdapterMismatch."""
+        """Takes up where `save` left off. Whatever it raises (OSError, ValueError, AdapterMismatch), nothing was changed."""
         saved = json.loads((Path(path) / "reward.json").read_text(encoding="utf-8"))
-        state = load_file(Path(path) / "heads.safetensors")
+        version, foreseen = int(saved["version"]), (int(saved["foreseen"][0]), int(saved["foreseen"][1]))
+        state, expected = load_file(Path(path) / "heads.safetensors"), self.head.state_dict()
+        if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in expected.items()}:
+            raise AdapterMismatch("the heads have other tensors than this release")
+        if not all(torch.isfinite(tensor).all() for tensor in state.values()):
+            raise AdapterMismatch("the heads hold values that are not finite")
         self.stack.load_adapter("reward", path)
         self.head.load_state_dict(state)
-        self.version = int(saved["version"])
-        self.foreseen = (int(saved["foreseen"][0]), int(saved["foreseen"][1]))
+        self.version, self.foreseen = version, foreseen
+
+
+def _length(each: EncodedPair) -> int:
+    return each.length

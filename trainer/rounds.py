@@ -7,6 +7,7 @@ the one there is. Training itself is in dpo.py; the learner joins the two.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -117,7 +118,10 @@ def finish_round(
     metrics: Mapping[str, float],
     now: float,
 ) -> None:
-    """Close a round: published if it has a checkpoint, else stopped. A closed round stays as it is."""
+    """Close a round: published if it has a checkpoint, else stopped. A closed round stays as it is.
+
+    Metrics that are not finite are left out: they are no JSON.
+    """
     connection.execute(
         sa.update(rounds)
         .where(rounds.c.number == number, rounds.c.finished_at.is_(None))
@@ -126,7 +130,7 @@ def finish_round(
             outcome="published" if checkpoint else "stopped",
             reason=reason,
             checkpoint=checkpoint,
-            metrics=json.dumps(dict(metrics)),
+            metrics=json.dumps({name: value for name, value in metrics.items() if math.isfinite(value)}),
         )
     )
 

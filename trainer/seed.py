@@ -62,7 +62,7 @@ def build_tokenizer(texts: Sequence[str], vocab_size: int, max_positions: int) -
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=EOS,
@@ -89,7 +89,7 @@ def build_model(settings: SeedSettings, tokenizer: PreTrainedTokenizerFast) -> L
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -170,7 +170,7 @@ def train_model(
         with torch.autocast("cpu", torch.bfloat16):
             loss = compute_answer_loss(model, ids, labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -207,7 +207,7 @@ def build_seed(corpus: Path, frozen: Path | None, out: Path, settings: SeedSetti
     model = build_model(settings, tokenizer)
     encoded = encode_rows(rows, tokenizer, settings.context_share, random.Random(settings.seed))
     loss = train_model(model, encoded, settings, tokenizer.pad_token_id, progress)
-    model.float().save_pretrained(out, safe_serialization=True)
+    model.float().save_pretrained(out, safe_serialization=True)  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(out)
     if frozen is not None:
         shutil.copyfile(frozen, out / "frozen.jsonl")

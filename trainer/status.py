@@ -10,7 +10,7 @@ import copy
 import json
 import logging
 import threading
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -29,19 +29,22 @@ class RewardView:
 
 @dataclass
 class RoundView:
-    """state: "idle", "waiting", "training", "evaluating" or "publishing"; reason says why it does not train."""
+    """What the learner does, and always why.
 
-    state: str = "idle"
+    state: "idle", "waiting", "training", "evaluating", "publishing", or "failing" while a step is tried again.
+    """
+
+    state: str = "waiting"
     number: int | None = None
     progress: float = 0.0
-    reason: str = ""
+    reason: str = "the trainer is starting"
 
 
 @dataclass
 class StatusView:
     """The answer of /status. lag: records in the log that are not consumed; rounds are finished ones, oldest first.
 
-    uses: choices by what became of them, see dataset.explain_use.
+    uses: choices by what became of them, see dataset.explain_use. quarantined: preferences that learning could not use.
     """
 
     preferences: int = 0
@@ -53,6 +56,7 @@ class StatusView:
     consumer_error: str = ""
     registry_error: str = ""
     dead_letters: int = 0
+    quarantined: int = 0
     checkpoint: str | None = None
     reward: RewardView = field(default_factory=RewardView)
     round: RoundView = field(default_factory=RoundView)
@@ -72,11 +76,16 @@ class Board:
                 assert hasattr(self._view, name), name
                 setattr(self._view, name, value)
 
-    def update_round(self, **values: Any) -> None:
+    def show_round(self, state: str, reason: str, *, progress: float = 0.0) -> None:
+        """Say what the learner does and why. reason: never empty."""
+        assert reason
         with self._lock:
-            for name, value in values.items():
-                assert hasattr(self._view.round, name), name
-                setattr(self._view.round, name, value)
+            self._view.round = replace(self._view.round, state=state, reason=reason, progress=progress)
+
+    def show_number(self, number: int) -> None:
+        """Say which round it is."""
+        with self._lock:
+            self._view.round = replace(self._view.round, number=number)
 
     def read(self) -> StatusView:
         with self._lock:

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from bench.chaos.run import MissedGoal, Run, run_chaos
-from prefloop.kafka import KafkaFailed
 from prefloop.machine import StartFailed, build_seed_policy
-from prefloop.postgres import PostgresError
+from prefloop.servers.kafka import KafkaFailed
+from prefloop.servers.postgres import PostgresError
 
 
 def parse_arguments() -> argparse.Namespace:

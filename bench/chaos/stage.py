@@ -20,10 +20,10 @@ from typing import Any
 import aiohttp
 
 from bench.chaos.victims import BrokerVictim, DatabaseVictim, Service, Victim
-from prefloop.kafka import Broker
 from prefloop.machine import DatabaseKind, LogKind
-from prefloop.ports import find_port
-from prefloop.postgres import Postgres
+from prefloop.servers.kafka import Broker
+from prefloop.servers.ports import find_port
+from prefloop.servers.postgres import Postgres
 
 _NUM_FROZEN = 16  # prompts of the offline gate
 _ASK_TIMEOUT = aiohttp.ClientTimeout(total=2)

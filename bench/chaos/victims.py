@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from prefloop.kafka import Broker, KafkaFailed
-from prefloop.postgres import Postgres, PostgresError
+from prefloop.servers.kafka import Broker, KafkaFailed
+from prefloop.servers.postgres import Postgres, PostgresError
 
 _PR_SET_PDEATHSIG = 1
 _STOP_TIMEOUT_S = 20.0

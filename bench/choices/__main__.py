@@ -22,11 +22,10 @@ from bench.choices.stage import open_secrets, run_gateway, show_comparisons, wri
 from bench.gateway.servers import ServerFailed
 from bench.gateway.tools import MissingTool, compile_program
 from feedback.choices import NewChoice, choices, count_outbox, record_choices
-from feedback.connection import open_database, write_transaction
-from feedback.database import Writer
+from feedback.database import Writer, open_database, write_transaction
 from feedback.log import open_log
 from feedback.relay import Relay
-from prefloop.postgres import PostgresError, run_postgres
+from prefloop.servers.postgres import PostgresError, run_postgres
 
 CLIENTS = (1, 16, 64)
 _MOST_PER_S = {1: 1500, 16: 7000, 64: 12_000}  # requests that are prepared for each second
@@ -184,7 +183,7 @@ def find_lag(log: str, folder: Path, arguments: argparse.Namespace) -> list[floa
     with contextlib.ExitStack() as stack:
         url = ""
         if log == "kafka":
-            from prefloop.kafka import KafkaFailed, run_kafka
+            from prefloop.servers.kafka import KafkaFailed, run_kafka
 
             try:
                 url = stack.enter_context(run_kafka(state / "kafka")).url

@@ -17,10 +17,10 @@ import sqlalchemy as sa
 
 from bench.choices.stage import make_token, open_secrets, run_gateway, show_comparisons
 from bench.gateway.servers import Server
-from feedback.connection import open_database
+from feedback.database import open_database
 from feedback.inbox import preferences
 from feedback.schema import migrate
-from prefloop.ports import find_port
+from prefloop.servers.ports import find_port
 
 _EVERY_S = 0.025
 _LOOK_EVERY_S = 0.004

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from bench.gateway.servers import Server
 from feedback.choices import store_comparison
-from feedback.connection import open_database, write_transaction
+from feedback.database import open_database, write_transaction
 from feedback.events import Candidate, Comparison
 from feedback.schema import migrate
 from gateway.access.secrets import Secrets, load_secrets
 from gateway.access.tokens import ComparisonToken, sign_token, text_digest
-from prefloop.ports import find_port
+from prefloop.servers.ports import find_port
 
 _QUESTION = "Write a short note that thanks the whole team for a hard week. " * 4
 _ANSWER = "Thank you all for what you did this week; it was a lot, and it shows in every part of it. " * 6

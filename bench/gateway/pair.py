@@ -18,7 +18,7 @@ import httpx
 from rich.console import Console
 
 from prefloop.machine import StartFailed, build_seed_policy, start_services, wait_until_ready
-from prefloop.ports import find_port
+from prefloop.servers.ports import find_port
 from prefloop.services import Layout
 from prefloop.supervisor import Supervisor
 

@@ -20,7 +20,7 @@ import httpx
 from bench.gateway.checkpoints import make_key, serve_two_arms
 from bench.gateway.servers import Server
 from bench.gateway.tools import LITELLM, ROUTER, install_python
-from prefloop.ports import find_port
+from prefloop.servers.ports import find_port
 
 MODEL = "default"
 DIRECT, ROUTER_PEER, RAW, LITELLM_PEER = "mock alone", "rust router", "raw proxy", "litellm"

@@ -29,8 +29,8 @@ from bench.gateway.servers import ServerFailed
 from bench.gateway.tools import MissingTool, compile_program
 from bench.outage.figures import Phase, Sample, compute_figures, render
 from bench.outage.people import People
-from prefloop.kafka import Broker, KafkaFailed
-from prefloop.postgres import Postgres, PostgresError
+from prefloop.servers.kafka import Broker, KafkaFailed
+from prefloop.servers.postgres import Postgres, PostgresError
 
 CONNECTIONS = 16
 _SETTLE_S = 3.0  # from an outage's begin or end to the measurement

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import msgspec
 
-from feedback.bias import Interval, Vote, load_votes, measure_bias
+from feedback.quality.bias import Interval, Vote, load_votes, measure_bias
 from gateway.access.keys import Identity
 from gateway.api.routes import OperatorRoutes
 from gateway.serving.context import Context

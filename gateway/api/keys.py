@@ -31,7 +31,7 @@ class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     scope: str = "app"
-    pairs: bool = False
+    pairs: bool = True  # as the command line makes them: whether to ask for pairs is each request's to say
     limits: KeyLimits | None = None
 
 
@@ -79,6 +79,7 @@ def add_key_routes(routes: OperatorRoutes, context: Context) -> None:
             raise bad_request(f"`name` must have 1 to {_MAX_NAME} printable characters.", param="name")
         if body.name.strip() == PLAYGROUND_APP:
             raise bad_request(f"`{PLAYGROUND_APP}` is the playground's own name.", param="name")
+        _refuse_budget_without_prices(body.limits, context)
         try:
             key, row = await context.writer.arun(
                 lambda conn: create_key(
@@ -98,6 +99,7 @@ def add_key_routes(routes: OperatorRoutes, context: Context) -> None:
 
     @routes.add("PATCH", "/keys/{key_id}", "Change a key's limits", {200: KeyRow}, 404, body=KeyChange, scope="admin")
     async def change_key(_: Identity, key_id: str, body: KeyChange) -> KeyRow:
+        _refuse_budget_without_prices(body.limits, context)
         row = await context.writer.arun(lambda conn: change_limits(conn, key_id, body.limits))
         if row is None:
             raise not_found("There is no such key.", code="unknown_key")
@@ -113,3 +115,14 @@ def add_key_routes(routes: OperatorRoutes, context: Context) -> None:
             raise not_found("There is no such key.", code="unknown_key")
         await asyncio.to_thread(context.keys.refresh, context.database)
         return RevokedKey(key_id)
+
+
+def _refuse_budget_without_prices(limits: KeyLimits | LimitsChange | None, context: Context) -> None:
+    """A budget that nothing is ever taken from is no limit, whatever its owner believes."""
+    budgets = () if limits is None else (limits.budget_per_minute, limits.budget_per_day)
+    if any(isinstance(budget, int | float) for budget in budgets) and not context.settings.gateway.has_prices:
+        raise bad_request(
+            "A budget needs prices: set gateway.price_per_million_prompt_tokens or"
+            " gateway.price_per_million_completion_tokens first.",
+            param="limits",
+        )

@@ -37,7 +37,7 @@ _RESTARTING = frozenset({502, 503, 504})
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
 _WAIT_BESIDE_OTHER_S = 3.0  # a user waits for the answer that is there
 _MAX_LOST_ENGINES = 2
-_SAME_LOSS_S = 2.0  # an engine that two halves of a pair lost at about the same time went away once
+_SAME_LOSS_S = 5.0  # an engine that dies answers 500 for a while, and two halves of a pair lose it together
 
 
 class Begun(NamedTuple):
@@ -207,16 +207,14 @@ def _begin_attempt(exchange: Exchange, engine: str, checkpoint: str) -> Attempt 
 def _note_lost(exchange: Exchange, engine: EngineState) -> None:
     """An engine went away over this request. Raises ApiError 503 at the second: it may be the request that kills them."""
     now = time.monotonic()
-    if any(url == engine.url and now - at < _SAME_LOSS_S for url, at in exchange.lost_engines):
-        return
-    exchange.lost_engines += ((engine.url, now),)
+    if not any(url == engine.url and now - at < _SAME_LOSS_S for url, at in exchange.lost_engines):
+        exchange.lost_engines += ((engine.url, now),)
+        if len(exchange.lost_engines) == _MAX_LOST_ENGINES:
+            exchange.context.metrics.lost_twice.inc()
+            digest, fields = hashlib.sha256(exchange.body).hexdigest(), exchange.call.log_fields
+            logger.error("two engines were lost over one request (SHA-256 %s); it is stopped", digest, extra=fields)
     if len(exchange.lost_engines) < _MAX_LOST_ENGINES:
         return
-    exchange.context.metrics.lost_twice.inc()
-    digest = hashlib.sha256(exchange.body).hexdigest()
-    logger.error(
-        "two engines were lost over one request (SHA-256 %s); it is stopped", digest, extra=exchange.call.log_fields
-    )
     headers = {"x-should-retry": "false"}  # OpenAI's clients would ask again
     raise ApiError(503, "Two engines were lost while answering this.", code="engine_lost_twice", headers=headers)
 
@@ -230,9 +228,15 @@ def _own_lines(exchange: Exchange, suffix: str = "") -> bytes:
     return b"x-request-id: %b%b\r\n" % (exchange.call.own_id.encode(), suffix.encode())
 
 
+def status_for_client(status: int) -> int:
+    """The status that a client gets for an engine's: refusals are passed on, anything else but 200 is our failure."""
+    is_refusal = 400 <= status < 500 and status not in (401, 403)  # which say something of us
+    return status if status == 200 or is_refusal else 503
+
+
 def hide_refusal(answer: EngineAnswer, checkpoint: str, alias: str) -> tuple[int, bytes]:
     """The engine's refusal of a request, without the checkpoint's name. Raises ApiError 503 if it is none."""
-    if not 400 <= answer.status < 500 or answer.status in (401, 403):
+    if status_for_client(answer.status) != answer.status:
         raise ApiError(503, "The engine failed to answer.", code="engine_error", headers={"retry-after": "1"})
     body = answer.body.replace(checkpoint.encode(), alias.encode())
     if not body.startswith(b'{"error"'):

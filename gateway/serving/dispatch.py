@@ -34,8 +34,9 @@ def build_handlers(context: Context) -> dict[bytes, Handler]:
 
     def bind(endpoint: Endpoint) -> Handler:
         def handle(call: Call) -> Coroutine[Any, Any, None] | None:
+            body = call.body
             identity = authenticate_header(call.headers.get(b"authorization"), context.keys, "app")
-            return begin(context, identity, endpoint, call, call.header, call.body, may_hurry=call.record is None)
+            return begin(context, identity, endpoint, call, call.header, body, may_hurry=call.record is None)
 
         return count_refusals(context, handle)
 

@@ -106,7 +106,7 @@ def measure_choice_to_canary_s(
         answered_at = canary_first_answer_at.get(training.get("checkpoint") or "")
         triggered_at = training.get("trigger_choice_at")
         if answered_at is not None and triggered_at is not None:
-            return answered_at - triggered_at
+            return float(answered_at - triggered_at)
     return None
 
 

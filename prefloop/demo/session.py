@@ -27,7 +27,7 @@ from prefloop.demo.report import (
     write_report,
 )
 from prefloop.demo.screen import Screen
-from prefloop.operator import read_admin_key
+from prefloop.gateway_client import read_admin_key
 from prefloop.services import Layout, log_path
 from prefloop.supervisor import Service, Supervisor
 
@@ -108,6 +108,7 @@ class Session:
 
     async def run(self) -> int:
         machine.require_free_ports(self.layout)
+        machine.check_settings(self.layout, self._gateway_settings(), self._trainer_settings())
         self.console.print("[bold]prefloop demo[/bold]: a short world, judged by the settings preset 'demo'.")
         machine.build_seed_policy(self.options.state_dir)
         shutil.rmtree(self.layout.state_dir, ignore_errors=True)

@@ -14,7 +14,7 @@ from bench.gateway.loads import NUM_EVENTS, build_request
 from bench.gateway.servers import Server
 from bench.gateway.tools import compile_program
 from gateway.engines.swap import read_probe_logprobs
-from prefloop.ports import find_port
+from prefloop.servers.ports import find_port
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 CHAT = "/v1/chat/completions"

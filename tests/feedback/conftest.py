@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from feedback.database import Store, open_database
 from feedback.schema import migrate, version_table
-from prefloop.postgres import Postgres
+from prefloop.servers.postgres import Postgres
 from tests.databases import KINDS, empty_tables, make_url
 from tests.postgres import run_server
 

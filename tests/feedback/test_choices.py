@@ -22,7 +22,7 @@ from feedback.duels import load_duels
 from feedback.errors import ConflictingChoice, ExpiredComparison, UnknownComparison
 from feedback.events import Comparison, Preferred, decode_event
 from feedback.outbox import delete_rows, load_rows
-from prefloop.postgres import Postgres
+from prefloop.servers.postgres import Postgres
 from tests.databases import make_url
 from tests.feedback.samples import make_comparison
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from feedback.connection import open_database
-from feedback.database import Writer
+from feedback.database import Writer, open_database
 from feedback.errors import DatabaseError, LogUnavailable
 from feedback.outages import is_outage, log_failure
 

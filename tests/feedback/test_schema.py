@@ -13,6 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from typer.testing import CliRunner
 
+import feedback
 import gateway.app  # noqa: F401  # declares the gateway's tables
 import trainer.rewarding
 import trainer.rounds  # noqa: F401
@@ -23,7 +24,7 @@ from feedback.inbox import consume, count_signals, load_preferences, load_signal
 from feedback.schema import find_pending, migrate, version_table
 from gateway.serving.recording.store import metadata as completions_metadata
 from prefloop.cli import app
-from prefloop.postgres import Postgres
+from prefloop.servers.postgres import Postgres
 from tests.databases import make_url
 from tests.feedback.samples import make_choice, make_comparison, make_record, make_signal
 
@@ -59,7 +60,7 @@ def test_migrations_make_what_the_models_say(empty: sa.Engine, store: Store) -> 
 
 
 def list_revisions(store: Store) -> list[str]:
-    folder = Path(inbox.__file__).parent / "migrations" / store
+    folder = Path(feedback.__file__).parent / "migrations" / store
     return sorted(path.name.partition("_")[0] for path in folder.glob("0*.py"))
 
 

@@ -16,7 +16,7 @@ from conftest import QUESTION, start_engine
 from engine import FakeEngine
 
 from bench.gateway.checkpoints import make_checkpoint
-from prefloop.ports import find_port
+from prefloop.servers.ports import find_port
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from gateway_process import GatewayProcess, find_port, launch, run_gateway_process
 
 from feedback.choices import choices, outbox
-from feedback.connection import open_database
-from prefloop.postgres import Postgres
+from feedback.database import open_database
+from prefloop.servers.postgres import Postgres
 from tests.faults import Faults
 from tests.postgres import run_server
 

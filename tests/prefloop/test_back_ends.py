@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from feedback.log import NewRecord, open_log
-from prefloop import kafka, postgres
 from prefloop.machine import StartFailed, run_back_ends
+from prefloop.servers import kafka, postgres
 from prefloop.services import Layout, gateway_service, trainer_service
 
 

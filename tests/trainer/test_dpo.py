@@ -8,7 +8,7 @@ import pytest
 
 from tests.trainer.test_reward import GRUFF, KIND, make_pairs
 from tests.trainer.tiny import ask, build_tiny_stack
-from trainer.dpo import NothingToTrainOn, encode_preferences, order_answers, run_dpo, scale_lr
+from trainer.dpo import NothingToTrainOn, encode_preferences, run_dpo, scale_lr
 from trainer.models import PolicyStack
 
 ROUND: dict[str, Any] = {"beta": 0.1, "lr": 3e-3, "epochs": 2, "batch_size": 8, "label_smoothing": 0.1}
@@ -68,7 +68,9 @@ def test_ties_are_left_out_and_counted() -> None:
 
 def test_the_second_answer_may_be_the_chosen_one() -> None:
     pair = dataclasses.replace(make_pairs(1)[0], first="a", second="b", preferred="second")
-    assert order_answers(pair) == ("b", "a")
+    stack = build_tiny_stack()
+    [encoded] = encode_preferences(stack, [pair])
+    assert (encoded.chosen, encoded.rejected) == (stack.encode(pair.messages, "b"), stack.encode(pair.messages, "a"))
 
 
 def test_the_reference_is_the_base_whatever_the_policy_has_become() -> None:

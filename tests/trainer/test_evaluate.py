@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.stores import open_empty
 from tests.trainer.tiny import ask, build_tiny_stack
 from trainer.evaluate import (
     EvaluateSettings,
@@ -15,11 +16,14 @@ from trainer.evaluate import (
     find_failure,
     interval_of_mean,
     judge_policy,
+    keep_usable,
     load_frozen_sets,
     log_evidence,
     something_to_learn,
 )
+from trainer.main import load_frozen
 from trainer.reward import RewardModel
+from trainer.settings import TrainerSettings
 
 PASSING = {
     "policy_facts": 0.9, "stable_facts": 0.9, "policy_references": 0.8, "stable_references": 0.8,
@@ -104,3 +108,40 @@ def test_frozen_sets_are_read_from_json_lines(tmp_path: Path) -> None:
     row = {"messages": ask(), "fact": "Paris", "references": ["It is Paris."]}
     (tmp_path / "frozen.jsonl").write_text(json.dumps(row) + "\n")
     assert load_frozen_sets(tmp_path / "frozen.jsonl").rows == (FrozenRow(ask(), "Paris", ("It is Paris.",)),)
+
+
+def test_nothing_to_judge_by_stops_the_round_and_says_where_a_set_goes(tmp_path: Path) -> None:
+    stack = build_tiny_stack()
+    frozen = load_frozen_sets(tmp_path / "frozen.jsonl")
+    verdict = judge_policy(stack, RewardModel(stack), frozen, EvaluateSettings(max_tokens=8))
+    assert not verdict.ok
+    assert verdict.reason.startswith("cannot be judged: ")
+    assert str(tmp_path / "frozen.jsonl") in verdict.reason and '"references"' in verdict.reason
+
+
+def test_lines_and_prompts_of_no_use_are_left_out_of_the_gate(tmp_path: Path) -> None:
+    good = {"messages": ask(), "fact": "Paris", "references": ["It is Paris."]}
+    bad: list[object] = [
+        5, {}, {**good, "messages": []}, {**good, "fact": 5}, {**good, "references": []}, {**good, "references": [None]},
+        {**good, "messages": ask("x " * 500)}, {**good, "references": ["y " * 500]},
+    ]  # fmt: skip
+    lines = [json.dumps(row).encode() for row in [*bad, good]] + [b"{", b"\xff", b""]
+    (tmp_path / "frozen.jsonl").write_bytes(b"\n".join(lines))
+    image = [{"role": "user", "content": [{"type": "image_url"}]}]
+    stack = build_tiny_stack()
+    read = load_frozen_sets(tmp_path / "frozen.jsonl", prompts=[image, ask(), ask("x " * 500), []])
+    kept = keep_usable(stack, read, EvaluateSettings(max_tokens=8))
+    assert [row.references for row in kept.rows] == [("It is Paris.",)]
+    assert kept.prompts == (ask(),)
+    assert "policy_facts" in judge_policy(stack, RewardModel(stack), read, EvaluateSettings(max_tokens=8)).metrics
+
+
+def test_an_operators_set_wins_over_the_one_beside_the_base(tmp_path: Path) -> None:
+    settings = TrainerSettings(state_dir=tmp_path / "state", base_model=str(tmp_path / "base"))
+    with open_empty(settings.trainer_database) as database:
+        assert load_frozen(settings, database).path == str(settings.frozen_set)  # where one may be added
+        for number, directory in enumerate((tmp_path / "base", tmp_path / "state")):
+            directory.mkdir(exist_ok=True)
+            row = {"messages": ask(), "fact": f"fact {number}", "references": ["It is Paris."]}
+            (directory / "frozen.jsonl").write_text(json.dumps(row))
+            assert [row.fact for row in load_frozen(settings, database).rows] == [f"fact {number}"]

@@ -1,27 +1,19 @@
 import json
-import threading
 import urllib.request
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from feedback import inbox
-from feedback.database import Writer, create_tables, open_database
-from feedback.log import Record
-from feedback.manifest import Probe, read_manifest
-from tests.trainer.fakes import FakeGateway, FakeReward, FakeStack, make_record
+from feedback.manifest import read_manifest
+from tests.trainer.workbench import Killed
 from trainer import preferences, rounds
-from trainer.learner import Learner, RoundAborted, Training
-from trainer.metrics import Curves, Metrics
-from trainer.publisher import Publisher
-from trainer.registry import register_missing
-from trainer.rewarding import RewardKeeper, updates
+from trainer.metrics import Curves
+from trainer.rewarding import updates
+from trainer.round import RoundAborted
 from trainer.rounds import NewPreferences, explain_round
 from trainer.settings import TrainerSection, TrainerSettings
-from trainer.status import Board, start_status_server
+from trainer.status import start_status_server
 
 SECTION = TrainerSection(round_every_preferences=40, round_every_minutes=60, round_min_preferences=10)
 
@@ -47,115 +39,6 @@ def test_the_demo_preset_gives_way_to_what_is_written_down(monkeypatch):
     section = TrainerSettings(preset="demo").trainer
     assert (section.round_every_preferences, section.dpo.lr, section.dpo.epochs) == (400, 1e-3, 2)
     assert TrainerSettings().trainer.dpo.lr == 1e-5
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing below may run any of its own code after it."""
-
-
-@dataclass
-class Workbench:
-    """A trainer's parts over one state directory. `start` is what a restart does; kill_in_training plays kill -9."""
-
-    settings: TrainerSettings
-    gateway: FakeGateway = field(default_factory=FakeGateway)
-    stack: FakeStack = field(default_factory=FakeStack)
-    board: Board = field(default_factory=Board)
-    stopping: threading.Event = field(default_factory=threading.Event)
-    trained: list[list[str]] = field(default_factory=list)
-    may_learn: bool = True
-    verdict: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(ok=True, reason="passed", metrics={}))
-    error: BaseException | None = None
-    num_sent: int = 0
-    clock: float = 1000.0
-
-    def __post_init__(self) -> None:
-        self.database = open_database(self.settings.trainer_database)
-        create_tables(self.database, inbox.metadata)
-        self.writer = Writer(self.database)
-
-    def start(self) -> Learner:
-        self.reward, self.metrics = FakeReward(), Metrics()
-        section = self.settings.trainer
-        keeper = RewardKeeper(
-            self.reward, self.database, self.writer, self.settings.reward_dir, section.reward, section.seed
-        )
-        self.publisher = Publisher(
-            self.settings,
-            self.stack,
-            self.database,
-            self.gateway,
-            base_digest="base",
-            rank=16,
-            make_probe=lambda: Probe(prompt_token_ids=[1, 2], logprobs=[-1.0], base_logprobs=[-1.0]),
-            on_published=self.register,
-            now=lambda: self.clock,
-        )
-        learner = Learner(
-            settings=self.settings,
-            stack=self.stack,
-            keeper=keeper,
-            training=Training(self.train, lambda: self.verdict, self.has_something_to_learn),
-            database=self.database,
-            writer=self.writer,
-            gateway=self.gateway,
-            publisher=self.publisher,
-            board=self.board,
-            metrics=self.metrics,
-            curves=SimpleNamespace(add=lambda *_: None),
-            stopping=self.stopping,
-            now=lambda: self.clock,
-        )
-        learner.prepare()
-        return learner
-
-    def register(self) -> None:
-        if not self.gateway.is_down:
-            published = [(p.manifest.digest, p.path) for p in self.publisher.published]
-            register_missing(self.gateway, published, set())
-
-    def has_something_to_learn(self, correct: int, total: int) -> tuple[bool, str]:
-        return self.may_learn, "better than chance" if self.may_learn else "nothing to learn"
-
-    def train(self, pairs, rng, progress) -> dict[str, float]:
-        self.trained.append([pair.event_id for pair in pairs])
-        progress(0.5, {"loss": 0.6})
-        if self.error:
-            raise self.error
-        self.stack.adapters["policy"] += f" trained {len(self.trained)}".encode()
-        return {"loss": 0.4}
-
-    def send(self, number: int, preferred: str = "first") -> None:
-        first = self.num_sent
-        self.num_sent += number
-        records = [
-            Record(topic="t", partition=0, offset=n, timestamp_ms=0, **_fields(make_record(n, preferred=preferred)))
-            for n in range(first, self.num_sent)
-        ]
-        self.writer.run(lambda connection: inbox.consume(connection, records)).result()
-
-    def run_all(self, learner: Learner) -> None:
-        while learner.step():
-            pass
-
-    def finished(self) -> list[dict]:
-        with self.database.connect() as connection:
-            return rounds.list_finished(connection)
-
-    def names(self) -> list[str]:
-        return sorted(path.name for path in self.settings.checkpoints_dir.iterdir())
-
-
-def _fields(record) -> dict:
-    return {"key": record.key, "value": record.value, "headers": record.headers}
-
-
-@pytest.fixture
-def bench(tmp_path: Path):
-    trainer = {"round_every_preferences": 40, "round_every_minutes": 0, "reward": {"update_every_preferences": 16}}
-    built = Workbench(TrainerSettings(state_dir=tmp_path, trainer=trainer))
-    yield built
-    built.writer.close()
 
 
 def test_checkpoint_zero_is_published_once_and_answers_as_the_base(bench):
@@ -315,7 +198,7 @@ def test_a_round_that_keeps_killing_the_trainer_is_given_up(bench):
 def test_a_kill_between_rename_and_record_publishes_once(bench):
     learner = bench.start()
     bench.send(40)
-    learner._finish = raise_killed
+    learner._runner._finish = raise_killed
     with pytest.raises(Killed):
         bench.run_all(learner)
     assert len(bench.names()) == 2
@@ -402,10 +285,10 @@ def test_a_database_that_fails_to_mark_an_update_makes_no_pair_new_twice(bench):
 def test_a_round_whose_record_could_not_be_closed_is_not_trained_again(bench):
     learner = bench.start()
     bench.send(40)
-    finish, learner._finish = learner._finish, raise_killed_in_writer
+    finish, learner._runner._finish = learner._runner._finish, raise_killed_in_writer
     with pytest.raises(RuntimeError):
         bench.run_all(learner)
-    learner._finish = finish
+    learner._runner._finish = finish
     bench.run_all(learner)
     assert len(bench.trained) == 1
     assert [row["outcome"] for row in bench.finished()] == ["published"]

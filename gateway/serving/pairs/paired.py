@@ -18,11 +18,11 @@ import msgspec
 
 from gateway.errors import ApiError
 from gateway.http.connection import EngineAnswer
-from gateway.serving.attempts import ask_engine, hide_refusal
+from gateway.serving.attempts import ask_engine, hide_refusal, status_for_client
 from gateway.serving.body import add_fields
 from gateway.serving.exchange import Exchange
 from gateway.serving.metering import settle_tokens
-from gateway.serving.outcome import Outcome, record_pair
+from gateway.serving.outcome import CLIENT_GONE, Outcome, record_pair
 from gateway.serving.pairs.asking import Ask, choose_sides
 from gateway.serving.pairs.candidates import Draft, Showing, count_unasked, merge_usage, offer_comparison, open_showing
 from gateway.serving.pairs.interleave import Strand, weave
@@ -45,6 +45,11 @@ async def answer_pair(exchange: Exchange, ask: Ask) -> None:
     try:
         showing = open_showing(sides, exchange.context.secrets.pepper)
         await (_answer_streamed if exchange.request.is_stream else _answer_whole)(exchange, ask, showing)
+    except asyncio.CancelledError:
+        if not exchange.call.is_booked:
+            gone = [Outcome(side.arm, CLIENT_GONE) for side in sides]
+            record_pair(exchange, gone, is_duel=sides[0].arm != sides[1].arm)
+        raise
     finally:
         if not exchange.is_asked:
             asks.take_back(user, asked_at)
@@ -122,7 +127,7 @@ def _find_outcome(draft: Draft, answer: EngineAnswer | BaseException) -> Outcome
     """How an answer that is no stream ended."""
     outcome = Outcome(draft.side.arm, num_tokens=draft.completion_tokens)
     if isinstance(answer, EngineAnswer):
-        outcome.code = answer.status if draft.is_ended or answer.status != 200 else 502
+        outcome.code = 502 if answer.status == 200 and not draft.is_ended else status_for_client(answer.status)
         outcome.read_bytes(answer.body)
     else:
         outcome.code = answer.status if isinstance(answer, ApiError) else 503

@@ -13,8 +13,8 @@ import pytest
 from feedback.errors import LogUnavailable
 from feedback.log import Log, LogOptions, NewRecord, open_log
 from feedback.log.base import choose_partition
-from prefloop.kafka import Broker
-from prefloop.ports import find_port
+from prefloop.servers.kafka import Broker
+from prefloop.servers.ports import find_port
 from tests.broker import name_topic, run_broker
 
 OPTIONS = LogOptions(timeout_s=4.0, session_timeout_s=6.0)

@@ -11,7 +11,7 @@ import pytest
 
 from feedback.errors import LogUnavailable
 from feedback.log import LogOptions, NewRecord, open_log
-from prefloop.ports import find_port
+from prefloop.servers.ports import find_port
 from tests.broker import name_topic, run_broker
 
 PASSWORD = "secret-of-the-test"

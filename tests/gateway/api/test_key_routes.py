@@ -32,8 +32,10 @@ from gateway.access.secrets import Secrets, load_secrets
 from gateway.api.keys import add_key_routes
 from gateway.api.routes import OperatorRoutes
 from gateway.errors import ApiError
+from gateway.settings import GatewaySettings
 
 KEYS = "/operator/v1/keys"
+PRICED = GatewaySettings(gateway={"price_per_million_completion_tokens": 0.6})
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ async def client(database: sa.Engine, secrets: Secrets) -> AsyncIterator[httpx.A
     writer, ring = Writer(database), KeyRing(secrets.pepper)
     await writer.arun(lambda conn: ensure_admin_key(conn, secrets, time.time()))
     ring.refresh(database)
-    context: Any = SimpleNamespace(writer=writer, database=database, secrets=secrets, keys=ring)
+    context: Any = SimpleNamespace(writer=writer, database=database, secrets=secrets, keys=ring, settings=PRICED)
     app = FastAPI()
     app.state.context = context
     routes = OperatorRoutes(context)
@@ -68,8 +70,7 @@ async def client(database: sa.Engine, secrets: Secrets) -> AsyncIterator[httpx.A
 
     headers = {"authorization": f"Bearer {secrets.admin_key}"}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers) as client:
-        client.context = context  # type: ignore[attr-defined]
-        client.ring = ring  # type: ignore[attr-defined]
+        client.ring, client.context = ring, context  # type: ignore[attr-defined]
         yield client
     writer.close()
 
@@ -96,6 +97,27 @@ async def test_a_key_is_made_with_limits_and_listed_with_them(client: httpx.Asyn
     assert find_limits(client, created.json()["key"]) == KeyLimits(requests_per_minute=60, budget_per_day=2.5)
     listed = {row["name"]: row["limits"] for row in (await client.get(KEYS)).json()["data"]}
     assert listed == {"admin": None, "shop": limits}
+
+
+async def test_a_key_is_made_as_the_command_line_makes_it(client: httpx.AsyncClient) -> None:
+    """An app's key that permits pairs: what `prefloop keys create shop` sends."""
+    created = (await client.post(KEYS, json={"name": "shop"})).json()
+    from_command = (await client.post(KEYS, json={"name": "shop", "scope": "app", "pairs": True, "limits": {}})).json()
+    for body in (created, from_command):
+        del body["id"], body["key"], body["created_at"]
+    assert created == from_command
+
+
+async def test_a_budget_without_prices_is_refused(client: httpx.AsyncClient) -> None:
+    created = (await client.post(KEYS, json={"name": "shop"})).json()
+    client.context.settings = GatewaySettings()  # type: ignore[attr-defined]
+    for limits in ({"budget_per_day": 5}, {"budget_per_minute": 0.5}):
+        made = await client.post(KEYS, json={"name": "other", "limits": limits})
+        changed = await client.patch(f"{KEYS}/{created['id']}", json={"limits": limits})
+        assert made.status_code == changed.status_code == 400
+        assert "price_per_million" in made.json()["error"]["message"] == changed.json()["error"]["message"]
+    lifted = await client.patch(f"{KEYS}/{created['id']}", json={"limits": {"budget_per_day": None}})
+    assert lifted.status_code == 200
 
 
 @pytest.mark.parametrize("body", [{"name": "shop"}, {"name": "shop", "limits": {}}, {"name": "shop", "limits": None}])

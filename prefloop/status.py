@@ -1,0 +1,142 @@
+"""`prefloop status`: what serves, what is on trial, what the trainer does and why it did not train."""
+
+from __future__ import annotations
+
+import os
+
+import httpx
+import msgspec
+import typer
+from rich.table import Table
+
+from prefloop.gateway_client import (
+    DEFAULT_GATEWAY,
+    Checkpoint,
+    GatewayOption,
+    JsonOption,
+    KeyOption,
+    StateOption,
+    connect,
+)
+from prefloop.terminal import fail, plain
+
+TRAINER_TIMEOUT_S = 5.0
+
+
+class RolloutLine(msgspec.Struct, frozen=True):
+    """The rollout that is on."""
+
+    phase: str
+    verdict_sentence: str
+
+
+class EngineLine(msgspec.Struct, frozen=True):
+    """One engine; adapters: names of those it holds."""
+
+    url: str
+    up: bool
+    adapters: list[str]
+
+
+class GatewayStatus(msgspec.Struct, frozen=True):
+    """What is shown of the gateway's status."""
+
+    stable: Checkpoint | None
+    canary: Checkpoint | None
+    rollout: RolloutLine | None
+    counters: dict[str, object]
+    engines: list[EngineLine]
+
+
+class Round(msgspec.Struct, frozen=True):
+    """What the trainer does now; `reason` says why it does not train."""
+
+    state: str
+    number: int | None = None
+    progress: float = 0.0
+    reason: str = ""
+
+
+class PastRound(msgspec.Struct, frozen=True):
+    """A round that ended."""
+
+    number: int
+    outcome: str
+    reason: str | None = None
+    checkpoint: str | None = None
+
+
+class TrainerStatus(msgspec.Struct, frozen=True):
+    """What is shown of the trainer's status."""
+
+    round: Round
+    rounds: list[PastRound]
+    preferences: int = 0
+    new_since_round: int = 0
+
+
+def show_status(
+    as_json: JsonOption = False,
+    gateway: GatewayOption = DEFAULT_GATEWAY,
+    key: KeyOption = "",
+    state_dir: StateOption = None,
+) -> None:
+    """Show what serves, what is on trial, what the trainer does and why it did not train."""
+    client = connect(gateway, key, state_dir)
+    whole = client.send("GET", "/operator/v1/status")
+    trainer_url = os.environ.get("PREFLOOP_TRAINER_URL") or guess_trainer_url(client.url)
+    trainer = ask_trainer(trainer_url)
+    if as_json:
+        both = {"gateway": msgspec.Raw(whole), "trainer": msgspec.Raw(trainer or b"null")}
+        typer.echo(msgspec.json.format(msgspec.json.encode(both), indent=2))
+        return
+    table = Table(show_header=False)
+    try:
+        _add_gateway(table, msgspec.json.decode(whole, type=GatewayStatus))
+    except msgspec.MsgspecError as error:
+        raise fail(f"{client.url} answers what this release cannot read: {error}.") from None
+    try:
+        _add_trainer(table, msgspec.json.decode(trainer or b"", type=TrainerStatus))
+    except msgspec.MsgspecError:
+        table.add_row("trainer", f"no trainer answers at {trainer_url}")
+    plain.print(table)
+
+
+def guess_trainer_url(gateway_url: str) -> str:
+    """Where `prefloop up` puts the trainer of this gateway: two ports above it, on this machine."""
+    return f"http://127.0.0.1:{(httpx.URL(gateway_url).port or 8800) + 2}"
+
+
+def ask_trainer(url: str) -> bytes | None:
+    """The trainer's status as JSON; None if there is none at this address."""
+    try:
+        answer = httpx.get(url.rstrip("/") + "/status", timeout=TRAINER_TIMEOUT_S).raise_for_status()
+        answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+        return None
+    return answer.content
+
+
+def describe_round(training: Round) -> str:
+    """What the trainer does, and of which round, or why it does not train."""
+    if training.state in ("training", "evaluating", "publishing"):
+        doing = f"{training.state} round {training.number}, {training.progress:.0%}"
+        return f"{doing}: {training.reason}" if training.reason else doing
+    return f"{training.state}: {training.reason or 'it has just started and not looked yet'}"
+
+
+def _add_gateway(table: Table, status: GatewayStatus) -> None:
+    table.add_row("serving", status.stable.id if status.stable else "nothing yet")
+    table.add_row("on trial", status.canary.id if status.canary else "nothing")
+    if status.rollout:
+        table.add_row("rollout", f"{status.rollout.phase}: {status.rollout.verdict_sentence}")
+    table.add_row("counts", ", ".join(f"{name} {value}" for name, value in status.counters.items()))
+    for engine in status.engines:
+        table.add_row("engine", f"{engine.url} {'up' if engine.up else 'down'}, holds {len(engine.adapters)}")
+
+
+def _add_trainer(table: Table, status: TrainerStatus) -> None:
+    table.add_row("trainer", describe_round(status.round))
+    table.add_row("preferences", f"{status.preferences}, {status.new_since_round} since the last round")
+    for past in status.rounds[-5:]:
+        table.add_row(f"round {past.number}", f"{past.outcome}: {past.reason or past.checkpoint}")

@@ -1,0 +1,182 @@
+"""Every command that talks to a gateway, run against a live one: right arguments, wrong ones, and no gateway at all.
+
+No command may end in a traceback: what is wrong is said in red, and the exit status is not 0.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner
+
+from prefloop.cli import app
+from tests.prefloop.live_gateway import LiveGateway, run_live_gateway, wait_until
+from trainer.status import Board, start_status_server
+
+runner = CliRunner(env={"COLUMNS": "250"})
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
+    with run_live_gateway(tmp_path_factory.mktemp("gateway")) as running:
+        yield running
+
+
+def run(*arguments: str, code: int = 0, **env: str) -> Result:
+    """Run a command to its end, which is an exit and no exception."""
+    result = runner.invoke(app, list(arguments), env=env)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+    assert result.exit_code == code, result.output
+    return result
+
+
+def ask(gateway: LiveGateway, *arguments: str, code: int = 0, **env: str) -> Result:
+    """Run a command for this gateway, with the admin key that its state directory holds."""
+    place = {"PREFLOOP_GATEWAY_URL": gateway.url + "/", "PREFLOOP_STATE_DIR": str(gateway.state_dir)}
+    return run(*arguments, code=code, **{**place, **env})
+
+
+def test_a_rollout_from_start_to_rollback(gateway: LiveGateway) -> None:
+    seed = gateway.call("GET", "/operator/v1/status")["stable"]["id"]
+    assert "No rollout is active" in ask(gateway, "rollout", "show", code=1).stderr
+    assert "no parent" in ask(gateway, "rollout", "rollback", code=1).stderr
+
+    queued, words = ask(gateway, "rollout", "start", "--aa").stdout.split(" ", 1)
+    assert queued.startswith("a-000001-") and words == "waits for its trial\n"
+    rollout = gateway.wait_for_phase("Progressing")
+    assert f"{rollout} Paused" in ask(gateway, "rollout", "pause").stdout
+    assert "Paused" in ask(gateway, "rollout", "pause", rollout, code=1).stderr
+    assert f"{rollout} Progressing" in ask(gateway, "rollout", "resume", rollout).stdout
+    assert "not WaitingPromotion" in ask(gateway, "rollout", "approve", code=1).stderr
+    shown = ask(gateway, "rollout", "show").stdout
+    assert queued in shown and "guardrail" in shown and "Resumed" in shown
+    assert json.loads(ask(gateway, "rollout", "show", rollout, "--json").stdout)["checkpoint"] == queued
+    assert f"{rollout} Aborting" in ask(gateway, "rollout", "abort", "--reason", "[/odd] 'words'").stdout
+    wait_until(lambda: not gateway.active(), "the rollout ended")
+    assert "[/odd] 'words'" in ask(gateway, "rollout", "show", rollout).stdout
+
+    ask(gateway, "rollout", "start", "--checkpoint", queued)
+    gateway.promote()
+    assert "Aborting" in ask(gateway, "rollout", "rollback").stdout  # while baking: back at once
+    wait_until(lambda: gateway.call("GET", "/operator/v1/status")["stable"]["id"] == seed, "the seed serves")
+    wait_until(lambda: not gateway.active(), "the rollout ended")
+
+    ask(gateway, "rollout", "start", "--checkpoint", queued)
+    gateway.promote()
+    wait_until(lambda: not gateway.active(), "baking is over")
+    assert ask(gateway, "rollout", "rollback").stdout == f"{seed} waits for its trial\n"  # the parent
+    ask(gateway, "rollout", "abort", gateway.wait_for_phase("Progressing"))
+    wait_until(lambda: not gateway.active(), "the rollout ended")
+    listed = ask(gateway, "rollout", "list").stdout
+    assert listed.count(queued) == 3 and seed in listed
+
+
+def test_a_rollout_is_approved(tmp_path: Path) -> None:
+    with run_live_gateway(tmp_path) as gateway:
+        better = gateway.publish(1, gateway.call("GET", "/operator/v1/status")["stable"]["id"])
+        gateway.wait_for_phase("Progressing")
+        for start in range(0, 400, 50):
+            gateway.let_people_choose(50, likes=1, start=start)
+            if gateway.active()["phase"] == "WaitingPromotion":
+                break
+        gateway.wait_for_phase("WaitingPromotion")
+        assert "Promoting" in ask(gateway, "rollout", "approve").stdout
+        wait_until(lambda: gateway.call("GET", "/operator/v1/status")["stable"]["id"] == better, "it is stable")
+
+
+def test_keys_from_creation_to_revocation(gateway: LiveGateway) -> None:
+    name = "[/red] shop [bold]"  # a name is no markup
+    assert ask(gateway, "keys", "create", name, "--requests-per-minute", "60").stdout.startswith("pl_")
+    [row] = [row for row in gateway.call("GET", "/operator/v1/keys")["data"] if row["name"] == name]
+    listed = ask(gateway, "keys", "list").stdout
+    assert name in listed and "60 requests/minute" in listed
+    limited = ask(gateway, "keys", "limit", row["id"], "--tokens-per-day", "5", "--requests-per-minute", "none")
+    assert limited.stdout == "5 tokens/day\n"
+    assert ask(gateway, "keys", "revoke", row["id"]).stdout == f"revoked {row['id']}\n"
+    assert "no such key" in ask(gateway, "keys", "revoke", "nobody", code=1).stderr
+
+
+def test_status_shows_gateway_and_trainer(gateway: LiveGateway) -> None:
+    nowhere = {"PREFLOOP_TRAINER_URL": "http://127.0.0.1:9"}
+    assert "no trainer answers" in ask(gateway, "status", **nowhere).stdout
+    assert json.loads(ask(gateway, "status", "--json", **nowhere).stdout)["trainer"] is None
+    board = Board()
+    server = start_status_server("127.0.0.1", 0, board, CollectorRegistry())
+    trainer = {"PREFLOOP_TRAINER_URL": f"http://127.0.0.1:{server.server_port}/"}
+    try:
+        assert "idle: it has just started" in ask(gateway, "status", **trainer).stdout
+        board.update_round(state="training", number=3, progress=0.4, reason="")
+        shown = ask(gateway, "status", **trainer).stdout
+        assert "training round 3, 40%" in shown and "nothing to say" not in shown
+        assert json.loads(ask(gateway, "status", "--json", **trainer).stdout)["trainer"]["round"]["number"] == 3
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rollout", "show", "no/such?rollout"], "404"),
+        (["rollout", "show", ".."], "4"),
+        (["rollout", "approve", "nobody"], "404"),
+        (["rollout", "abort", "nobody", "--reason", ""], "404"),
+        (["rollout", "pause", "nobody"], "404"),
+        (["rollout", "resume", "\x00\udcff"], "404"),
+        (["rollout", "start"], "either --aa or --checkpoint"),
+        (["rollout", "start", "--aa", "--checkpoint", "c"], "either --aa or --checkpoint"),
+        (["rollout", "start", "--checkpoint", "c-000009-none"], "404"),
+        (["keys", "create", ""], "400"),
+        (["keys", "create", "shop", "--scope", "king"], "400"),
+        (["keys", "create", "\udcff"], "400"),
+        (["keys", "create", "shop", "--budget-per-day", "5"], "needs prices"),
+        (["keys", "limit", "nobody", "--tokens-per-day", "5"], "404"),
+        (["keys", "limit", "nobody", "--tokens-per-day", "9" * 30], "400"),
+        (["keys", "limit", "nobody"], "at least one limit"),
+        (["keys", "revoke", ""], "40"),
+        (["keys", "list", "--key", "pl_wrong_key"], "401"),
+        (["keys", "list", "--key", "ключ"], "no key has"),
+        (["status", "--key", "a\nb"], "no key has"),
+        (["status", "--state-dir", "no/such/state"], "No key"),
+        (["status", "--gateway", "http://127.0.0.1:9"], "No gateway answers"),
+        (["status", "--gateway", "localhost:8800"], "no address"),
+        (["status", "--gateway", "http://[::1"], "no address"),
+        (["rollout", "list", "--gateway", "http://127.0.0.1:many"], "no address"),
+    ],
+)
+def test_wrong_arguments_end_in_one_sentence(gateway: LiveGateway, arguments: list[str], words: str) -> None:
+    result = ask(gateway, *arguments, code=1)
+    assert words in result.stderr and result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["status"], ["rollout", "list"], ["rollout", "show"], ["rollout", "rollback"], ["keys", "list"],
+     ["keys", "create", "shop"], ["rollout", "start", "--aa"]],
+)  # fmt: skip
+@pytest.mark.parametrize("answer", ["hello", "[]", "{}", '{"data": [1]}'])
+def test_a_server_that_is_no_gateway_is_said_so(arguments: list[str], answer: str) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length") or 0))
+            self.send_response(200)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        result = run(*arguments, "--gateway", url, "--key", "pl_a_b", code=1)
+        server.shutdown()
+    assert "cannot read" in result.stderr
