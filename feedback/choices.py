@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -144,6 +144,11 @@ def store_comparison(connection: sa.Connection, comparison: Comparison) -> None:
             "body": msgspec.json.encode(comparison),
         },
     )
+
+
+def delete_comparisons(connection: sa.Connection, ids: Collection[str]) -> None:
+    """Take out comparisons that were never shown, and so never chosen from."""
+    connection.execute(sa.delete(comparisons).where(comparisons.c.id.in_(ids)))
 
 
 def load_comparison(connection: sa.Connection, comparison_id: str) -> Comparison:

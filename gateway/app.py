@@ -54,9 +54,9 @@ from gateway.serving.endpoints import ENDPOINTS
 from gateway.serving.metrics import Metrics
 from gateway.serving.outcome import count_refusals, record_unread
 from gateway.serving.pairs.asking import AskLedger
-from gateway.serving.recording.completions import Completions
-from gateway.serving.recording.recorder import Recorder
-from gateway.serving.recording.store import CompletionStore
+from gateway.serving.recording.comparison_recorder import ComparisonRecorder
+from gateway.serving.recording.completion_recorder import CompletionRecorder
+from gateway.serving.recording.completion_store import CompletionStore
 from gateway.settings import GatewaySettings
 from gateway.telemetry.logs import current_request_id, set_up_logging
 from gateway.telemetry.state_metrics import StateCollector
@@ -159,7 +159,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             for state in deployment.engines.values():
                 state.on_hang = partial(upstream.drop_waiting, state.url)
         metrics = Metrics()
-        completions = Completions(CompletionStore(settings.completions_database), settings, metrics.registry)
+        completions = CompletionRecorder(CompletionStore(settings.completions_database), settings, metrics.registry)
         completions.start()
         stack.push_async_callback(asyncio.to_thread, completions.close)
         metrics.watch_in_flight(lambda: deployment.counters.num_in_flight)
@@ -180,7 +180,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             secrets=secrets,
             keys=keys,
             metrics=metrics,
-            recorder=Recorder(writer),
+            recorder=ComparisonRecorder(writer),
             asks=AskLedger(settings.gateway.max_asks_per_user_day),
             upstream=upstream,
             relay=relay,

@@ -52,6 +52,10 @@ class EngineInterrupted(GatewayError):
     """The engine went away, or stopped sending, after the first byte of its answer."""
 
 
+class UnreadableAnswer(GatewayError):
+    """An engine's answer does not have the shape of one; the message says what is wrong, for the log."""
+
+
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",

@@ -51,9 +51,9 @@ class GatewaySection(BaseModel):
     )
     comparison_ttl_s: float = Field(default=_HOUR_S, gt=0, description="How long a comparison may be answered.")
     comparison_commit_ms: float = Field(
-        default=100.0,
+        default=2000.0,
         gt=0,
-        description="Longest a response waits for its comparison row; after it, only index 0 counts.",
+        description="Longest a response waits for its comparison row; after it, nobody is asked and only index 0 counts.",
     )
     max_event_bytes: int = Field(
         default=900_000, gt=0, description="A request whose event could pass this is never paired."
@@ -64,6 +64,11 @@ class GatewaySection(BaseModel):
     )
     allow_remote_media: bool = Field(
         default=False, description="Let apps name remote images and files, which the engine then fetches."
+    )
+    refuse_prompt_logprobs: bool = Field(
+        default=True,
+        description="Refuse `prompt_logprobs` and `echo`, which kill a vLLM 0.32 that serves adapters on CPU. Turn it off for "
+        "engines that survive them.",
     )
     record_completions: bool = Field(
         default=True, description="Keep single answers with their requests, so that signals can be told of them."

@@ -8,7 +8,7 @@ import msgspec
 from feedback.events import Outcome
 from gateway.api.request_body import decode_body
 from gateway.errors import bad_request
-from gateway.serving.recording.answers import check_depth
+from gateway.serving.body import check_depth
 
 SCALE = 5  # unless the request says another
 _MAX_SCALE = 1000

@@ -32,10 +32,10 @@ from gateway.api.signal_request import SCALE, SignalRequest, parse_signal, read_
 from gateway.errors import ApiError, bad_request, not_found, unavailable
 from gateway.serving.context import Context
 from gateway.serving.metrics import ARMS
-from gateway.serving.recording.answers import NoSuchChoice, read_messages, read_prompt, read_text
-from gateway.serving.recording.shown import NotShown, Shown, find_shown, may_be_pair
-from gateway.serving.recording.store import StoredCompletion
-from gateway.serving.routing import find_opening
+from gateway.serving.recording.comparison_lookup import NoSuchCandidate, ShownCandidate, find_candidate, may_be_pair
+from gateway.serving.recording.completion_reader import NoSuchChoice, read_messages, read_prompt, read_text
+from gateway.serving.recording.completion_store import StoredCompletion
+from gateway.serving.routing import find_opening, read_header_name
 from gateway.tables.checkpoints import get_checkpoint
 
 logger = logging.getLogger("gateway.signals")
@@ -111,7 +111,7 @@ async def describe_signal(
 ) -> Signal:
     """The signal with what it was said of. Raises ApiError 400, 404 or 413, and what reading the databases raises."""
     is_possible = _ID.fullmatch(completion_id) is not None
-    shown = await _find_shown(context, identity.app, completion_id, request.index)
+    shown = await _find_candidate(context, identity.app, completion_id, request.index)
     is_single = is_possible and shown is None
     row = await context.completions.find(identity.app, completion_id) if is_single else None
     if row is None and shown is None and (request.messages is None or not is_possible):
@@ -136,29 +136,29 @@ async def describe_signal(
         return _add_shown(context, signal, shown)
     if row is not None:
         return await asyncio.to_thread(_add_recorded, context, signal, row)
-    named = headers.get("x-prefloop-user", "")
+    named = read_header_name(headers.get("x-prefloop-user"))
     user = context.secrets.hash_user(identity.app, named) if named else ""
     signal = replace(signal, messages=request.messages, answer=request.answer, user=user)
     _check_size(context, signal)
     return signal
 
 
-async def _find_shown(context: Context, app: str, completion_id: str, index: int) -> Shown | None:
+async def _find_candidate(context: Context, app: str, completion_id: str, index: int) -> ShownCandidate | None:
     """The answer of a pair that has this id. Raises ApiError 400 for an index that it does not have."""
     if not may_be_pair(completion_id):
         return None
 
-    def find() -> Shown | None:
+    def find() -> ShownCandidate | None:
         with context.database.connect() as conn:
-            return find_shown(conn, app, completion_id, index)
+            return find_candidate(conn, app, completion_id, index)
 
     try:
         return await asyncio.to_thread(find)
-    except NotShown as error:
+    except NoSuchCandidate as error:
         raise bad_request(f"{str(error).capitalize()}.", param="index") from None
 
 
-def _add_shown(context: Context, signal: Signal, shown: Shown) -> Signal:
+def _add_shown(context: Context, signal: Signal, shown: ShownCandidate) -> Signal:
     """The signal with what its comparison says of the answer, the words only if they fit into an event."""
     comparison, candidate = shown.comparison, shown.candidate
     signal = replace(

@@ -1,7 +1,8 @@
 """Requests to engines and their answers as bytes: reads the few fields that are needed, replaces the top-level `model` alone.
 
-A body is never re-modelled: everything that is not named here reaches the engine as it came. Refuses bodies in which
-two readers could see two different models (a repeated or escaped top-level `model` key).
+A body is never re-modelled: everything that is not named here reaches the engine as it came. Fields that decide are read
+as vLLM reads them, by pydantic's lenient rules, or refused. Refuses bodies in which two readers could see two different
+models (a repeated or escaped top-level `model` key).
 """
 
 import re
@@ -10,56 +11,72 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
+from pydantic import TypeAdapter, ValidationError
 
 from gateway.errors import bad_request
 
 _ABSENT = msgspec.Raw(b'""')
+_MAX_DEPTH = 200  # far below where a reader with less stack than ours would give up
 
 
 class EngineRequest(msgspec.Struct, frozen=True):
-    """What the gateway looks at in a request to an engine. The engine judges the fields' types; only syntax is ours."""
+    """What the gateway looks at in a request to an engine. What is `Any` or raw here, only the engine judges."""
 
     model: str
     messages: msgspec.Raw = msgspec.Raw(b"[]")
     prompt: msgspec.Raw = _ABSENT
     input: msgspec.Raw = _ABSENT
-    stream: Any = None
-    stream_options: Any = None
-    n: Any = None
-    temperature: Any = None
-    seed: Any = None
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-    user: Any = None
-    safety_identifier: Any = None
-    metadata: Any = None
+    metadata: msgspec.Raw = _ABSENT
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    n: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    echo: bool | None = None
+    logprobs: Any = None
+    prompt_logprobs: Any = None
     previous_response_id: Any = None
     background: Any = None
-    priority: Any = msgspec.UNSET
+    priority: Any = None
 
     @property
     def is_stream(self) -> bool:
-        """Whether the answer is a stream, by the engine's lenient reading of booleans."""
-        stream = self.stream
-        return stream is not None and stream is not False and stream in _TRUE
+        """Whether the answer is a stream."""
+        return self.stream is True
 
     @property
     def wants_usage(self) -> bool:
         """Whether a stream is to end with its token counts."""
-        return isinstance(self.stream_options, dict) and self.stream_options.get("include_usage") in _TRUE
+        given = None if self.stream_options is None else self.stream_options.get("include_usage")
+        try:
+            return given is True or (given is not None and _BOOLEAN.validate_python(given) is True)
+        except ValidationError:
+            return False  # the engine will refuse it
 
     @property
     def token_limit(self) -> int | None:
         """The most tokens of an answer, if the request says so."""
-        limit = self.max_completion_tokens or self.max_tokens
-        return limit if type(limit) is int else None
+        return self.max_completion_tokens or self.max_tokens
 
     def read_messages(self) -> list[dict[str, Any]]:
-        """The messages; empty where the engine will refuse them."""
+        """The messages; empty where they cannot be read."""
         try:
             return _messages_decoder.decode(self.messages)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return []
+
+    def read_storable_messages(self) -> list[dict[str, Any]] | None:
+        """The messages as every reader of an event can read them; None if there are none, or not such."""
+        messages = self.read_messages()
+        try:
+            check_depth(messages)
+        except ValueError:
+            return None
+        return messages or None
 
 
 class _Message(msgspec.Struct):
@@ -68,13 +85,28 @@ class _Message(msgspec.Struct):
     content: str | None = None
 
 
-_TRUE = (True, 1, "true", "True", "1", "on", "yes")
+_BOOLEAN, _INTEGER = TypeAdapter(bool | None), TypeAdapter(int | None)
+_TEXT = TypeAdapter(str | None)
+_READERS: dict[str, TypeAdapter[Any]] = {  # as vllm.entrypoints.openai declares these fields
+    "model": TypeAdapter(str),
+    "stream": _BOOLEAN,
+    "stream_options": TypeAdapter(dict[str, Any] | None),
+    "n": _INTEGER,
+    "temperature": TypeAdapter(float | None),
+    "seed": _INTEGER,
+    "max_tokens": _INTEGER,
+    "max_completion_tokens": _INTEGER,
+    "user": _TEXT,
+    "safety_identifier": _TEXT,
+    "echo": _BOOLEAN,
+}
+_RAW = frozenset({"messages", "prompt", "input", "metadata"})
 _decoder = msgspec.json.Decoder(EngineRequest)
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _messages_decoder = msgspec.json.Decoder(list[dict[str, Any]])
 _texts_decoder = msgspec.json.Decoder(list[_Message])
 _KEY = b'"model"'
 _VALUE = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*("[^"\\]*")')
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
 _MEDIA = frozenset({"image_url", "audio_url", "video_url", "input_audio", "file", "file_url", "file_data"})
 _REMOTE = frozenset({"http", "https", "ftp", "file"})
@@ -83,19 +115,49 @@ _REMOTE = frozenset({"http", "https", "ftp", "file"})
 def parse_request(body: bytes, *, allow_remote_media: bool = False) -> tuple[EngineRequest, tuple[int, int]]:
     """The request and the span of its `model` value. Raises ApiError 400."""
     try:
-        request = _decoder.decode(body)
-        if request.priority is not msgspec.UNSET:
+        request = _read_request(body)
+        if request.priority is not None:
             raise bad_request("`priority` is not for apps to set.", param="priority")
         if not allow_remote_media and not _is_text(request):
             _refuse_remote_media(body)
         return request, find_model(body)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        missing = re.search(r"required field `(\w+)`", message)
-        param = missing[1] if missing else path.strip("`").lstrip(".").partition("[")[0] or None
-        raise bad_request(f"Invalid request: {message}.", param=param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
         raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+
+
+def _read_request(body: bytes) -> EngineRequest:
+    """Raises ApiError 400 for a field that no engine reads, and what msgspec raises for what is no JSON object."""
+    try:
+        return _decoder.decode(body)
+    except msgspec.ValidationError:
+        given = _fields_decoder.decode(body)
+    fields: dict[str, Any] = {}
+    for name in EngineRequest.__struct_fields__:
+        if name in given:
+            fields[name] = given[name] if name in _RAW else _read_field(name, given[name])
+    if "model" not in fields:
+        raise bad_request("Invalid request: `model` is missing.", param="model")
+    return EngineRequest(**fields)
+
+
+def _read_field(name: str, raw: msgspec.Raw) -> Any:
+    reader = _READERS.get(name)
+    try:
+        value = msgspec.json.decode(raw)
+        return value if reader is None else reader.validate_python(value)
+    except (ValueError, RecursionError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise bad_request(f"Invalid request: `{name}`: {reason}.", param=name) from None
+
+
+def check_depth(value: Any, max_depth: int = _MAX_DEPTH) -> None:
+    """Raises ValueError if lists and objects are nested so deeply that not every reader could read them."""
+    if not isinstance(value, list | dict):
+        return
+    if max_depth == 0:
+        raise ValueError("nested too deeply")
+    for inner in value.values() if isinstance(value, dict) else value:
+        check_depth(inner, max_depth - 1)
 
 
 def find_model(body: bytes) -> tuple[int, int]:
@@ -156,30 +218,62 @@ def _encode_name(name: str) -> bytes:
     return msgspec.json.encode(name)
 
 
+_FINGERPRINT = b'"system_fingerprint"'
+_USUAL_FINGERPRINT = re.compile(rb',"system_fingerprint":(?:null|"[^"\\]*")')
+_STRINGS = re.compile(rb'("(?:[^"\\]|\\.)*")(?:\s*:\s*("(?:[^"\\]|\\.)*"))?', re.DOTALL)
+_ANY_FINGERPRINT = re.compile(
+    rb'(?P<comma>,\s*)?(?<!\\)"system_fingerprint"\s*:\s*(?:null|"(?:[^"\\]|\\.)*")(?(comma)|\s*,?)', re.DOTALL
+)
+
+
 @lru_cache(maxsize=1024)
-def find_restorer(checkpoint: str, alias: str) -> Callable[[bytes], bytes]:
+def find_restorer(checkpoint: str, alias: str, *, shows_engine: bool = False) -> Callable[[bytes], bytes]:
     """What puts the alias in place of the checkpoint, in an answer or in whole events of one.
 
-    Inside a string the quotes of the pattern would be escaped, so what matches is a key.
+    Unless `shows_engine`, it takes out `system_fingerprint`, which tells engines, and so arms, apart. Inside a string the quotes of
+    the patterns would be escaped, so what matches is a key.
     """
     name = _encode_name(checkpoint)
     theirs, ours = b'"model":' + name, b'"model":' + _encode_name(alias)
-    unusual = re.compile(rb'(?<!\\)"model"\s*:\s*' + re.escape(name))
+
+    def restore_pair(found: re.Match[bytes]) -> bytes:
+        key, value = found.groups()
+        if value != name or not _spells_model(key):
+            return found[0]
+        return ours
 
     def restore(answer: bytes) -> bytes:
         restored = answer.replace(theirs, ours)
-        if restored is not answer or name not in answer:
-            return restored
-        return unusual.sub(lambda _: ours, answer)
+        if checkpoint != alias and restored.rfind(name) >= 0:  # spelt as vLLM does not; faster than `in`
+            restored = _STRINGS.sub(restore_pair, restored)
+        return restored if shows_engine else _drop_fingerprints(restored)
 
     return restore
+
+
+def _spells_model(key: bytes) -> bool:
+    try:
+        return bool(msgspec.json.decode(key) == "model")
+    except ValueError:  # half a surrogate pair, say
+        return False
+
+
+def _drop_fingerprints(answer: bytes) -> bytes:
+    end = len(answer)
+    while (start := answer.rfind(_FINGERPRINT, 0, end)) > 0:
+        found = _USUAL_FINGERPRINT.match(answer, start - 1)
+        if found is None:
+            return _ANY_FINGERPRINT.sub(b"", answer)
+        end = start - 1
+        answer = answer[:end] + answer[found.end() :]
+    return answer
 
 
 def _is_text(request: EngineRequest) -> bool:
     """Whether all that is asked is plain text, so that there is nothing to fetch."""
     try:
         _texts_decoder.decode(request.messages)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return False
     return (request.prompt is _ABSENT or bytes(request.prompt).startswith(b'"')) and (
         request.input is _ABSENT or bytes(request.input).startswith(b'"')

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from gateway.rollout.controller import Controller
     from gateway.serving.metrics import Metrics
     from gateway.serving.pairs.asking import AskLedger
-    from gateway.serving.recording.completions import Completions
-    from gateway.serving.recording.recorder import Recorder
+    from gateway.serving.recording.comparison_recorder import ComparisonRecorder
+    from gateway.serving.recording.completion_recorder import CompletionRecorder
     from gateway.settings import GatewaySettings
 
 
@@ -37,9 +37,9 @@ class Context:
     secrets: Secrets
     keys: KeyRing
     metrics: Metrics
-    recorder: Recorder
+    recorder: ComparisonRecorder
     asks: AskLedger
     upstream: Upstream
     relay: Relay
-    completions: Completions
+    completions: CompletionRecorder
     limits: Limits

@@ -21,7 +21,7 @@ from gateway.serving.exchange import Exchange, served_checkpoints
 from gateway.serving.outcome import count_refusals
 from gateway.serving.pairs.asking import Ask, decide_ask, may_pair, read_compare
 from gateway.serving.pairs.paired import answer_pair
-from gateway.serving.recording.recorder import Recorder
+from gateway.serving.recording.comparison_recorder import ComparisonRecorder
 from gateway.serving.routing import Header, choose_route, identify_user
 from gateway.serving.single import Passage, answer_single
 
@@ -109,7 +109,7 @@ def open_exchange(
 ) -> Exchange:
     """Read the request and choose who answers it. Raises ApiError."""
     request, span = parse_request(body, allow_remote_media=context.settings.gateway.allow_remote_media)
-    endpoint.refuse(request)
+    endpoint.refuse(request, prompt_logprobs=context.settings.gateway.refuse_prompt_logprobs)
     who = identify_user(request, header, identity.app, context.secrets)
     view = context.deployment.view
     alias = context.settings.policy
@@ -141,7 +141,7 @@ def choose_ask(exchange: Exchange, header: Header) -> Ask | None:
     return None
 
 
-def find_obstacle(recorder: Recorder) -> str | None:
+def find_obstacle(recorder: ComparisonRecorder) -> str | None:
     """Why no comparison can be stored now, so that two answers would be made for nothing."""
     if recorder.is_failing:
         return "database"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from gateway.errors import bad_request
 from gateway.serving.body import EngineRequest
 
+_NO_PROMPT_LOGPROBS = "Log-probabilities of the prompt are not given."
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -21,8 +23,16 @@ class Endpoint:
     may_pair: bool = False
     is_stateless: bool = False
 
-    def refuse(self, request: EngineRequest) -> None:
-        """Raises ApiError 400 for what only a server that keeps state could answer."""
+    def refuse(self, request: EngineRequest, *, prompt_logprobs: bool) -> None:
+        """Raises ApiError 400 for what only a server that keeps state could answer, and for `prompt_logprobs` if it says so.
+
+        vLLM answers `echo` with the prompt's log-probabilities too: of chats always, of completions with `logprobs`.
+        """
+        if prompt_logprobs:
+            if request.prompt_logprobs is not None:
+                raise bad_request(_NO_PROMPT_LOGPROBS, param="prompt_logprobs")
+            if request.echo and (self.may_pair or request.logprobs is not None):
+                raise bad_request(_NO_PROMPT_LOGPROBS, param="echo")
         if not self.is_stateless:
             return
         if request.previous_response_id is not None:

@@ -64,9 +64,25 @@ class Route(msgspec.Struct, frozen=True):
 
 def identify_user(request: EngineRequest, header: Header, app: str, secrets: Secrets) -> Who:
     """Who is asking, from headers, else the body's fields, else the conversation's first words."""
-    named = header(b"x-prefloop-user") or request.safety_identifier or request.user or ""
-    given = header(b"x-prefloop-conversation") or ""
-    return Who(secrets, app, named if isinstance(named, str) else "", given, request.read_messages)
+    named = read_header_name(header(b"x-prefloop-user"))
+    named = named or read_name(request.safety_identifier) or read_name(request.user)
+    given = read_header_name(header(b"x-prefloop-conversation"))
+    return Who(secrets, app, named, given, request.read_messages)
+
+
+def read_name(given: str | None) -> str:
+    """What an app calls a person or a conversation, without the blanks around it; empty if it does not."""
+    return "" if given is None else given.strip()
+
+
+def read_header_name(value: str | None) -> str:
+    """`read_name` of a header, which is UTF-8, else the latin-1 as which it was read."""
+    if value is None or value.isascii():
+        return read_name(value)
+    try:
+        return read_name(value.encode("latin-1").decode())
+    except UnicodeError:
+        return read_name(value)
 
 
 def find_opening(messages: list[dict[str, Any]]) -> tuple[str, str]:
@@ -80,8 +96,15 @@ def first_content(messages: list[dict[str, Any]], role: str) -> str:
     for message in messages:
         if message.get("role") == role:
             content = message.get("content")
-            return content if isinstance(content, str) else msgspec.json.encode(content).decode()
+            return content if isinstance(content, str) else _encode_parts(content)
     return ""
+
+
+def _encode_parts(content: Any) -> str:
+    try:
+        return msgspec.json.encode(content).decode()
+    except RecursionError:  # it could just be read
+        return ""
 
 
 def choose_route(

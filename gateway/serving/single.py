@@ -108,7 +108,7 @@ def _pass_whole(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> N
         outcome.code, refusal = hide_refusal(answer, route.checkpoint, route.alias)
         exchange.call.send(outcome.code, refusal)
         return
-    restored = find_restorer(route.checkpoint, route.alias)(body)
+    restored = find_restorer(route.checkpoint, route.alias, shows_engine=exchange.identity.may("operator"))(body)
     exchange.call.send(200, restored, answer.content_type, exchange.own_headers)
     outcome.read_bytes(body)
     settle_answer(exchange, body)
@@ -119,7 +119,7 @@ async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcom
     """Each read of the engine's stream is one write to the client: no task runs in between."""
     call, checkpoint, alias = exchange.call, exchange.route.checkpoint, exchange.route.alias
     note_progress = exchange.context.deployment.note_progress
-    restore = find_restorer(checkpoint, alias)
+    restore = find_restorer(checkpoint, alias, shows_engine=exchange.identity.may("operator"))
     tail = EventTail()
     meter = None if exchange.identity.limits is None else StreamMeter(exchange)
     pieces: list[bytes] | None = [] if exchange.is_recorded else None

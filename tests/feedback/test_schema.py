@@ -22,7 +22,7 @@ from feedback.database import Store, create_tables, metadata, open_database, wri
 from feedback.errors import NewerSchema
 from feedback.inbox import consume, count_signals, load_preferences, load_signals
 from feedback.schema import find_pending, migrate, version_table
-from gateway.serving.recording.store import metadata as completions_metadata
+from gateway.serving.recording.completion_store import metadata as completions_metadata
 from prefloop.cli import app
 from prefloop.servers.postgres import Postgres
 from tests.databases import make_url

@@ -111,12 +111,14 @@ def may_pair(
         return "pinned"
     if request.n not in (None, 1):
         return "n"
-    if request.temperature in (0, "0", "0.0"):
+    if request.temperature == 0:
         return "temperature"
     if request.seed is not None:
         return "seed"
     if body_bytes + 2 * _BYTES_PER_TOKEN * (request.token_limit or _DEFAULT_TOKENS) > max_event_bytes:
         return "size"
+    if request.read_storable_messages() is None:
+        return "messages"
     return None
 
 

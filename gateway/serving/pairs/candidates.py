@@ -11,21 +11,22 @@ import msgspec
 
 from feedback.events import Asked, Candidate, Comparison, Position
 from gateway.access.tokens import ComparisonToken, sign_token, text_digest
+from gateway.serving.engine_answers import EnginePiece, Function
 from gateway.serving.exchange import Exchange
 from gateway.serving.pairs.asking import Ask, Side, is_last_asked_first, is_swapped
-from gateway.serving.recording.shown import name_pair
+from gateway.serving.recording.comparison_lookup import name_pair
 
 _TAGS = ("domain", "language", "task")
 
 
 @dataclass
-class Draft:
+class CandidateDraft:
     """One answer while it is made; `index` is its place in what the client sees."""
 
     side: Side
     index: int
     text: str = ""
-    tool_calls: dict[int, Any] = field(default_factory=dict)
+    tool_calls: dict[int, Function] = field(default_factory=dict)
     finish_reason: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -40,24 +41,35 @@ class Draft:
         """The text by which two answers are told apart: what is said, then the tools that are called."""
         if not self.tool_calls:
             return self.text
-        return self.text + msgspec.json.encode([self.tool_calls[key] for key in sorted(self.tool_calls)]).decode()
+        return self.text + msgspec.json.encode(self.list_tool_calls()).decode()
 
-    def read_usage(self, usage: Any) -> None:
-        """Take the token counts of an OpenAI usage object."""
-        if isinstance(usage, dict):
-            self.prompt_tokens = int(usage.get("prompt_tokens") or 0)
-            self.completion_tokens = int(usage.get("completion_tokens") or 0)
+    def list_tool_calls(self) -> list[dict[str, Any]]:
+        """The tools that are called, as OpenAI writes them, without ids."""
+        return [{"type": "function", "function": self.tool_calls[key]} for key in sorted(self.tool_calls)]
+
+    def add(self, piece: EnginePiece) -> None:
+        """Take what a whole answer, or one more chunk of a stream, says."""
+        self.text += piece.message.content or ""
+        for rank, call in enumerate(piece.message.tool_calls or ()):
+            known = self.tool_calls.setdefault(rank if call.index is None else call.index, Function("", ""))
+            given = call.function or Function()
+            known.name = (known.name or "") + (given.name or "")
+            known.arguments = (known.arguments or "") + (given.arguments or "")
+        self.finish_reason = piece.finish_reason or self.finish_reason
+        if piece.usage is not None:
+            self.prompt_tokens = piece.usage.prompt_tokens or 0
+            self.completion_tokens = piece.usage.completion_tokens or 0
 
 
 @dataclass(frozen=True)
-class Showing:
-    """One comparison to be: the ids the client will see, and the drafts in display order, and as engines are asked."""
+class Pair:
+    """Two answers on their way: the ids the client will see, and the drafts in display order, and as engines are asked."""
 
     comparison_id: str
     completion_id: str
     created: int
-    drafts: tuple[Draft, Draft]
-    asked: tuple[Draft, Draft]
+    drafts: tuple[CandidateDraft, CandidateDraft]
+    asked: tuple[CandidateDraft, CandidateDraft]
 
     @property
     def is_duel(self) -> bool:
@@ -65,28 +77,28 @@ class Showing:
         return self.drafts[0].side.arm != self.drafts[1].side.arm
 
 
-def open_showing(sides: tuple[Side, Side], order_key: bytes) -> Showing:
-    """Give a comparison its ids, and the order that follows from them."""
+def draft_pair(sides: tuple[Side, Side], order_key: bytes) -> Pair:
+    """Give a pair its ids, and the order that follows from them."""
     comparison_id, completion_id = name_pair(uuid.uuid4().hex)
     first, second = sides[::-1] if is_swapped(comparison_id, order_key) else sides
-    drafts = (Draft(first, 0), Draft(second, 1))
+    drafts = (CandidateDraft(first, 0), CandidateDraft(second, 1))
     asked = (drafts[1], drafts[0]) if is_last_asked_first(comparison_id, order_key) else drafts
-    return Showing(comparison_id, completion_id, int(time.time()), drafts, asked)
+    return Pair(comparison_id, completion_id, int(time.time()), drafts, asked)
 
 
-def build_comparison(exchange: Exchange, ask: Ask, showing: Showing, engine: str, now: float) -> Comparison:
+def build_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str, now: float) -> Comparison:
     """The record of what was shown."""
-    first, second = showing.drafts
-    asked: Asked = "duel" if showing.is_duel else "random" if ask.reason == "random" else "explore"
+    first, second = pair.drafts
+    asked: Asked = "duel" if pair.is_duel else "random" if ask.reason == "random" else "explore"
     return Comparison(
-        id=showing.comparison_id,
+        id=pair.comparison_id,
         policy=exchange.context.settings.policy,
         app=exchange.identity.app,
         user=exchange.who.user,
         conversation=exchange.who.conversation,
-        messages=exchange.request.read_messages(),
-        first=_candidate(exchange, showing, first),
-        second=_candidate(exchange, showing, second),
+        messages=exchange.request.read_storable_messages() or [],
+        first=_candidate(exchange, pair, first),
+        second=_candidate(exchange, pair, second),
         asked=asked,
         propensity=ask.propensity,
         engine=engine,
@@ -106,17 +118,17 @@ def find_first_to_finish(first_s: float | None, second_s: float | None) -> Posit
     return "first" if first_s < second_s else "second"
 
 
-async def offer_comparison(exchange: Exchange, ask: Ask, showing: Showing, engine: str) -> dict[str, Any] | None:
+async def offer_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str) -> dict[str, Any] | None:
     """Record the comparison; what the client needs to answer it, or None if it must not be asked.
 
     None if the answers are the same, too long for an event, or the row did not commit in time; all are counted.
     """
     context = exchange.context
-    first, second = showing.drafts
+    first, second = pair.drafts
     if first.content == second.content:
         count_unasked(exchange, "identical")
         return None
-    comparison = build_comparison(exchange, ask, showing, engine, time.time())
+    comparison = build_comparison(exchange, ask, pair, engine, time.time())
     if len(msgspec.json.encode(comparison)) > context.settings.gateway.max_event_bytes:  # longer than was foreseen
         count_unasked(exchange, "size")
         return None
@@ -150,17 +162,42 @@ def count_unasked(exchange: Exchange, reason: str) -> None:
     exchange.context.metrics.count_not_paired(reason)
 
 
-def merge_usage(drafts: list[Draft]) -> dict[str, int]:
+def record_alone(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> None:
+    """Have an answer that nobody is asked about recorded as a single one, which signals name by the pair's id."""
+    if not exchange.is_recorded:
+        return
+    context, who, side = exchange.context, exchange.who, draft.side
+    message: dict[str, Any] = {"role": "assistant", "content": draft.text}
+    if draft.tool_calls:
+        message["tool_calls"] = draft.list_tool_calls()
+    choice = {"index": 0, "message": message, "finish_reason": draft.finish_reason}
+    context.completions.note(
+        (
+            time.time(),
+            pair.completion_id,
+            exchange.identity.app,
+            who.user,
+            who.named_conversation,
+            context.settings.policy,
+            side.checkpoint,
+            side.arm,
+            exchange.body,
+            msgspec.json.encode({"id": pair.completion_id, "choices": [choice]}),
+            False,
+        )
+    )
+
+
+def merge_usage(drafts: list[CandidateDraft]) -> dict[str, int]:
     """Usage as OpenAI counts n=2: the prompt once, completions summed."""
     prompt = max((draft.prompt_tokens for draft in drafts), default=0)
     completion = sum(draft.completion_tokens for draft in drafts)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _candidate(exchange: Exchange, showing: Showing, draft: Draft) -> Candidate:
-    temperature = exchange.request.temperature
+def _candidate(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> Candidate:
     return Candidate(
-        completion_id=f"{showing.completion_id}-{draft.index}",
+        completion_id=f"{pair.completion_id}-{draft.index}",
         text=draft.content,
         checkpoint=draft.side.checkpoint,
         digest=exchange.context.swap.digest(draft.side.checkpoint),
@@ -169,13 +206,16 @@ def _candidate(exchange: Exchange, showing: Showing, draft: Draft) -> Candidate:
         prompt_tokens=draft.prompt_tokens,
         completion_tokens=draft.completion_tokens,
         seed=draft.side.seed,
-        temperature=temperature if type(temperature) in (int, float) else None,  # engines take a string too
+        temperature=exchange.request.temperature,
         max_tokens=exchange.request.token_limit,
         seconds_to_finish=draft.seconds_to_finish,
     )
 
 
-def _read_tags(metadata: Any) -> dict[str, str]:
+def _read_tags(metadata: msgspec.Raw) -> dict[str, str]:
     """What the app says of the request, as far as it is what it should be: engines ignore the field."""
-    given = metadata if isinstance(metadata, dict) else {}
+    try:
+        given = msgspec.json.decode(metadata, type=dict[str, Any])
+    except (ValueError, RecursionError):
+        return {}
     return {name: value for name in _TAGS if isinstance(value := given.get(name), str)}

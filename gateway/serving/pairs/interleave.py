@@ -1,177 +1,180 @@
-"""Weaves two streams into one, as OpenAI does for n=2: chunks in the order they come, told apart by `index`.
+"""Interleaves two streams, as OpenAI does for n=2: chunks in the order they come, told apart by `index`.
 
-The chunk with the last finish_reason is held until both answers are complete and their comparison has committed, and
-carries it. If index 1 fails it falls silent; if index 0 fails the stream ends in an error.
+The chunk with the last finish_reason, and whatever an engine says after it, is held until both answers are complete and
+their comparison has committed, and carries it. If index 1 fails it falls silent; if index 0 fails the stream ends in an
+error.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
-from gateway.errors import EngineInterrupted
+from gateway.errors import EngineInterrupted, UnreadableAnswer
 from gateway.http.connection import EngineAnswer
 from gateway.http.sse import DONE, EventSplitter, encode_event, event_data
+from gateway.serving.engine_answers import EnginePiece, read_chunk
 from gateway.serving.exchange import Exchange
 from gateway.serving.metering import guess_prompt, settle_tokens
 from gateway.serving.outcome import CLIENT_GONE, Outcome, failure_events, record_broken, record_pair
 from gateway.serving.pairs.asking import Ask
-from gateway.serving.pairs.candidates import Draft, Showing, count_unasked, merge_usage, offer_comparison
+from gateway.serving.pairs.candidates import (
+    CandidateDraft,
+    Pair,
+    count_unasked,
+    merge_usage,
+    offer_comparison,
+    record_alone,
+)
+
+logger = logging.getLogger("gateway.pairs")
 
 _MAX_QUEUED = 64  # events read ahead of a slow client
 
 
 @dataclass
-class Strand:
+class CandidateStream:
     """One of the streams, with what it has said so far."""
 
-    draft: Draft
+    draft: CandidateDraft
     answer: EngineAnswer
     outcome: Outcome
 
 
+@dataclass
+class _Held:
+    """What comes from the last finish on, mostly that one chunk: in its order, until the comparison has committed."""
+
+    chunks: list[dict[str, Any]] = field(default_factory=list)
+    last_finish: dict[str, Any] | None = None  # of them, the one that carries the comparison
+
+    def add(self, chunk: dict[str, Any], *, is_finish: bool) -> None:
+        """Hold one more."""
+        self.chunks.append(chunk)
+        if is_finish:
+            self.last_finish = chunk
+
+
 @dataclass(frozen=True)
 class _End:
-    """A strand has come to its end, or broke."""
+    """A stream has come to its end, or broke."""
 
     has_failed: bool
 
 
-_Queue = asyncio.Queue[tuple[Strand, "dict[str, Any] | _End"]]
+_Queue = asyncio.Queue[tuple[CandidateStream, "EnginePiece | _End"]]
 
 
-async def weave(
-    exchange: Exchange, ask: Ask, showing: Showing, strands: list[Strand], lost: Sequence[Outcome] = ()
+async def interleave_streams(
+    exchange: Exchange, ask: Ask, pair: Pair, streams: list[CandidateStream], lost: Sequence[Outcome] = ()
 ) -> AsyncGenerator[bytes, None]:
-    """The events for the client. lost: how the one ended that is no strand, because it failed before its first byte."""
+    """The events for the client. lost: how the one ended that is no stream, because it failed before its first byte."""
     queue: _Queue = asyncio.Queue(_MAX_QUEUED)
-    readers = [asyncio.create_task(_read_strand(exchange, strand, queue)) for strand in strands]
-    drafts = [strand.draft for strand in strands]
-    for strand in strands:
-        strand.outcome.code = CLIENT_GONE  # until it has ended
-    held: dict[str, Any] | None = None
+    readers = [asyncio.create_task(_read_stream(exchange, stream, queue)) for stream in streams]
+    drafts = [stream.draft for stream in streams]
+    for stream in streams:
+        stream.outcome.code = CLIENT_GONE  # until it has ended
+    held = _Held()
     try:
         while not all(draft.is_ended for draft in drafts):
-            strand, item = await queue.get()
+            stream, item = await queue.get()
             if isinstance(item, _End):
-                _end_strand(strand, item)
-                if strand.draft.has_failed and strand.draft.index == 0:
+                _end_stream(stream, item)
+                if stream.draft.has_failed and stream.draft.index == 0:
                     record_broken(exchange)
-                    for other in strands:
+                    for other in streams:
                         if not other.draft.is_ended:
                             other.outcome.code = 200  # cut short by us; which one breaks first is the order's coin
                     yield failure_events()
                     return
                 continue
-            shown = _show(strand, item, exchange.route.alias, showing)
-            if shown is None:
+            stream.draft.add(item)
+            if item.choice is None:  # the engine's own usage
                 continue
-            if shown["choices"][0].get("finish_reason") and _is_last(strand.draft, drafts):
-                held = shown
+            stream.draft.num_chunks += 1
+            chunk = _build_chunk(item, stream.draft, exchange.route.alias, pair)
+            if held.chunks or (item.finish_reason and _is_last(stream.draft, drafts)):
+                held.add(chunk, is_finish=bool(item.finish_reason))
             else:
-                yield encode_event(shown)
-        yield await _finish(exchange, ask, showing, strands, held)
+                yield encode_event(chunk)
+        yield await _finish(exchange, ask, pair, streams, held)
     finally:
         for reader in readers:
             reader.cancel()
         # Before anything is awaited: the client may leave just now.
         num_completion = sum(draft.completion_tokens or draft.num_chunks for draft in drafts)
         settle_tokens(exchange, merge_usage(drafts)["prompt_tokens"] or guess_prompt(exchange), num_completion)
-        for strand in strands:
-            strand.answer.close()
-            strand.outcome.num_tokens = strand.draft.completion_tokens
-        record_pair(exchange, [*(strand.outcome for strand in strands), *lost], is_duel=showing.is_duel)
+        for stream in streams:
+            stream.answer.close()
+            stream.outcome.num_tokens = stream.draft.completion_tokens
+        for draft in drafts:
+            if draft.index == 0 and draft.num_chunks and not exchange.is_asked:
+                record_alone(exchange, pair, draft)
+        record_pair(exchange, [*(stream.outcome for stream in streams), *lost], is_duel=pair.is_duel)
         await asyncio.gather(*readers, return_exceptions=True)
 
 
-async def _finish(
-    exchange: Exchange, ask: Ask, showing: Showing, strands: list[Strand], held: dict[str, Any] | None
-) -> bytes:
-    """The last events: the held chunk with its comparison, the usage if the client wants it, the end mark."""
-    good = [strand.draft for strand in strands if not strand.draft.has_failed]
-    events: list[bytes] = []
-    if held is not None and len(good) == 2:
-        comparison = await offer_comparison(exchange, ask, showing, strands[0].answer.engine)
+async def _finish(exchange: Exchange, ask: Ask, pair: Pair, streams: list[CandidateStream], held: _Held) -> bytes:
+    """The last events: what was held, with the comparison, the usage if the client wants it, the end mark."""
+    good = [stream.draft for stream in streams if not stream.draft.has_failed]
+    if held.last_finish is not None and len(good) == 2:
+        comparison = await offer_comparison(exchange, ask, pair, streams[0].answer.engine)
         if comparison is not None:
-            held["comparison"] = comparison
-    elif len(strands) == 2:
+            held.last_finish["comparison"] = comparison
+    elif len(streams) == 2:
         count_unasked(exchange, "failed")
-    if held is not None:
-        events.append(encode_event(held))
+    events = [encode_event(chunk) for chunk in held.chunks]
     if exchange.request.wants_usage:
-        events.append(encode_event(_envelope([], exchange.route.alias, showing) | {"usage": merge_usage(good)}))
+        events.append(encode_event(_envelope([], exchange.route.alias, pair) | {"usage": merge_usage(good)}))
     return b"".join([*events, DONE])
 
 
-def _end_strand(strand: Strand, end: _End) -> None:
-    draft = strand.draft
+def _end_stream(stream: CandidateStream, end: _End) -> None:
+    draft = stream.draft
     draft.is_ended = True
     draft.has_failed = end.has_failed or not draft.finish_reason
-    strand.outcome.code = 502 if draft.has_failed else 200
+    stream.outcome.code = 502 if draft.has_failed else 200
 
 
-def _is_last(draft: Draft, drafts: list[Draft]) -> bool:
+def _is_last(draft: CandidateDraft, drafts: list[CandidateDraft]) -> bool:
     return all(other is draft or other.finish_reason or other.has_failed for other in drafts)
 
 
-async def _read_strand(exchange: Exchange, strand: Strand, queue: _Queue) -> None:
+async def _read_stream(exchange: Exchange, stream: CandidateStream, queue: _Queue) -> None:
     """Put every chunk of one stream into the queue, and its end; notes when that was, whatever the client has read."""
     splitter = EventSplitter()
     has_failed = False
     try:
-        async for data in strand.answer.chunks():
-            exchange.context.deployment.note_progress(strand.answer.engine, time.monotonic())
+        async for data in stream.answer.chunks():
+            exchange.context.deployment.note_progress(stream.answer.engine, time.monotonic())
             for event in splitter.feed(data):
-                strand.outcome.read_bytes(event)
+                stream.outcome.read_bytes(event)
                 payload = event_data(event)
                 if not payload or payload == b"[DONE]":
                     continue
-                chunk = msgspec.json.decode(payload, type=dict[str, Any])
-                if "error" in chunk:
-                    raise EngineInterrupted(str(chunk["error"]))
-                await queue.put((strand, chunk))
-        strand.draft.seconds_to_finish = time.monotonic() - exchange.started
-    except (EngineInterrupted, ValueError, RecursionError):
+                await queue.put((stream, read_chunk(payload)))
+        stream.draft.seconds_to_finish = time.monotonic() - exchange.started
+    except (EngineInterrupted, UnreadableAnswer, ValueError) as error:
+        logger.warning("a stream of a pair broke: %s", error, extra=exchange.call.log_fields)
         has_failed = True
-    await queue.put((strand, _End(has_failed)))
+    await queue.put((stream, _End(has_failed)))
 
 
-def _show(strand: Strand, chunk: dict[str, Any], alias: str, showing: Showing) -> dict[str, Any] | None:
-    """What the client sees of one chunk; None for the engine's own usage chunk. Keeps the draft up to date."""
-    draft = strand.draft
-    draft.read_usage(chunk.get("usage"))
-    choices = chunk.get("choices") or []
-    if not choices:
-        return None
-    draft.num_chunks += 1
-    choice = dict(choices[0])
-    delta = choice.get("delta") or {}
-    draft.text += delta.get("content") or ""
-    for call in delta.get("tool_calls") or ():
-        _add_tool_call(draft.tool_calls, call)
-    draft.finish_reason = choice.get("finish_reason") or draft.finish_reason
-    choice["index"] = draft.index
-    rest = {name: value for name, value in chunk.items() if name not in ("usage", "system_fingerprint")}
-    return rest | _envelope([choice], alias, showing)
+def _build_chunk(piece: EnginePiece, draft: CandidateDraft, alias: str, pair: Pair) -> dict[str, Any]:
+    """What the client sees of one chunk."""
+    choice: dict[str, Any] = {**(piece.choice or {}), "index": draft.index}
+    return {**piece.fields, **_envelope([choice], alias, pair)}
 
 
-def _add_tool_call(calls: dict[int, Any], call: dict[str, Any]) -> None:
-    empty = {"type": "function", "function": {"name": "", "arguments": ""}}
-    known = calls.setdefault(int(call.get("index") or 0), empty)
-    for name in ("name", "arguments"):
-        known["function"][name] += (call.get("function") or {}).get(name) or ""
-
-
-def _envelope(choices: list[dict[str, Any]], alias: str, showing: Showing) -> dict[str, Any]:
+def _envelope(choices: list[dict[str, Any]], alias: str, pair: Pair) -> dict[str, Any]:
     return {
-        "id": showing.completion_id,
+        "id": pair.completion_id,
         "object": "chat.completion.chunk",
-        "created": showing.created,
+        "created": pair.created,
         "model": alias,
         "choices": choices,
     }

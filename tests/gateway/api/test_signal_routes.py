@@ -29,8 +29,8 @@ from gateway.api.signal_request import parse_signal
 from gateway.api.signals import build_signals_router
 from gateway.errors import ApiError
 from gateway.serving.metrics import Metrics
-from gateway.serving.recording.completions import Completions
-from gateway.serving.recording.store import CompletionStore
+from gateway.serving.recording.completion_recorder import CompletionRecorder
+from gateway.serving.recording.completion_store import CompletionStore
 from gateway.serving.routing import Who
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import checkpoints
@@ -67,7 +67,7 @@ class Parts:
     writer: Writer
     keys: KeyRing
     metrics: Metrics
-    completions: Completions
+    completions: CompletionRecorder
     relay: FakeRelay = field(default_factory=FakeRelay)
 
 
@@ -128,7 +128,7 @@ async def open_house(tmp_path: Path, **section: Any) -> AsyncIterator[House]:
     database = open_database(settings.gateway_database)
     create_tables(database, metadata)
     writer, keys, metrics = Writer(database), KeyRing(secrets.pepper), Metrics()
-    completions = Completions(CompletionStore(settings.completions_database), settings, metrics.registry)
+    completions = CompletionRecorder(CompletionStore(settings.completions_database), settings, metrics.registry)
     completions.start()
     parts = Parts(settings, secrets, database, writer, keys, metrics, completions)
     api = FastAPI()

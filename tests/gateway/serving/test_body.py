@@ -62,10 +62,10 @@ def test_an_answer_that_talks_about_its_model_keeps_its_words() -> None:
 
 
 def test_fields_whose_types_only_the_engine_can_judge_pass() -> None:
-    body = b'{"model":"m","messages":[{}],"temperature":"hot","n":"2","stream":"true","x":[1]}'
+    body = b'{"model":"m","messages":[{}],"top_p":"hot","logprobs":"2","stream":"true","x":[1]}'
     request, span = parse_request(body)
     assert body[slice(*span)] == b'"m"'
-    assert (request.is_stream, request.temperature, request.read_messages()) == (True, "hot", [{}])
+    assert (request.is_stream, request.logprobs, request.read_messages()) == (True, "2", [{}])
     assert parse_request(b'{"model":"m","messages":7}')[0].read_messages() == []
 
 
@@ -75,7 +75,17 @@ def test_fields_whose_types_only_the_engine_can_judge_pass() -> None:
         (b'{"messages":[]}', "model"),
         (b'{"model":7}', "model"),
         (b'{"model":"m","priority":-1}', "priority"),
-        (b'{"model":"m","priority":null}', "priority"),
+        (b'{"model":"m","prior\\u0069ty":5}', "priority"),
+        (b'{"model":"m","stream":"maybe"}', "stream"),
+        (b'{"model":"m","stream":2}', "stream"),
+        (b'{"model":"m","temperature":"hot"}', "temperature"),
+        (b'{"model":"m","temperature":1e999}', "temperature"),
+        (b'{"model":"m","n":1.5}', "n"),
+        (b'{"model":"m","seed":[]}', "seed"),
+        (b'{"model":"m","user":7}', "user"),
+        (b'{"model":"m","safety_identifier":{"id":7}}', "safety_identifier"),
+        (b'{"model":"m","stream":"true","stream_options":7}', "stream_options"),
+        (b'{"stream":"true"}', "model"),
         (b"[]", None),
         (b'{"model":"m"', None),
         (b'{"model":"\xff"}', None),
@@ -85,6 +95,66 @@ def test_what_is_refused_before_an_engine_sees_it(body: bytes, param: str | None
     with pytest.raises(ApiError) as refused:
         parse_request(body)
     assert (refused.value.status, refused.value.param) == (400, param)
+
+
+def test_no_priority_is_none() -> None:
+    assert parse_request(b'{"model":"m","priority":null}')[0].model == "m"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"model":"c-1","model" : "c-1"}',
+        b'{"model":"c-1","\\u006dodel":"c-1"}',
+        b'{"\\u006dodel":\n"c-1","x":"\\ud800","\\ud800":"c-1"}',
+    ],
+)
+def test_no_spelling_of_the_model_keeps_the_checkpoint(answer: bytes) -> None:
+    restored = find_restorer("c-1", "default")(answer)
+    assert b'"default"' in restored
+    assert restored.count(b"c-1") == answer.count(b'd800":"c-1"')
+
+
+SPELT = '"system_fingerprint":"a\\\\","b'
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        (b'{"id":"x","system_fingerprint":"fp-1","usage":{}}', b'{"id":"x","usage":{}}'),
+        (b'{"id":"x","system_fingerprint":null}', b'{"id":"x"}'),
+        (b'{"system_fingerprint":"fp-1","id":"x"}', b'{"id":"x"}'),
+        (b'{"system_fingerprint": "fp-1"}', b"{}"),
+        (b'{"id":"x" , "system_fingerprint" : "f\\"p" , "y":1}', b'{"id":"x"  , "y":1}'),
+        (
+            b'data: {"a":1,"system_fingerprint":"f"}\n\ndata: {"a":2,"system_fingerprint":null}\n\n',
+            b'data: {"a":1}\n\ndata: {"a":2}\n\n',
+        ),
+        (json.dumps({"content": SPELT}).encode(), json.dumps({"content": SPELT}).encode()),
+        (b'{"token":"system_fingerprint","b":["system_fingerprint"]}',) * 2,
+        (b'{"top_logprobs":[{"system_fingerprint":-1.5}]}',) * 2,
+    ],
+)
+def test_a_fingerprint_is_taken_out_and_nothing_else(answer: bytes, shown: bytes) -> None:
+    assert find_restorer("c-1", "default")(answer) == shown
+    assert find_restorer("c-1", "default", shows_engine=True)(answer) == answer
+
+
+@given(st.dictionaries(st.text(max_size=4) | st.just("system_fingerprint"), JSON | st.just(SPELT), max_size=4))
+def test_what_is_left_without_the_fingerprint_is_the_same(answer: dict[str, object]) -> None:
+    answer["system_fingerprint"] = "fp-1"
+    shown = json.loads(find_restorer("c-1", "default")(json.dumps(answer).encode()))
+    del answer["system_fingerprint"]
+    assert shown == answer
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [b"[]", b"7", b'[{"x":1e999}]', b'[{"x":"\xff"}]', b'[{"x":' + b"[" * 250 + b"]" * 250 + b"}]"],
+)
+def test_messages_that_nobody_could_read_again_are_not_to_be_stored(messages: bytes) -> None:
+    request, _ = parse_request(b'{"model":"m","messages":' + messages + b"}", allow_remote_media=True)
+    assert request.read_storable_messages() is None
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
+from aiohttp import web
 from conftest import QUESTION, Running, run_gateway, start_engine, wait_until
 
 
@@ -55,6 +57,30 @@ async def test_only_operators_see_the_checkpoint(gateway: Running) -> None:
         async with gateway.http.post(f"{gateway.url}/v1/chat/completions", json=QUESTION, headers=headers) as answer:
             assert answer.status == 200
             assert answer.headers.get("x-prefloop-checkpoint") == shown
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_only_operators_see_which_engine_answered(gateway: Running, is_stream: bool) -> None:
+    head = '{"id":"x","model":"c","system_fingerprint":"fp-1","choices":[]}'
+
+    async def answer(*_: Any) -> web.Response:
+        if is_stream:
+            return web.Response(text=f"data: {head}\n\n" * 3 + "data: [DONE]\n\n", content_type="text/event-stream")
+        return web.Response(text=head, content_type="application/json")
+
+    gateway.engine._answer = answer  # type: ignore[method-assign]
+    for headers, num_shown in ((gateway.auth, 0), (gateway.admin, 3 if is_stream else 1)):
+        body = {**QUESTION, "stream": is_stream}
+        for _ in range(2):  # the second takes the short way
+            async with gateway.http.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers) as shown:
+                assert (await shown.text()).count("fp-1") == num_shown
+
+
+async def test_what_kills_an_engine_does_not_reach_it(gateway: Running) -> None:
+    for fields in ({"prompt_logprobs": 1}, {"echo": True}):
+        with pytest.raises(openai.BadRequestError):
+            await gateway.client().chat.completions.create(**QUESTION, extra_body=fields)
+    assert gateway.engine.requests == []
 
 
 async def test_operators_may_ask_a_checkpoint_by_its_id_and_apps_may_not(gateway: Running) -> None:

@@ -16,8 +16,8 @@ from gateway.serving.dispatch import open_exchange
 from gateway.serving.endpoints import CHAT
 from gateway.serving.outcome import Outcome
 from gateway.serving.pairs.asking import Ask, Side
-from gateway.serving.pairs.candidates import Draft, open_showing
-from gateway.serving.pairs.interleave import Strand, weave
+from gateway.serving.pairs.candidates import CandidateDraft, draft_pair
+from gateway.serving.pairs.interleave import CandidateStream, interleave_streams
 
 
 class Answer:
@@ -48,11 +48,11 @@ def weave_answers(gateway: Running, answers: tuple[Answer, Answer]) -> AsyncGene
     call = Call(cast(ServingProtocol, None), answer_nothing, [])
     exchange = open_exchange(gateway.context, PLAYGROUND, CHAT, call, lambda _: None, body)
     sides = Side("stable", exchange.route.checkpoint, 1), Side("stable", exchange.route.checkpoint, 2)
-    strands = [
-        Strand(Draft(side, index), cast(EngineAnswer, answer), Outcome("stable"))
+    streams = [
+        CandidateStream(CandidateDraft(side, index), cast(EngineAnswer, answer), Outcome("stable"))
         for index, (side, answer) in enumerate(zip(sides, answers, strict=True))
     ]
-    return weave(exchange, Ask("policy", 1.0), open_showing(sides, b"key"), strands)
+    return interleave_streams(exchange, Ask("policy", 1.0), draft_pair(sides, b"key"), streams)
 
 
 async def test_a_client_that_leaves_while_the_streams_end_leaves_none_open(gateway: Running) -> None:

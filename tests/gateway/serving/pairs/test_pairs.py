@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from random import Random
 
 import pytest
+from msgspec import Raw
 
 from gateway.access.keys import Identity
 from gateway.engines.deployment import ServingView
@@ -42,7 +43,7 @@ TRIAL = ServingView(3, "c-0", "c-1", 0.25, 0.5, b"salt", "r-1")
 
 
 def request(**fields: object) -> EngineRequest:
-    return EngineRequest(model="default", **fields)  # type: ignore[arg-type]
+    return EngineRequest(model="default", messages=Raw(b'[{"role":"user","content":"Hi"}]'), **fields)  # type: ignore[arg-type]
 
 
 def test_auto_asks_at_the_rate_and_logs_the_propensity() -> None:

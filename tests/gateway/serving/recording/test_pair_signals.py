@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Running, run_gateway
+from conftest import QUESTION, Running, run_gateway
 
 from feedback.choices import load_comparison, outbox
 from feedback.events import Comparison, Signal, decode_event
@@ -110,3 +111,74 @@ async def test_words_that_do_not_fit_into_an_event_are_left_out(tmp_path: Path) 
         [event] = read_events(gateway)
         assert (event.messages, event.answer, len(event.comment or "")) == (None, None, 10_000)
         assert event.checkpoint == gateway.context.deployment.view.stable
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("how", ["identical", "failed", "late"])
+async def test_the_answer_that_stands_alone_can_be_signalled(tmp_path: Path, how: str, is_stream: bool) -> None:
+    async with run_gateway(tmp_path, **({"comparison_commit_ms": 1e-6} if how == "late" else {})) as gateway:
+        gateway.engine.same_text = how == "identical"
+        gateway.engine.fail_ranks = {1} if how == "failed" else set()
+        body = {**QUESTION, "stream": is_stream}
+        async with gateway.http.post(
+            f"{gateway.url}/v1/chat/completions", json=body, headers={**gateway.auth, **PAIR}
+        ) as answer:
+            text = await answer.text()
+        events = [json.loads(event[6:]) for event in text.split("\n\n")[:-2]] if is_stream else [json.loads(text)]
+        assert not any("comparison" in event for event in events)
+        firsts = [choice for event in events for choice in event["choices"] if choice["index"] == 0]
+        said = "".join((choice.get("message") or choice["delta"]).get("content") or "" for choice in firsts)
+        status, _ = await signal(gateway, events[0]["id"])
+        assert status == 200
+        [event] = read_events(gateway)
+        assert (event.answer, event.is_recorded) == (said, True)
+        assert event.messages == QUESTION["messages"]
+        assert event.checkpoint == gateway.context.deployment.view.stable
+        status, refused = await signal(gateway, events[0]["id"], index=1)
+        assert (status, refused["error"]["param"]) == (400, "index")
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+async def test_a_stream_whose_other_half_broke_off_can_be_signalled(gateway: Running, broken: int) -> None:
+    gateway.engine.break_after, gateway.engine.break_seed_rank = 2, broken
+    url, body = f"{gateway.url}/v1/chat/completions", {**QUESTION, "stream": True}
+    async with gateway.http.post(url, json=body, headers={**gateway.auth, **PAIR}) as answer:
+        events = [json.loads(event[6:]) for event in (await answer.text()).split("\n\n")[:-2]]
+    status, _ = await signal(gateway, events[0]["id"])
+    assert status == 200
+
+
+async def test_the_arm_of_the_answer_that_stands_alone_is_its_own(gateway: Running) -> None:
+    """In a duel whose other half failed, which is not always the user's own arm."""
+    view = gateway.context.deployment.view
+    stable = view.stable or ""
+    canary = stable.replace("c-000000", "c-000001")
+    gateway.engine.adapters.add(canary)
+    await gateway.serve(ServingView(view.generation + 1000, stable, canary, 0.0, 1.0, b"salt", "r-1"))
+    seen = set()
+    for rank in range(24):
+        num_asked = len(gateway.engine.requests)
+        gateway.engine.fail_ranks = {num_asked + rank % 2}
+        answer = await gateway.ask(PAIR)
+        assert (await signal(gateway, answer["id"]))[0] == 200
+        event = read_events(gateway)[-1]
+        survivor = next(r for r in gateway.engine.requests[num_asked:] if f"seed {r['seed']}." in str(event.answer))
+        assert (event.checkpoint, event.arm) == (
+            survivor["model"],
+            "canary" if survivor["model"] == canary else "stable",
+        )
+        seen.add(event.arm)
+    assert seen == {"stable", "canary"}
+
+
+async def test_a_person_is_the_same_in_a_request_and_in_a_signal_that_brings_its_own_words(gateway: Running) -> None:
+    answer = await gateway.ask({"x-prefloop-user": "Zoë"}, user="somebody else")
+    sent = {"authorization": f"Bearer {gateway.key}", "x-prefloop-user": "  Zoë "}  # UTF-8
+    for completion_id, words in (
+        (answer["id"], {}),
+        ("unknown", {"messages": QUESTION["messages"], "answer": "Well."}),
+    ):
+        url = f"{gateway.url}/v1/completions/{completion_id}/signal"
+        async with gateway.http.post(url, json={"thumb": "up", **words}, headers=sent) as taken:
+            assert taken.status == 200
+    assert {event.user for event in read_events(gateway)} == {gateway.app.secrets.hash_user("tests", "Zoë")}

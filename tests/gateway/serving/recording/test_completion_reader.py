@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.serving.recording.answers import NoSuchChoice, read_messages, read_prompt, read_text
-from gateway.serving.recording.store import StoredCompletion
+from gateway.serving.recording.completion_reader import NoSuchChoice, read_messages, read_prompt, read_text
+from gateway.serving.recording.completion_store import StoredCompletion
 
 
 def stored(response: Any, *, is_stream: bool = False, request: Any = None) -> StoredCompletion:

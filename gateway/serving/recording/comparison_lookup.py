@@ -2,7 +2,7 @@
 
 A pair's completion id and its comparison's id share their random part, so this is one look-up by primary key: no index
 to keep, nothing more to write. Both ids are the client's anyway, and neither says which arm wrote what. Knows only
-pairs that were asked about: of identical or failed answers there is no comparison.
+pairs that were asked about: an answer that stood alone is recorded as a single one, by completion_recorder.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from feedback.events import Candidate, Comparison
 _SHOWN = re.compile(r"chatcmpl-([0-9a-f]{32})(?:-([01]))?")
 
 
-class NotShown(ValueError):
+class NoSuchCandidate(ValueError):
     """The pair was shown, but has no answer of that index."""
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownCandidate:
     """One answer of a comparison."""
 
     comparison: Comparison
@@ -41,10 +41,10 @@ def may_be_pair(completion_id: str) -> bool:
     return _SHOWN.fullmatch(completion_id) is not None
 
 
-def find_shown(connection: sa.Connection, app: str, completion_id: str, index: int) -> Shown | None:
+def find_candidate(connection: sa.Connection, app: str, completion_id: str, index: int) -> ShownCandidate | None:
     """The app's answer that was shown under this id: the pair's with its index, or the candidate's own.
 
-    None if there is none; raises NotShown if the index is wrong.
+    None if there is none; raises NoSuchCandidate if the index is wrong.
     """
     match = _SHOWN.fullmatch(completion_id)
     if match is None:
@@ -59,5 +59,5 @@ def find_shown(connection: sa.Connection, app: str, completion_id: str, index: i
     if comparison.app != app or not candidates:
         return None
     if not 0 <= index < len(candidates):
-        raise NotShown(f"there is no choice {index}")
-    return Shown(comparison, candidates[index])
+        raise NoSuchCandidate(f"there is no choice {index}")
+    return ShownCandidate(comparison, candidates[index])

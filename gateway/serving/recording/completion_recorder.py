@@ -2,7 +2,7 @@
 
 Best effort: what finds the buffer full, or cannot be written, is dropped and counted; serving never waits, and never
 sees a failure. The thread rests so that it takes a small share of the core that serves: at full load some are dropped.
-Says nothing of comparisons, whose rows are durable before they are shown (recorder.py).
+Says nothing of comparisons, whose rows are durable before they are shown (comparison_recorder.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway.serving.recording.store import MAX_DELETED, CompletionStore, Row, StoredCompletion
+from gateway.serving.recording.completion_store import MAX_DELETED, CompletionStore, Row, StoredCompletion
 from gateway.settings import GatewaySettings
 
 logger = logging.getLogger("gateway.completions")
@@ -42,7 +42,7 @@ _ID_WITHIN = 1024
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,%d})"' % _MAX_ID)
 
 
-class Completions:
+class CompletionRecorder:
     """`note` is for the event loop's thread alone; a thread of its own writes, and deletes what has become old."""
 
     def __init__(self, store: CompletionStore, settings: GatewaySettings, registry: CollectorRegistry) -> None:
@@ -223,7 +223,7 @@ def find_id(answer: bytes) -> str | None:
 class _Counts(Collector):
     """Plain integers as metrics, read when Prometheus asks."""
 
-    def __init__(self, completions: Completions) -> None:
+    def __init__(self, completions: CompletionRecorder) -> None:
         self._completions = completions
 
     def collect(self) -> Iterator[Metric]:

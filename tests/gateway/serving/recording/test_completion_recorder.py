@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway.serving.recording.completions import Completions, Record
-from gateway.serving.recording.store import CompletionStore
+from gateway.serving.recording.completion_recorder import CompletionRecorder, Record
+from gateway.serving.recording.completion_store import CompletionStore
 from gateway.settings import GatewaySettings
 
 NOW = 1_800_000_000.0
@@ -38,13 +38,13 @@ def make_record(name: str = "1", *, at: float | None = None, **changes: Any) -> 
 
 
 class Recording:
-    """Completions over a store, with what Prometheus would read."""
+    """CompletionRecorder over a store, with what Prometheus would read."""
 
     def __init__(self, folder: Path, store: CompletionStore | None = None, **section: Any) -> None:
         settings = GatewaySettings.model_validate({"state_dir": folder, "gateway": section})
         self.store = store or CompletionStore(settings.completions_database)
         self.registry = CollectorRegistry()
-        self.completions = Completions(self.store, settings, self.registry)
+        self.completions = CompletionRecorder(self.store, settings, self.registry)
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"prefloop_completions_{name}", labels)

@@ -12,12 +12,10 @@ from typing import Any
 import msgspec
 
 from gateway.http.sse import EventSplitter, event_data
-from gateway.serving.recording.store import StoredCompletion
+from gateway.serving.body import check_depth
+from gateway.serving.recording.completion_store import StoredCompletion
 
 Object = dict[str, Any]
-
-
-_MAX_DEPTH = 200  # far below where a reader with less stack than ours would give up
 
 
 class NoSuchChoice(ValueError):
@@ -50,16 +48,6 @@ def read_messages(row: StoredCompletion) -> list[Object] | None:
     messages = first + [item for item in asked if isinstance(item, dict)]
     check_depth(messages)
     return messages
-
-
-def check_depth(value: Any, max_depth: int = _MAX_DEPTH) -> None:
-    """Raises ValueError if lists and objects are nested so deeply that not every reader could read them."""
-    if not isinstance(value, list | dict):
-        return
-    if max_depth == 0:
-        raise ValueError("nested too deeply")
-    for inner in value.values() if isinstance(value, dict) else value:
-        check_depth(inner, max_depth - 1)
 
 
 def read_prompt(row: StoredCompletion) -> str | None:
