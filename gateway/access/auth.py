@@ -6,7 +6,8 @@ Deny by default. A changing request that comes with the cookie must carry the se
 from starlette.requests import Request
 
 from gateway.access.keys import Identity, KeyRing
-from gateway.access.session import COOKIE_NAME, CSRF_HEADER, HasTokenKey, is_csrf_valid, read_session
+from gateway.access.secrets import Secrets
+from gateway.access.session import COOKIE_NAME, CSRF_HEADER, is_csrf_valid, read_session
 from gateway.errors import ApiError, forbidden, unauthorized
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -25,11 +26,11 @@ def authenticate_request(request: Request, keys: KeyRing, *scopes: str) -> Ident
     return authenticate_header(_read_header(request), keys, *scopes)
 
 
-def authenticate_operator(request: Request, keys: KeyRing, secrets: HasTokenKey, *scopes: str) -> Identity:
+def authenticate_operator(request: Request, keys: KeyRing, secrets: Secrets, *scopes: str) -> Identity:
     """The identity behind an operator's request, by key or else by session. Raises ApiError 401 or 403."""
     if (value := _read_header(request)) is not None:
         return authenticate_header(value, keys, *scopes)
-    session = read_session(request.cookies.get(COOKIE_NAME), secrets)
+    session = read_session(request.cookies.get(COOKIE_NAME), secrets.token_key)
     identity = None if session is None else keys.by_id(session.key_id)
     if session is None or identity is None:
         raise unauthorized()

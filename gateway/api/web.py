@@ -128,7 +128,7 @@ def build_web_router(context: Context) -> APIRouter:
     async def sign_in(request: Request) -> Response:
         _refuse_other_sites(request)
         identity = _check_operator(await read_body(request, _MAX_SIGN_IN_BYTES), context)
-        cookie, session = sign_session(identity.key_id, context.secrets, now=time.time())
+        cookie, session = sign_session(identity.key_id, context.secrets.token_key, now=time.time())
         response = _session_response(session)
         response.set_cookie(
             COOKIE_NAME,
@@ -161,7 +161,7 @@ def _check_operator(raw: bytes, context: Context) -> Identity:
 
 
 def _current_session(request: Request, context: Context) -> WebSession | None:
-    session = read_session(request.cookies.get(COOKIE_NAME), context.secrets)
+    session = read_session(request.cookies.get(COOKIE_NAME), context.secrets.token_key)
     identity = None if session is None else context.keys.by_id(session.key_id)
     return session if identity is not None and identity.may("operator") else None
 
