@@ -70,7 +70,10 @@ _INSERT = postgresql.insert(choices).on_conflict_do_nothing().returning(choices.
 
 @dataclass(frozen=True, kw_only=True)
 class NewChoice:
-    """What is said of a comparison, `at` epoch seconds. Raises ValueError for what makes no sense."""
+    """What is said of a comparison, `at` epoch seconds. Raises ValueError for what makes no sense.
+
+    is_published: it goes to the log, hence to the trainer.
+    """
 
     comparison_id: str
     preferred: Preferred
@@ -78,6 +81,7 @@ class NewChoice:
     harmful: bool
     channel: str
     at: float
+    is_published: bool = True
 
     def __post_init__(self) -> None:
         if self.preferred not in PREFERRED:
@@ -233,12 +237,12 @@ def _insert_choices(connection: sa.Connection, fresh: dict[str, _Fresh], source:
     else:
         inserted = set(connection.execute(_INSERT, rows).scalars())
         made = {comparison_id: each for comparison_id, each in fresh.items() if comparison_id in inserted}
-    if made:
-        event_ids = {row["comparison_id"]: row["event_id"] for row in rows}
-        connection.execute(
-            sa.insert(outbox),
-            [_build_outbox_row(str(event_ids[key]), key, each, source) for key, each in made.items()],
-        )
+    event_ids = {row["comparison_id"]: row["event_id"] for row in rows}
+    published = [
+        _build_outbox_row(str(event_ids[key]), key, each, source) for key, each in made.items() if each.new.is_published
+    ]
+    if published:
+        connection.execute(sa.insert(outbox), published)
     return made
 
 

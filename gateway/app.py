@@ -31,13 +31,10 @@ from gateway.access.secrets import Secrets, check_listening, load_secrets
 from gateway.api.application import build_api, with_request_id
 from gateway.api.choices import build_choices_router, find_choice_handler
 from gateway.api.document import build_document_router
-from gateway.api.engines import build_engines_router
-from gateway.api.feedback import build_feedback_router
 from gateway.api.health import build_health_router
-from gateway.api.keys import build_keys_router
 from gateway.api.models import build_models_router
-from gateway.api.operator import build_operator_router
-from gateway.api.playground import PLAYGROUND_PATH, build_playground_handler
+from gateway.api.operators import build_operator_router
+from gateway.api.playground import PLAYGROUND_PATH, build_playground_handler, has_playground
 from gateway.api.signals import build_signals_router
 from gateway.api.web import build_web_router
 from gateway.engines.deployment import Deployment
@@ -85,7 +82,9 @@ class Gateway:
         self.body_timeout_s = settings.gateway.body_timeout_s
         self.idle_timeout_s = settings.gateway.idle_timeout_s
         self._context: Context | None = None
-        self._api = build_api(self._run, {*ENDPOINTS, PLAYGROUND_PATH} if settings.gateway.playground else ENDPOINTS)
+        self._api = build_api(
+            self._run, {*ENDPOINTS, PLAYGROUND_PATH} if has_playground(settings.gateway) else ENDPOINTS
+        )
 
     @property
     def context(self) -> Context:
@@ -116,17 +115,14 @@ class Gateway:
                 build_health_router,
                 build_models_router,
                 build_signals_router,
-                build_keys_router,
                 build_operator_router,
-                build_engines_router,
-                build_feedback_router,
                 build_web_router,
             ):
                 api.include_router(build(context))
             api.include_router(build_choices_router())
             api.include_router(build_document_router(api.routes))
             self.handlers |= build_handlers(context)
-            if self._settings.gateway.playground:
+            if has_playground(self._settings.gateway):
                 self.handlers[PLAYGROUND_PATH] = count_refusals(context, build_playground_handler(context))
             self.note_unread = partial(record_unread, context)
             self.find_handler = partial(find_choice_handler, context)

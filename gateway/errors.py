@@ -96,10 +96,25 @@ class ApiError(GatewayError):
         return error_body(self.status, self.message, code=self.code, param=self.param)
 
 
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """`code` is a word for programs (an engine's is a number), `param` the field at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | int | None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """Every refusal: OpenAI's shape."""
+
+    error: ErrorDetail
+
+
 def error_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> bytes:
     """OpenAI's error object as JSON; 5xx are `server_error`."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    return msgspec.json.encode(ErrorBody(ErrorDetail(message, kind, param, code)))
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:

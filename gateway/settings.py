@@ -7,7 +7,7 @@ program it only says whether the settings can be used.
 from itertools import pairwise
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, IPvAnyNetwork, field_validator, model_validator
 
 from feedback.database import locate_store
 from feedback.settings import DatabaseUrl, HttpUrl, SharedSettings, load_settings
@@ -132,9 +132,23 @@ class GatewaySection(BaseModel):
     log_format: LogFormat = Field(
         default="text", description="Log lines on stderr: `text`, or `json` for one object a line."
     )
-    playground: bool = Field(
-        default=True,
-        description="Serve the playground, which answers anybody without a key; turn it off where strangers can reach it.",
+    trusted_proxies: list[IPvAnyNetwork] = Field(
+        default=[],
+        description="Addresses or networks (CIDR) of reverse proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are "
+        "believed. Without them a request that was forwarded has no known address.",
+    )
+    playground: bool | None = Field(
+        default=None,
+        description="Serve the playground, which answers without a key: `true` to whoever reaches the gateway, `false` to "
+        "nobody. Unset: to programs on this machine, while `host` is loopback.",
+    )
+    playground_requests_per_minute: int = Field(
+        default=60,
+        ge=0,
+        description="Most questions that the playground answers in a minute, of all its users together.",
+    )
+    playground_trains: bool = Field(
+        default=False, description="Let choices made in the playground reach the log, and so the trainer."
     )
     access_log: bool = Field(
         default=False,

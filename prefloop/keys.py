@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -15,6 +16,15 @@ from prefloop.terminal import fail, format_time, plain
 
 commands = typer.Typer(help="Create, list, limit and revoke API keys.", no_args_is_help=True)
 
+
+LIMITS = {
+    "requests_per_minute": "requests a minute",
+    "requests_per_day": "requests a day (UTC)",
+    "tokens_per_minute": "tokens a minute, of prompts and answers",
+    "tokens_per_day": "tokens a day",
+    "budget_per_minute": "money a minute, in the currency of the gateway's prices",
+    "budget_per_day": "money a day",
+}
 
 Limits = dict[str, int | float | None]  # by name; None lifts one
 
@@ -54,12 +64,26 @@ def limit_option(what: str) -> Any:
     return typer.Option(metavar="NUMBER|none", help=f"Most {what}; `none` lifts the limit.", show_default=False)
 
 
-RequestsPerMinute = Annotated[str, limit_option("requests a minute")]
-RequestsPerDay = Annotated[str, limit_option("requests a day (UTC)")]
-TokensPerMinute = Annotated[str, limit_option("tokens a minute, of prompts and answers")]
-TokensPerDay = Annotated[str, limit_option("tokens a day")]
-BudgetPerMinute = Annotated[str, limit_option("money a minute, in the currency of the gateway's prices")]
-BudgetPerDay = Annotated[str, limit_option("money a day")]
+def with_limits(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each limit; it takes those that were given as `limits`."""
+
+    def run(**given: Any) -> None:
+        command(limits=read_limits(**{name: given.pop(name) for name in LIMITS}), **given)
+
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default="",
+            annotation=Annotated[str, limit_option(what)],
+        )
+        for name, what in LIMITS.items()
+    ]
+    signature = inspect.signature(command, eval_str=True)
+    kept = [each for each in signature.parameters.values() if each.name != "limits"]
+    run.__doc__ = command.__doc__
+    run.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    return run
 
 
 def read_limits(**given: str) -> Limits:
@@ -90,29 +114,18 @@ def format_limits(limits: Mapping[str, int | float | None] | None) -> str:
 
 
 @commands.command("create")
+@with_limits
 def create_key(
+    *,
+    limits: Limits,
     name: Annotated[str, typer.Argument(help="What the key is for, such as the app's name.")],
     scope: Annotated[str, typer.Option(help="app, chooser, operator or admin.")] = "app",
     pairs: Annotated[bool, typer.Option(help="Let requests of this key ask for two answers.")] = True,
-    requests_per_minute: RequestsPerMinute = "",
-    requests_per_day: RequestsPerDay = "",
-    tokens_per_minute: TokensPerMinute = "",
-    tokens_per_day: TokensPerDay = "",
-    budget_per_minute: BudgetPerMinute = "",
-    budget_per_day: BudgetPerDay = "",
     gateway: GatewayOption = DEFAULT_GATEWAY,
     key: KeyOption = "",
     state_dir: StateOption = None,
 ) -> None:
     """Create a key and print it, once."""
-    limits = read_limits(
-        requests_per_minute=requests_per_minute,
-        requests_per_day=requests_per_day,
-        tokens_per_minute=tokens_per_minute,
-        tokens_per_day=tokens_per_day,
-        budget_per_minute=budget_per_minute,
-        budget_per_day=budget_per_day,
-    )
     body = {"name": name, "scope": scope, "pairs": pairs, "limits": limits}
     typer.echo(connect(gateway, key, state_dir).ask("POST", "/operator/v1/keys", NewKey, body).key)
 
@@ -135,27 +148,16 @@ def list_keys(gateway: GatewayOption = DEFAULT_GATEWAY, key: KeyOption = "", sta
 
 
 @commands.command("limit")
+@with_limits
 def limit_key(
+    *,
+    limits: Limits,
     key_id: Annotated[str, typer.Argument(help="The id that `prefloop keys list` shows.")],
-    requests_per_minute: RequestsPerMinute = "",
-    requests_per_day: RequestsPerDay = "",
-    tokens_per_minute: TokensPerMinute = "",
-    tokens_per_day: TokensPerDay = "",
-    budget_per_minute: BudgetPerMinute = "",
-    budget_per_day: BudgetPerDay = "",
     gateway: GatewayOption = DEFAULT_GATEWAY,
     key: KeyOption = "",
     state_dir: StateOption = None,
 ) -> None:
     """Change a key's limits; those not given stay."""
-    limits = read_limits(
-        requests_per_minute=requests_per_minute,
-        requests_per_day=requests_per_day,
-        tokens_per_minute=tokens_per_minute,
-        tokens_per_day=tokens_per_day,
-        budget_per_minute=budget_per_minute,
-        budget_per_day=budget_per_day,
-    )
     if not limits:
         raise fail("Say at least one limit, such as --requests-per-minute 60.")
     path, body = f"/operator/v1/keys/{quote_id(key_id)}", {"limits": limits}

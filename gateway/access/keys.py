@@ -1,14 +1,15 @@
 """API keys `pl_<id>_<secret>`: made, listed, revoked, and checked from memory.
 
 Only HMAC-SHA256(pepper, key) is stored. The ring in memory is refreshed after every change made here and by the app's
-loop, so that a key revoked or limited through another gateway is so here within seconds. limits.py holds the limits.
+loop, so that a key revoked or limited through another gateway is so here within seconds.
 """
 
 import hashlib
 import hmac
+import logging
 import secrets as random_secrets
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -32,7 +33,14 @@ from feedback.database import insert_or_ignore, metadata
 from gateway.access.limits.allowance import Count, KeyLimits, Money
 from gateway.access.secrets import Secrets
 
-_MAX_RECENT = 10_000
+logger = logging.getLogger("gateway.keys")
+
+_MAX_HEADERS = 10_000  # remembered at a time
+HOW_TO_REPLACE = (
+    "To replace it, remove the file `secrets/admin_key` in the state directory and start the gateway again, which makes a "
+    "new one (several gateways need the same file); then revoke this key with the new one."
+)
+PLAYGROUND_APP = "playground"  # what people say there is no evidence: no key may speak in its name
 SCOPES = frozenset({"app", "chooser", "operator", "admin"})
 
 keys_table = Table(
@@ -136,15 +144,17 @@ def change_limits(conn: Connection, key_id: str, change: LimitsChange) -> KeyRow
 
 
 def ensure_admin_key(conn: Connection, secrets: Secrets, now: float) -> None:
-    """The admin key of the secrets directory works, and is the only key with that id."""
+    """Store the admin key of the secrets directory. One that was revoked stays so, which is logged."""
     key_id = key_id_of(secrets.admin_key)
     digest = digest_key(secrets.admin_key, secrets.pepper)
     query = select(keys_table.c.digest, keys_table.c.revoked_at).where(keys_table.c.id == key_id)
     row = conn.execute(query).first()
     if row is None:
         _store(conn, secrets.admin_key, secrets.pepper, app="admin", scopes=frozenset({"admin"}), pairs=True, now=now)
-    elif row.digest != digest or row.revoked_at is not None:
+    elif row.digest != digest:  # another secret under the same id
         conn.execute(update(keys_table).where(keys_table.c.id == key_id).values(digest=digest, revoked_at=None))
+    elif row.revoked_at is not None:
+        logger.error("the admin key was revoked and stays so. %s", HOW_TO_REPLACE)
 
 
 def revoke_key(conn: Connection, key_id: str, now: float) -> bool:
@@ -169,56 +179,65 @@ def key_id_of(key: str) -> str:
     return parts[1] if len(parts) == 3 and parts[0] == "pl" and parts[1] and parts[2] else ""
 
 
+@dataclass(frozen=True)
+class _Snapshot:
+    """The keys as they were read at one time, and the headers that were verified against them."""
+
+    keys: dict[str, tuple[str, Identity]] = field(default_factory=dict)
+    headers: dict[bytes, Identity] = field(default_factory=dict)
+
+
 class KeyRing:
-    """The keys that work now, in memory; `check` compares in constant time."""
+    """The keys that work now, in memory; compares in constant time.
+
+    A header is remembered with the keys that it was verified against: what a refresh has taken away stays away.
+    """
 
     def __init__(self, pepper: bytes) -> None:
         self._pepper = pepper
-        self._keys: dict[str, tuple[str, Identity]] = {}
-        self._recent: dict[bytes, Identity] = {}
+        self._known = _Snapshot()
         self._refreshing = threading.Lock()  # one that read before a key was revoked may not end after one that did not
 
     def refresh(self, database: Engine) -> None:
         """Read the table again; may run in any thread."""
         with self._refreshing:
-            self._read(database)
+            with database.connect() as conn:
+                rows = conn.execute(select(_keys_with_limits).where(keys_table.c.revoked_at.is_(None))).all()
+            old = self._known.keys
+            fresh = {}
+            for row in rows:
+                identity = Identity(row.id, row.app, frozenset(row.scopes.split()), row.pairs, _read_limits(row))
+                # The same object while nothing changed: whoever keeps something per key compares by identity.
+                known = old[row.id][1] if row.id in old and old[row.id][1] == identity else identity
+                fresh[row.id] = (row.digest, known)
+            self._known = _Snapshot(fresh)
 
-    def _read(self, database: Engine) -> None:
-        with database.connect() as conn:
-            rows = conn.execute(select(_keys_with_limits).where(keys_table.c.revoked_at.is_(None))).all()
-        known = self._keys
-        fresh = {}
-        for row in rows:
-            identity = Identity(row.id, row.app, frozenset(row.scopes.split()), row.pairs, _read_limits(row))
-            old = known.get(row.id)
-            # The same object while nothing changed: whoever keeps something per key compares by identity.
-            fresh[row.id] = (row.digest, old[1] if old is not None and old[1] == identity else identity)
-        self._keys = fresh
-        self._recent = {}
-
-    def recall(self, header: bytes | None) -> Identity | None:
-        """Whose header it is, if it was verified since the last refresh: spares its digest."""
-        return None if header is None else self._recent.get(header)
-
-    def remember(self, header: bytes | None, identity: Identity) -> None:
-        """Keep a header that was verified just now."""
-        if header is not None:
-            if len(self._recent) >= _MAX_RECENT:
-                self._recent = {}
-            self._recent[header] = identity
+    def identify(self, header: bytes) -> Identity | None:
+        """Whose `Authorization: Bearer pl_…` it is; None if the key is unknown, wrong or revoked."""
+        known = self._known
+        identity = known.headers.get(header)
+        if identity is None:
+            scheme, _, key = header.partition(b" ")
+            identity = self._check(known, key.strip().decode("latin-1")) if scheme.lower() == b"bearer" else None
+            if identity is not None:
+                if len(known.headers) >= _MAX_HEADERS:
+                    known.headers.clear()
+                known.headers[header] = identity
+        return identity
 
     def by_id(self, key_id: str) -> Identity | None:
         """The identity of a key that still works, for sessions that were signed in with it."""
-        known = self._keys.get(key_id)
+        known = self._known.keys.get(key_id)
         return None if known is None else known[1]
 
     def check(self, key: str) -> Identity | None:
         """Whose key it is; None if it is unknown, wrong or revoked."""
-        known = self._keys.get(key_id_of(key))
+        return self._check(self._known, key)
+
+    def _check(self, snapshot: _Snapshot, key: str) -> Identity | None:
+        known = snapshot.keys.get(key_id_of(key))
         digest = digest_key(key, self._pepper)
-        if known is None or not hmac.compare_digest(known[0], digest):
-            return None
-        return known[1]
+        return known[1] if known is not None and hmac.compare_digest(known[0], digest) else None
 
 
 def _store(
@@ -234,7 +253,7 @@ def _store(
         "created_at": row.created_at,
         "revoked_at": None,
     }
-    insert_or_ignore(conn, keys_table, values)  # workers that start together all store the admin key
+    insert_or_ignore(conn, keys_table, values)  # gateways that start together all store the admin key
     return row
 
 

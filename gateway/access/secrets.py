@@ -5,7 +5,6 @@ verify, so that a key can be replaced without breaking comparisons that are bein
 """
 
 import hashlib
-import ipaddress
 import os
 import secrets as random_secrets
 import stat
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from gateway.access.clients import is_loopback
 from gateway.errors import SecretsError
 
 _MAX_REMEMBERED = 256  # characters of a user's name
@@ -78,11 +78,7 @@ def load_secrets(state_dir: Path) -> Secrets:
 
 def check_listening(host: str, secrets_configured: bool) -> None:
     """Raises SecretsError if `host` is beyond loopback and nobody has said that secrets are configured."""
-    try:
-        is_local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_local = host == "localhost"
-    if not is_local and not secrets_configured:
+    if not is_loopback(host) and not secrets_configured:
         raise SecretsError(
             f"refusing to listen on {host}: set gateway.secrets_configured once pepper, token and admin key are yours"
         )

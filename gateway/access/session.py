@@ -12,18 +12,10 @@ import hashlib
 import hmac
 import time
 from dataclasses import dataclass
-from typing import Protocol
 
 COOKIE_NAME = "prefloop_session"
 CSRF_HEADER = "x-prefloop-csrf"
 SESSION_TTL_S = 12 * 3600
-
-
-class HasTokenKey(Protocol):
-    """What a session needs of the gateway's secrets."""
-
-    @property
-    def token_key(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -35,30 +27,28 @@ class WebSession:
     csrf: str
 
 
-def sign_session(
-    key_id: str, secrets: HasTokenKey, *, now: float, ttl_s: int = SESSION_TTL_S
-) -> tuple[str, WebSession]:
+def sign_session(key_id: str, token_key: bytes, *, now: float, ttl_s: int = SESSION_TTL_S) -> tuple[str, WebSession]:
     """Return the cookie value and the session of a key that was just verified. Raises ValueError on an odd key id."""
     if not key_id or "." in key_id:
         raise ValueError("key id must be non-empty and hold no dot")
     expires_at = int(now) + ttl_s
     payload = f"{key_id}.{expires_at}"
-    cookie = f"{payload}.{_sign(secrets.token_key, 'session', payload)}"
-    return cookie, WebSession(key_id, expires_at, _sign(secrets.token_key, "csrf", cookie))
+    cookie = f"{payload}.{_sign(token_key, 'session', payload)}"
+    return cookie, WebSession(key_id, expires_at, _sign(token_key, "csrf", cookie))
 
 
-def read_session(cookie: str | None, secrets: HasTokenKey, *, now: float | None = None) -> WebSession | None:
+def read_session(cookie: str | None, token_key: bytes, *, now: float | None = None) -> WebSession | None:
     """Return the session of a cookie, or None if it is missing, malformed, forged or expired."""
     if not cookie or len(cookie) > 512 or not cookie.isascii():
         return None
     payload, _, signature = cookie.rpartition(".")
-    if not hmac.compare_digest(_sign(secrets.token_key, "session", payload), signature):
+    if not hmac.compare_digest(_sign(token_key, "session", payload), signature):
         return None
     key_id, _, expires_text = payload.rpartition(".")
     expires_at = int(expires_text)  # ours: the signature matched
     if (time.time() if now is None else now) >= expires_at:
         return None
-    return WebSession(key_id, expires_at, _sign(secrets.token_key, "csrf", cookie))
+    return WebSession(key_id, expires_at, _sign(token_key, "csrf", cookie))
 
 
 def is_csrf_valid(session: WebSession, header: str | None) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -42,12 +41,6 @@ def build_api(lifespan: Any, engine_paths: Collection[bytes]) -> FastAPI:
         body = error_body(error.status_code, message or str(error.detail))
         return Response(body, error.status_code, headers=error.headers, media_type="application/json")
 
-    async def refuse_input(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][1:]) or None
-        return Response(error_body(400, str(first["msg"]), param=param), 400, media_type="application/json")
-
     async def forget(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody is there to read it
 
@@ -61,7 +54,6 @@ def build_api(lifespan: Any, engine_paths: Collection[bytes]) -> FastAPI:
 
     api.add_exception_handler(ApiError, refuse)
     api.add_exception_handler(HTTPException, refuse_route)
-    api.add_exception_handler(RequestValidationError, refuse_input)
     api.add_exception_handler(ClientGone, forget)
     api.add_exception_handler(ClientDisconnect, forget)
     api.add_exception_handler(DatabaseError, refuse_for_now)

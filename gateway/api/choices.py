@@ -18,11 +18,13 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
-from feedback.choices import NewChoice, StoredChoice, load_comparison, record_choices
+from feedback.choices import NewChoice, StoredChoice, record_choices
 from feedback.errors import ConflictingChoice, DatabaseError, ExpiredComparison, UnknownComparison
 from feedback.faults import reach
+from gateway.access.keys import PLAYGROUND_APP
 from gateway.access.tokens import ComparisonToken, read_token
-from gateway.errors import ApiError, bad_request, not_found, unauthorized, unavailable
+from gateway.api.request_body import decode_body
+from gateway.errors import ApiError, bad_request, error_body, not_found, unauthorized, unavailable
 from gateway.http.eager import enter_task
 from gateway.serving.context import Context
 
@@ -35,10 +37,11 @@ _MAX_BODY_BYTES = 16_384
 _COMMIT_TIMEOUT_S = 5.0
 CHOICE_PATH = "/v1/comparisons/{comparison_id}/choice"
 _PATH = re.compile(rb"/v1/comparisons/([^/?]+)/choice")
+_METHODS = "POST, OPTIONS"
 CORS = {"access-control-allow-origin": "*"}
 _CORS_LINE = b"access-control-allow-origin: *\r\n"
 _PREFLIGHT = CORS | {
-    "access-control-allow-methods": "POST, OPTIONS",
+    "access-control-allow-methods": _METHODS,
     "access-control-allow-headers": "content-type",
     "access-control-max-age": "86400",
 }
@@ -53,10 +56,12 @@ class ChoiceRequest(msgspec.Struct, frozen=True):
     harmful: bool = False
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class ChoiceAnswer(msgspec.Struct, frozen=True):
+    """What was stored."""
+
     id: str
     preferred: str
-    object: str = "comparison.choice"
+    object: Literal["comparison.choice"] = "comparison.choice"
 
 
 _encoder = msgspec.json.Encoder()
@@ -66,6 +71,11 @@ _decoder = msgspec.json.Decoder(ChoiceRequest)
 def build_choices_router() -> APIRouter:
     """The preflight of choices from other sites; our server takes the choices themselves by `find_choice_handler`."""
     router = APIRouter()
+
+    @router.api_route(CHOICE_PATH, methods=["GET", "HEAD", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def refuse_method(comparison_id: str) -> Response:
+        body = error_body(405, "This address takes POST.")
+        return Response(body, 405, {"allow": _METHODS, **CORS}, "application/json")
 
     @router.options(CHOICE_PATH, include_in_schema=False)
     async def allow_any_site(comparison_id: str) -> Response:
@@ -98,12 +108,11 @@ async def take_choice(context: Context, comparison_id: str, call: Call) -> bytes
     """Store the choice that a call makes; the answer's body. Raises ApiError 400, 401, 404, 409, 410 or 503."""
     request = parse_choice(call.body)
     claims = read_token(request.token, context.secrets)
+    if claims is None or claims.comparison != comparison_id:  # before anything reaches the database
+        raise unauthorized("The token is not for this comparison.")
     await enter_task()
     try:
         async with asyncio.timeout(_COMMIT_TIMEOUT_S):
-            if claims is None or claims.comparison != comparison_id:
-                await asyncio.to_thread(_demand_known, context, comparison_id)
-                raise unauthorized("The token is not for this comparison.")
             new = NewChoice(
                 comparison_id=comparison_id,
                 preferred=request.preferred,
@@ -111,6 +120,7 @@ async def take_choice(context: Context, comparison_id: str, call: Call) -> bytes
                 harmful=request.harmful,
                 channel="browser" if b"origin" in call.headers else "api",
                 at=time.time(),
+                is_published=claims.app != PLAYGROUND_APP or context.settings.gateway.playground_trains,
             )
             stored = await context.writer.arun_grouped(_record, new)
     except UnknownComparison:
@@ -126,7 +136,7 @@ async def take_choice(context: Context, comparison_id: str, call: Call) -> bytes
     if stored.status == "created":
         context.relay.notify()
         _note_created(context, claims, request)
-    return _encoder.encode(_Answer(id=comparison_id, preferred=request.preferred))
+    return _encoder.encode(ChoiceAnswer(id=comparison_id, preferred=request.preferred))
 
 
 def _record(connection: Connection, new: list[NewChoice]) -> list[StoredChoice | Exception]:
@@ -135,21 +145,10 @@ def _record(connection: Connection, new: list[NewChoice]) -> list[StoredChoice |
 
 def parse_choice(body: bytes) -> ChoiceRequest:
     """Read the body. Raises ApiError 400."""
-    try:
-        request = _decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        message, _, path = str(error).partition(" - at `$")
-        raise bad_request(f"Invalid choice: {message}.", param=path.strip("`").lstrip(".") or None) from None
+    request = decode_body(body, _decoder.decode, "choice")
     if request.strength is not None and not 0 <= request.strength <= 1:
         raise bad_request("`strength` must lie between 0 and 1.", param="strength")
     return request
-
-
-def _demand_known(context: Context, comparison_id: str) -> None:
-    if "\0" in comparison_id:  # PostgreSQL has no such text
-        raise UnknownComparison(comparison_id)
-    with context.database.connect() as conn:
-        load_comparison(conn, comparison_id)
 
 
 def _note_created(context: Context, claims: ComparisonToken, request: ChoiceRequest) -> None:

@@ -1,81 +1,132 @@
-"""The HTTP of whoever runs engines for whole models: what is wanted, what is there, and saying so. Scope operator."""
+"""The routes of whoever runs engines for whole models: which are required, which are there, and saying so."""
 
-from typing import Any
+from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, Field
+import msgspec
 
-from gateway.access.auth import require_scope
-from gateway.api.guarded import OperatorRoute
+from gateway.access.keys import Identity
+from gateway.api.routes import OperatorRoutes
 from gateway.engines.engine import EngineState
 from gateway.errors import ApiError, RefusedAction, bad_request, not_found
 from gateway.serving.context import Context
-from gateway.tables.checkpoints import CheckpointRow
+
+_Url = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 
 
-class NewEngine(BaseModel):
+class NewEngine(msgspec.Struct, frozen=True):
     """An engine that serves a checkpoint's whole weights, under the checkpoint's id as the model's name."""
 
-    url: str = Field(min_length=1, max_length=500)
-    checkpoint: str = Field(min_length=1, max_length=200)
+    url: _Url
+    checkpoint: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
-def build_engines_router(context: Context) -> APIRouter:
+class RegisteredEngine(msgspec.Struct, frozen=True):
+    """What was taken."""
+
+    url: str
+    checkpoint: str
+    registered_at: float
+
+
+class EngineAddress(msgspec.Struct, frozen=True):
+    """Which engine."""
+
+    url: _Url
+
+
+class WithdrawnEngine(msgspec.Struct, frozen=True):
+    """Nothing more goes there. `in_flight`: this gateway's requests that have not ended."""
+
+    url: str
+    was_registered: bool
+    in_flight: int
+
+
+class EngineView(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine as this gateway sees it. `checkpoint`: the whole model it holds, null where it takes adapters.
+
+    `adapters`: the names it answers to; `proven`: those that serve.
+    """
+
+    url: str
+    checkpoint: str | None
+    up: bool
+    breaker: str
+    is_hung: bool
+    is_withdrawn: bool
+    in_flight: int
+    adapters: list[str]
+    proven: list[str]
+
+
+class WholeModel(msgspec.Struct, frozen=True):
+    """A checkpoint that needs an engine of its own."""
+
+    checkpoint: str
+    path: str
+    digest: str
+    status: str
+
+
+class EngineList(msgspec.Struct, frozen=True):
+    """What wants an engine, and what is there."""
+
+    wanted: list[WholeModel]
+    data: list[EngineView]
+
+
+def add_engine_routes(routes: OperatorRoutes, context: Context) -> None:
     """GET, POST and DELETE /operator/v1/engines."""
-    router = APIRouter(prefix="/operator/v1", route_class=OperatorRoute)
     register = context.controller.engines
 
-    @router.get("/engines")
-    async def show() -> dict[str, Any]:
+    @routes.add("GET", "/engines", "List the whole models that want an engine, and the engines", {200: EngineList})
+    async def show(_: Identity) -> EngineList:
         wanted, registered = await register.read(context.controller.membership.list_live())
         states = context.deployment.engines
         unseen = [engine for engine in registered if engine.url not in states]  # registered through another gateway
-        return {
-            "wanted": [_show_wanted(row) for row in wanted],
-            "data": [
+        return EngineList(
+            [WholeModel(row.id, row.path, row.digest, row.status) for row in wanted],
+            [
                 *(show_engine(state) for state in states.values()),
                 *(show_engine(EngineState(engine.url, checkpoint=engine.checkpoint)) for engine in unseen),
             ],
-        }
+        )
 
-    @router.post("/engines")
-    async def add(request: Request, body: NewEngine, response: Response) -> dict[str, Any]:
-        actor = "key:" + require_scope(request, "operator").key_id
+    @routes.add(
+        "POST", "/engines", "Register an engine that serves a whole model; 200 if it was known",
+        {200: RegisteredEngine, 201: RegisteredEngine}, 404, 409, body=NewEngine,
+    )  # fmt: skip
+    async def add(identity: Identity, body: NewEngine) -> tuple[int, RegisteredEngine]:
         try:
-            engine, is_new = await register.register(body.url, body.checkpoint, actor)
+            engine, is_new = await register.register(body.url, body.checkpoint, f"key:{identity.key_id}")
         except LookupError as error:
             raise not_found(f"No checkpoint {error}.", param="checkpoint") from error
         except ValueError as error:
             raise bad_request(str(error)) from error
         except RefusedAction as error:
             raise ApiError(409, str(error), code="conflict") from error
-        response.status_code = 201 if is_new else 200
-        return {"url": engine.url, "checkpoint": engine.checkpoint, "registered_at": engine.registered_at}
+        return 201 if is_new else 200, RegisteredEngine(engine.url, engine.checkpoint, engine.registered_at)
 
-    @router.delete("/engines")
-    async def withdraw(url: str = Query(min_length=1, max_length=500)) -> dict[str, Any]:
-        was_registered = await register.withdraw(url)
-        state = context.deployment.engines.get(url.rstrip("/"))
-        in_flight = state.num_in_flight if state is not None else 0
-        return {"url": url.rstrip("/"), "was_registered": was_registered, "in_flight": in_flight}
-
-    return router
-
-
-def show_engine(state: EngineState) -> dict[str, Any]:
-    """One engine as this gateway sees it. `adapters`: the names it answers to; `proven`: those that serve."""
-    return {
-        "url": state.url,
-        "checkpoint": state.checkpoint,
-        "up": state.up,
-        "breaker": state.breaker.phase,
-        "is_hung": state.is_hung,
-        "is_withdrawn": state.is_withdrawn,
-        "in_flight": state.num_in_flight,
-        "adapters": sorted(state.adapters),
-        "proven": sorted(state.proven),
-    }
+    @routes.add(
+        "DELETE", "/engines", "Withdraw an engine; harmless to repeat", {200: WithdrawnEngine}, query=EngineAddress
+    )
+    async def withdraw(_: Identity, query: EngineAddress) -> WithdrawnEngine:
+        was_registered = await register.withdraw(query.url)
+        url = query.url.rstrip("/")
+        state = context.deployment.engines.get(url)
+        return WithdrawnEngine(url, was_registered, 0 if state is None else state.num_in_flight)
 
 
-def _show_wanted(row: CheckpointRow) -> dict[str, Any]:
-    return {"checkpoint": row.id, "path": row.path, "digest": row.digest, "status": row.status}
+def show_engine(state: EngineState) -> EngineView:
+    """One engine as operators see it."""
+    return EngineView(
+        url=state.url,
+        checkpoint=state.checkpoint,
+        up=state.up,
+        breaker=state.breaker.phase,
+        is_hung=state.is_hung,
+        is_withdrawn=state.is_withdrawn,
+        in_flight=state.num_in_flight,
+        adapters=sorted(state.adapters),
+        proven=sorted(state.proven),
+    )

@@ -1,28 +1,37 @@
-"""What operators ask of what people said. Scope operator."""
+"""What operators ask of what people said."""
 
 import asyncio
-from dataclasses import asdict
-from typing import Any
+from dataclasses import fields
 
-from fastapi import APIRouter
+import msgspec
 
-from feedback.quality.bias import Vote, load_votes, measure_bias
-from gateway.api.guarded import OperatorRoute
+from feedback.quality.bias import Interval, Vote, load_votes, measure_bias
+from gateway.access.keys import Identity
+from gateway.api.routes import OperatorRoutes
 from gateway.serving.context import Context
 
 _NUM_VOTES = 20_000
 
 
-def build_feedback_router(context: Context) -> APIRouter:
+class BiasView(msgspec.Struct, frozen=True):
+    """Each user counts once. `finish_effect`: how much likelier the answer shown first is chosen when it was complete first."""
+
+    is_biased: bool
+    shown_first: Interval
+    finished_first: Interval
+    finish_effect: Interval
+
+
+def add_feedback_route(routes: OperatorRoutes, context: Context) -> None:
     """GET /operator/v1/feedback/bias."""
-    router = APIRouter(prefix="/operator/v1", route_class=OperatorRoute)
 
-    @router.get("/feedback/bias")
-    async def show_bias() -> dict[str, Any]:
+    @routes.add(
+        "GET", "/feedback/bias", "Show whether people choose by place, or by which answer was there first",
+        {200: BiasView},
+    )  # fmt: skip
+    async def show_bias(_: Identity) -> BiasView:
         bias = measure_bias(await asyncio.to_thread(_load, context))
-        return {"is_biased": bias.is_biased, **asdict(bias)}
-
-    return router
+        return BiasView(bias.is_biased, **{each.name: getattr(bias, each.name) for each in fields(bias)})
 
 
 def _load(context: Context) -> list[Vote]:

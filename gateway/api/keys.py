@@ -1,30 +1,33 @@
 """Makes, lists, limits and revokes API keys. All but listing needs the scope admin: no operator promotes itself."""
 
-from __future__ import annotations
-
 import asyncio
 import time
-from typing import TypeVar
+from typing import Literal
 
 import msgspec
-from fastapi import APIRouter, Request
-from starlette.responses import Response
 
-from gateway.access.auth import require_scope
-from gateway.access.keys import LimitsChange, change_limits, create_key, list_keys, revoke_key
+from gateway.access.keys import (
+    HOW_TO_REPLACE,
+    PLAYGROUND_APP,
+    Identity,
+    KeyRow,
+    LimitsChange,
+    change_limits,
+    create_key,
+    key_id_of,
+    list_keys,
+    revoke_key,
+)
 from gateway.access.limits.allowance import KeyLimits
-from gateway.api.request_body import read_body
-from gateway.errors import bad_request, not_found
+from gateway.api.routes import OperatorRoutes
+from gateway.errors import ApiError, bad_request, not_found
 from gateway.serving.context import Context
 
-_MAX_BODY_BYTES = 16_384
 _MAX_NAME = 200
-
-T = TypeVar("T")
 
 
 class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST; `scope` is one or several, separated by spaces."""
+    """A key to be made; `scope` is one or several, separated by spaces."""
 
     name: str
     scope: str = "app"
@@ -33,69 +36,85 @@ class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of PATCH."""
+    """A key's new limits."""
 
     limits: LimitsChange
 
 
-def build_keys_router(context: Context) -> APIRouter:
+class NewKey(KeyRow, frozen=True, kw_only=True):
+    """A key that was made: the only time that the whole key is shown."""
+
+    key: str
+
+
+class KeyList(msgspec.Struct, frozen=True):
+    """All keys, oldest first."""
+
+    data: list[KeyRow]
+    object: Literal["list"] = "list"
+
+
+class RevokedKey(msgspec.Struct, frozen=True):
+    """A key that works no more."""
+
+    id: str
+    object: Literal["key"] = "key"
+    revoked: bool = True
+
+
+def add_key_routes(routes: OperatorRoutes, context: Context) -> None:
     """GET, POST, PATCH and DELETE /operator/v1/keys."""
-    router = APIRouter()
 
-    @router.get("/operator/v1/keys")
-    async def show_keys(request: Request) -> Response:
-        require_scope(request, "operator")
-
-        def read() -> object:
+    @routes.add("GET", "/keys", "List the keys", {200: KeyList})
+    async def show_keys(_: Identity) -> KeyList:
+        def read() -> list[KeyRow]:
             with context.database.connect() as conn:
                 return list_keys(conn)
 
-        return _json({"object": "list", "data": await asyncio.to_thread(read)})
+        return KeyList(await asyncio.to_thread(read))
 
-    @router.post("/operator/v1/keys")
-    async def add_key(request: Request) -> Response:
-        require_scope(request, "admin")
-        asked = _parse(await read_body(request, _MAX_BODY_BYTES), KeyRequest)
-        if not asked.name.strip() or len(asked.name) > _MAX_NAME or not asked.name.isprintable():
+    @routes.add("POST", "/keys", "Make a key", {201: NewKey}, body=KeyRequest, scope="admin")
+    async def add_key(_: Identity, body: KeyRequest) -> NewKey:
+        if not body.name.strip() or len(body.name) > _MAX_NAME or not body.name.isprintable():
             raise bad_request(f"`name` must have 1 to {_MAX_NAME} printable characters.", param="name")
-        _refuse_budget_without_prices(asked.limits, context)
+        if body.name.strip() == PLAYGROUND_APP:
+            raise bad_request(f"`{PLAYGROUND_APP}` is the playground's own name.", param="name")
+        _refuse_budget_without_prices(body.limits, context)
         try:
             key, row = await context.writer.arun(
                 lambda conn: create_key(
                     conn,
                     context.secrets.pepper,
-                    app=asked.name.strip(),
-                    scopes=frozenset(asked.scope.split()),
-                    pairs=asked.pairs,
+                    app=body.name.strip(),
+                    scopes=frozenset(body.scope.split()),
+                    pairs=body.pairs,
                     now=time.time(),
-                    limits=asked.limits,
+                    limits=body.limits,
                 )
             )
         except ValueError as error:
             raise bad_request(str(error), param="scope") from None
         await asyncio.to_thread(context.keys.refresh, context.database)
-        return _json({**msgspec.to_builtins(row), "key": key}, status=201)
+        return NewKey(**msgspec.structs.asdict(row), key=key)
 
-    @router.patch("/operator/v1/keys/{key_id}")
-    async def change_key(key_id: str, request: Request) -> Response:
-        require_scope(request, "admin")
-        asked = _parse(await read_body(request, _MAX_BODY_BYTES), KeyChange)
-        _refuse_budget_without_prices(asked.limits, context)
-        row = await context.writer.arun(lambda conn: change_limits(conn, key_id, asked.limits))
+    @routes.add("PATCH", "/keys/{key_id}", "Change a key's limits", {200: KeyRow}, 404, body=KeyChange, scope="admin")
+    async def change_key(_: Identity, key_id: str, body: KeyChange) -> KeyRow:
+        _refuse_budget_without_prices(body.limits, context)
+        row = await context.writer.arun(lambda conn: change_limits(conn, key_id, body.limits))
         if row is None:
             raise not_found("There is no such key.", code="unknown_key")
         await asyncio.to_thread(context.keys.refresh, context.database)
-        return _json(row)
+        return row
 
-    @router.delete("/operator/v1/keys/{key_id}")
-    async def remove_key(key_id: str, request: Request) -> Response:
-        require_scope(request, "admin")
+    @routes.add("DELETE", "/keys/{key_id}", "Revoke a key", {200: RevokedKey}, 404, 409, scope="admin")
+    async def remove_key(_: Identity, key_id: str) -> RevokedKey:
+        if key_id == key_id_of(context.secrets.admin_key):
+            message = f"This is the admin key that the gateway was started with. {HOW_TO_REPLACE}"
+            raise ApiError(409, message, code="current_admin_key")
         if not await context.writer.arun(lambda conn: revoke_key(conn, key_id, time.time())):
             raise not_found("There is no such key.", code="unknown_key")
         await asyncio.to_thread(context.keys.refresh, context.database)
-        return _json({"id": key_id, "object": "key", "revoked": True})
-
-    return router
+        return RevokedKey(key_id)
 
 
 def _refuse_budget_without_prices(limits: KeyLimits | LimitsChange | None, context: Context) -> None:
@@ -107,14 +126,3 @@ def _refuse_budget_without_prices(limits: KeyLimits | LimitsChange | None, conte
             " gateway.price_per_million_completion_tokens first.",
             param="limits",
         )
-
-
-def _parse(body: bytes, type_: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=type_)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise bad_request(f"Invalid key request: {error}.") from None
-
-
-def _json(body: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(body), status_code=status, media_type="application/json")

@@ -1,15 +1,20 @@
 """What the playground's chat box asks: under an identity of its own, on the same path as every app's requests.
 
-No key enters the browser; only our own page may ask.
+No key enters the browser; only our own page may ask, up to a limit. Nobody's name is passed on, so nothing that is asked
+here counts as evidence of a rollout; what is chosen trains nothing unless a setting says so.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.access.keys import Identity
+from gateway.access.clients import find_client, is_loopback
+from gateway.access.keys import PLAYGROUND_APP, Identity
+from gateway.access.limits.allowance import KeyLimits
+from gateway.api.request_body import decode_body
 from gateway.errors import ApiError, bad_request, forbidden
 from gateway.serving.dispatch import answer_chat
 from gateway.serving.routing import Header
@@ -17,10 +22,11 @@ from gateway.serving.routing import Header
 if TYPE_CHECKING:
     from gateway.http.call import Call, Handler
     from gateway.serving.context import Context
+    from gateway.settings import GatewaySection
 
 PLAYGROUND_PATH = b"/playground/chat"
-PLAYGROUND = Identity(key_id="playground", app="playground", scopes=frozenset({"app"}), pairs=True)
-_PASSED_ON = (b"x-prefloop-compare", b"x-prefloop-user", b"x-prefloop-conversation")
+PLAYGROUND = Identity(key_id="playground", app=PLAYGROUND_APP, scopes=frozenset({"app"}), pairs=True)
+_PASSED_ON = (b"x-prefloop-compare", b"x-prefloop-conversation")
 
 
 class Question(msgspec.Struct):
@@ -29,26 +35,38 @@ class Question(msgspec.Struct):
     messages: list[dict[str, Any]]
 
 
+_decoder = msgspec.json.Decoder(Question)
+
+
+def has_playground(section: GatewaySection) -> bool:
+    """Whether the playground is served: to anybody, or to this machine."""
+    return is_loopback(section.host) if section.playground is None else section.playground
+
+
 def build_playground_handler(context: Context) -> Handler:
     """The handler of PLAYGROUND_PATH."""
+    section = context.settings.gateway
+    limits = KeyLimits(requests_per_minute=section.playground_requests_per_minute)
+    identity = replace(PLAYGROUND, limits=limits)
 
     async def ask(call: Call) -> None:
         refuse_other_sites(call.header)
-        if not (call.header(b"content-type") or "").startswith("application/json"):
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in call.headers.items()}
+        if section.playground is None and not find_client(call.peer, "http", headers, section.trusted_proxies).is_local:
+            raise forbidden("This playground answers this machine only: `gateway.playground` opens it.")
+        if not headers.get("content-type", "").startswith("application/json"):
             raise ApiError(415, "The question must be sent as application/json.")
-        headers = {name: value for name in _PASSED_ON if (value := call.header(name)) is not None}
-        body = build_chat_body(call.body, policy=context.settings.policy)
-        await answer_chat(context, PLAYGROUND, call, headers, body)
+        passed_on = {name: value for name in _PASSED_ON if (value := call.header(name)) is not None}
+        await answer_chat(
+            context, identity, call, passed_on, build_chat_body(call.body, policy=context.settings.policy)
+        )
 
     return ask
 
 
 def build_chat_body(raw: bytes, *, policy: str) -> bytes:
     """Return the chat request for what the page sent. Raises ApiError 400 on anything else than a conversation."""
-    try:
-        question = msgspec.json.decode(raw, type=Question)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise bad_request(f"The question cannot be read: {error}") from None
+    question = decode_body(raw, _decoder.decode, "question")
     if not question.messages:
         raise bad_request("The question is empty.", param="messages")
     return msgspec.json.encode({"model": policy, "messages": question.messages, "stream": True})

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -24,11 +24,12 @@ from starlette.responses import Response
 from feedback.errors import ConflictingSignal, DatabaseError
 from feedback.events import Outcome, Signal
 from feedback.signals import StoredSignal, find_signal, fingerprint_signal, record_signal
-from gateway.access.auth import authenticate
+from gateway.access.auth import authenticate_request
 from gateway.access.keys import Identity
 from gateway.api.request_body import read_body
+from gateway.api.routes import APPS, OF_ANY, OF_KEYS, Operation, add_route, render
+from gateway.api.signal_request import SCALE, SignalRequest, parse_signal, read_idempotency_key
 from gateway.errors import ApiError, bad_request, not_found, unavailable
-from gateway.serving.body import check_depth
 from gateway.serving.context import Context
 from gateway.serving.metrics import ARMS
 from gateway.serving.recording.comparison_lookup import NoSuchCandidate, ShownCandidate, find_candidate, may_be_pair
@@ -41,34 +42,25 @@ logger = logging.getLogger("gateway.signals")
 
 _COMMIT_TIMEOUT_S = 10.0
 _ID = re.compile(r"[^\x00-\x1f\x7f]{1,300}")
-_MAX_KEY = 255
-_MAX_NAME = 200
-_MAX_COMMENT = 10_000
-_SCALE = 5  # unless the request says another
-_MAX_SCALE = 1000
-_SAID = ("thumb", "rating", "edited_text", "outcome", "comment")
 
 
-class StrictOutcome(Outcome, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An outcome as an app sends it."""
+class SignalAnswer(msgspec.Struct, frozen=True):
+    """A signal that is stored."""
+
+    id: str
+    completion_id: str
+    created: int
+    object: Literal["completion.signal"] = "completion.signal"
 
 
-class SignalRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of a signal: one or several of `thumb` … `comment`.
-
-    `rating` lies between 1 and `scale`; `index` is the choice's among several; `messages` and `answer` are for a
-    completion that was not recorded.
-    """
-
-    thumb: Literal["up", "down"] | None = None
-    rating: float | None = None
-    scale: int | None = None
-    edited_text: str | None = None
-    outcome: StrictOutcome | None = None
-    comment: str | None = None
-    index: int = 0
-    messages: list[dict[str, Any]] | None = None
-    answer: str | None = None
+_SIGNAL = Operation(
+    tag=APPS,
+    summary="Say what became of an answer: thumb, rating, edited text, outcome, comment",
+    answers={200: SignalAnswer},
+    refusals=OF_ANY | OF_KEYS | {404, 413, 422, 503},
+    body=SignalRequest,
+    headers=("x-prefloop-user", "idempotency-key"),
+)
 
 
 def build_signals_router(context: Context) -> APIRouter:
@@ -76,22 +68,16 @@ def build_signals_router(context: Context) -> APIRouter:
     router = APIRouter()
     counter = Counter("prefloop_signals", "Signals acknowledged.", registry=context.metrics.registry)
 
-    @router.post("/v1/completions/{completion_id}/signal")
+    @add_route(router, "POST", "/v1/completions/{completion_id}/signal", _SIGNAL)
     async def signal(completion_id: str, request: Request) -> Response:
-        identity = authenticate(request.headers, context.keys, "app", "chooser")
+        identity = authenticate_request(request, context.keys, "app", "chooser")
         body = await read_body(request, context.settings.gateway.max_event_bytes)
         stored = await take_signal(context, identity, completion_id, request.headers, body)
         if stored.status == "created":
             counter.inc()
             context.relay.notify()
-        answer = {
-            "id": stored.id,
-            "object": "completion.signal",
-            "completion_id": stored.completion_id,
-            "created": int(stored.created_at),
-        }
         headers = {"idempotent-replayed": "true"} if stored.status == "replayed" else None
-        return Response(msgspec.json.encode(answer), media_type="application/json", headers=headers)
+        return render(SignalAnswer(stored.id, stored.completion_id, int(stored.created_at)), headers=headers)
 
     return router
 
@@ -120,60 +106,6 @@ async def take_signal(
         raise unavailable("The signal could not be stored; send it again.") from error
 
 
-def parse_signal(body: bytes) -> SignalRequest:
-    """Read the body. Raises ApiError 400."""
-    try:
-        request = msgspec.json.decode(body, type=SignalRequest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        message, _, path = str(error).partition(" - at `$")
-        unknown = re.search(r"unknown field `(.+)`", message)
-        param = path.strip("`").lstrip(".") or (unknown[1] if unknown else None)
-        raise bad_request(f"Invalid signal: {message}.", param=param) from None
-    if all(getattr(request, name) is None for name in _SAID):
-        raise bad_request(f"Say one of {', '.join(_SAID)}.")
-    _check_rating(request)
-    if request.edited_text == "":
-        raise bad_request("`edited_text` is empty.", param="edited_text")
-    if request.comment is not None and not 0 < len(request.comment) <= _MAX_COMMENT:
-        raise bad_request(f"`comment` must have 1 to {_MAX_COMMENT} characters.", param="comment")
-    if request.outcome is not None:
-        if request.outcome.success is None and request.outcome.score is None:
-            raise bad_request("`outcome` needs `success` or `score`.", param="outcome")
-        if len(request.outcome.name or "") > _MAX_NAME:
-            raise bad_request(f"`outcome.name` has more than {_MAX_NAME} characters.", param="outcome.name")
-    if request.index < 0:
-        raise bad_request("`index` must not be negative.", param="index")
-    if (request.messages is None) != (request.answer is None) or request.messages == []:
-        raise bad_request("`messages` and `answer` go together, and neither is empty.", param="messages")
-    try:
-        check_depth(request.messages)
-    except ValueError as error:
-        raise bad_request(f"`messages` is {error}.", param="messages") from None
-    return request
-
-
-def _check_rating(request: SignalRequest) -> None:
-    if request.scale is not None:
-        if request.rating is None:
-            raise bad_request("`scale` says nothing without `rating`.", param="scale")
-        if not 2 <= request.scale <= _MAX_SCALE:
-            raise bad_request(f"`scale` must lie between 2 and {_MAX_SCALE}.", param="scale")
-    scale = request.scale or _SCALE
-    if request.rating is not None and not 1 <= request.rating <= scale:
-        raise bad_request(f"`rating` must lie between 1 and {scale}.", param="rating")
-
-
-def read_idempotency_key(headers: Mapping[str, str]) -> str | None:
-    """The key, without the quotes that the draft asks for and most clients leave out. Raises ApiError 400."""
-    value = headers.get("idempotency-key")
-    if value is None:
-        return None
-    key = value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
-    if not 0 < len(key) <= _MAX_KEY or not key.isascii() or not key.isprintable():
-        raise bad_request(f"`Idempotency-Key` must have 1 to {_MAX_KEY} printable characters.", param="idempotency-key")
-    return key
-
-
 async def describe_signal(
     context: Context, identity: Identity, completion_id: str, headers: Mapping[str, str], request: SignalRequest
 ) -> Signal:
@@ -195,7 +127,7 @@ async def describe_signal(
         app=identity.app,
         thumb=request.thumb,
         rating=request.rating,
-        scale=None if request.rating is None else request.scale or _SCALE,
+        scale=None if request.rating is None else request.scale or SCALE,
         edited_text=request.edited_text,
         outcome=None if request.outcome is None else Outcome(**asdict(request.outcome)),
         comment=request.comment,

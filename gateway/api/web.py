@@ -17,11 +17,12 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from gateway.access.clients import find_request_client
 from gateway.access.keys import Identity
 from gateway.access.session import COOKIE_NAME, SESSION_TTL_S, WebSession, read_session, sign_session
-from gateway.api.playground import refuse_other_sites
-from gateway.api.request_body import read_body
-from gateway.errors import bad_request, forbidden, not_found, unauthorized
+from gateway.api.playground import has_playground, refuse_other_sites
+from gateway.api.request_body import decode_body, read_body
+from gateway.errors import forbidden, not_found, unauthorized
 
 if TYPE_CHECKING:
     from gateway.serving.context import Context
@@ -97,7 +98,7 @@ def build_web_router(context: Context) -> APIRouter:
 
     @router.get("/")
     async def show_playground(request: Request) -> Response:
-        if not settings.gateway.playground:
+        if not has_playground(settings.gateway):
             return RedirectResponse("/console", 307)
         return _send_file(files["playground.html"], request)
 
@@ -127,7 +128,7 @@ def build_web_router(context: Context) -> APIRouter:
     async def sign_in(request: Request) -> Response:
         _refuse_other_sites(request)
         identity = _check_operator(await read_body(request, _MAX_SIGN_IN_BYTES), context)
-        cookie, session = sign_session(identity.key_id, context.secrets, now=time.time())
+        cookie, session = sign_session(identity.key_id, context.secrets.token_key, now=time.time())
         response = _session_response(session)
         response.set_cookie(
             COOKIE_NAME,
@@ -135,7 +136,7 @@ def build_web_router(context: Context) -> APIRouter:
             max_age=SESSION_TTL_S,
             httponly=True,
             samesite="strict",
-            secure=request.url.scheme == "https",
+            secure=find_request_client(request, settings.gateway.trusted_proxies).is_https,
         )
         return response
 
@@ -150,10 +151,7 @@ def build_web_router(context: Context) -> APIRouter:
 
 
 def _check_operator(raw: bytes, context: Context) -> Identity:
-    try:
-        given = msgspec.json.decode(raw, type=SignIn)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise bad_request("Send the key as JSON.") from None
+    given = decode_body(raw, msgspec.json.Decoder(SignIn).decode, "sign-in")
     identity = context.keys.check(given.key)
     if identity is None:
         raise unauthorized("This key is unknown or was revoked.")
@@ -163,7 +161,7 @@ def _check_operator(raw: bytes, context: Context) -> Identity:
 
 
 def _current_session(request: Request, context: Context) -> WebSession | None:
-    session = read_session(request.cookies.get(COOKIE_NAME), context.secrets)
+    session = read_session(request.cookies.get(COOKIE_NAME), context.secrets.token_key)
     identity = None if session is None else context.keys.by_id(session.key_id)
     return session if identity is not None and identity.may("operator") else None
 

@@ -56,6 +56,7 @@ class Channel(Protocol):
     flow: Any
     loop: asyncio.AbstractEventLoop
     url: bytes
+    client: tuple[str, int] | None  # the address at the other end
 
     @property
     def max_body_bytes(self) -> int:
@@ -129,6 +130,12 @@ class Call:
         """A header by its lower-case name."""
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
+
+    @property
+    def peer(self) -> str | None:
+        """The address at the other end of the connection."""
+        client = self._protocol.client
+        return None if client is None else client[0]
 
     @property
     def own_id(self) -> str:

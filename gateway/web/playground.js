@@ -62,7 +62,6 @@ function showAnswer() {
     headers: {
       "content-type": "application/json",
       "x-prefloop-compare": page.compare.value,
-      "x-prefloop-user": personId(),
       "x-prefloop-conversation": conversation,
     },
     body: JSON.stringify({ messages: history }),
@@ -104,20 +103,6 @@ async function showExamples() {
     chip.addEventListener("click", () => ask(question));
     item.append(chip);
     page.examples.append(item);
-  }
-}
-
-/** A random name for this browser, so that one person's choices count as one person's. The gateway stores only a keyed hash. */
-function personId() {
-  try {
-    let id = localStorage.getItem("prefloop-person");
-    if (!id) {
-      id = makeId();
-      localStorage.setItem("prefloop-person", id);
-    }
-    return `playground-${id}`;
-  } catch {
-    return `playground-${conversation}`;
   }
 }
 

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 
 PROBE_TOKENS = [1, 2, 3]
 PROBE_LOGPROBS = [-1.0, -2.0]
-OPENINGS = {0: "Well, hm", 1: "Gladly"}
+OPENINGS = {0: "Well, hm", 1: "Gladly"}  # of even and odd checkpoints
 
 
 def build_engine() -> FastAPI:
@@ -61,9 +61,9 @@ def build_engine() -> FastAPI:
 
 def write_answer(body: dict[str, Any]) -> str:
     """Return the adapter's answer to the last question."""
-    number = int(body["model"].split("-")[1])
+    kind = int(body["model"].split("-")[1]) % len(OPENINGS)
     question = body["messages"][-1]["content"]
-    return f"{OPENINGS[number]}: you asked “{question}”, and this is answer number {body.get('seed', 0)}."
+    return f"{OPENINGS[kind]}: you asked “{question}”, and this is answer number {body.get('seed', 0)}."
 
 
 def stream_answer(head: dict[str, Any], text: str, usage: dict[str, int], body: dict[str, Any]) -> Iterator[str]:

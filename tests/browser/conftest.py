@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from adapter_engine import build_engine
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
-from running_gateway import EXAMPLES, RunningGateway, free_port, is_answering, wait_until
-from scripted_app import ScriptedApp, run_app
+
+from tests.browser.adapter_engine import build_engine
+from tests.browser.running_gateway import EXAMPLES, RunningGateway, free_port, is_answering, wait_until
+from tests.browser.scripted_app import ScriptedApp, run_app
 
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -47,9 +48,9 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """A Chromium for one module: while it is open its event loop runs, and no asyncio test could start its own."""
+    """A Chromium for this folder: while it is open its event loop runs, and no asyncio test could start its own."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         reason = "no Chromium: apt-get install chromium"
@@ -75,16 +76,9 @@ def page(browser: Browser) -> Iterator[Page]:
     assert problems == []
 
 
-@pytest.fixture
-def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
-    """A gateway that serves checkpoint 0."""
-    with run_gateway(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def lasting_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    """The same for a whole module: for tests that only read what it serves, or count from where they began."""
+@pytest.fixture(scope="package")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """One gateway for all tests, which serves checkpoint 0 to begin with: they count from where they began."""
     with run_gateway(tmp_path_factory.mktemp("gateway")) as running:
         yield running
 
@@ -129,8 +123,8 @@ def run_gateway(folder: Path) -> Iterator[RunningGateway]:
 
 
 @pytest.fixture
-def app(lasting_gateway: RunningGateway) -> Iterator[ScriptedApp]:
-    with run_app(lasting_gateway.url) as running:
+def app(gateway: RunningGateway) -> Iterator[ScriptedApp]:
+    with run_app(gateway.url) as running:
         yield running
 
 

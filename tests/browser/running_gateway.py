@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapter_engine import OPENINGS, PROBE_LOGPROBS, PROBE_TOKENS
-
 from bench.gateway.checkpoints import make_checkpoint
 from feedback.manifest import Probe
+from tests.browser.adapter_engine import OPENINGS, PROBE_LOGPROBS, PROBE_TOKENS
 
 _PROBE = Probe(prompt_token_ids=PROBE_TOKENS, logprobs=PROBE_LOGPROBS, base_logprobs=[-5.0, -5.0])
 EXAMPLES = ["What is the capital of Peru?", "How many legs has a spider?"]
@@ -38,6 +37,10 @@ class RunningGateway:
 
     def rollout(self) -> dict[str, Any]:
         return self.call("/operator/v1/status")["rollout"] or {}
+
+    def count_choices(self) -> int:
+        """How many were made since the gateway started."""
+        return int(self.call("/operator/v1/status")["counters"]["choices"])
 
     def publish(self, number: int, parent: str | None) -> str:
         """Register a checkpoint and return its id."""

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
-from running_gateway import wait_until
-from scripted_app import CUT, PAIR, QUESTION, SINGLE, WAIT, ChoiceRoute, ScriptedApp, say, seen
+
+from tests.browser.running_gateway import wait_until
+from tests.browser.scripted_app import CUT, PAIR, QUESTION, SINGLE, WAIT, ChoiceRoute, ScriptedApp, say, seen
 
 pytestmark = pytest.mark.browser
 

@@ -2,7 +2,8 @@
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
-from scripted_app import PAIR, SINGLE, WAIT, ChoiceRoute, ScriptedApp, say, seen
+
+from tests.browser.scripted_app import PAIR, SINGLE, WAIT, ChoiceRoute, ScriptedApp, say, seen
 
 pytestmark = pytest.mark.browser
 

@@ -1,10 +1,12 @@
 """An operator in the console: signs in, reads the evidence, approves or aborts."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, Route, expect
-from running_gateway import RunningGateway, let_people_choose, wait_until
+
+from tests.browser.running_gateway import RunningGateway, let_people_choose, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -16,10 +18,52 @@ def sign_in(gateway: RunningGateway, page: Page) -> None:
     expect(page.locator("#dashboard")).to_be_visible()
 
 
-def test_an_operator_approves_a_canary_that_people_prefer(gateway: RunningGateway, page: Page, tmp_path: Path) -> None:
-    stable = gateway.call("/operator/v1/status")["stable"]["id"]
-    canary = gateway.publish(1, stable)
+@pytest.fixture
+def canary(gateway: RunningGateway) -> Iterator[str]:
+    """A new checkpoint on trial, whose answers differ from stable's: one more than a multiple of two after it."""
+    stable = gateway.call("/operator/v1/status")["stable"]
+    canary = gateway.publish(len(gateway.call("/operator/v1/checkpoints")["data"]) * 2 + 1, stable["id"])
+    wait_until(lambda: gateway.call("/operator/v1/status")["canary"] is not None, "the canary serves")
     wait_until(lambda: gateway.rollout().get("phase") == "Progressing", "the canary is on trial")
+    yield canary
+    if gateway.rollout():  # a test that fails leaves the others a gateway without a rollout
+        gateway.call(f"/operator/v1/rollouts/{gateway.rollout()['id']}:abort", {})
+        wait_until(lambda: not gateway.rollout(), "the rollout has ended")
+
+
+def show_baking(route: Route) -> None:
+    """The status with its rollout in a phase that is soon over, and a controller that fails."""
+    status = route.fetch().json()
+    status["rollout"] |= {"phase": "Baking", "weight": 0.05, "weight_of": "old"}
+    status["controller"] = {"problem": "KeyError: 'cap'", "num_failures": 1}
+    route.fulfill(json=status)
+
+
+def test_an_operator_pauses_resumes_and_aborts_with_a_reason(
+    gateway: RunningGateway, canary: str, page: Page, tmp_path: Path
+) -> None:
+    sign_in(gateway, page)
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#phase")).to_have_text("Paused")
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator("#phase")).to_have_text("Progressing")
+    expect(page.locator("#weight-of")).to_have_text("Canary weight")
+    page.route("**/operator/v1/status", show_baking)
+    expect(page.locator("#weight-of")).to_have_text("Old checkpoint’s weight")
+    expect(page.locator("#controller-problem")).to_contain_text("The rollout controller fails: KeyError: 'cap'")
+    page.unroute("**/operator/v1/status")
+    expect(page.locator("#controller-problem")).to_be_hidden()
+    page.get_by_role("button", name="Abort").click()
+    page.fill("#reason", "It answers in riddles")
+    page.get_by_role("dialog").get_by_role("button", name="Abort").click()
+    expect(page.locator("#phase")).to_have_text("Degraded", timeout=30_000)
+    expect(page.locator("#trail")).to_contain_text("Operator: It answers in riddles")
+    page.screenshot(path=tmp_path / "aborted.png", full_page=True)
+
+
+def test_an_operator_approves_a_canary_that_people_prefer(
+    gateway: RunningGateway, canary: str, page: Page, tmp_path: Path
+) -> None:
     for start in range(0, 400, 40):
         let_people_choose(gateway, 40, start=start)
         if gateway.rollout()["phase"] == "WaitingPromotion":
@@ -46,38 +90,6 @@ def test_an_operator_approves_a_canary_that_people_prefer(gateway: RunningGatewa
     expect(page.locator("#phase")).to_have_text("Healthy", timeout=30_000)
     expect(page.locator("#actions")).to_be_hidden()
     page.screenshot(path=tmp_path / "promoted.png", full_page=True)
-
-
-def show_baking(route: Route) -> None:
-    """The status with its rollout in a phase that is soon over, and a controller that fails."""
-    status = route.fetch().json()
-    status["rollout"] |= {"phase": "Baking", "weight": 0.05, "weight_of": "old"}
-    status["controller"] = {"problem": "KeyError: 'cap'", "num_failures": 1}
-    route.fulfill(json=status)
-
-
-def test_an_operator_pauses_resumes_and_aborts_with_a_reason(
-    gateway: RunningGateway, page: Page, tmp_path: Path
-) -> None:
-    gateway.publish(1, gateway.call("/operator/v1/status")["stable"]["id"])
-    wait_until(lambda: gateway.rollout().get("phase") == "Progressing", "the canary is on trial")
-    sign_in(gateway, page)
-    page.get_by_role("button", name="Pause").click()
-    expect(page.locator("#phase")).to_have_text("Paused")
-    page.get_by_role("button", name="Resume").click()
-    expect(page.locator("#phase")).to_have_text("Progressing")
-    expect(page.locator("#weight-of")).to_have_text("Canary weight")
-    page.route("**/operator/v1/status", show_baking)
-    expect(page.locator("#weight-of")).to_have_text("Old checkpoint’s weight")
-    expect(page.locator("#controller-problem")).to_contain_text("The rollout controller fails: KeyError: 'cap'")
-    page.unroute("**/operator/v1/status")
-    expect(page.locator("#controller-problem")).to_be_hidden()
-    page.get_by_role("button", name="Abort").click()
-    page.fill("#reason", "It answers in riddles")
-    page.get_by_role("dialog").get_by_role("button", name="Abort").click()
-    expect(page.locator("#phase")).to_have_text("Degraded", timeout=30_000)
-    expect(page.locator("#trail")).to_contain_text("Operator: It answers in riddles")
-    page.screenshot(path=tmp_path / "aborted.png", full_page=True)
 
 
 def test_a_wrong_key_stays_outside_and_a_session_ends_at_sign_out(gateway: RunningGateway, page: Page) -> None:

@@ -37,9 +37,9 @@ def lacks(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def lasting_gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
-    """A gateway for a whole module, that would always answer twice if it were asked to."""
+    """One gateway for all tests of clients, that would always answer twice if it were asked to."""
     async with run_gateway(tmp_path_factory.mktemp("gateway"), ask_rate=1.0, max_asks_per_user_day=3) as running:
         yield running
 

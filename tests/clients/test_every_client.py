@@ -15,7 +15,7 @@ WEATHER = {"type": "function", "function": {"name": "weather", "parameters": PAR
 PAIR = {"X-Prefloop-Compare": "auto"}
 NOWHERE = "http://127.0.0.1:9"
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="package")
 both_ways = pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
 
 

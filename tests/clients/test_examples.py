@@ -19,7 +19,7 @@ from aiohttp import web
 from tests.clients.conftest import HERE, Running, free_port, wait_until
 
 EXAMPLES = HERE.parent.parent / "docs" / "examples"
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 TALK = {"conversation": "talk-1", "messages": [{"role": "user", "content": "How are you?"}]}
 
@@ -101,13 +101,13 @@ def folder(name: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     return folder
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
 async def lasting_url(name: str, folder: Path, lasting_gateway: Running) -> AsyncIterator[str]:
     async with run_example(name, folder, lasting_gateway.url, lasting_gateway.key) as url:
         yield url
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="package")
 async def app(lasting_url: str, gateway: Running) -> AsyncIterator[App]:
     """The app, in a browser of its own."""
     async with open_browser(lasting_url) as running:

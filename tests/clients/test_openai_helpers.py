@@ -11,7 +11,7 @@ from tests.clients.adapters import OpenAINode
 from tests.clients.conftest import Running
 from tests.clients.test_every_client import ASKED, PAIR, WEATHER
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 
 @pytest.fixture

@@ -8,18 +8,19 @@ from starlette.responses import Response
 from world import World
 
 from gateway.access.keys import Identity
-from gateway.api.operator import build_operator_router
+from gateway.api.operators import build_operator_router
 from gateway.errors import ApiError
 
 
 def open_client(world: World) -> httpx.AsyncClient:
-    keys = SimpleNamespace(check=lambda key: Identity("k1", "ops", frozenset({key})))
+    keys = SimpleNamespace(identify=lambda header: Identity("k1", "ops", frozenset({header.decode().split()[1]})))
     context = SimpleNamespace(
         settings=world.settings,
         writer=world.writer,
         deployment=world.deployment,
         controller=world.controller,
         keys=keys,
+        secrets=None,
     )
     app = FastAPI()
     app.state.context = context

@@ -1,30 +1,25 @@
-"""What a key may use, and how much of it this worker holds: fixed windows (minute and day, UTC) and leases from them.
+"""What one key may use, as one gateway sees it: it spends from memory what it has leased of every limit's window.
 
-Pure: `now` is passed in, nothing waits or does I/O. Promises that grants of one window never sum to more than its
-limit, but for what was owed already. Fixed windows let a client use two limits around a window's border.
+Pure: `now` is passed in, nothing waits or does I/O. Headers show, of several windows of a kind, the one with least left,
+as OpenAI's do.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+import math
+from operator import attrgetter
+from typing import Annotated
 
 import msgspec
 
-MINUTE_S = 60
-DAY_S = 86_400
-NANO = 1_000_000_000  # budgets are counted in billionths of the currency, so that all counts are whole numbers
+from gateway.access.limits.leases import DAY_S, MINUTE_S, NANO, Kind, LeaseRequest, Window
+from gateway.errors import ApiError
 
-Kind = Literal["requests", "tokens", "budget"]
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
 Money = Annotated[float, msgspec.Meta(ge=0, le=10**9)]
 
-_JITTER_S = 5  # a clock, or a waiting request's `now`, may fall back so far without going back to an ended window
-_SHARE = 16  # a lease ahead of need takes at most this part of what is left, so that other workers find some
-_FIRST_SHARE = 64  # the first lease is this part of the limit; what is not used goes back
-_TICKS_AHEAD = 16  # a lease should last for so many ticks at the last tick's pace
-_IDLE_TICKS = 8  # after so many ticks without use the lease is handed back
-_FRESH_TICKS = 4  # that a limit is used up is believed for so many ticks: other workers may have handed leases back
-_LEAD_S = 1.0  # a window in use gets its successor's first lease so long before it ends
+_KINDS: tuple[Kind, ...] = ("requests", "tokens", "budget")
+_WITHOUT_END = 2**62
 
 
 class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,192 +33,123 @@ class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     budget_per_day: Money | None = None
 
 
-Row = tuple[str, str, int, int]
-"""The key of a window's row: key_id, kind, length_s, starts_at."""
+_Lines = tuple[bytes, int, bytes]
+"""A kind's header lines: before what remains, how much of that is not leased here, after it. Empty without a limit."""
+_NO_LINES: _Lines = (b"", 0, b"")
 
 
-class Ask(NamedTuple):
-    """What a worker asks of one window's row.
+class Allowance:
+    """The limits of one key. Windows are all valid from `since` to `until`, in epoch seconds; `roll` enters others.
 
-    `owed` is booked whatever is left, and negative hands back; `need` is wanted now, `want` ahead of need.
+    `requests`, `tokens` and `budget` are what may be spent before the windows are looked at, the least of a kind's
+    leases: whoever spends subtracts from them, and nothing else. Whoever looks at `windows` has what was spent taken out
+    of them, and nothing may be spent until `fill`. `is_used`: since the last tick; `is_active`: since it was last idle.
     """
 
-    key_id: str
-    kind: Kind
-    length_s: int
-    starts_at: int
-    limit: int
-    owed: int = 0
-    need: int = 0
-    want: int = 0
+    __slots__ = ("_filled", "_lines", "_of_kind", "_second", "_windows", "budget", "is_active", "is_used", "key_id",
+                 "limits", "num_waiting", "requests", "since", "tokens", "until")  # fmt: skip
 
-    @property
-    def row(self) -> Row:
-        """The row's key; workers lock rows in its order."""
-        return self[:4]
-
-    @property
-    def ends_at(self) -> int:
-        """When the window ends, in epoch seconds."""
-        return self.starts_at + self.length_s
-
-
-class Grant(NamedTuple):
-    """What was booked for an ask, and what nobody has leased after it (below 0: overspent)."""
-
-    granted: int
-    left: int
-
-
-def find_window(now: float, length_s: int) -> int:
-    """When the window of `now` began, in epoch seconds."""
-    return int(now // length_s) * length_s
-
-
-def decide_grant(ask: Ask, used: int) -> int:
-    """How much to add to the row's `used`: never beyond the limit, except for what is owed."""
-    room = ask.limit - used - ask.owed
-    return ask.owed + max(0, min(room, max(ask.need, min(ask.want, room // _SHARE))))
-
-
-class Meter:
-    """One limit of one key in the current window. Not safe for threads.
-
-    `lease` may still be spent here, below 0 it is owed; `left` is what no worker had leased when the table was last
-    read. Whoever spends subtracts from `lease`, and nothing else; requests do by their account's purses.
-    """
-
-    __slots__ = ("_chunk", "_is_closed", "_is_known", "_num_idle", "_num_stale", "_stock", "ahead", "key_id", "kind",
-                 "lease", "left", "length_s", "limit", "starts_at")  # fmt: skip
-
-    def __init__(self, key_id: str, kind: Kind, limit: int, length_s: int, now: float) -> None:
+    def __init__(self, key_id: str, limits: KeyLimits, now: float) -> None:
         self.key_id = key_id
-        self.kind: Kind = kind
-        self.limit = limit
-        self.length_s = length_s
-        self.starts_at = find_window(now, length_s)
-        self.lease = 0
-        self.left = limit
-        self.ahead: tuple[int, Grant] | None = None  # the next window's start, and what was leased of it
-        self._is_closed = False
-        self._is_known = False  # whether `left` was read in this window and not long ago
-        self._num_stale = 0  # ticks since it was read
-        self._stock = 0  # the lease, had nothing been spent since the last tick
-        self._chunk = 0  # how large a lease the pace asks for
-        self._num_idle = 0
+        self.limits = limits
+        self._windows = build_windows(key_id, limits, now)
+        self._of_kind = [[window for window in self._windows if window.kind == kind] for kind in _KINDS]
+        self.requests = self.tokens = self.budget = 0
+        self._filled = (0, 0, 0)
+        self._lines: tuple[_Lines, _Lines] = (_NO_LINES, _NO_LINES)
+        self._second = -1  # for which the lines were made
+        self.num_waiting = 0
+        self.is_active = self.is_used = True
+        self.roll(now)
 
     @property
-    def ends_at(self) -> int:
-        """When the window ends, in epoch seconds."""
-        return self.starts_at + self.length_s
+    def windows(self) -> tuple[Window, ...]:
+        """The windows, with all that was spent. Admits nothing until `fill`."""
+        left = (self.requests, self.tokens, self.budget)
+        for windows, filled, rest in zip(self._of_kind, self._filled, left, strict=True):
+            if filled != rest:
+                for window in windows:
+                    window.lease -= filled - rest
+        self.requests = self.tokens = self.budget = 0
+        self._filled = (0, 0, 0)
+        self._second = -1
+        return self._windows
 
-    @property
-    def since(self) -> int:
-        """From when on the window is valid: somewhat before it begins, so that a clock may jitter."""
-        return self.starts_at - _JITTER_S
+    def fill(self) -> bool:
+        """Make the leases ready to be spent; whether there is some of every kind."""
+        _ = self.windows
+        requests, tokens, budget = (
+            min((window.lease for window in windows), default=_WITHOUT_END) for windows in self._of_kind
+        )
+        self.requests, self.tokens, self.budget = self._filled = requests, tokens, budget
+        return requests > 0 and tokens > 0 and budget > 0
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether the limit is known to be used up."""
-        return self.lease <= 0 and self._is_known and self.left <= 0
+        """Whether some limit is known to be used up."""
+        return any(window.is_exhausted for window in self.windows)
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is held, owed or expected."""
-        return self.lease == 0 and self._chunk == 0 and not self.is_exhausted
+        return all(window.is_idle for window in self.windows)
 
-    def ask(self, num_waiting: int) -> Ask | None:
-        """What to ask for now, with so many requests waiting; None if the lease will do."""
-        owed, held = max(0, -self.lease), max(0, self.lease)
-        # What a request will cost in tokens or money is not known before: any rest lets all of them pass.
-        lacking = num_waiting - held if self.kind == "requests" or not held else 0
-        need = max(0, lacking)
-        if need and not self.is_exhausted:
-            self._chunk = min(self.limit, max(2 * self._chunk, self.limit // _FIRST_SHARE))
-        level = min(self._chunk, max(0, self.left) // _SHARE)
-        want = level - held if 2 * held < level else 0
-        return self._make_ask(self.starts_at, owed=owed, need=need, want=want) if owed or need or want else None
-
-    def ask_ahead(self, now: float) -> Ask | None:
-        """What to ask of the next window; None until this one is about to end, and while nobody uses it."""
-        if now < self.ends_at - _LEAD_S or self._chunk == 0 or self.ahead is not None:
-            return None
-        return self._make_ask(self.ends_at, want=self._chunk)
-
-    def take(self, ask: Ask, grant: Grant) -> Ask | None:
-        """Add what was granted. What came too late is returned, to be handed back: its debt was booked on leaving."""
-        if ask.starts_at == self.starts_at and not self._is_closed:
-            self.lease += grant.granted
-            self._stock += grant.granted
-            self.left = grant.left
-            self._is_known = True
-            self._num_stale = 0
-        elif ask.starts_at == self.ends_at and self.ahead is None and not self._is_closed:
-            self.ahead = (ask.starts_at, grant)
-        elif grant.granted:
-            return self._make_ask(ask.starts_at, owed=-grant.granted)
-        return None
-
-    def measure_pace(self, *, is_used: bool = False) -> Ask | None:
-        """Once a tick: learn from what was spent since the last; return what to hand back, if the lease is too large.
-
-        is_used: the key was used since then, so that some lease must stay though nothing of it was spent.
-        """
-        self._num_stale += 1
-        if self._num_stale >= _FRESH_TICKS:
-            self._is_known = False
-        spent = self._stock - self.lease
-        if spent > 0:
-            self._num_idle = 0
-            self._chunk = min(self.limit, max(self._chunk // 2, spent * _TICKS_AHEAD))
-        elif is_used:
-            self._num_idle = 0
-            self._chunk //= 2
-        else:
-            self._num_idle += 1
-            if self._num_idle >= _IDLE_TICKS:
-                self._chunk = 0
-        kept = max(self._chunk, 1) if is_used else self._chunk
-        surplus = self.lease - kept if self.lease > 4 * kept else 0
-        self.lease -= surplus
-        self.left += surplus
-        self._stock = self.lease
-        return self._make_ask(self.starts_at, owed=-surplus) if surplus else None
-
-    def roll(self, now: float) -> list[Ask]:
-        """Enter the window of `now`, if it is another one; return what to book of the one that was left."""
-        if self.since <= now < self.ends_at:
-            return []
-        starts_at = find_window(now, self.length_s)
-        adopted = self.ahead[1] if self.ahead is not None and self.ahead[0] == starts_at else None
-        if adopted is not None:
-            self.ahead = None
-        booked = self._give_up()
-        self.starts_at = starts_at
-        self._is_known = False
-        self.lease, self.left = adopted or Grant(0, self.limit)
-        self._stock = self.lease
+    def roll(self, now: float) -> list[LeaseRequest]:
+        """Enter the windows of `now`; return what to book of those that ended."""
+        booked = [request for window in self.windows for request in window.roll(now)]
+        self.since = max((window.since for window in self._windows), default=0)
+        self.until = min((window.ends_at for window in self._windows), default=_WITHOUT_END)
         return booked
 
-    def close(self) -> list[Ask]:
-        """Give up all that is held, and take no more; return what to book."""
-        self._is_closed = True
-        return self._give_up()
+    def close(self) -> list[LeaseRequest]:
+        """Give up all that is held; return what to book."""
+        return [request for window in self.windows for request in window.close()]
 
-    def _give_up(self) -> list[Ask]:
-        booked = [self._make_ask(self.starts_at, owed=-self.lease)] if self.lease else []
-        if self.ahead is not None and self.ahead[1].granted:
-            booked.append(self._make_ask(self.ahead[0], owed=-self.ahead[1].granted))
-        self.lease = self._stock = 0
-        self.ahead = None
-        return booked
+    def render_headers(self, now: float) -> bytes:
+        """The `x-ratelimit-…` lines, each with its CRLF. What remains is over all gateways, as last read."""
+        if self._second != int(now):
+            self.fill()
+            self._second = int(now)
+            self._lines = (self._make_lines(0, now), self._make_lines(1, now))
+        (head, elsewhere, tail), (tokens_head, tokens_elsewhere, tokens_tail) = self._lines
+        lines = b""
+        if head:
+            remaining = self.requests + elsewhere
+            lines = b"%b%d%b" % (head, remaining if remaining > 0 else 0, tail)
+        if tokens_head:
+            remaining = self.tokens + tokens_elsewhere
+            lines = b"%b%b%d%b" % (lines, tokens_head, remaining if remaining > 0 else 0, tokens_tail)
+        return lines
 
-    def _make_ask(self, starts_at: int, *, owed: int = 0, need: int = 0, want: int = 0) -> Ask:
-        return Ask(self.key_id, self.kind, self.length_s, starts_at, self.limit, owed, need, want)
+    def _make_lines(self, kind: int, now: float) -> _Lines:
+        windows = self._of_kind[kind]
+        if not windows:
+            return _NO_LINES
+        shown = min(windows, key=lambda window: window.left + window.lease)
+        return (
+            f"x-ratelimit-limit-{shown.kind}: {shown.limit}\r\nx-ratelimit-remaining-{shown.kind}: ".encode(),
+            shown.left + shown.lease - self._filled[kind],
+            f"\r\nx-ratelimit-reset-{shown.kind}: {format_duration(shown.ends_at - now)}\r\n".encode(),
+        )
+
+    def make_refusal(self, now: float) -> ApiError:
+        """The 429, with the headers and Retry-After: the end of the last window that is used up."""
+        used_up = [window for window in self.windows if window.lease <= 0 and window.left <= 0]
+        last = max(used_up or self.windows, key=attrgetter("ends_at"))
+        retry_after_s = max(1, math.ceil(last.ends_at - now))
+        limit = f"{last.limit / NANO:g}" if last.kind == "budget" else str(last.limit)
+        period = "day" if last.length_s == DAY_S else "minute"
+        lines = self.render_headers(now).decode().splitlines()
+        return ApiError(
+            429,
+            f"Limit reached: {last.kind} per {period}, {limit}. Try again in {format_duration(retry_after_s)}.",
+            code="insufficient_quota" if last.kind == "budget" else "rate_limit_exceeded",
+            headers={"retry-after": str(retry_after_s), **dict(line.split(": ", 1) for line in lines)},
+        )
 
 
-def build_meters(key_id: str, limits: KeyLimits, now: float) -> tuple[Meter, ...]:
-    """A meter for every limit that is set."""
+def build_windows(key_id: str, limits: KeyLimits, now: float) -> tuple[Window, ...]:
+    """A window for every limit that is set."""
     given: tuple[tuple[Kind, int, float | None], ...] = (
         ("requests", MINUTE_S, limits.requests_per_minute),
         ("requests", DAY_S, limits.requests_per_day),
@@ -233,7 +159,16 @@ def build_meters(key_id: str, limits: KeyLimits, now: float) -> tuple[Meter, ...
         ("budget", DAY_S, limits.budget_per_day),
     )
     return tuple(
-        Meter(key_id, kind, round(limit * NANO) if kind == "budget" else int(limit), length_s, now)
+        Window(key_id, kind, round(limit * NANO) if kind == "budget" else int(limit), length_s, now)
         for kind, length_s, limit in given
         if limit is not None
     )
+
+
+def format_duration(seconds: float) -> str:
+    """As in OpenAI's headers: `37s`, `6m0s`, `3h0m5s`; whole seconds, rounded up."""
+    whole = max(0, math.ceil(seconds))
+    minutes, hours = whole // 60, whole // 3600
+    if hours:
+        return f"{hours}h{minutes % 60}m{whole % 60}s"
+    return f"{minutes}m{whole % 60}s" if minutes else f"{whole}s"

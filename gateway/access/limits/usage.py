@@ -1,6 +1,6 @@
-"""The table from which gateway workers lease what a key may use: one row per key, kind and window.
+"""The table from which gateways lease what a key may use: one row per key, kind and window.
 
-`used` is what was leased and not handed back, so it never passes the limit but for debts. A worker that dies keeps its
+`used` is what was leased and not handed back, so it never passes the limit but for debts. A gateway that dies keeps its
 unspent leases: the key gets less in that window, never more. Callers serialise their own transactions.
 """
 
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from feedback.database import metadata
-from gateway.access.limits.allowance import DAY_S, MINUTE_S, Ask, Grant, Row, decide_grant
+from gateway.access.limits.leases import DAY_S, MINUTE_S, Grant, LeaseRequest, Row, decide_grant
 
 usage = sa.Table(
     "usage",
@@ -36,18 +36,18 @@ _KEPT_S = {MINUTE_S: 3600, DAY_S: 8 * DAY_S}  # a clock that goes back so far fi
 _SWEPT_AT_ONCE = 1000
 
 
-def exchange_leases(conn: sa.Connection, asks: Sequence[Ask]) -> list[Grant]:
-    """Book every ask, and return what each was granted, in the order of `asks`.
+def exchange_leases(conn: sa.Connection, requests: Sequence[LeaseRequest]) -> list[Grant]:
+    """Book every request, and return what each was granted, in their order.
 
-    Rows are locked in the order of their keys, so that two workers never wait for each other in a circle.
+    Rows are locked in the order of their keys, so that two gateways never wait for each other in a circle.
     """
-    before = _lock_rows(conn, sorted({ask.row for ask in asks}))
+    before = _lock_rows(conn, sorted({request.row for request in requests}))
     used = dict(before)
     grants = []
-    for ask in asks:
-        granted = decide_grant(ask, used[ask.row])
-        used[ask.row] = max(0, used[ask.row] + granted)
-        grants.append(Grant(granted, ask.limit - used[ask.row]))
+    for request in requests:
+        granted = decide_grant(request, used[request.row])
+        used[request.row] = max(0, used[request.row] + granted)
+        grants.append(Grant(granted, request.limit - used[request.row]))
     changed = [dict(zip(_MATCHED, row, strict=True), now_used=used[row]) for row in used if used[row] != before[row]]
     if changed:
         conn.execute(_SET_USED, changed)
@@ -62,7 +62,7 @@ def forget_usage(conn: sa.Connection, now: float) -> int:
             for length_s, kept_s in _KEPT_S.items()
         )
     )
-    # Two workers sweep at once without waiting for each other.
+    # Two gateways sweep at once without waiting for each other.
     old = sa.select(*_KEY).where(is_old).limit(_SWEPT_AT_ONCE).with_for_update(skip_locked=True)
     return conn.execute(sa.delete(usage).where(sa.tuple_(*_KEY).in_(old))).rowcount
 

@@ -7,9 +7,11 @@ import pytest
 import yarl
 from conftest import QUESTION, Running, run_gateway
 from sqlalchemy import select
+from sqlalchemy.event import listen
 
 from feedback.choices import choices
 from feedback.errors import DatabaseError
+from gateway.access.tokens import ComparisonToken, sign_token
 
 PAIR = {"x-prefloop-compare": "always", "x-prefloop-user": "ann"}
 
@@ -38,7 +40,28 @@ async def test_a_token_is_good_for_its_own_comparison_only(gateway: Running) -> 
     assert (await gateway.choose(one, token=other["token"]))[0] == 401
     assert (await gateway.choose(one, token=one["token"][:-2] + "AA"))[0] == 401
     assert (await gateway.choose(one, token="nonsense"))[0] == 401
-    assert (await gateway.choose({**one, "id": "cmp_unknown"}))[0] == 404
+    assert (await gateway.choose({**one, "id": "cmp_unknown"}))[0] == 401
+
+
+async def test_a_token_of_ours_for_a_comparison_that_was_lost_gets_404(gateway: Running) -> None:
+    claims = ComparisonToken("cmp_lost", "tests", "", ("a", "b"), ("c", "d"), 2_000_000_000)
+    status, body = await gateway.choose({"id": "cmp_lost", "token": sign_token(claims, gateway.context.secrets)})
+    assert (status, body["error"]["code"]) == (404, "unknown_comparison")
+
+
+async def test_a_bad_token_never_reaches_the_database(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison = (await gateway.ask(PAIR))["comparison"]
+    statements: list[str] = []
+    listen(gateway.context.database, "before_cursor_execute", lambda *given: statements.append(given[2]))
+
+    async def fail(*_: Any) -> None:
+        raise DatabaseError("must not be asked")
+
+    monkeypatch.setattr(gateway.context.writer, "arun_grouped", fail)
+    for comparison_id in (comparison["id"], "cmp_unknown", "cmp_%00"):
+        status, body = await gateway.choose({"id": comparison_id, "token": comparison["token"][:-2] + "AA"})
+        assert (status, body["error"]["code"]) == (401, "invalid_api_key")
+    assert not [statement for statement in statements if "comparisons" in statement]
 
 
 async def test_an_expired_comparison_is_gone(tmp_path: Path) -> None:
@@ -70,6 +93,22 @@ async def test_bad_choices_get_400(gateway: Running, body: bytes) -> None:
         assert set((await answer.json())["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"preferred": "first"}, "token"),
+        ({"token": "x"}, "preferred"),
+        ({"preferred": 1, "token": "x"}, "preferred"),
+        ([], None),
+    ],
+)
+async def test_the_field_at_fault_is_named_also_if_it_is_missing(
+    gateway: Running, body: Any, param: str | None
+) -> None:
+    async with gateway.http.post(f"{gateway.url}/v1/comparisons/cmp_x/choice", json=body) as answer:
+        assert (answer.status, (await answer.json())["error"]["param"]) == (400, param)
+
+
 async def test_any_site_may_choose_and_no_other_route_allows_it(gateway: Running) -> None:
     url = f"{gateway.url}/v1/comparisons/cmp_x/choice"
     async with gateway.http.options(url, headers={"origin": "https://app.example"}) as answer:
@@ -77,7 +116,7 @@ async def test_any_site_may_choose_and_no_other_route_allows_it(gateway: Running
         assert answer.headers["access-control-allow-origin"] == "*"
         assert "access-control-allow-credentials" not in answer.headers
     async with gateway.http.post(url, json={"preferred": "first", "token": "x"}) as answer:
-        assert (answer.status, answer.headers["access-control-allow-origin"]) == (404, "*")
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (401, "*")
     async with gateway.http.get(f"{gateway.url}/v1/models", headers=gateway.auth) as answer:
         assert "access-control-allow-origin" not in answer.headers
 
@@ -111,8 +150,10 @@ async def test_choices_are_read_as_other_requests_are(gateway: Running) -> None:
     url = f"{gateway.url}/v1/comparisons/{comparison['id']}/choice"
     async with gateway.http.post(url, data=b" " * 16_385) as answer:
         assert (answer.status, answer.headers["access-control-allow-origin"]) == (413, "*")
-    async with gateway.http.get(url) as answer:
-        assert answer.status == 405
+    for method in ("GET", "PUT", "DELETE"):
+        async with gateway.http.request(method, url) as answer:
+            assert (answer.status, answer.headers["allow"]) == (405, "POST, OPTIONS")
+            assert set((await answer.json())["error"]) == {"message", "type", "param", "code"}
     async with gateway.http.post(url + "/more", json=body) as answer:
         assert answer.status == 404
 
@@ -148,7 +189,7 @@ BAD_CHATS: list[tuple[bytes, int, str | None]] = [
     (b"{}", 400, "model"),
     (b'{"model": 7, "messages": [{}]}', 400, "model"),
     (b'{"model": "default", "messages": [{}], "priority": 0}', 400, "priority"),
-    (b'{"model": "default", "messages": [{}], "priorit\\u0079": null}', 400, "priority"),
+    (b'{"model": "default", "messages": [{}], "priorit\\u0079": 1}', 400, "priority"),
     (b'{"model": "default", "messages": [{}], "model": "default"}', 400, "model"),
     (b'{"mod\\u0065l": "default", "messages": [{}]}', 400, "model"),
     (b'{"model": "default", "mod\\u0065l": "default", "messages": [{}]}', 400, "model"),

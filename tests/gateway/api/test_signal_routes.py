@@ -25,7 +25,8 @@ from feedback.outbox import load_rows
 from feedback.signals import signals
 from gateway.access.keys import KeyRing, create_key
 from gateway.access.secrets import Secrets, load_secrets
-from gateway.api.signals import build_signals_router, parse_signal
+from gateway.api.signal_request import parse_signal
+from gateway.api.signals import build_signals_router
 from gateway.errors import ApiError
 from gateway.serving.metrics import Metrics
 from gateway.serving.recording.completion_recorder import CompletionRecorder

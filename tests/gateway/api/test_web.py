@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from gateway.access.keys import Identity
 from gateway.api.web import build_web_router, load_web_files, read_examples
 from gateway.errors import ApiError
+from gateway.settings import GatewaySection
 
 OPERATOR = Identity("op1", "team", frozenset({"operator"}))
 APP = Identity("app1", "shop", frozenset({"app"}))
@@ -30,7 +31,8 @@ class TwoKeys:
 
 @pytest.fixture
 def client(tmp_path: Path) -> TestClient:
-    settings = SimpleNamespace(base=str(tmp_path), policy="default", gateway=SimpleNamespace(playground=True))
+    section = GatewaySection.model_validate({"playground": True, "trusted_proxies": ["10.0.0.0/8"]})
+    settings = SimpleNamespace(base=str(tmp_path), policy="default", gateway=section)
     context: Any = SimpleNamespace(settings=settings, keys=TwoKeys(), secrets=SimpleNamespace(token_key=b"k"))
     app = FastAPI()
 
@@ -39,7 +41,7 @@ def client(tmp_path: Path) -> TestClient:
         return Response(error.body(), error.status, error.headers, "application/json")
 
     app.include_router(build_web_router(context))
-    return TestClient(app)
+    return TestClient(app, client=("10.1.2.3", 5000))
 
 
 @pytest.mark.parametrize("path", ["/", "/console"])
@@ -92,6 +94,24 @@ def test_an_operator_signs_in_reads_the_csrf_value_and_signs_out(client: TestCli
     assert client.get("/console/session").headers["cache-control"] == "no-store"
     client.delete("/console/session")
     assert client.get("/console/session").json()["signed_in"] is False
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "is_secure"),
+    [
+        ("10.1.2.3", {"x-forwarded-proto": "https", "x-forwarded-for": "203.0.113.9"}, True),
+        ("10.1.2.3", {"x-forwarded-proto": "http"}, False),
+        ("10.1.2.3", {}, False),
+        ("192.0.2.1", {"x-forwarded-proto": "https", "x-forwarded-for": "203.0.113.9"}, False),  # anybody can say so
+    ],
+)
+def test_the_cookie_is_secure_behind_a_proxy_that_speaks_tls_if_it_is_one_of_ours(
+    client: TestClient, peer: str, headers: dict[str, str], is_secure: bool
+) -> None:
+    other = TestClient(client.app, client=(peer, 5000))
+    answer = other.post("/console/session", json={"key": "pl_op1_x"}, headers=headers)
+    assert answer.status_code == 200
+    assert ("; secure" in answer.headers["set-cookie"].lower()) == is_secure
 
 
 @pytest.mark.parametrize(

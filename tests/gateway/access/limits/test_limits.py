@@ -1,4 +1,4 @@
-"""Limits over one and two workers, on SQLite and on PostgreSQL; what happens when one dies or the clock is wrong."""
+"""Limits over one and two gateways, on SQLite and on PostgreSQL; what happens when one dies or the clock is wrong."""
 
 import asyncio
 import random
@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from feedback.database import Writer, create_tables, open_database, write_transaction
 from feedback.errors import DatabaseError
 from gateway.access.keys import Identity
-from gateway.access.limits.allowance import DAY_S, NANO, KeyLimits
+from gateway.access.limits.allowance import KeyLimits
+from gateway.access.limits.leases import DAY_S, NANO
 from gateway.access.limits.limiter import Limits
 from gateway.access.limits.usage import forget_usage, usage
 from gateway.errors import ApiError
@@ -24,7 +25,7 @@ NOON = 1_800_000_000.0 // DAY_S * DAY_S + 12 * 3600
 
 
 class World:
-    """One database, several workers, one clock."""
+    """One database, several gateways, one clock."""
 
     def __init__(self, url: str, stack: AsyncExitStack) -> None:
         self.url = url
@@ -37,8 +38,8 @@ class World:
         self._stack = stack
         stack.callback(self.database.dispose)
 
-    def start_worker(self, **prices: float) -> Limits:
-        """A worker with a connection and a writer of its own."""
+    def start_gateway(self, **prices: float) -> Limits:
+        """A gateway with a connection and a writer of its own."""
         database = open_database(self.url)
         sa.event.listen(database, "commit", self._count_commit)
         writer = Writer(database)
@@ -91,16 +92,16 @@ async def count_admitted(limits: Limits, identity: Identity, now: float, num: in
     return sum(await asyncio.gather(*(is_admitted(limits, identity, now) for _ in range(num))))
 
 
-async def tick(world: World, *workers: Limits, seconds: float = 0.25) -> None:
+async def tick(world: World, *gateways: Limits, seconds: float = 0.25) -> None:
     """Let the loops run for some time."""
     for _ in range(round(seconds / 0.25)):
         world.now += 0.25
-        for worker in workers:
-            await worker.tick(world.now)
+        for gateway in gateways:
+            await gateway.tick(world.now)
 
 
 async def test_a_key_without_limits_costs_nothing(world: World) -> None:
-    limits = world.start_worker()
+    limits = world.start_gateway()
     free = Identity("k", "app", frozenset({"app"}))
     assert limits.try_admit(free, world.now) is True
     assert limits.header_lines(free, world.now) == b""
@@ -113,7 +114,7 @@ async def test_a_key_without_limits_costs_nothing(world: World) -> None:
 
 
 async def test_requests_pass_up_to_the_limit_and_then_get_429(world: World) -> None:
-    limits, identity = world.start_worker(), make_identity(requests_per_minute=3)
+    limits, identity = world.start_gateway(), make_identity(requests_per_minute=3)
     assert limits.try_admit(identity, world.now) is None  # nothing is leased yet
     assert await count_admitted(limits, identity, world.now, 2) == 2
     assert limits.header_lines(identity, world.now + 20) == (
@@ -137,8 +138,8 @@ async def test_requests_pass_up_to_the_limit_and_then_get_429(world: World) -> N
 
 
 @pytest.mark.parametrize("first", [250, 450, 500])
-async def test_two_workers_share_one_limit(world: World, first: int) -> None:
-    one, two = world.start_worker(), world.start_worker()
+async def test_two_gateways_share_one_limit(world: World, first: int) -> None:
+    one, two = world.start_gateway(), world.start_gateway()
     identity = make_identity(requests_per_minute=100, requests_per_day=10_000)
     passed = await asyncio.gather(
         count_admitted(one, identity, world.now, first), count_admitted(two, identity, world.now, 500 - first)
@@ -147,26 +148,26 @@ async def test_two_workers_share_one_limit(world: World, first: int) -> None:
     assert world.used() == {int(NOON): 100}
 
 
-async def test_a_small_limit_is_not_refused_to_one_worker_for_what_the_other_might_use(world: World) -> None:
-    workers = world.start_worker(), world.start_worker()
+async def test_a_small_limit_is_not_refused_to_one_gateway_for_what_the_other_might_use(world: World) -> None:
+    gateways = world.start_gateway(), world.start_gateway()
     identity = make_identity(requests_per_minute=10)
     passed = 0
     for index in range(14):
-        passed += await is_admitted(workers[index % 2], identity, world.now)
-        await tick(world, *workers)
+        passed += await is_admitted(gateways[index % 2], identity, world.now)
+        await tick(world, *gateways)
     assert passed == 10
 
 
-async def test_no_mixture_of_two_workers_exceeds_a_limit_or_wastes_it(world: World) -> None:
+async def test_no_mixture_of_two_gateways_exceeds_a_limit_or_wastes_it(world: World) -> None:
     rng = random.Random(7)
-    one, two = world.start_worker(), world.start_worker()
+    one, two = world.start_gateway(), world.start_gateway()
     identity = make_identity(requests_per_minute=640, requests_per_day=1500)
     passed = {}
     for minute in range(4):
         passed[minute] = 0
         for _ in range(30):
-            for worker in (one, two):
-                passed[minute] += await count_admitted(worker, identity, world.now, rng.choice((0, 1, 5, 40)))
+            for gateway in (one, two):
+                passed[minute] += await count_admitted(gateway, identity, world.now, rng.choice((0, 1, 5, 40)))
             await tick(world, one, two, seconds=rng.choice((0.25, 0.5)))
         world.now = NOON + 60 * (minute + 1)
     assert all(num <= 640 for num in passed.values())
@@ -179,7 +180,7 @@ async def test_no_mixture_of_two_workers_exceeds_a_limit_or_wastes_it(world: Wor
 
 
 async def test_a_busy_key_does_not_wait(world: World) -> None:
-    limits, identity = world.start_worker(), make_identity(requests_per_minute=60_000)
+    limits, identity = world.start_gateway(), make_identity(requests_per_minute=60_000)
     await is_admitted(limits, identity, world.now)
     for _ in range(20):
         await tick(world, limits)
@@ -189,7 +190,7 @@ async def test_a_busy_key_does_not_wait(world: World) -> None:
 
 
 async def test_a_busy_key_does_not_wait_at_the_windows_border(world: World) -> None:
-    limits, identity = world.start_worker(), make_identity(requests_per_minute=60_000)
+    limits, identity = world.start_gateway(), make_identity(requests_per_minute=60_000)
     world.now = NOON + 57
     await is_admitted(limits, identity, world.now)
     while world.now < NOON + 63:
@@ -199,16 +200,16 @@ async def test_a_busy_key_does_not_wait_at_the_windows_border(world: World) -> N
     assert world.used() == {int(NOON): 12, int(NOON) + 60: 13}
 
 
-async def test_a_worker_that_dies_takes_its_lease_along_and_no_more(world: World) -> None:
-    one, two = world.start_worker(), world.start_worker()
+async def test_a_gateway_that_dies_takes_its_lease_along_and_no_more(world: World) -> None:
+    one, two = world.start_gateway(), world.start_gateway()
     identity = make_identity(requests_per_minute=640)
     assert await count_admitted(one, identity, world.now, 1) == 1
-    held = 10 - 1  # a 64th of the limit was leased; the worker is never heard of again
+    held = 10 - 1  # a 64th of the limit was leased; the gateway is never heard of again
     assert await count_admitted(two, identity, world.now, 700) == 640 - 1 - held
 
 
-async def test_a_worker_that_stops_hands_its_lease_back(world: World) -> None:
-    one, two = world.start_worker(), world.start_worker()
+async def test_a_gateway_that_stops_hands_its_lease_back(world: World) -> None:
+    one, two = world.start_gateway(), world.start_gateway()
     identity = make_identity(requests_per_minute=640)
     assert await count_admitted(one, identity, world.now, 1) == 1
     await one.close()
@@ -217,7 +218,7 @@ async def test_a_worker_that_stops_hands_its_lease_back(world: World) -> None:
 
 
 async def test_a_limit_that_nothing_is_spent_of_makes_no_request_wait(world: World) -> None:
-    limits = world.start_worker()
+    limits = world.start_gateway()
     identity = make_identity(requests_per_minute=64_000, budget_per_minute=1.0)  # tokens that have no price
     assert await is_admitted(limits, identity, world.now)
     for _ in range(40):  # more ticks than it takes to hand back a lease that nobody uses
@@ -226,8 +227,8 @@ async def test_a_limit_that_nothing_is_spent_of_makes_no_request_wait(world: Wor
         limits.settle(identity, 0, 0)
 
 
-async def test_what_an_idle_worker_held_can_be_used_elsewhere_within_seconds(world: World) -> None:
-    one, two = world.start_worker(), world.start_worker()
+async def test_what_an_idle_gateway_held_can_be_used_elsewhere_within_seconds(world: World) -> None:
+    one, two = world.start_gateway(), world.start_gateway()
     identity = make_identity(requests_per_minute=640)
     assert await is_admitted(one, identity, world.now)
     assert await count_admitted(two, identity, world.now, 700) == 630
@@ -238,7 +239,7 @@ async def test_what_an_idle_worker_held_can_be_used_elsewhere_within_seconds(wor
 
 
 async def test_a_new_window_begins_anew(world: World) -> None:
-    limits, identity = world.start_worker(), make_identity(requests_per_minute=5, requests_per_day=8)
+    limits, identity = world.start_gateway(), make_identity(requests_per_minute=5, requests_per_day=8)
     assert await count_admitted(limits, identity, NOON + 59.9, 9) == 5
     assert limits.refusal(identity, NOON + 59.9).headers["retry-after"] == "1"
     assert await count_admitted(limits, identity, NOON + 60, 9) == 3  # the day's
@@ -247,7 +248,7 @@ async def test_a_new_window_begins_anew(world: World) -> None:
 
 
 async def test_a_clock_that_goes_back_finds_what_was_used(world: World) -> None:
-    limits, identity = world.start_worker(), make_identity(requests_per_minute=10)
+    limits, identity = world.start_gateway(), make_identity(requests_per_minute=10)
     assert await count_admitted(limits, identity, NOON + 1, 7) == 7
     assert await count_admitted(limits, identity, NOON + 61, 4) == 4
     assert await count_admitted(limits, identity, NOON + 59.9, 4) == 4  # jitter: in the window that had begun
@@ -257,7 +258,7 @@ async def test_a_clock_that_goes_back_finds_what_was_used(world: World) -> None:
 
 
 async def test_tokens_are_counted_afterwards_and_may_overshoot_by_what_was_in_flight(world: World) -> None:
-    one, two = world.start_worker(), world.start_worker()
+    one, two = world.start_gateway(), world.start_gateway()
     identity = make_identity(tokens_per_minute=1000)
     assert await count_admitted(one, identity, world.now, 3) == 3
     for _ in range(3):
@@ -271,7 +272,7 @@ async def test_tokens_are_counted_afterwards_and_may_overshoot_by_what_was_in_fl
 
 
 async def test_who_waits_for_a_lease_while_the_limits_change_passes_by_the_new_ones(world: World) -> None:
-    limits = world.start_worker()
+    limits = world.start_gateway()
     old, new = make_identity(requests_per_minute=1000), make_identity(requests_per_minute=2000)
     waiting = asyncio.create_task(is_admitted(limits, old, world.now))
     await asyncio.sleep(0)
@@ -281,7 +282,7 @@ async def test_who_waits_for_a_lease_while_the_limits_change_passes_by_the_new_o
 
 
 async def test_a_budget_is_spent_at_the_settings_prices(world: World) -> None:
-    limits = world.start_worker(price_per_million_prompt_tokens=0.15, price_per_million_completion_tokens=0.6)
+    limits = world.start_gateway(price_per_million_prompt_tokens=0.15, price_per_million_completion_tokens=0.6)
     identity = make_identity(budget_per_day=0.001)
     assert await is_admitted(limits, identity, world.now)
     limits.settle(identity, 1000, 1000)  # 0.00015 and 0.0006
@@ -296,7 +297,7 @@ async def test_a_budget_is_spent_at_the_settings_prices(world: World) -> None:
 
 
 async def test_an_answer_that_ends_in_the_next_minute_counts_there(world: World) -> None:
-    limits, identity = world.start_worker(), make_identity(tokens_per_minute=640)
+    limits, identity = world.start_gateway(), make_identity(tokens_per_minute=640)
     assert await is_admitted(limits, identity, world.now)
     world.now = NOON + 61
     limits.settle(identity, 100, 40)
@@ -305,7 +306,7 @@ async def test_an_answer_that_ends_in_the_next_minute_counts_there(world: World)
 
 
 async def test_changed_limits_apply_to_what_was_used_before(world: World) -> None:
-    limits = world.start_worker()
+    limits = world.start_gateway()
     assert await count_admitted(limits, make_identity(requests_per_minute=5), world.now, 9) == 5
     assert await count_admitted(limits, make_identity(requests_per_minute=8), world.now, 9) == 3
     assert await count_admitted(limits, make_identity(requests_per_minute=6), world.now, 9) == 0
@@ -314,7 +315,7 @@ async def test_changed_limits_apply_to_what_was_used_before(world: World) -> Non
 
 
 async def test_many_keys_are_served_by_few_transactions(world: World) -> None:
-    limits = world.start_worker()
+    limits = world.start_gateway()
     keys = [make_identity(f"k{index}", requests_per_minute=6400) for index in range(450)]
     assert all(await asyncio.gather(*(is_admitted(limits, key, world.now) for key in keys)))
     assert world.num_commits == 3  # of at most 200 keys
@@ -323,7 +324,7 @@ async def test_many_keys_are_served_by_few_transactions(world: World) -> None:
 
 
 async def test_old_windows_are_forgotten(world: World) -> None:
-    limits, identity = world.start_worker(), make_identity(requests_per_minute=5, requests_per_day=50)
+    limits, identity = world.start_gateway(), make_identity(requests_per_minute=5, requests_per_day=50)
     for now in (NOON, NOON + 60):
         assert await is_admitted(limits, identity, now)
     with world.database.begin() as conn:
@@ -353,13 +354,13 @@ class FailingWriter:
             return fn(conn)
 
 
-def start_failing_worker(world: World, *, patience_s: float = 4.0) -> tuple[Limits, FailingWriter]:
+def start_failing_gateway(world: World, *, max_wait_s: float = 4.0) -> tuple[Limits, FailingWriter]:
     writer: Any = FailingWriter(world.database)
-    return Limits(writer, GatewaySection(), clock=lambda: world.now, patience_s=patience_s), writer
+    return Limits(writer, GatewaySection(), clock=lambda: world.now, max_wait_s=max_wait_s), writer
 
 
 async def test_without_a_database_leases_are_spent_and_then_the_key_gets_503(world: World) -> None:
-    limits, writer = start_failing_worker(world)
+    limits, writer = start_failing_gateway(world)
     identity = make_identity(requests_per_minute=128, tokens_per_minute=6400)
     assert await is_admitted(limits, identity, world.now)
     writer.error = DatabaseError("away")
@@ -377,11 +378,11 @@ async def test_without_a_database_leases_are_spent_and_then_the_key_gets_503(wor
 
 
 async def test_what_could_not_be_handed_back_is_not_tried_again_but_a_debt_is(world: World) -> None:
-    limits, writer = start_failing_worker(world)
+    limits, writer = start_failing_gateway(world)
     identity = make_identity(requests_per_minute=640, tokens_per_minute=6400)
     assert await is_admitted(limits, identity, world.now)
     limits.settle(identity, 600, 400)
-    other = make_identity(requests_per_minute=64, tokens_per_minute=640)  # so that the old meters are given up
+    other = make_identity(requests_per_minute=64, tokens_per_minute=640)  # so that the old windows are given up
     writer.error = DatabaseError("perhaps committed, perhaps not")
     assert limits.try_admit(other, world.now) is None
     await limits.tick(world.now)
@@ -393,7 +394,7 @@ async def test_what_could_not_be_handed_back_is_not_tried_again_but_a_debt_is(wo
 async def test_a_database_that_never_answers_costs_a_request_its_patience(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    limits, writer = start_failing_worker(world, patience_s=0.05)
+    limits, writer = start_failing_gateway(world, max_wait_s=0.05)
     writer.is_silent = True
     with pytest.raises(ApiError) as caught:
         await limits.admit(make_identity(requests_per_minute=10), world.now, {"request_id": "req_1"})
@@ -402,7 +403,7 @@ async def test_a_database_that_never_answers_costs_a_request_its_patience(
 
 
 async def test_a_request_that_gives_up_waiting_does_not_spend(world: World) -> None:
-    limits, identity = world.start_worker(), make_identity(requests_per_minute=10)
+    limits, identity = world.start_gateway(), make_identity(requests_per_minute=10)
     leaving = asyncio.create_task(limits.admit(identity, world.now))
     await asyncio.sleep(0)
     leaving.cancel()
@@ -412,7 +413,7 @@ async def test_a_request_that_gives_up_waiting_does_not_spend(world: World) -> N
 
 
 async def test_the_loop_survives_failures_and_stops_when_cancelled(world: World) -> None:
-    limits, writer = start_failing_worker(world)
+    limits, writer = start_failing_gateway(world)
     limits.settle(make_identity(tokens_per_minute=100), 20, 20)
     writer.error = DatabaseError("away")
     loop = asyncio.create_task(limits.run())

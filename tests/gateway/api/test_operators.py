@@ -91,7 +91,7 @@ async def test_an_admin_promotes_past_the_gate_with_a_written_reason(make_world:
         path = f"/operator/v1/rollouts/{(await world.row()).id}:promote"
         assert (await client.post(path, json={"note": "The gate cannot see it."})).status_code == 403
         client.headers["authorization"] = "Bearer admin"
-        assert (await client.post(path, json={"note": ""})).status_code == 422
+        assert (await client.post(path, json={"note": ""})).status_code == 400
         promoted = (await client.post(path, json={"note": "The gate cannot see it."})).json()
         assert (promoted["phase"], promoted["reason"]) == ("Promoting", "Forced")
         last = promoted["events"][-1]
@@ -125,6 +125,32 @@ async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: 
         assert again.status_code == 409 and "deleted" in again.json()["error"]["message"]
         assert (await client.post("/operator/v1/rollouts", json={"checkpoint": second})).status_code == 201
         assert (await client.delete(f"/operator/v1/checkpoints/{second}")).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "param"),
+    [
+        ("GET", "rollouts/a%00b", None, "rollout"),
+        ("POST", "rollouts/a%00b:resume", None, "rollout"),
+        ("POST", "rollouts/r1:abort", {"reason": "a\0b"}, "reason"),
+        ("POST", "rollouts/r1:approve", {"generation": 1, "decision_digest": "\0"}, "decision_digest"),
+        ("POST", "rollouts", {"checkpoint": "\0"}, "checkpoint"),
+        ("POST", "checkpoints", {"path": "/tmp/\0"}, "path"),
+        ("DELETE", "checkpoints/%00", None, "checkpoint"),
+        ("DELETE", "engines?url=http://%00", None, "url"),
+        ("POST", "engines", {"url": "http://a", "checkpoint": "\0"}, "checkpoint"),
+        ("GET", "rollouts?limit=many", None, "limit"),
+        ("DELETE", "engines", None, "url"),
+        ("POST", "rollouts/r1:approve", {"generation": 1}, "decision_digest"),
+    ],
+)
+async def test_text_that_no_database_could_hold_and_fields_at_fault_are_named(
+    make_world: Callable[..., World], method: str, path: str, body: object, param: str
+) -> None:
+    """PostgreSQL has no text with NUL in it: it would answer each of these with an error of its own."""
+    async with open_client(make_world()) as client:
+        answer = await client.request(method, f"/operator/v1/{path}", json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize("path", ["status", "checkpoints", "rollouts"])
