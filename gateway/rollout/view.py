@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -202,9 +201,3 @@ def _show_guardrails(guardrails: Guardrails, rules: Rules) -> list[GuardrailView
             )
         )
     return rows
-
-
-def to_plain(view: RolloutView) -> dict[str, Any]:
-    """Return the view as JSON-ready built-ins."""
-    plain: dict[str, Any] = msgspec.to_builtins(view)
-    return plain

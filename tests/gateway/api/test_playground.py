@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Running, run_gateway, wait_until
-from gateway.rollout.duels import read_voters
 from sqlalchemy import select
 
 from feedback.choices import choices, load_comparison
 from gateway.api.playground import build_chat_body, has_playground
 from gateway.engines.deployment import ServingView
+from gateway.rollout.assessment import read_voters
 from gateway.settings import GatewaySection
 from gateway.tables.observations import observations
 
