@@ -169,7 +169,7 @@ def test_reasons_that_operators_typed_become_notes(empty: sa.Engine) -> None:
             columns = "rollout, at, from_phase, to_phase, actor, reason, generation"
             values = f"'{name}', 0, '', '{phase}', '{actor}', '{reason}', 1"
             connection.exec_driver_sql(f"INSERT INTO rollout_events ({columns}) VALUES ({values})")
-        path = Path(inbox.__file__).parent / "migrations/gateway/0003_reason_codes_and_failed_duels.py"
+        path = Path(feedback.__file__).parent / "migrations/gateway/0003_reason_codes_and_failed_duels.py"
         revision = run_path(str(path))
         with Operations.context(MigrationContext.configure(connection)):
             revision["_turn_typed_reasons_into_notes"]()

@@ -47,8 +47,7 @@ class FakeEngine:
         app.router.add_post("/v1/load_lora_adapter", self._load)
         app.router.add_post("/v1/unload_lora_adapter", self._unload)
         app.router.add_post("/v1/completions", self._probe)
-        for path in ("/v1/chat/completions", "/v1/embeddings", "/tokenize"):
-            app.router.add_post(path, self._chat)
+        app.router.add_post("/v1/chat/completions", self._chat)
         return app
 
     async def _models(self, request: web.Request) -> web.Response:

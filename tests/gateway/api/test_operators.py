@@ -132,7 +132,7 @@ async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: 
     [
         ("GET", "rollouts/a%00b", None, "rollout"),
         ("POST", "rollouts/a%00b:resume", None, "rollout"),
-        ("POST", "rollouts/r1:abort", {"reason": "a\0b"}, "reason"),
+        ("POST", "rollouts/r1:abort", {"note": "a\0b"}, "note"),
         ("POST", "rollouts/r1:approve", {"generation": 1, "decision_digest": "\0"}, "decision_digest"),
         ("POST", "rollouts", {"checkpoint": "\0"}, "checkpoint"),
         ("POST", "checkpoints", {"path": "/tmp/\0"}, "path"),

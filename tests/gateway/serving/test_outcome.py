@@ -95,13 +95,28 @@ ENDINGS = [
 ]
 
 
+class EveryPath(FakeEngine):
+    """Answers on other paths as it does to a chat."""
+
+    def build(self) -> web.Application:
+        app = super().build()
+        for path in ("/v1/embeddings", "/tokenize"):
+            app.router.add_post(path, self._chat)
+        return app
+
+
 @pytest.fixture
 async def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     monkeypatch.setattr(attempts, "_MAX_INTERNAL_ERRORS", 1)
     monkeypatch.setattr(attempts, "_FIRST_PAUSE_S", 0.01)
     times = {"connect_wait_s": 0.05, "first_byte_timeout_s": 0.3, "answer_timeout_s": 0.3}
-    async with run_gateway(tmp_path, max_asks_per_user_day=1000, breaker_failures=1000, **times) as running:
+    engine = EveryPath()
+    runner, port = await start_engine(engine)
+    times |= {"max_asks_per_user_day": 1000, "breaker_failures": 1000}
+    async with run_gateway(tmp_path, engines=[f"http://127.0.0.1:{port}"], **times) as running:
+        running.engine = engine
         yield running
+    await runner.cleanup()
 
 
 async def ask(gateway: Running, way: str, user: str, **headers: str) -> int:
