@@ -38,7 +38,7 @@ kafka: $(VENV)/.installed  ## A real Kafka broker in the foreground (needs Java 
 	@$(PYTHON) -m prefloop.servers.kafka $(ARGS)
 
 test: $(VENV)/.installed  ## All tests: real vLLM, a real browser where there is one
-	@$(PYTHON) -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(PYTHON) -m pytest $(ARGS)
 
 check: $(VENV)/.installed  ## Lint and types
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

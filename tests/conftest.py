@@ -10,20 +10,7 @@ from tests.broker import find_kafka
 from tests.postgres import run_database
 from tests.seed_policy import find_seed_policy
 
-TESTS = Path(__file__).parent
-TOGETHER = ("end_to_end", "browser", "clients", "feedback/log")  # folders that share an engine, a browser, a broker
 KEPT = ("PREFLOOP_TEST_", "PREFLOOP_CACHE_DIR", "PREFLOOP_KAFKA_HEAP")
-
-
-@pytest.hookimpl(wrapper=True)  # before xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """What shares something costly runs in one process, the longest first; else each file by itself."""
-    for item in items:
-        place = str(item.path.relative_to(TESTS))
-        group = next((folder for folder in TOGETHER if place.startswith(f"{folder}/")), place)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: not item.path.is_relative_to(TESTS / "end_to_end"))
-    yield
 
 
 @pytest.fixture(scope="session", autouse=True)

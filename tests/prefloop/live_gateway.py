@@ -68,7 +68,7 @@ class LiveGateway:
     def promote(self) -> str:
         """Promote the active rollout past its gates; its id."""
         rollout = self.wait_for_phase("Progressing")
-        self.call("POST", f"/operator/v1/rollouts/{rollout}:promote", {"reason": "a test"})
+        self.call("POST", f"/operator/v1/rollouts/{rollout}:promote", {"note": "a test"})
         return self.wait_for_phase("Baking")
 
     def let_people_choose(self, num_users: int, likes: int, start: int = 0) -> None:

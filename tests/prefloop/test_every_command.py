@@ -109,7 +109,7 @@ def test_status_shows_gateway_and_trainer(gateway: LiveGateway) -> None:
     server = start_status_server("127.0.0.1", 0, board, CollectorRegistry())
     trainer = {"PREFLOOP_TRAINER_URL": f"http://127.0.0.1:{server.server_port}/"}
     try:
-        assert "idle: it has just started" in ask(gateway, "status", **trainer).stdout
+        assert "waiting: the trainer is starting" in ask(gateway, "status", **trainer).stdout
         board.update_round(state="training", number=3, progress=0.4, reason="")
         shown = ask(gateway, "status", **trainer).stdout
         assert "training round 3, 40%" in shown and "nothing to say" not in shown
@@ -127,7 +127,7 @@ def test_status_shows_gateway_and_trainer(gateway: LiveGateway) -> None:
         (["rollout", "approve", "nobody"], "404"),
         (["rollout", "abort", "nobody", "--note", ""], "404"),
         (["rollout", "pause", "nobody"], "404"),
-        (["rollout", "resume", "\x00\udcff"], "404"),
+        (["rollout", "resume", "\x00\udcff"], "400"),
         (["rollout", "start"], "either --aa or --checkpoint"),
         (["rollout", "start", "--aa", "--checkpoint", "c"], "either --aa or --checkpoint"),
         (["rollout", "start", "--checkpoint", "c-000009-none"], "404"),
