@@ -49,12 +49,12 @@ class GatewayStatus(msgspec.Struct, frozen=True):
 
 
 class Round(msgspec.Struct, frozen=True):
-    """What the trainer does now; `reason` says why it does not train."""
+    """What the trainer does now, and why."""
 
     state: str
+    reason: str
     number: int | None = None
     progress: float = 0.0
-    reason: str = ""
 
 
 class PastRound(msgspec.Struct, frozen=True):
@@ -120,9 +120,8 @@ def ask_trainer(url: str) -> bytes | None:
 def describe_round(training: Round) -> str:
     """What the trainer does, and of which round, or why it does not train."""
     if training.state in ("training", "evaluating", "publishing"):
-        doing = f"{training.state} round {training.number}, {training.progress:.0%}"
-        return f"{doing}: {training.reason}" if training.reason else doing
-    return f"{training.state}: {training.reason or 'it has just started and not looked yet'}"
+        return f"{training.state} round {training.number}, {training.progress:.0%}: {training.reason}"
+    return f"{training.state}: {training.reason}"
 
 
 def _add_gateway(table: Table, status: GatewayStatus) -> None:

@@ -110,9 +110,10 @@ def test_status_shows_gateway_and_trainer(gateway: LiveGateway) -> None:
     trainer = {"PREFLOOP_TRAINER_URL": f"http://127.0.0.1:{server.server_port}/"}
     try:
         assert "waiting: the trainer is starting" in ask(gateway, "status", **trainer).stdout
-        board.update_round(state="training", number=3, progress=0.4, reason="")
+        board.begin_round(3, "1,000 new preferences")
+        board.show_progress(0.4)
         shown = ask(gateway, "status", **trainer).stdout
-        assert "training round 3, 40%" in shown and "nothing to say" not in shown
+        assert "training round 3, 40%: 1,000 new preferences" in shown
         assert json.loads(ask(gateway, "status", "--json", **trainer).stdout)["trainer"]["round"]["number"] == 3
     finally:
         server.shutdown()
