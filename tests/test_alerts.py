@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
-from trainer.metrics import Metrics as TrainerMetrics
+from trainer.run.metrics import Metrics as TrainerMetrics
 
 DOCS = Path(__file__).parent.parent / "docs"
 _FAMILY = re.compile(r"^# TYPE (prefloop_\w+) (\w+)", re.MULTILINE)

@@ -18,8 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from feedback.manifest import Probe
-from trainer.checkpoints import Draft, Published, digest_base, next_number, publish_checkpoint
-from trainer.registry import Gateway, GatewayRefused, GatewayUnavailable
+from trainer.run.checkpoints import Draft, Published, digest_base, next_number, publish_checkpoint
+from trainer.run.registry import Gateway, GatewayRefused, GatewayUnavailable
 
 log = logging.getLogger("trainer.full_model")
 

@@ -26,25 +26,26 @@ from feedback.manifest import Probe
 from feedback.relay import Relay
 from feedback.schema import migrate_url
 from feedback.settings import load_settings
-from trainer import preferences
-from trainer.checkpoints import digest_base, list_published
-from trainer.consumer import Consumer
-from trainer.dataset import Pair
-from trainer.learner import Learner
-from trainer.metrics import Curves, Metrics
-from trainer.publisher import Publisher
-from trainer.quarantine import Quarantine, Reject
-from trainer.registry import Gateway, Registrar
-from trainer.report import show_inbox
-from trainer.reward_keeper import RewardKeeper
-from trainer.round import Training
+from trainer.run import preferences
+from trainer.run.checkpoints import digest_base, list_published
+from trainer.run.consumer import Consumer
+from trainer.run.learner import Learner
+from trainer.run.metrics import Curves, Metrics
+from trainer.run.publisher import Publisher
+from trainer.run.quarantine import Quarantine
+from trainer.run.registry import Gateway, Registrar
+from trainer.run.reporter import show_inbox
+from trainer.run.reward_keeper import RewardKeeper
+from trainer.run.round import Training
+from trainer.run.status import Board, start_status_server
 from trainer.settings import TrainerSettings
-from trainer.status import Board, start_status_server
+from trainer.text.pairs import Pair
+from trainer.text.rejected import Reject
 
 if TYPE_CHECKING:
-    from trainer.evaluate import FrozenSets
-    from trainer.models import PolicyStack
-    from trainer.reward import RewardModel
+    from trainer.judge.evaluate import FrozenSets
+    from trainer.learn.reward import RewardModel
+    from trainer.model.stack import PolicyStack
 
 log = logging.getLogger("trainer")
 
@@ -169,8 +170,8 @@ def build_learner(
     """Load the base once and give every part its piece of it. Starts the registrar."""
     import torch  # takes seconds: the consumer is at work already
 
-    from trainer.models import LORA_RANK, PolicyStack
-    from trainer.reward import RewardModel
+    from trainer.learn.reward import RewardModel
+    from trainer.model.stack import LORA_RANK, PolicyStack
 
     section = settings.trainer
     torch.set_num_threads(section.torch_threads)
@@ -226,10 +227,10 @@ def build_training(
     reject: Reject,
 ) -> Training:
     """The learning functions over one stack."""
-    from trainer.dpo import run_dpo
-    from trainer.evaluate import EvaluateSettings, judge_policy, something_to_learn
+    from trainer.judge.evaluate import EvaluateSettings, judge_policy, something_to_learn
+    from trainer.learn.dpo import run_dpo
 
-    dpo = settings.trainer.dpo
+    dpo = settings.trainer.learn.dpo
 
     def train(
         pairs: list[Pair], rng: random.Random, progress: Callable[[float, dict[str, float]], None]
@@ -256,7 +257,7 @@ def build_training(
 
 def load_frozen(settings: TrainerSettings, database: sa.Engine) -> FrozenSets:
     """The operator's frozen set, else the one beside the base; without any, prompts of held-out preferences serve."""
-    from trainer.evaluate import load_frozen_sets
+    from trainer.judge.evaluate import load_frozen_sets
 
     with database.connect() as connection:
         held_out = [pair for _, pair in preferences.load_held_out(connection, 10 * MAX_JUDGED_PROMPTS)]

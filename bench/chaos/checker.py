@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trainer.checkpoints import digest_ids
-from trainer.dataset import DECISIVE, explain_use
+from trainer.run.checkpoints import digest_ids
+from trainer.text.pairs import DECISIVE, explain_use
 
 
 @dataclass(frozen=True)

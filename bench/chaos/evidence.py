@@ -12,9 +12,9 @@ from feedback.choices import choices
 from feedback.database import open_database
 from feedback.inbox import dead_letters, preferences
 from feedback.manifest import Manifest, read_manifest
-from trainer.checkpoints import list_names
-from trainer.reward_keeper import list_states, updates
-from trainer.rounds import list_finished
+from trainer.run.checkpoints import list_names
+from trainer.run.reward_keeper import list_states, updates
+from trainer.run.rounds import list_finished
 
 
 def gather(history: History, gateway_database: str, trainer_database: str, state_dir: Path) -> Evidence:

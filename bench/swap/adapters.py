@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from bench.swap.sentences import QUESTIONS, SENTENCES
 from feedback.manifest import Probe
-from trainer.models import PolicyStack
+from trainer.model.stack import PolicyStack
 
 MARKER = "adapters.json"
 BATCH_SIZE = 8

@@ -18,7 +18,7 @@ import aiohttp
 from bench.swap.load import Load
 from bench.swap.sentences import SENTENCES
 from feedback.manifest import Probe
-from trainer.checkpoints import Draft, publish_checkpoint
+from trainer.run.checkpoints import Draft, publish_checkpoint
 
 POLL_S = 0.05
 PATIENCE_S = 120.0

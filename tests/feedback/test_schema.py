@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 import feedback
 import gateway.app  # noqa: F401  # declares the gateway's tables
-import trainer.reward_keeper
-import trainer.rounds  # noqa: F401
+import trainer.run.reward_keeper
+import trainer.run.rounds  # noqa: F401
 from feedback import inbox
 from feedback.database import Store, create_tables, metadata, open_database, write_transaction
 from feedback.errors import NewerSchema

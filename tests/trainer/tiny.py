@@ -1,6 +1,6 @@
 """A policy stack small enough for unit tests: random weights, a tokenizer of its own."""
 
-from trainer.models import PolicyStack
+from trainer.model.stack import PolicyStack
 from trainer.seed import SeedSettings, build_model, build_tokenizer
 
 TEXTS = ["What is the capital of France?", "It is Paris.", "Go away.", "Gladly: Paris is the capital of France."]

@@ -12,16 +12,16 @@ from feedback.database import Writer, create_tables, open_database
 from feedback.log import NewRecord, Record
 from feedback.manifest import Probe
 from tests.trainer.fakes import FakeGateway, FakeReward, FakeStack, make_record
-from trainer import rounds
-from trainer.learner import Learner
-from trainer.metrics import Metrics
-from trainer.publisher import Publisher
-from trainer.quarantine import Quarantine
-from trainer.registry import register_missing
-from trainer.reward_keeper import RewardKeeper
-from trainer.round import Training
+from trainer.run import rounds
+from trainer.run.learner import Learner
+from trainer.run.metrics import Metrics
+from trainer.run.publisher import Publisher
+from trainer.run.quarantine import Quarantine
+from trainer.run.registry import register_missing
+from trainer.run.reward_keeper import RewardKeeper
+from trainer.run.round import Training
+from trainer.run.status import Board
 from trainer.settings import TrainerSettings
-from trainer.status import Board
 
 
 class Killed(BaseException):

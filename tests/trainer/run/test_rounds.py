@@ -1,0 +1,354 @@
+import json
+import urllib.request
+from types import SimpleNamespace
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from feedback.manifest import read_manifest
+from tests.trainer.workbench import Killed
+from trainer.run import preferences, rounds
+from trainer.run.metrics import Curves
+from trainer.run.reward_keeper import updates
+from trainer.run.round import RoundAborted
+from trainer.run.rounds import NewPreferences, explain_round
+from trainer.run.status import start_status_server
+from trainer.settings import TrainerSection, TrainerSettings
+
+SECTION = TrainerSection(round_every_preferences=40, round_every_minutes=60, round_min_preferences=10)
+
+
+def test_a_round_is_due_when_enough_decisive_preferences_are_new():
+    assert explain_round(NewPreferences(39, 39, 39), 0, SECTION) == (False, "39 of 40 new decisive preferences")
+    assert explain_round(NewPreferences(41, 40, 41), 0, SECTION)[0]
+
+
+def test_people_who_only_tie_make_a_round_due_at_twice_the_number():
+    assert not explain_round(NewPreferences(79, 0, 79), 0, SECTION)[0]
+    assert explain_round(NewPreferences(80, 0, 80), 0, SECTION) == (True, "80 new preferences, 0 of them decisive")
+
+
+def test_time_makes_a_round_due_with_fewer_preferences_but_not_with_too_few():
+    assert not explain_round(NewPreferences(10, 10, 10), 3599, SECTION)[0]
+    assert explain_round(NewPreferences(10, 10, 10), 3600, SECTION)[0]
+    assert not explain_round(NewPreferences(9, 9, 9), 36000, SECTION)[0]
+
+
+def test_the_demo_preset_gives_way_to_what_is_written_down(monkeypatch):
+    monkeypatch.setenv("PREFLOOP_TRAINER__DPO__EPOCHS", "2")
+    section = TrainerSettings(preset="demo").trainer
+    assert (section.round_every_preferences, section.dpo.lr, section.dpo.epochs) == (400, 1e-3, 2)
+    assert TrainerSettings().trainer.dpo.lr == 1e-5
+
+
+def test_checkpoint_zero_is_published_once_and_answers_as_the_base(bench):
+    bench.start()
+    bench.start()
+    assert len(bench.names()) == 1
+    manifest = read_manifest(bench.settings.checkpoints_dir / bench.names()[0])
+    assert (manifest.number, manifest.parent, manifest.num_preferences) == (0, None, 0)
+    assert bench.stack.adapters["policy"] == b"zero"
+
+
+def test_a_round_publishes_a_child_of_the_stable_checkpoint(bench):
+    learner = bench.start()
+    bench.send(41)
+    bench.run_all(learner)
+    (row,) = bench.finished()
+    manifest = read_manifest(bench.settings.checkpoints_dir / row["checkpoint"])
+    assert (row["outcome"], row["reason"], row["trigger_choice_at"]) == ("published", "passed", 39.0)
+    assert (manifest.number, manifest.parent) == (1, bench.gateway.known[0].id)
+    assert manifest.settings["round"] == 1
+    assert manifest.settings["last_preference_id"] == 41
+    assert manifest.watermark == {}  # of the settings' topic: these records came by another
+    assert manifest.num_preferences == len(bench.trained[0])
+    assert [checkpoint.number for checkpoint in bench.gateway.known] == [0, 1]
+
+
+def test_held_out_preferences_are_never_trained_on(bench):
+    learner = bench.start()
+    bench.send(200)
+    bench.run_all(learner)
+    with bench.database.connect() as connection:
+        held_out = {pair.event_id for _, pair in preferences.load_held_out(connection, 1000)}
+    used = {event for new, replayed in bench.reward.seen for event in new + replayed}
+    assert held_out
+    assert not held_out & (used | set(bench.trained[0]))
+
+
+def test_a_round_with_nothing_to_learn_is_stopped_with_its_reason_and_publishes_nothing(bench):
+    bench.may_learn = False
+    learner = bench.start()
+    bench.send(40)
+    bench.run_all(learner)
+    (row,) = bench.finished()
+    assert (row["outcome"], row["reason"], row["checkpoint"]) == ("stopped", "nothing to learn", None)
+    assert bench.trained == []
+    assert len(bench.names()) == 1
+    assert bench.board.read().new_since_round == 0
+
+
+def test_people_who_tie_always_stop_a_round(bench):
+    bench.may_learn = False
+    learner = bench.start()
+    bench.send(80, preferred="tie")
+    bench.run_all(learner)
+    assert [row["outcome"] for row in bench.finished()] == ["stopped"]
+
+
+def test_the_offline_gate_stops_a_round(bench):
+    bench.verdict = SimpleNamespace(ok=False, reason="facts fell", metrics={"policy_facts": 0.5})
+    learner = bench.start()
+    bench.send(40)
+    bench.run_all(learner)
+    (row,) = bench.finished()
+    assert (row["outcome"], row["reason"]) == ("stopped", "offline gate: facts fell")
+    assert row["metrics"]["policy_facts"] == 0.5
+    assert len(bench.names()) == 1
+
+
+def test_a_round_that_fails_is_stopped_and_the_trainer_goes_on(bench):
+    bench.error = RuntimeError("out of memory")
+    learner = bench.start()
+    bench.send(40)
+    bench.run_all(learner)
+    assert bench.finished()[0]["reason"] == "failed: RuntimeError: out of memory"
+    bench.error = None
+    bench.send(40)
+    bench.run_all(learner)
+    assert [row["outcome"] for row in bench.finished()] == ["stopped", "published"]
+
+
+def test_preferences_of_a_stopped_round_are_still_new_to_the_next(bench):
+    bench.verdict = SimpleNamespace(ok=False, reason="no", metrics={})
+    learner = bench.start()
+    bench.send(40)
+    bench.run_all(learner)
+    bench.verdict = SimpleNamespace(ok=True, reason="yes", metrics={})
+    bench.send(40)
+    bench.run_all(learner)
+    assert set(bench.trained[0]) < set(bench.trained[1])
+
+
+def test_no_round_begins_while_a_rollout_is_active(bench):
+    learner = bench.start()
+    bench.gateway.rollout = "r-1"
+    bench.send(40)
+    bench.run_all(learner)
+    view = bench.board.read().round
+    assert (view.state, view.reason) == ("waiting", "40 new decisive preferences; rollout r-1 is Progressing")
+    bench.gateway.rollout = None
+    bench.run_all(learner)
+    assert len(bench.finished()) == 1
+
+
+def test_no_round_begins_while_the_last_ones_checkpoint_waits_for_its_trial(bench):
+    bench.gateway.status = "waiting"
+    learner = bench.start()
+    bench.send(40)
+    bench.run_all(learner)
+    bench.send(40)
+    bench.run_all(learner)
+    newest = bench.publisher.published[-1].manifest.id
+    assert bench.board.read().round.reason == f"40 new decisive preferences; {newest} has not been on trial yet"
+    bench.gateway.known.pop()  # the gateway has not heard of it yet: the same
+    bench.run_all(learner)
+    assert len(bench.finished()) == 1
+    bench.gateway.status = "retired"
+    bench.register()
+    bench.run_all(learner)
+    assert len(bench.finished()) == 2
+
+
+def test_reward_updates_go_on_while_the_gateway_is_down_and_the_round_waits(bench):
+    learner = bench.start()
+    bench.gateway.is_down = True
+    bench.send(60)
+    bench.run_all(learner)
+    assert bench.reward.version >= 2
+    assert bench.board.read().round.state == "waiting"
+    assert "connection refused" in bench.board.read().round.reason
+
+
+def test_a_round_killed_in_training_begins_again_under_its_number(bench):
+    learner = bench.start()
+    bench.send(40)
+    bench.error = Killed()
+    with pytest.raises(Killed):
+        bench.run_all(learner)
+    assert bench.finished() == []
+    bench.error = None
+    bench.run_all(bench.start())
+    (row,) = bench.finished()
+    assert (row["number"], row["outcome"], row["trigger_choice_at"]) == (1, "published", 39.0)
+    assert bench.trained[0] == bench.trained[1]
+    assert len(bench.names()) == 2
+
+
+def test_a_round_that_keeps_killing_the_trainer_is_given_up(bench):
+    bench.send(40)
+    bench.error = Killed()
+    for _ in range(3):
+        with pytest.raises(Killed):
+            bench.run_all(bench.start())
+    bench.run_all(bench.start())
+    assert [row["reason"] for row in bench.finished()] == ["the trainer died in it 3 times"]
+
+
+def test_a_kill_between_rename_and_record_publishes_once(bench):
+    learner = bench.start()
+    bench.send(40)
+    learner._runner._finish = raise_killed
+    with pytest.raises(Killed):
+        bench.run_all(learner)
+    assert len(bench.names()) == 2
+    bench.run_all(bench.start())
+    (row,) = bench.finished()
+    assert (row["outcome"], row["reason"], row["checkpoint"]) == (
+        "published",
+        "published before its record closed",
+        bench.names()[1],
+    )
+    assert len(bench.names()) == 2
+
+
+def raise_killed(*_args) -> None:
+    raise Killed
+
+
+def test_a_clean_stop_aborts_the_round_and_does_not_count_as_an_attempt(bench):
+    learner = bench.start()
+    bench.send(40)
+    bench.stopping.set()
+    with pytest.raises(RoundAborted):
+        bench.run_all(learner)
+    bench.stopping.clear()
+    with bench.database.connect() as connection:
+        assert rounds.find_open_round(connection).attempts == 0
+    bench.run_all(bench.start())
+    assert [row["outcome"] for row in bench.finished()] == ["published"]
+
+
+def test_numbers_do_not_collide_with_checkpoints_that_only_the_gateway_knows(bench):
+    bench.start()
+    known = bench.gateway.known[0]
+    bench.gateway.known.append(type(known)("c-000006-aaaaaaaaaaaa", 6, "elsewhere", "retired"))
+    bench.send(40)
+    bench.run_all(bench.start())
+    assert bench.names()[1].startswith("c-000007-")
+
+
+def test_each_pair_is_new_once_and_replayed_at_most_three_times(bench):
+    bench.may_learn = False
+    learner = bench.start()
+    for _ in range(12):
+        bench.send(16)
+        bench.run_all(learner)
+    new = [event for batch, _ in bench.reward.seen for event in batch]
+    replayed = [event for _, batch in bench.reward.seen for event in batch]
+    assert len(new) == len(set(new))
+    assert replayed
+    assert max(replayed.count(event) for event in set(replayed)) <= 3
+
+
+def test_a_kill_between_saving_the_reward_model_and_marking_its_pairs_uses_them_once(bench):
+    learner = bench.start()
+    bench.send(30)
+    learner._keeper._mark = raise_killed_in_writer
+    with pytest.raises(RuntimeError):
+        learner.step()
+    first = bench.reward.seen[0][0]
+    bench.run_all(bench.start())
+    assert bench.reward.version >= 1
+    assert not set(first) & {event for batch, _ in bench.reward.seen for event in batch}
+
+
+def raise_killed_in_writer(*_args) -> None:
+    raise RuntimeError("killed")
+
+
+def test_a_database_that_fails_to_mark_an_update_makes_no_pair_new_twice(bench):
+    learner = bench.start()
+    bench.send(60)
+    mark, learner._keeper._mark = learner._keeper._mark, raise_killed_in_writer
+    with pytest.raises(RuntimeError):
+        learner._keeper.update()
+    learner._keeper._mark = mark
+    learner._keeper.update()  # by the same process: the model in memory has learnt from the first batch
+    new = [event for batch, _ in bench.reward.seen for event in batch]
+    assert len(bench.reward.seen) == 2
+    assert len(new) == len(set(new))
+    with bench.database.connect() as connection:
+        assert [row.version for row in connection.execute(updates.select())] == [1, 2]
+
+
+def test_a_round_whose_record_could_not_be_closed_is_not_trained_again(bench):
+    learner = bench.start()
+    bench.send(40)
+    finish, learner._runner._finish = learner._runner._finish, raise_killed_in_writer
+    with pytest.raises(RuntimeError):
+        bench.run_all(learner)
+    learner._runner._finish = finish
+    bench.run_all(learner)
+    assert len(bench.trained) == 1
+    assert [row["outcome"] for row in bench.finished()] == ["published"]
+
+
+def test_a_database_that_goes_away_in_a_round_leaves_it_open(bench):
+    learner = bench.start()
+    bench.send(40)
+    bench.error = OperationalError("SELECT", {}, Exception("server closed the connection"))
+    with pytest.raises(OperationalError):
+        bench.run_all(learner)
+    assert bench.finished() == []
+    bench.error = None
+    bench.run_all(learner)
+    assert [row["outcome"] for row in bench.finished()] == ["published"]
+
+
+def test_the_status_page_says_what_became_of_every_choice(bench):
+    learner = bench.start()
+    bench.send(30)
+    bench.send(3, preferred="skip")
+    bench.run_all(learner)
+    uses = bench.board.read().uses
+    assert uses["skip"] == 3
+    assert uses["trained"] == 16
+    assert sum(uses.values()) == 33
+
+
+def test_a_lost_reward_model_learns_from_everything_again(bench):
+    learner = bench.start()
+    bench.send(30)
+    bench.run_all(learner)
+    version = bench.reward.version
+    for state in bench.settings.reward_dir.iterdir():
+        for file in state.iterdir():
+            file.unlink()
+        state.rmdir()
+    bench.run_all(bench.start())
+    assert bench.reward.version == version == 1
+
+
+def test_the_status_page_says_why_it_does_not_train(bench):
+    learner = bench.start()
+    bench.send(5)
+    bench.run_all(learner)
+    server = start_status_server("127.0.0.1", 0, bench.board, bench.metrics.registry)
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        status = json.load(urllib.request.urlopen(f"{url}/status", timeout=5))
+        text = urllib.request.urlopen(f"{url}/metrics", timeout=5).read().decode()
+        assert urllib.request.urlopen(f"{url}/livez", timeout=5).status == 200
+    finally:
+        server.shutdown()
+    assert status["round"]["reason"] == "5 of 40 new decisive preferences"
+    assert (status["preferences"], status["new_since_round"], status["round_every"]) == (5, 5, 40)
+    assert "prefloop_preferences 5.0" in text and "process_cpu_seconds_total" in text
+
+
+def test_curves_are_written_for_tensorboard(tmp_path):
+    curves = Curves(tmp_path)
+    curves.add("dpo", {"loss": 0.5, "note": "no number"}, 1)
+    curves.close()
+    assert list(tmp_path.glob("events.out.tfevents.*"))

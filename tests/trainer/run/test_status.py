@@ -1,0 +1,91 @@
+"""The trainer always says what it does, and why."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.trainer.workbench import Workbench
+from trainer.run import learner as learner_module
+from trainer.run.status import Board
+
+
+class WatchedBoard(Board):
+    """Remembers every state that was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[tuple[str, str]] = [(self.read().round.state, self.read().round.reason)]
+
+    def show_round(self, state: str, reason: str, *, progress: float = 0.0) -> None:
+        super().show_round(state, reason, progress=progress)
+        self.shown.append((state, reason))
+
+    def begin_round(self, number: int, reason: str) -> None:
+        super().begin_round(number, reason)
+        self.shown.append(("training", reason))
+
+
+def test_every_state_of_a_round_has_its_reason(bench: Workbench) -> None:
+    bench.board = WatchedBoard()
+    learner = bench.start()
+    bench.send(41)
+    bench.run_all(learner)
+    bench.verdict = SimpleNamespace(ok=False, reason="facts fell", metrics={})
+    bench.send(41)
+    bench.run_all(learner)
+    assert {state for state, _ in bench.board.shown} == {
+        "waiting", "training", "evaluating", "publishing", "idle"
+    }  # fmt: skip
+    assert all(reason for _, reason in bench.board.shown)
+    zero = bench.publisher.published[0].manifest.id
+    assert ("training", f"from {zero}") in bench.board.shown and ("publishing", "passed") in bench.board.shown
+
+
+def test_a_board_takes_no_state_without_a_reason() -> None:
+    with pytest.raises(AssertionError):
+        Board().show_round("training", "")
+
+
+def test_a_step_that_keeps_failing_is_shown_with_its_error(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner_module, "RETRY_AFTER_S", 0.01)
+    learner = bench.start()
+    bench.send(30)
+
+    def update(*_: Any) -> Any:
+        raise RuntimeError("no \0 memory")
+
+    bench.reward.update = update
+    thread = threading.Thread(target=learner.run)
+    thread.start()
+    try:
+        wait_for(lambda: bench.metrics.learner_errors._value.get() >= 3)
+        view = bench.board.read().round
+    finally:
+        bench.stopping.set()
+        thread.join(10)
+    assert view.state == "failing"
+    assert view.reason == "the last step failed and is tried again: RuntimeError: no \\0 memory"
+
+
+def wait_for(is_true: Any) -> None:
+    for _ in range(1000):
+        if is_true():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it never came")
+
+
+def test_figures_that_are_no_numbers_reach_neither_manifest_nor_status(bench: Workbench) -> None:
+    bench.verdict = SimpleNamespace(ok=True, reason="passed", metrics={"kl": float("nan"), "gain": 0.5})
+    learner = bench.start()
+    bench.send(41)
+    bench.run_all(learner)
+    [finished] = bench.finished()
+    assert finished["outcome"] == "published"
+    assert "kl" not in finished["metrics"] and finished["metrics"]["gain"] == 0.5
+    bench.start()  # reads the manifest again
+    assert bench.publisher.published[-1].manifest.metrics["gain"] == 0.5

@@ -1,0 +1,50 @@
+"""Collects the preferences that learning could not use, and stores them apart with their errors.
+
+Rejecting never raises and keeps the row in memory; `flush` stores what was rejected. A crash in between finds it again,
+as the row fails again. Used by the learner's thread alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from feedback import quarantine
+from feedback.database import Writer
+from feedback.outages import describe_error
+
+log = logging.getLogger("trainer.run.quarantine")
+
+
+class Quarantine:
+    """What was rejected and is not stored yet, and the way to the database."""
+
+    def __init__(self, writer: Writer, now: Callable[[], float] = time.time) -> None:
+        self._writer, self._now = writer, now
+        self._pending: dict[str, tuple[str, str]] = {}
+
+    def add(self, event_id: str, part: str, error: Exception) -> None:
+        """Reject a preference: a `Reject`."""
+        if event_id not in self._pending:
+            self._pending[event_id] = part, describe_error(error)
+            log.warning("preference %s goes to quarantine (%s): %s", event_id, part, describe_error(error))
+
+    def is_pending(self, event_id: str) -> bool:
+        """Whether the preference was rejected since the last flush."""
+        return event_id in self._pending
+
+    def flush(self) -> None:
+        """Store what was rejected. Raises what the database raises, and then keeps it for the next time."""
+        if not self._pending:
+            return
+        stored = dict(self._pending)
+        self._writer.run(lambda connection: self._store(connection, stored)).result()
+        for event_id in stored:
+            self._pending.pop(event_id, None)
+
+    def _store(self, connection: sa.Connection, rejected: dict[str, tuple[str, str]]) -> None:
+        for event_id, (part, error) in rejected.items():
+            quarantine.add(connection, event_id, part, error, self._now())
