@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.test_reward import GRUFF, KIND, make_pairs
+from tests.trainer.learn.test_reward import GRUFF, KIND, make_pairs
 from tests.trainer.tiny import ask, build_tiny_stack
 from trainer.learn.dpo import NothingToTrainOn, encode_preferences, run_dpo, scale_lr
 from trainer.model.stack import PolicyStack

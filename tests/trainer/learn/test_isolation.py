@@ -10,7 +10,7 @@ import pytest
 import torch
 from sqlalchemy.exc import OperationalError
 
-from tests.trainer.test_reward import make_pairs
+from tests.trainer.learn.test_reward import make_pairs
 from tests.trainer.tiny import build_tiny_stack
 from trainer.learn.dpo import run_dpo
 from trainer.learn.isolation import NotFinite, run_isolated

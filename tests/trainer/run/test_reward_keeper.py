@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tests.trainer.test_reward import KIND, make_pairs
+from tests.trainer.learn.test_reward import KIND, make_pairs
 from tests.trainer.tiny import ask, build_tiny_stack
 from tests.trainer.workbench import Workbench
 from trainer.learn.reward import RewardModel
