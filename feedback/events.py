@@ -26,7 +26,9 @@ PREFERRED: tuple[Preferred, ...] = ("first", "second", "tie", "both_bad", "skip"
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One of the two answers of a comparison, with how it was sampled.
 
-    seconds_to_finish: from the request's arrival to the answer's last token, None where nobody measured it.
+    seconds_to_finish: from the request's arrival to the answer's last token, None where nobody measured it. token_ids: as
+    the engine sampled them, with the turn end if it sampled one, None where they are not known. reasoning: what the engine
+    split off the text as thinking. tool_calls: as OpenAI writes them. top_p: None where the app did not say.
     """
 
     completion_id: str
@@ -41,6 +43,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float | None = None
     max_tokens: int | None = None
     seconds_to_finish: float | None = None
+    token_ids: list[int] | None = None
+    reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    top_p: float | None = None
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +54,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     user is a keyed hash, "" if unknown; propensity is the probability with which it was asked; weight is the canary's
     share of traffic at the time; created_at and expires_at are epoch seconds. finished_first: the answer that was
-    complete before the other, None if nobody measured it or neither was.
+    complete before the other, None if nobody measured it or neither was. prompt_token_ids: what the engine read, None where
+    it is not known. tools and chat_template_kwargs: as the request had them.
     """
 
     id: str
@@ -68,6 +75,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float
     tags: dict[str, str] = {}
     finished_first: Position | None = None
+    prompt_token_ids: list[int] | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

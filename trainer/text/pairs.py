@@ -1,92 +1,178 @@
-"""The rows learning sees: one `Pair` for each accepted choice, and which of them a step may use.
+"""The rows that learning sees: pairs of answers, demonstrations, and answers that were rated alone.
 
-Pure: it takes rows and a random generator, and does no I/O. The same rows and generator give the same pairs. It does
-not weigh raters: that is the feedback package's concern.
+Pure: made of events' bodies, without I/O. Says nothing of token ids: text/transcript turns rows into those. Weights are
+1 here: how reliable a person is, and how recent a row, is weighed in math/weights.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from feedback.events import Choice
+from feedback.events import Candidate, Choice
 
-T = TypeVar("T")
-Use = Literal["trained", "waiting", "heldout_user", "heldout_prompt", "skip", "quarantined"]
+Split = Literal["train", "heldout", "auditor"]
+Use = Literal["trained", "waiting", "heldout", "auditor", "skip", "quarantined"]
 DECISIVE = ("first", "second")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What was asked. ids: what the engine read, None where that is not known and the chat template must say.
+
+    key is the same for the same messages; tags: domain, language, task, as the app says.
+    """
+
+    messages: list[dict[str, Any]]
+    key: str = ""
+    ids: tuple[int, ...] | None = None
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer. ids: as it was sampled, turn end included if it was sampled, or None. checkpoint: "" if unknown."""
+
+    text: str
+    ids: tuple[int, ...] | None = None
+    finish_reason: str = "stop"
+    reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    checkpoint: str = ""
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the policy ended it: a turn end belongs to it."""
+        return self.finish_reason in ("stop", "tool_calls")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     """One comparison with its verdict. `first` and `second` are the answers in the order they were shown.
 
-    preferred is "first", "second", "tie" or "both_bad"; split is "train", "heldout_user" or "heldout_prompt".
+    preferred is "first", "second", "tie" or "both_bad"; row_id is the row's in the inbox, 0 for rows of no inbox.
     """
 
     event_id: str
-    user: str
-    prompt_key: str
-    messages: list[dict[str, Any]]
-    first: str
-    second: str
+    prompt: Prompt
+    first: Answer
+    second: Answer
     preferred: str
-    strength: float | None
-    weight: float
-    split: str
+    split: str = "train"
+    policy: str = "default"
+    app: str = ""
+    user: str = ""
+    asked: str = "explore"
+    strength: float | None = None
+    weight: float = 1.0
+    chosen_at: float = 0.0
+    row_id: int = 0
+
+    @property
+    def is_decisive(self) -> bool:
+        """Whether one of the answers was preferred."""
+        return self.preferred in DECISIVE
 
 
-def explain_use(preferred: str, split: str, used_as_new: int, is_quarantined: bool = False) -> Use:
-    """What became of a stored choice: learnt from, waiting to be, or set aside, and then why.
+@dataclass(frozen=True, kw_only=True)
+class Demonstration:
+    """A prompt with an ideal answer: an edit, or an expert's. source: "edit", "file" or "api"."""
 
-    used_as_new: how often an update of the reward model took it as new. "heldout_…" rows judge what others taught.
-    """
-    if is_quarantined:
-        return "quarantined"
-    if preferred == "skip":
-        return "skip"
-    if split == "heldout_user":
-        return "heldout_user"
-    if split == "heldout_prompt":
-        return "heldout_prompt"
-    return "trained" if used_as_new else "waiting"
+    event_id: str
+    prompt: Prompt
+    answer: Answer
+    source: str
+    split: str = "train"
+    policy: str = "default"
+    app: str = ""
+    user: str = ""
+    weight: float = 1.0
+    row_id: int = 0
 
 
-def make_pair(choice: Choice, *, event_id: str, prompt_key: str, split: str, weight: float = 1.0) -> Pair:
+@dataclass(frozen=True, kw_only=True)
+class Rated:
+    """One answer that was judged alone. value: 0 (worst) to 1 (best). kind: "thumb", "rating" or "outcome"."""
+
+    event_id: str
+    prompt: Prompt
+    answer: Answer
+    kind: str
+    value: float
+    split: str = "train"
+    policy: str = "default"
+    app: str = ""
+    user: str = ""
+    weight: float = 1.0
+    created_at: float = 0.0
+    row_id: int = 0
+
+
+def make_prompt(choice: Choice, key: str) -> Prompt:
+    """What was asked in a choice's comparison."""
+    comparison = choice.comparison
+    ids = comparison.prompt_token_ids
+    return Prompt(
+        messages=comparison.messages,
+        key=key,
+        ids=None if ids is None else tuple(ids),
+        tools=comparison.tools,
+        template_kwargs=comparison.chat_template_kwargs,
+        tags=comparison.tags,
+    )
+
+
+def make_answer(candidate: Candidate) -> Answer:
+    """An answer as it was recorded."""
+    return Answer(
+        text=candidate.text,
+        ids=None if candidate.token_ids is None else tuple(candidate.token_ids),
+        finish_reason=candidate.finish_reason,
+        reasoning=candidate.reasoning,
+        tool_calls=candidate.tool_calls,
+        checkpoint=candidate.checkpoint,
+        temperature=candidate.temperature,
+        max_tokens=candidate.max_tokens,
+    )
+
+
+def make_pair(choice: Choice, *, event_id: str, prompt_key: str, split: str, row_id: int = 0) -> Pair:
     """The pair of a stored choice. Raises ValueError for a skip, which says nothing of the answers."""
     if choice.preferred == "skip":
         raise ValueError(f"{event_id} is a skip")
     comparison = choice.comparison
     return Pair(
         event_id=event_id,
-        user=comparison.user,
-        prompt_key=prompt_key,
-        messages=comparison.messages,
-        first=comparison.first.text,
-        second=comparison.second.text,
+        prompt=make_prompt(choice, prompt_key),
+        first=make_answer(comparison.first),
+        second=make_answer(comparison.second),
         preferred=choice.preferred,
-        strength=choice.strength,
-        weight=weight,
         split=split,
+        policy=comparison.policy,
+        app=comparison.app,
+        user=comparison.user,
+        asked=comparison.asked,
+        strength=choice.strength,
+        chosen_at=choice.chosen_at,
+        row_id=row_id,
     )
 
 
-def count_replays(num_new: int, replay_share: float) -> int:
-    """How many replayed pairs go with num_new new ones, so that they make up replay_share of the whole."""
-    return round(num_new * replay_share / (1 - replay_share))
+def explain_use(preferred: str, split: str, used_as_new: int, is_quarantined: bool = False) -> Use:
+    """What became of a stored choice: learnt from, waiting to be, or kept to judge by.
 
-
-def draw_sample(items: Sequence[T], num: int, rng: random.Random) -> list[T]:
-    """num items without repeats, in their own order; all of them if there are fewer."""
-    if num >= len(items):
-        return list(items)
-    return [items[index] for index in sorted(rng.sample(range(len(items)), num))]
-
-
-def choose_round_pairs(
-    new: Sequence[Pair], old: Sequence[Pair], *, max_new: int, replay_share: float, rng: random.Random
-) -> list[Pair]:
-    """The newest max_new new pairs, and so many old ones that they make up replay_share, if there are as many."""
-    kept = list(new[-max_new:])
-    return kept + draw_sample(old, count_replays(len(kept), replay_share), rng)
+    used_as_new: how often an update of the reward model took it as new.
+    """
+    if is_quarantined:
+        return "quarantined"
+    if preferred == "skip":
+        return "skip"
+    if split == "auditor":
+        return "auditor"
+    if split != "train":
+        return "heldout"
+    return "trained" if used_as_new else "waiting"
