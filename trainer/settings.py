@@ -101,6 +101,10 @@ class TrainerSection(BaseModel):
         default=60.0, ge=0, description="How long the start waits for a database that does not answer, before it fails."
     )
     seed: int = Field(default=0, ge=0, description="Makes rounds repeatable.")
+    policy: str = Field(default="default", description="The policy that is trained: rows of others are left alone.")
+    round: Literal["dpo", "sft"] = Field(
+        default="dpo", description="What a round learns from: preferences (dpo), or demonstrations (sft)."
+    )
     round_every_preferences: int = Field(
         default=1000, ge=1, description="New decisive preferences that make a round due."
     )
@@ -110,9 +114,18 @@ class TrainerSection(BaseModel):
     round_min_preferences: int = Field(
         default=200, ge=1, description="Fewest new decisive preferences of a round that is due by time."
     )
+    sft_every_demonstrations: int = Field(
+        default=100, ge=1, description="New demonstrations that make an sft round due."
+    )
+    snapshot_every_steps: int = Field(
+        default=10, ge=1, description="Steps between snapshots of a round: what a kill can cost."
+    )
+    wandb_project: str = Field(
+        default="", description="Weights & Biases project for curves, if `wandb` is installed; empty: TensorBoard alone."
+    )
     rounds_during_rollout: bool = Field(default=False, description="Train while a canary is on trial.")
     max_attempts: int = Field(
-        default=3, ge=1, description="How often a round is begun again after the trainer died in it."
+        default=3, ge=1, description="How often a round goes on after the trainer died in it."
     )
     nice: int = Field(
         default=5, ge=0, le=19, description="Added to the process's niceness, so that serving comes first."
@@ -166,6 +179,16 @@ class TrainerSettings(SharedSettings):
     def reward_dir(self) -> Path:
         """Where the reward model's state is kept."""
         return self.state_dir / "reward"
+
+    @property
+    def rounds_dir(self) -> Path:
+        """Where the round under way keeps its steps."""
+        return self.state_dir / "rounds"
+
+    @property
+    def references_dir(self) -> Path:
+        """Where log-probabilities under the reference are kept from round to round."""
+        return self.state_dir / "references"
 
     @property
     def frozen_set(self) -> Path:

@@ -62,7 +62,9 @@ class Closer:
                 "watermark": plan.watermark,
             }
         ending = replace(ending, details=details)
-        self._write_report(ReportData(opened, ending, now, files, history, set_aside))
+        judged = files.read_verdict()
+        samples = judged.samples if judged else []
+        self._write_report(ReportData(opened, ending, now, files.read_curve(), history, samples, set_aside))
 
         def record(connection: sa.Connection) -> None:
             rounds.finish_round(connection, opened.number, ending, now)

@@ -8,15 +8,14 @@ closed in closing.py; schedule.py says when a round is due.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,20 +23,19 @@ from feedback.database import Writer
 from feedback.errors import DatabaseError
 from feedback.faults import reach
 from feedback.outages import describe_error
-from trainer.run import lineage, pool, rounds
+from trainer.run import pool, rounds
 from trainer.run.checkpoints import Published
 from trainer.run.closing import Closer
-from trainer.run.plan import Plan, derive_seed, draw_rows, find_code_version
+from trainer.run.plan import Plan
+from trainer.run.planner import Planner, describe_plan
 from trainer.run.publisher import Publisher, Trained
 from trainer.run.quarantine import Quarantine
 from trainer.run.reporter import Reporter
 from trainer.run.reward_keeper import RewardKeeper
-from trainer.run.round_files import Judged, RoundFiles
+from trainer.run.round_files import RoundFiles
 from trainer.run.rounds import Ending, OpenRound
-from trainer.run.schedule import is_restart_due
-from trainer.run.training import Task, Training
-from trainer.settings import TrainerSection, TrainerSettings
-from trainer.text.pairs import Demonstration, Pair
+from trainer.run.training import Judged, Rows, Task, Training
+from trainer.settings import TrainerSettings
 
 log = logging.getLogger("trainer.run.learner")
 
@@ -64,11 +62,12 @@ class RoundRunner:
         stopping: threading.Event,
         now: Callable[[], float],
     ) -> None:
-        self._settings, self._root, self._topic = settings.trainer, settings.rounds_dir, settings.topic
+        self._settings, self._root = settings.trainer, settings.rounds_dir
         self._keeper, self._quarantine, self._training = keeper, quarantine, training
         self._database, self._writer, self._publisher = database, writer, publisher
         self._reporter, self._closer = reporter, closer
         self._stopping, self._now = stopping, now
+        self._planner = Planner(self._settings, settings.topic, database, quarantine, training, now)
 
     def run(self, stable: Published, reason: str, *, from_base: bool = False) -> None:
         """Begin the next round, or go on with the one that is open, and see it to its record. Raises RoundAborted.
@@ -115,12 +114,14 @@ class RoundRunner:
                 refused = self._refresh_reward(opened)
                 if refused:
                     return Ending(reason=refused)
-                plan = self._make_plan(opened, stable, from_base)
+                plan = self._planner.make_plan(
+                    opened, stable, self._publisher.published, self._keeper.version_in_use, from_base=from_base
+                )
                 if not plan.event_ids:
                     return Ending(reason="no row of its kind can be trained on", last_preference_id=plan.last_preference_id)
                 files.write_plan(plan)
             reach("round.prepared")
-            found = plan, self._load_rows(plan)
+            found = plan, self._planner.load_rows(plan)
         plan, rows = found
         task = self._make_task(plan, rows, files)
         metrics = dict(self._train(task, files))
@@ -139,7 +140,7 @@ class RoundRunner:
         with self._time(files, "publishing"):
             return replace(made, checkpoint=self._publish(plan, metrics, made.reason))
 
-    def _resume(self, files: RoundFiles) -> tuple[Plan, list[Pair] | list[Demonstration]] | None:
+    def _resume(self, files: RoundFiles) -> tuple[Plan, Rows] | None:
         """The plan of a round that was interrupted, with its rows; None if it has to be prepared, or prepared anew."""
         plan = files.read_plan()
         if plan is None:
@@ -150,7 +151,7 @@ class RoundRunner:
                 files.remove()
                 return None
         try:
-            rows = self._load_rows(plan)
+            rows = self._planner.load_rows(plan)
         except pool.RowsMissing as error:
             log.warning("round %d is prepared anew: %s", plan.number, error)
             files.remove()
@@ -168,59 +169,7 @@ class RoundRunner:
         may_learn, reason = self._training.has_something_to_learn()
         return "" if may_learn else reason
 
-    def _make_plan(self, opened: OpenRound, stable: Published, from_base: bool) -> Plan:
-        section, published = self._settings, self._publisher.published
-        is_sft = opened.kind == "sft"
-        reference = lineage.find_reference(stable, published)
-        with pool.read_consistently(self._database) as connection:
-            past = rounds.read_past(connection)
-            restart_every = 0 if is_sft else section.restart_every
-            is_restart = from_base or is_restart_due(past.published_since_restart, restart_every)
-            taught = [each.manifest.id for each in lineage.list_taught_by(stable, published)]
-            read = pool.read_demonstrations if is_sft else pool.read_pool
-            found = read(connection, policy=section.policy, topic=self._topic, taught=taught)
-        rng = random.Random(f"{section.seed}-pairs-{opened.number}")
-        drawn = draw_rows(
-            found.new,
-            found.old,
-            max_new=section.max_new_pairs,
-            replay_share=section.replay_share,
-            is_restart=is_restart,
-            rng=rng,
-        )
-        plan = Plan(
-            number=opened.number,
-            kind="sft" if is_sft else "dpo",
-            policy=section.policy,
-            parent=stable.manifest.id,
-            start="stable" if not is_restart else "reference" if reference else "base",
-            reference=reference.manifest.id if reference else None,
-            new=drawn.new,
-            replayed=drawn.replayed,
-            weights=[],
-            num_left=drawn.num_left,
-            watermark=found.watermark,
-            last_preference_id=found.last_id,
-            reward_version=self._keeper.version_in_use,
-            trigger_choice_at=opened.trigger_choice_at,
-            seed=derive_seed(section.seed, opened.number),
-            settings=freeze_settings(section, opened.kind),
-            code_version=find_code_version(),
-            planned_at=self._now(),
-        )
-        rows = self._load_rows(plan)
-        by_id = dict(zip([row.event_id for row in rows], self._training.weigh(rows, plan.planned_at), strict=True))
-        return replace_weights(plan, by_id)
-
-    def _load_rows(self, plan: Plan) -> list[Pair] | list[Demonstration]:
-        """The plan's rows with its weights. Raises RowsMissing."""
-        weights = dict(zip(plan.event_ids, plan.weights, strict=False))
-        with self._database.connect() as connection:
-            load = pool.load_demonstrations if plan.kind == "sft" else pool.load_pairs
-            rows = load(connection, plan.event_ids, self._quarantine.add)
-        return [replace(row, weight=weights.get(row.event_id, 1.0)) for row in rows]
-
-    def _make_task(self, plan: Plan, rows: list[Pair] | list[Demonstration], files: RoundFiles) -> Task:
+    def _make_task(self, plan: Plan, rows: Rows, files: RoundFiles) -> Task:
         """Raises KeyError if a checkpoint that the plan names is not here."""
 
         def progress(share: float, figures: Mapping[str, float]) -> None:
@@ -264,10 +213,8 @@ class RoundRunner:
         if judged is None:
             self._reporter.show_phase("evaluating", f"beside {task.plan.parent}")
             with self._time(files, "judging"), self._keeper.in_use():
-                verdict = self._training.judge(task)
-                samples = self._training.sample(task)
-            figures = rounds.keep_finite(verdict.figures)
-            judged = Judged(ok=verdict.ok, reason=verdict.reason, figures=figures, samples=samples)
+                judged = self._training.judge(task, self._show_judging)
+            judged = msgspec.structs.replace(judged, figures=rounds.keep_finite(judged.figures))
             self._quarantine.flush()
             files.write_verdict(judged)
         reach("round.judged")
@@ -289,6 +236,10 @@ class RoundRunner:
         reach("round.published")
         return published.manifest.id
 
+    def _show_judging(self, share: float, step: str) -> None:
+        self.check_stopping()
+        self._reporter.show_share(share, step)
+
     def check_stopping(self) -> None:
         """Raises RoundAborted once the process is to stop."""
         if self._stopping.is_set():
@@ -301,31 +252,3 @@ class RoundRunner:
             yield
         finally:
             files.add_phase(phase, time.monotonic() - begun)
-
-
-def freeze_settings(section: TrainerSection, kind: str) -> dict[str, Any]:
-    """The settings that a round of this kind trains by, as JSON holds them."""
-    return {"sft": section.sft.model_dump(mode="json")} if kind == "sft" else {"dpo": section.dpo.model_dump(mode="json")}
-
-
-def replace_weights(plan: Plan, by_id: Mapping[str, float]) -> Plan:
-    """The plan with the weights of its rows; a row that cannot be read weighs nothing."""
-    weights = [by_id.get(event_id, 0.0) for event_id in plan.event_ids]
-    return Plan(**{name: getattr(plan, name) for name in plan.__struct_fields__} | {"weights": weights})
-
-
-def describe_plan(plan: Plan) -> dict[str, Any]:
-    """What a manifest's settings say of the round that made the checkpoint."""
-    return {
-        "round": plan.number,
-        "kind": plan.kind,
-        "policy": plan.policy,
-        "start": plan.start,
-        "reference": plan.reference,
-        "last_preference_id": plan.last_preference_id,
-        "trigger_choice_at": plan.trigger_choice_at,
-        "seed": plan.seed,
-        "reward_version": plan.reward_version,
-        "code_version": plan.code_version,
-        **plan.settings,
-    }

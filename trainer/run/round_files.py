@@ -19,20 +19,12 @@ from feedback.manifest import fsync_directory
 from feedback.outages import describe_error
 from trainer.run.checkpoints import fsync_files
 from trainer.run.plan import Plan
+from trainer.run.training import Judged
 
 log = logging.getLogger("trainer.run.round")
 
 _PREFIX = "r-"
 _UNFINISHED = ".unfinished"
-
-
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
-    """A verdict as it is kept: may it be published, why, and every figure. samples: what stable and policy answered."""
-
-    ok: bool
-    reason: str
-    figures: dict[str, float] = {}
-    samples: list[dict[str, str]] = []
 
 
 class RoundFiles:

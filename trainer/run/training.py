@@ -5,27 +5,27 @@ Implemented over a real model in assembly.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+
+import msgspec
 
 from trainer.run.plan import Plan
 from trainer.text.pairs import Demonstration, Pair
 
+Rows = list[Pair] | list[Demonstration]
 Progress = Callable[[float, Mapping[str, float]], None]
 """Called after every step with the share that is done, 0 to 1, and the step's figures."""
 
 
-class Verdict(Protocol):
-    """What the offline gate says: whether the policy may be published, why or why not, and every figure."""
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """A verdict as it is kept: may it be published, why, and every figure. samples: {"prompt", "before", "after"}, for people."""
 
-    @property
-    def ok(self) -> bool: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def figures(self) -> Mapping[str, float]: ...
+    ok: bool
+    reason: str
+    figures: dict[str, float] = {}
+    samples: list[dict[str, str]] = []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Task:
     """
 
     plan: Plan
-    rows: Sequence[Pair] | Sequence[Demonstration]
+    rows: Rows
     parent: Path
     reference: Path | None
     snapshots: Path
@@ -50,15 +50,13 @@ class Training:
 
     reset makes adapter "policy" answer as the base does; save and load are of that adapter. weigh gives each row its
     weight, mean 1, at a time. train moves the policy from where the plan says and returns metrics; killed and called
-    again it gives the same. judge holds it beside the parent; it may report progress. sample answers a few prompts that
-    no round trains on, as the parent and as the policy does, for people to read: {"prompt", "before", "after"}.
+    again it gives the same. judge holds it beside the parent; show(share, what it does) may be called meanwhile.
     """
 
     reset: Callable[[], None]
     save: Callable[[Path], None]
     load: Callable[[Path], None]
-    weigh: Callable[[Sequence[Pair] | Sequence[Demonstration], float], list[float]]
+    weigh: Callable[[Rows, float], list[float]]
     train: Callable[[Task], dict[str, float]]
-    judge: Callable[[Task], Verdict]
-    sample: Callable[[Task], list[dict[str, str]]]
+    judge: Callable[[Task, Callable[[float, str], None]], Judged]
     has_something_to_learn: Callable[[], tuple[bool, str]]
