@@ -43,11 +43,11 @@ class DpoSection(BaseModel):
     )
     beta: float = Field(default=0.1, gt=0, description="Strength of the pull towards the reference.")
     beta_norm: float = Field(default=5.0, gt=0, description="The same for sigmoid_norm, whose log-ratios are small.")
-    lr: float = Field(
-        default=0.0,
-        ge=0,
-        description="Peak learning rate, decayed to nothing over the round; 0: the model preset's (tiny 1e-3, small 2e-4,"
-        " gpu and fsdp 2e-5).",
+    lr: float | None = Field(
+        default=None,
+        gt=0,
+        description="Peak learning rate, decayed to nothing over the round; None: the model preset's (tiny 1e-3, small"
+        " 2e-4, gpu and fsdp 2e-5).",
     )
     epochs: int = Field(default=1, ge=1, description="Passes over the round's pairs.")
     batch_size: int = Field(default=8, ge=1, description="Pairs in one optimizer step.")
@@ -94,11 +94,11 @@ class DpoSection(BaseModel):
 class SftSection(BaseModel):
     """How an SFT round trains on demonstrations: edits, and answers that experts wrote."""
 
-    lr: float = Field(
-        default=0.0,
-        ge=0,
-        description="Peak learning rate, decayed to nothing over the round; 0: the model preset's (tiny 1e-3, small 2e-4,"
-        " gpu and fsdp 2e-5).",
+    lr: float | None = Field(
+        default=None,
+        gt=0,
+        description="Peak learning rate, decayed to nothing over the round; None: the model preset's (tiny 1e-3, small"
+        " 2e-4, gpu and fsdp 2e-5).",
     )
     epochs: int = Field(default=2, ge=1, description="Passes over the demonstrations.")
     num_steps: int = Field(default=0, ge=0, description="Steps instead of epochs; 0: as many as the epochs take.")
