@@ -5,7 +5,7 @@ still win. Run as a program it only says whether the settings can be used.
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -82,6 +82,10 @@ class GateSection(BaseModel):
     )
     alpha: float = Field(
         default=0.05, gt=0, lt=0.5, description="Chance that all rounds together take noise for a gain."
+    )
+    gain_by: Literal["reward", "auditor"] = Field(
+        default="reward",
+        description="Whose mean difference must be clearly above 0; the auditor's may never clearly fall.",
     )
     min_slice_prompts: int = Field(
         default=10, ge=2, description="Fewest prompts of a slice whose figures are reported."
