@@ -8,7 +8,7 @@ export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up kafka postgres chaos test check format docs bench bench-gateway bench-swap bench-leak \
-	bench-outage bench-choices clean install
+	bench-outage bench-choices bench-intake clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ bench-leak: $(VENV)/.installed  ## What the gateway keeps of 100,000 requests, g
 
 bench-choices: $(VENV)/.installed  ## Durable choices a second and their way to the trainer (needs cc, PostgreSQL)
 	@$(PYTHON) -m bench.choices $(ARGS)
+
+bench-intake: $(VENV)/.installed  ## Imported pairs taken in by the trainer, a CPU second, at two sizes
+	@$(PYTHON) -m bench.intake $(ARGS)
 
 bench-outage: $(VENV)/.installed  ## Completions while Kafka is down or hangs, or PostgreSQL is down (needs cc)
 	@$(PYTHON) -m bench.outage $(ARGS)

@@ -13,6 +13,7 @@ from feedback.log import NewRecord, Record
 from feedback.manifest import Probe
 from tests.trainer.fakes import FakeGateway, FakePolicy, FakeReward, make_record
 from trainer.run import rounds
+from trainer.run.clusters import place_rows
 from trainer.run.learner import Learner
 from trainer.run.metrics import Metrics
 from trainer.run.publisher import Publisher
@@ -48,6 +49,8 @@ class Workbench:
     error: BaseException | None = None
     num_sent: int = 0
     clock: float = 1000.0
+
+    place = staticmethod(place_rows)
 
     def __post_init__(self) -> None:
         self.database = open_database(self.settings.trainer_database)
@@ -155,7 +158,7 @@ class Workbench:
             )
             for i, r in enumerate(new)
         ]
-        self.writer.run(lambda connection: inbox.consume(connection, records)).result()
+        self.writer.run(lambda connection: inbox.consume(connection, records, place=self.place)).result()
 
     def run_all(self, learner: Learner) -> None:
         while learner.step():
