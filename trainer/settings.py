@@ -275,8 +275,6 @@ class TrainerSection(BaseModel):
     reward: RewardSection = Field(default_factory=RewardSection, description="The reward model's updates.")
     dpo: DpoSection = Field(default_factory=DpoSection, description="DPO rounds.")
     sft: SftSection = Field(default_factory=SftSection, description="SFT rounds.")
-
-
     sampling: SamplingSection = Field(default_factory=SamplingSection, description="Sampled answers.")
     gate: GateSection = Field(default_factory=GateSection, description="The offline gate.")
 
