@@ -5,12 +5,56 @@ still win. Run as a program it only says whether the settings can be used.
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from feedback.database import locate_store
 from feedback.settings import DatabaseUrl, HttpUrl, SharedSettings, load_settings
+
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes
+
+
+class ModelSection(BaseModel):
+    """How the base model is held and computed; what is left out follows from the preset, the model and the machine."""
+
+    preset: Literal["auto", "tiny", "small", "gpu", "fsdp"] = Field(
+        default="auto", description="Values for all that is not set; auto chooses by the model's size and the device."
+    )
+    device: str = Field(
+        default="", description="Where torch computes: cpu, cuda or cuda:1; empty: a GPU if there is one."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="What the model computes in; auto is bfloat16 where the device is fast in it."
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=2, description="Longest prompt with its answer; longer rows are set aside. None: the model's."
+    )
+    lora_rank: int | None = Field(default=None, description="Rank of the adapters, one that vLLM takes.")
+    lora_alpha: int | None = Field(default=None, ge=1, description="Scale of the adapters; None is twice the rank.")
+    target_modules: list[str] | None = Field(
+        default=None, description="Names of the layers that get adapters; None: all linear ones but the lm_head."
+    )
+    token_budget: int | None = Field(default=None, ge=1, description="Most padded tokens in one forward.")
+    logits_mb: int | None = Field(default=None, ge=1, description="Memory for logits at one time, in MiB.")
+    memory_mb: int = Field(
+        default=0,
+        ge=0,
+        description="Memory for training in MiB: batches and gradient checkpointing follow from it. 0: no limit.",
+    )
+    share_prompt: Literal["auto", "never"] = Field(
+        default="auto", description="Compute a prompt once for both of its answers, where the model can."
+    )
+    fsdp: bool = Field(default=False, description="Spread the model over all processes of an `accelerate launch`.")
+
+    @field_validator("lora_rank")
+    @classmethod
+    def refuse_unknown_ranks(cls, rank: int | None) -> int | None:
+        """Raises ValueError for a rank that vLLM refuses."""
+        if rank is not None and rank not in LORA_RANKS:
+            raise ValueError(f"vLLM takes the ranks {', '.join(map(str, LORA_RANKS))}, not {rank}")
+        return rank
 
 
 class RewardSection(BaseModel):
@@ -76,6 +120,7 @@ class TrainerSection(BaseModel):
     torch_threads: int = Field(default=1, ge=1, description="Threads of torch on CPU.")
     poll_s: float = Field(default=0.5, gt=0, description="Pause of the learner when there is nothing to do.")
     consume_batch: int = Field(default=500, ge=1, description="Most records of one partition in one transaction.")
+    model: ModelSection = Field(default_factory=ModelSection, description="The base model and its adapters.")
     reward: RewardSection = Field(default_factory=RewardSection, description="The reward model's updates.")
     dpo: DpoSection = Field(default_factory=DpoSection, description="DPO rounds.")
 
