@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
-from feedback import inbox
+from feedback import events, inbox
 from feedback.events import Choice
-from feedback.inbox import preferences, quarantine
+from feedback.inbox import demonstrations, preferences, quarantine
 from trainer.run.lineage import checkpoint_rows
 from trainer.run.rounds import NewPreferences
-from trainer.text.pairs import DECISIVE, Pair, make_pair
+from trainer.text.pairs import DECISIVE, Answer, Demonstration, Pair, Prompt, make_pair
 from trainer.text.rejected import Reject
 
 Row = TypeVar("Row")
@@ -78,6 +78,24 @@ def read_pool(connection: sa.Connection, *, policy: str, topic: str, taught: Seq
     return Pool(new, old, last_id, inbox.load_offsets(connection, topic))
 
 
+def read_demonstrations(connection: sa.Connection, *, policy: str, topic: str, taught: Sequence[str]) -> Pool:
+    """Demonstrations that an SFT round may take, as `read_pool` gives pairs."""
+    columns = demonstrations.c
+    known = sa.exists().where(
+        checkpoint_rows.c.event_id == columns.event_id, checkpoint_rows.c.checkpoint.in_(list(taught))
+    )
+    set_aside = sa.exists().where(quarantine.c.event_id == columns.event_id)
+    query = sa.select(columns.event_id, known.label("is_known")).where(
+        columns.policy.in_((policy, "")), columns.split == "train", sa.not_(set_aside)
+    )
+    new: list[str] = []
+    old: list[str] = []
+    for event_id, is_known in connection.execute(query.order_by(columns.id)):
+        (old if is_known else new).append(event_id)
+    last_id = connection.execute(sa.select(sa.func.coalesce(sa.func.max(preferences.c.id), 0))).scalar_one()
+    return Pool(new, old, last_id, inbox.load_offsets(connection, topic))
+
+
 def count_new(connection: sa.Connection, policy: str, after_id: int) -> NewPreferences:
     """What came of a policy after a preference, whatever its split."""
     columns = preferences.c
@@ -124,10 +142,43 @@ def load_pairs(connection: sa.Connection, event_ids: Sequence[str], reject: Reje
     )
 
 
+def load_demonstrations(connection: sa.Connection, event_ids: Sequence[str], reject: Reject) -> list[Demonstration]:
+    """The demonstrations of these events, in their order; what cannot be read is rejected. Raises RowsMissing."""
+    columns = demonstrations.c
+    wanted = (columns.id, columns.event_id, columns.prompt_key, columns.split, columns.demonstration_json)
+    return _load_in_order(
+        event_ids,
+        lambda chunk: connection.execute(sa.select(*wanted).where(columns.event_id.in_(chunk))).all(),
+        _make_demonstration,
+        reject,
+    )
+
+
+def _make_demonstration(row: Any) -> Demonstration:
+    written = msgspec.json.decode(row.demonstration_json, type=events.Demonstration)
+    return Demonstration(
+        event_id=row.event_id,
+        prompt=Prompt(
+            messages=written.messages,
+            key=row.prompt_key,
+            tools=written.tools,
+            template_kwargs=written.chat_template_kwargs,
+            tags=written.tags,
+        ),
+        answer=Answer(text=written.answer),
+        source="file" if written.channel in ("file", "import") else "api",
+        split=row.split,
+        policy=written.policy,
+        app=written.app,
+        user=written.user,
+        row_id=row.id,
+    )
+
+
 def _load_in_order(
     event_ids: Sequence[str],
-    query: Callable[[Sequence[str]], Sequence[sa.Row[tuple[object, ...]]]],
-    read: Callable[[sa.Row[tuple[object, ...]]], Row],
+    query: Callable[[Sequence[str]], Sequence[Any]],
+    read: Callable[[Any], Row],
     reject: Reject,
 ) -> list[Row]:
     read_by_id: dict[str, Row] = {}

@@ -160,7 +160,7 @@ class RewardKeeper:
             num_replays = count_replays(len(new), self._settings.replay_share)
             replayed = preferences.load_ids(connection, draw_sample(replayable, num_replays, rng), reject)
         new_pairs, replayed_pairs = [pair for _, pair in new], [pair for _, pair in replayed]
-        weights = self._weigh([*new_pairs, *replayed_pairs])
+        weights = self._weigh([preferences.weigh_pair(pair, self._now()) for pair in (*new_pairs, *replayed_pairs)])
         metrics = self.reward.update(new_pairs, replayed_pairs, weights) if new else {}
         if metrics:
             self._unsettled = Update(self._list_used(new), self._list_used(replayed), metrics)
@@ -171,7 +171,9 @@ class RewardKeeper:
         """One pass over all that is new, a chunk in memory at a time. Killed, it begins again: nothing is marked yet."""
         self._settle()
         with self._database.connect() as connection:
-            ids = preferences.list_unused(connection)
+            unused = preferences.list_unused(connection)
+        ids = [row_id for row_id, _ in unused]
+        weights = dict(zip(ids, self._weigh([row for _, row in unused]), strict=True))
         learnt: list[int] = []
 
         def read_chunks() -> Iterator[list[Pair]]:
@@ -179,12 +181,13 @@ class RewardKeeper:
                 check()
                 with self._database.connect() as connection:
                     rows = preferences.load_ids(connection, ids[start : start + BULK_CHUNK], self._quarantine.add)
-                pairs = [pair for _, pair in rows]
-                yield pairs
+                yield [replace(pair, weight=weights[row_id]) for row_id, pair in rows]
                 learnt.extend(self._list_used(rows))
 
         reporter.show_phase("learning", f"the reward model learns {len(ids):,} choices in one pass")
-        metrics = self.reward.learn_in_bulk(read_chunks(), lambda share: reporter.show_share(share))
+        metrics = self.reward.learn_in_bulk(
+            read_chunks(), lambda num, _: reporter.show_share(num / len(ids)), total=len(ids)
+        )
         if metrics:
             self._unsettled = Update(learnt, [], metrics)
         self._settle()
