@@ -50,7 +50,7 @@ class Reservoir:
         self.numbers = torch.zeros(0, 3)  # weight, margin, value
         self.slots = torch.zeros(0, dtype=torch.long)  # row of `hidden`, -1 for none
         self.hidden = torch.zeros(0, 2, hidden_size, dtype=torch.float16)
-        self.num_seen = self.num_hidden_seen = 0
+        self.num_hidden = self.num_seen = self.num_hidden_seen = 0  # tensors are longer than what they hold
         self._places: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -119,29 +119,32 @@ class Reservoir:
 
     def _put_hidden(self, place: int, hidden: Tensor) -> None:
         self.num_hidden_seen += 1
-        if len(self.hidden) < self.hidden_capacity:
-            slot = len(self.hidden)
-            self.hidden = torch.cat([self.hidden, hidden.half()[None].cpu()])
+        slot = self.num_hidden
+        if slot < self.hidden_capacity:
+            if slot == len(self.hidden):
+                more = min(max(64, slot // 4), self.hidden_capacity - slot)
+                self.hidden = torch.cat([self.hidden, self.hidden.new_zeros(more, *self.hidden.shape[1:])])
+            self.num_hidden += 1
         else:
             slot = random.Random(f"{self._seed}-hidden-{self.num_hidden_seen}").randrange(self.num_hidden_seen)
-            if slot >= len(self.hidden):
+            if slot >= self.num_hidden:
                 return
             self.slots[self.slots == slot] = -1
-            self.hidden[slot] = hidden.half()
+        self.hidden[slot] = hidden.to(self.hidden)
         self.slots[place] = slot
 
     def _free(self, slot: int) -> None:
         """Close the gap that a row without its hidden states leaves."""
-        last = len(self.hidden) - 1
-        self.hidden[slot] = self.hidden[last]
+        self.num_hidden -= 1
+        self.hidden[slot] = self.hidden[self.num_hidden]
         self.slots[self.slots == slot] = -1
-        self.slots[self.slots == last] = slot
-        self.hidden = self.hidden[:last].clone()
+        self.slots[self.slots == self.num_hidden] = slot
 
     def _keep(self, places: Tensor) -> None:
         slots = self.slots[places]
         has = slots >= 0
         self.hidden = self.hidden[slots[has]].clone()
+        self.num_hidden = len(self.hidden)
         slots[has] = torch.arange(int(has.sum()))
         self.features, self.kinds, self.numbers = self.features[places], self.kinds[places], self.numbers[places]
         self.slots = slots
@@ -199,7 +202,7 @@ class Reservoir:
             "kinds": self.kinds[:n].contiguous(),
             "numbers": self.numbers[:n].contiguous(),
             "slots": self.slots[:n].contiguous(),
-            "hidden": self.hidden.contiguous(),
+            "hidden": self.hidden[: self.num_hidden].contiguous(),
         }
         seen = {"num_seen": self.num_seen, "num_hidden_seen": self.num_hidden_seen}
         return tensors, {"ids": self.ids, "users": self.users, **seen}
@@ -221,4 +224,5 @@ class Reservoir:
             setattr(self, name, tensor.clone())
         self.ids, self.users = ids, users
         self.num_seen, self.num_hidden_seen = seen
+        self.num_hidden = len(self.hidden)
         self._places = {event_id: place for place, event_id in enumerate(ids)}

@@ -7,7 +7,7 @@ and tens of thousands of choices take milliseconds, so it is done anew from all 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ class Choices:
     def to(self, dtype: torch.dtype) -> Choices:
         floats = ("features", "targets", "margins", "weights")
         return replace(self, **{name: getattr(self, name).to(dtype) for name in floats})
+
+    def to_device(self, device: torch.device) -> Choices:
+        return replace(self, **{each.name: getattr(self, each.name).to(device) for each in fields(self)})
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,9 @@ class EpistemicHead(nn.Module):
         return (hidden * second).sum(-1)  # (rows, networks)
 
     def penalty(self) -> Tensor:
-        """Negative log prior: outputs have spread about 1 before any data."""
-        return 0.5 * (self.size * (self.first - self.start).square().sum() + self.width * self.second.square().sum())
+        """Negative log prior of each network, the point's first: outputs have spread about 1 before any data."""
+        moved = (self.first - self.start).square().sum((1, 2))
+        return 0.5 * (self.size * moved + self.width * self.second.square().sum(1))
 
 
 class AdapterHead(nn.Module):
