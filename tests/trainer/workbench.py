@@ -23,6 +23,7 @@ from trainer.run.requests import RoundRequests
 from trainer.run.reward_keeper import RewardKeeper
 from trainer.run.status import Board
 from trainer.run.training import Judged, Task, Training
+from trainer.run.weighing import weigh_alike
 from trainer.settings import TrainerSettings
 
 
@@ -69,7 +70,7 @@ class Workbench:
             section.reward,
             section.seed,
             quarantined,
-            weigh=lambda pairs: [1.0] * len(pairs),
+            weigh=weigh_alike,
             figures=dict,
             refuse=lambda before, after: self.refusal,
         )
@@ -112,7 +113,7 @@ class Workbench:
             reset=self.policy.reset,
             save=self.policy.save,
             load=self.policy.load,
-            weigh=lambda rows, now: [1.0] * len(rows),
+            weigh=weigh_alike,
             train=self.train,
             judge=self.judge,
             has_something_to_learn=self.has_something_to_learn,

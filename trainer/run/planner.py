@@ -20,6 +20,7 @@ from trainer.run.quarantine import Quarantine
 from trainer.run.rounds import OpenRound
 from trainer.run.schedule import is_restart_due
 from trainer.run.training import Rows, Training
+from trainer.run.weighing import describe_row
 from trainer.settings import TrainerSection
 
 
@@ -84,7 +85,7 @@ class Planner:
     def _weigh(self, plan: Plan) -> Plan:
         """The plan with the weights of its rows; a row that cannot be read weighs nothing."""
         rows = self.load_rows(plan)
-        weights = self._training.weigh(rows, plan.planned_at)
+        weights = self._training.weigh([describe_row(row, plan.planned_at) for row in rows])
         by_id = {row.event_id: weight for row, weight in zip(rows, weights, strict=True)}
         return msgspec.structs.replace(plan, weights=[by_id.get(event_id, 0.0) for event_id in plan.event_ids])
 

@@ -11,8 +11,10 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,12 +25,14 @@ from feedback.database import Writer
 from feedback.faults import reach
 from feedback.inbox import mark_used, metadata
 from feedback.outages import describe_error
+from trainer.math.weights import WeightedRow
 from trainer.run import preferences
 from trainer.run.plan import count_replays, draw_sample
 from trainer.run.quarantine import Quarantine
 from trainer.run.reporter import Reporter, describe_metrics
 from trainer.run.reward_states import Accepted, RewardStates, Update, list_states, name_state, read_uses
 from trainer.run.status import RewardView
+from trainer.run.weighing import Weigh, describe_row
 from trainer.settings import RewardSection
 from trainer.text.pairs import Pair
 
@@ -50,7 +54,6 @@ BULK_UPDATES = 20  # so many updates' worth of new rows are learnt in one pass
 BULK_CHUNK = 500  # rows in memory at a time in such a pass
 _MARKED = 500  # ids of one statement: databases bound its parameters
 
-Weigh = Callable[[Sequence[Pair]], list[float]]
 Measure = Callable[[], Mapping[str, float]]
 Refuse = Callable[[Mapping[str, float], Mapping[str, float]], str]
 
@@ -75,10 +78,12 @@ class RewardKeeper:
         weigh: Weigh,
         figures: Measure,
         refuse: Refuse,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.reward, self._database, self._writer = reward, database, writer
         self._states, self._settings, self._seed = RewardStates(directory), settings, seed
         self._quarantine, self._weigh, self._figures, self._refuse = quarantine, weigh, figures, refuse
+        self._now = now
         self._unsettled: Update | None = None
         self._refused = ""
 
@@ -160,7 +165,7 @@ class RewardKeeper:
             num_replays = count_replays(len(new), self._settings.replay_share)
             replayed = preferences.load_ids(connection, draw_sample(replayable, num_replays, rng), reject)
         new_pairs, replayed_pairs = [pair for _, pair in new], [pair for _, pair in replayed]
-        weights = self._weigh([preferences.weigh_pair(pair, self._now()) for pair in (*new_pairs, *replayed_pairs)])
+        weights = self._weigh([describe_row(pair, self._now()) for pair in (*new_pairs, *replayed_pairs)])
         metrics = self.reward.update(new_pairs, replayed_pairs, weights) if new else {}
         if metrics:
             self._unsettled = Update(self._list_used(new), self._list_used(replayed), metrics)
@@ -172,8 +177,9 @@ class RewardKeeper:
         self._settle()
         with self._database.connect() as connection:
             unused = preferences.list_unused(connection)
-        ids = [row_id for row_id, _ in unused]
-        weights = dict(zip(ids, self._weigh([row for _, row in unused]), strict=True))
+        now, ids = self._now(), [row.row_id for row in unused]
+        described = [WeightedRow(row.user, row.app, max(0.0, now - row.chosen_at)) for row in unused]
+        weights = dict(zip(ids, self._weigh(described), strict=True))
         learnt: list[int] = []
 
         def read_chunks() -> Iterator[list[Pair]]:

@@ -116,7 +116,7 @@ def test_many_choices_are_learnt_in_one_pass_and_marked_once(
     assert len(new) >= 320
     assert count_marks(bench) == {1: len(new)}
     state = bench.board.read().round
-    assert state.state == "learning" and 0 < state.progress < 1
+    assert (state.state, state.progress) == ("learning", 1.0)
     assert state.reason == f"the reward model learns {len(new)} choices in one pass"
     assert not learner._keeper.is_due()
 
