@@ -185,7 +185,7 @@ def import_feedback(
     state_dir: StateOption = None,
     log_url: LogOption = "",
 ) -> None:
-    """Append choices, signals or demonstrations of a file to the log. Event ids are kept or follow from the row: twice adds nothing."""
+    """Append a file's choices, signals or demonstrations to the log. Ids are kept or follow from the row: twice adds nothing."""
     sources = read_sources(state_dir, log_url)
     origin = Origin(policy or sources.policy, app, time.time())
     num_rows, problems = check_file(path, origin)

@@ -82,7 +82,7 @@ def print_statistics(console: Console, found: Statistics) -> None:
     if trainer := found.trainer:
         dead = sum(trainer.dead_letters.values())
         lost = sum(gap.to_offset - gap.from_offset for gap in trainer.gaps)
-        console.print(f"[bold]trainer[/bold]  {trainer.run.preferences:,} choices, {trainer.signals:,} signals stored")
+        console.print(f"[bold]trainer[/bold]  {trainer.preferences:,} choices, {trainer.signals:,} signals stored")
         console.print(
             f"         {_mark(dead)} dead letters{_list(trainer.dead_letters)}, {trainer.discarded:,} discarded;"
             f" {_mark(len(trainer.gaps))} gaps, {lost:,} records"
