@@ -30,6 +30,7 @@ PURE = [  # decisions and statistics: no package above them, no input or output
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gateway/rollout/pure").glob("*.py")),
     "gateway/tables/rows.py",
     "trainer/math/losses.py",
+    "trainer/text/messages.py",
     "trainer/text/transcript.py",
 ]
 PURE_MAY_IMPORT = ("gateway.rollout.pure.", "gateway.tables.rows", "gateway.errors")

@@ -22,6 +22,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from trainer.model.backbone import has_fast_bf16
+
 MARKER = "seed.json"
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 SPECIAL_TOKENS = [PAD, BOS, EOS, "<|system|>", "<|user|>", "<|assistant|>"]
@@ -151,11 +153,6 @@ def scale_lr(step: int, settings: SeedSettings) -> float:
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     return (settings.num_steps - step) / max(1, settings.num_steps - settings.warmup_steps)
-
-
-def has_fast_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 by instructions of its own: by AVX2 alone it takes seventy times float32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def train_model(

@@ -68,6 +68,18 @@ def count_unused(connection: sa.Connection) -> int:
     return int(connection.execute(query).scalar_one())
 
 
+def list_unused(connection: sa.Connection) -> list[int]:
+    """Ids of all training rows that the reward model has not seen as new, oldest first."""
+    query = sa.select(preferences.c.id).where(_TRAIN, preferences.c.used_as_new == 0)
+    return list(connection.execute(query.order_by(preferences.c.id)).scalars())
+
+
+def list_held_out(connection: sa.Connection) -> list[tuple[int, str]]:
+    """(id, event id) of the decisive rows that no round and no update may use, oldest first."""
+    query = sa.select(preferences.c.id, preferences.c.event_id).where(_HELD_OUT, _DECISIVE)
+    return [(row.id, row.event_id) for row in connection.execute(query.order_by(preferences.c.id))]
+
+
 def list_replayable(connection: sa.Connection, max_replays: int) -> list[int]:
     """Ids of the training rows that were new once and may be replayed again, oldest first."""
     query = sa.select(preferences.c.id).where(
