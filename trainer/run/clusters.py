@@ -34,6 +34,7 @@ from trainer.math.splits import (
     choose_stricter,
     hash_key,
     list_bands,
+    number_prompt,
     sign_prompt,
 )
 
@@ -66,12 +67,12 @@ def place_rows(connection: sa.Connection, arrivals: Sequence[Arrival]) -> list[P
     """The clusters and splits of new rows (a feedback.inbox.Place). Run it in the transaction that stores them."""
     if connection.dialect.name == "postgresql":  # two readers must not both begin a cluster; SQLite has one writer
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-    exact = {_prompt_band(arrival) for arrival in arrivals} | {_conversation_band(arrival) for arrival in arrivals}
+    prompts = {each.prompt_key: each.messages for each in arrivals if each.messages}
+    exact = {number_prompt(key) for key in prompts}
+    exact |= {_conversation_band(arrival) for arrival in arrivals if arrival.conversation}
     known = _Known(_load(connection, exact))
     signatures = {
-        arrival.prompt_key: sign_prompt(arrival.messages)
-        for arrival in {each.prompt_key: each for each in arrivals if each.messages}.values()
-        if _prompt_band(arrival) not in known.by_band
+        key: sign_prompt(messages) for key, messages in prompts.items() if number_prompt(key) not in known.by_band
     }
     bands = {key: list_bands(signature) for key, signature in signatures.items()}
     known.by_band.update(_load(connection, {band for each in bands.values() for band in each}))
@@ -92,25 +93,26 @@ def _place(
     bands: dict[str, list[int]],
     num_choices: int,
 ) -> Placement:
-    conversation = known.by_band.get(_conversation_band(arrival)) if arrival.conversation else None
+    conversation_band = _conversation_band(arrival) if arrival.conversation else 0
+    conversation = known.by_band.get(conversation_band) if arrival.conversation else None
     fixed = cast("Split | None", arrival.split or None)
     if not arrival.messages:
         return Placement(0, fixed or (conversation.split if conversation else "train"))
-    cluster = known.by_band.get(_prompt_band(arrival))
+    number = number_prompt(arrival.prompt_key)
+    cluster = known.by_band.get(number)
     if cluster is None:
         signature, of_prompt = signatures[arrival.prompt_key], bands[arrival.prompt_key]
         found = (known.by_band.get(band) for band in of_prompt)
         cluster = next((each for each in found if each and are_similar(each.signature, signature)), None)
         if cluster is None:
-            number = _prompt_band(arrival)
             begun = fixed or (conversation.split if conversation else choose_split(number, num_choices))
             cluster = _Cluster(number, begun, signature)
-            known.new_clusters.append({"cluster": cluster.number, "split": begun, "signature": signature})
+            known.new_clusters.append({"cluster": number, "split": begun, "signature": signature})
             for band in of_prompt:
                 known.add(band, cluster)
-        known.add(_prompt_band(arrival), cluster)
+        known.add(number, cluster)
     if arrival.conversation:
-        known.add(_conversation_band(arrival), cluster)
+        known.add(conversation_band, cluster)
     split = cluster.split if conversation is None else choose_stricter(cluster.split, conversation.split)
     return Placement(cluster.number, fixed or split)
 
@@ -179,10 +181,6 @@ def _count_choices(connection: sa.Connection) -> int:
     """Choices that were placed, as far as they matter."""
     some = sa.select(preferences.c.id).where(preferences.c.cluster.is_not(None)).limit(MIN_CHOICES).subquery()
     return connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()
-
-
-def _prompt_band(arrival: Arrival) -> int:
-    return hash_key(b"prompt " + arrival.prompt_key.encode())
 
 
 def _conversation_band(arrival: Arrival) -> int:
