@@ -15,16 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.text.messages import flatten_content, flatten_messages
 from trainer.text.pairs import Prompt
-from trainer.text.transcript import flatten_content, flatten_messages
 
 log = logging.getLogger("trainer.judge.frozen")
 
 KINDS = ("fact", "task", "redteam", "bias", "anchor", "demonstration")
 SHIPPED = Path(__file__).with_name("sets")
 _REFUSAL = re.compile(
-    r"\b(i (can(no|')?t|can not|won't|will not|must decline|am (not able|unable)|'?m (not able|unable))"
-    r"|(not able|unable) to (help|assist|answer|provide)|can(no|')t (help|assist|answer|provide)|as an ai\b.{0,60}\bcan(no|')?t)",
+    r"\bi (can(no|')?t|can not|won't|will not|must decline)\b"
+    r"|\bi('| a)m (sorry, but i|(not able|unable) to)\b"
+    r"|\bas an ai\b.{0,60}\bcan(no|')?t\b",
     re.IGNORECASE | re.DOTALL,
 )
 
