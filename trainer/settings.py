@@ -65,6 +65,51 @@ class RewardSection(BaseModel):
         default=0.5, ge=0, lt=1, description="Share of an update's pairs that are replayed from earlier ones."
     )
     max_replays: int = Field(default=3, ge=0, description="How often a pair may be replayed.")
+    window: int = Field(
+        default=400,
+        ge=20,
+        description="Newest choices by which the model is judged, each foreseen before it is learnt from.",
+    )
+    label_smoothing: float = Field(default=0.1, ge=0, lt=0.5, description="Chance that a choice was a slip.")
+    margin: float = Field(
+        default=0.5, ge=0, description="Lead that the preferred answer needs where the choice's strength is 1."
+    )
+    centre_weight: float = Field(default=0.01, ge=0, description="Pull of the sum of a pair's scores towards 0.")
+    rated_weight: float = Field(
+        default=0.5, ge=0, description="What a thumb, rating or outcome counts beside a choice."
+    )
+    style_prior: float = Field(
+        default=1.5, gt=0, description="How large the weights of style may become before choices must say so."
+    )
+    num_draws: int = Field(
+        default=10, ge=2, le=64, description="Draws of the score whose spread says how unsure it is."
+    )
+    pessimism: float = Field(
+        default=1.0, ge=0, description="Spreads that are taken off a score where policies are trained or judged by it."
+    )
+    head_width: int = Field(default=16, ge=1, description="Hidden units of each network on frozen hidden states.")
+    head_lr: float = Field(default=3e-3, gt=0, description="Learning rate of the heads.")
+    head_steps: int = Field(default=40, ge=0, description="Steps of the heads in one update.")
+    head_batch_size: int = Field(default=128, ge=2, description="Choices in one step of the heads.")
+    hidden_features: int = Field(
+        default=512, ge=1, description="Columns that hidden states are projected to where they have more."
+    )
+    adapter_lr: float | None = Field(
+        default=None,
+        gt=0,
+        description="Learning rate of the adapter; None: the preset's (tiny 1e-3, small 2e-4, else 5e-5).",
+    )
+    adapter_pairs: int | None = Field(
+        default=None,
+        ge=0,
+        description="Most pairs of an update that train the adapter. None: all; none by the preset small on a CPU.",
+    )
+    adapter_batch_size: int = Field(default=16, ge=1, description="Pairs in one step of the adapter.")
+    capacity: int = Field(default=65_536, ge=64, description="Choices whose style is kept to be fitted anew.")
+    hidden_capacity: int = Field(default=4096, ge=64, description="Choices whose frozen hidden states are kept.")
+    bulk_adapter_pairs: int = Field(
+        default=2048, ge=0, description="Most pairs of a bulk pass that train the adapter, where it is trained at all."
+    )
 
 
 class DpoSection(BaseModel):
