@@ -211,7 +211,7 @@ class SamplingSection(BaseModel):
         default=60.0, ge=0, description="How long the trainer samples itself after an engine failed."
     )
     local_tokens: int = Field(
-        default=16_384, ge=1, description="Most tokens, prompts included, that the trainer itself samples in one batch."
+        default=8192, ge=1, description="Most tokens, prompts included, that the trainer itself samples in one batch."
     )
 
 

@@ -119,7 +119,7 @@ def list_asked(rows: Sequence[FrozenRow], heldout: Sequence[Prompt]) -> list[Ask
 
 
 def sample_answers(
-    sampler: Sampler, asked: Sequence[Asked], adapter: str, parameters: SamplingParameters, n: int, seed: int
+    sampler: Sampler, asked: Sequence[Asked], adapter: str | None, parameters: SamplingParameters, n: int, seed: int
 ) -> list[Sampled]:
     """n answers to each prompt, prompt by prompt. A frozen row may allow fewer tokens than the app does."""
     by_limit: dict[int, list[int]] = {}

@@ -11,7 +11,7 @@ import torch
 
 from tests.trainer.tiny import build_tiny_backbone, make_prompt
 from trainer.judge.frozen import FrozenSets, digest_prompt, read_row
-from trainer.judge.judge import judge_checkpoint, keep_readable, keep_usable
+from trainer.judge.judge import judge_checkpoint, keep_readable, keep_usable, measure_rung
 from trainer.learn.sampling import LocalSampler, SamplingParameters
 from trainer.model.backbone import Backbone
 from trainer.settings import GateSection
@@ -119,3 +119,18 @@ def test_rows_and_prompts_of_no_use_are_left_out(backbone: Backbone) -> None:
 
 def test_frozen_prompts_are_known_so_that_no_round_trains_on_them() -> None:
     assert digest_prompt(make_prompt("CAPITAL 1").messages) in facts().digests
+
+
+def test_a_checkpoint_like_the_first_stands_level_on_the_ladder(backbone: Backbone) -> None:
+    asked = {"parameters": HOW, "checkpoint": "c-1", "first": "c-0", "scored_by": "reward"}
+    rung = measure_rung(
+        backbone, LocalSampler(backbone), Brevity(), facts(), SETTINGS, heldout=[make_prompt()], **asked
+    )  # fmt: skip
+    assert rung is not None
+    assert (rung.win_rate.value, rung.win_rate.n, rung.frozen) == (
+        0.5,
+        4,
+        {"facts": 0.0},
+    )  # the same seed says the same
+    nothing = FrozenSets()
+    assert measure_rung(backbone, LocalSampler(backbone), Brevity(), nothing, SETTINGS, heldout=[], **asked) is None
