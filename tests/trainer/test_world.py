@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefloop.demo.world import (
+from prefloop.demo.worlds.capitals import (
     CAPITALS,
     STYLES,
     all_questions,
