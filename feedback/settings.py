@@ -135,8 +135,9 @@ class SharedSettings(BaseSettings):
     topic: str = Field(default="prefloop.feedback", description="The log's topic for what people said.")
     kafka: KafkaSection = Field(default_factory=KafkaSection, description="The Kafka cluster behind log_url.")
     preset: Preset = Field(
-        default="default", description="Set of defaults: `default` for real traffic, `demo` and `demo-smollm2` for short worlds of a tiny and"
-        " a real model.",
+        default="default",
+        description="Set of defaults: `default` for real traffic; for short worlds `demo`, or `demo-smollm2` where the"
+        " model is a real one.",
     )
 
     @property

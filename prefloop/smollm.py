@@ -16,8 +16,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from feedback.errors import FeedbackError
 from prefloop.gateway_client import find_state_dir
-from prefloop.terminal import CommandFailed, console, speak_plainly
+from prefloop.terminal import CommandFailed, console
 
 NAME = "smollm2"
 WORLD = "assistant"
@@ -105,14 +106,18 @@ def run_command(command: Sequence[str], env: dict[str, str]) -> int:
     return subprocess.run(list(command), env={**os.environ, **env}).returncode
 
 
-def main() -> None:
-    """Build the model in the state directory."""
+def main() -> int:
+    """Build the model in the state directory; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m prefloop.smollm", description=__doc__)
     parser.add_argument("--state-dir", type=Path, help="the state directory (prefloop.toml says which, else ./state)")
     arguments = parser.parse_args()
-    with speak_plainly():
+    try:
         build_smollm(find_state_dir(arguments.state_dir).resolve())
+    except (CommandFailed, FeedbackError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -44,7 +44,15 @@ def build_seed_policy(state_dir: Path) -> Path:
     corpus_dir = state_dir / "seed-corpus"
     if (seed_dir / "seed.json").exists():
         return seed_dir
-    world = [sys.executable, "-m", "prefloop.demo.worlds.catalogue", "--out", str(corpus_dir), "--seed", str(SEED_POLICY_SEED)]
+    world = [
+        sys.executable,
+        "-m",
+        "prefloop.demo.worlds.catalogue",
+        "--out",
+        str(corpus_dir),
+        "--seed",
+        str(SEED_POLICY_SEED),
+    ]
     train = [sys.executable, "-m", "trainer.seed", "--out", str(seed_dir), "--corpus", str(corpus_dir / "corpus.jsonl")]
     train += ["--frozen", str(corpus_dir / "frozen.jsonl")]
     for command in (world, train):

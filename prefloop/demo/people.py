@@ -33,7 +33,7 @@ from prefloop.demo.replies import ask
 from prefloop.demo.report import write_json
 from prefloop.demo.stats import Stats, resume_stats
 from prefloop.demo.tastes import (
-    DEFAULT_TASTES,
+    DEFAULT_TASTE,
     Person,
     Tastes,
     TastesError,
@@ -42,7 +42,6 @@ from prefloop.demo.tastes import (
     find_tastes,
     judge_truly,
     load_tastes,
-    shuffle_choice,
 )
 
 log = logging.getLogger("people")
@@ -57,10 +56,7 @@ STOP_GRACE_S = 20.0
 
 @dataclass
 class Street:
-    """What all people share while they talk: the connections, the tastes, the counts and the sign to stop.
-
-    shuffle: dice that mirror every other choice, so that nothing can be learnt; None where people mean what they say.
-    """
+    """What all people share while they talk. shuffle: dice that mirror every other choice; None where they mean it."""
 
     client: AsyncOpenAI
     http: aiohttp.ClientSession
@@ -152,9 +148,7 @@ async def take_turn(street: Street, person: Person) -> None:
     if reply.comparison is None or set(valued) != {0, 1}:
         return
     street.stats.comparisons += 1
-    preferred = choose(valued[0][1], valued[1][1], street.tastes.people, person.rng)
-    if street.shuffle:
-        preferred = shuffle_choice(preferred, street.shuffle)
+    preferred = choose(valued[0][1], valued[1][1], street.tastes.people, person.rng, street.shuffle)
     street.stats.choices += 1
     await post_choice(street, reply.comparison, preferred)
 
@@ -244,7 +238,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--base-url", default="http://127.0.0.1:8800", help="the gateway")
     parser.add_argument("--api-key-env", default="PREFLOOP_API_KEY", help="the variable that holds the API key")
     parser.add_argument("--world", type=Path, help="TOML file that says what people like")
-    parser.add_argument("--taste", default="", help="a shipped taste by its name, instead of a file")
+    parser.add_argument("--taste", default=DEFAULT_TASTE, help="a shipped taste by its name, instead of a file")
     parser.add_argument("--shuffle-choices", action="store_true", help="mirror every other choice: nothing to learn")
     parser.add_argument("--check", action="store_true", help="only say which world and taste these are, as JSON")
     parser.add_argument("--seed", type=int, default=0)
@@ -267,11 +261,11 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Talk, or hold the examination; return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s people %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    for noisy in ("httpx", "httpx2"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     options = parse_options(arguments)
     try:
-        path = options.world or (find_tastes(options.taste) if options.taste else DEFAULT_TASTES)
+        path = options.world or find_tastes(options.taste)
         tastes = load_tastes(path)
     except (OSError, TastesError) as error:
         print(f"the tastes cannot be read: {error}", file=sys.stderr)

@@ -90,18 +90,18 @@ class Session:
         """Start everything, play until done, stop everything; return the exit status."""
         startup.require_free_ports(self.layout)
         startup.check_settings(self.layout, self._gateway_settings(), self._trainer_settings())
-        self._check_tastes()
+        self.check_tastes()
         self.console.print(
             f"[bold]prefloop demo[/bold]: world {self.tastes['world']}, taste {self.tastes['taste']}; "
             f"a short world, judged by the settings preset '{self.layout.preset}'."
         )
-        self._prepare_model()
+        self.prepare_model()
         shutil.rmtree(self.layout.state_dir, ignore_errors=True)
         self.layout.state_dir.mkdir(parents=True)
         with startup.run_back_ends(self.layout, self.options.log, self.options.database) as self.layout:
             return await self._run_services()
 
-    def _prepare_model(self) -> None:
+    def prepare_model(self) -> None:
         """Build the seed policy, or find the model that was asked for."""
         if not self.options.model:
             startup.build_seed_policy(self.options.state_dir)
@@ -165,7 +165,7 @@ class Session:
         if examined is not None and not examined.done():
             examined.cancel()
 
-    def _check_tastes(self) -> None:
+    def check_tastes(self) -> None:
         """Raises DemoFailed, with the people's own words, if they cannot read what they like."""
         argv = [sys.executable, "-m", "prefloop.demo.people", "--check"]
         checked = subprocess.run([*argv, *self._world_arguments], capture_output=True, text=True)

@@ -19,7 +19,7 @@ from prefloop.demo.worlds.catalogue import DEFAULT_WORLD, WORLDS
 from prefloop.demo.worlds.world import World
 
 FOLDER = Path(__file__).parent  # the shipped tastes
-DEFAULT_TASTES = FOLDER / "people.toml"
+DEFAULT_TASTE = "people"
 MIRRORED = {"first": "second", "second": "first"}
 
 
@@ -148,8 +148,17 @@ def draw_people(tastes: Tastes, seed: int) -> list[Person]:
     return people
 
 
-def choose(first: float, second: float, crowd: Crowd, rng: random.Random) -> str:
-    """Return what a person says of two answers that they value so: first, second, tie, both_bad or skip."""
+def choose(first: float, second: float, crowd: Crowd, rng: random.Random, shuffle: random.Random | None = None) -> str:
+    """Return what a person says of two answers that they value so: first, second, tie, both_bad or skip.
+
+    shuffle: dice that mirror every other choice, so that nothing can be learnt of what people like.
+    """
+    preferred = choose_truly(first, second, crowd, rng)
+    return MIRRORED.get(preferred, preferred) if shuffle and shuffle.random() < 0.5 else preferred
+
+
+def choose_truly(first: float, second: float, crowd: Crowd, rng: random.Random) -> str:
+    """The same of people who mean it."""
     if crowd.skip_share and rng.random() < crowd.skip_share:
         return "skip"
     if abs(first - second) < crowd.tie_margin:
@@ -172,8 +181,3 @@ def find_chance(first: float, second: float, crowd: Crowd) -> float:
     strength = math.log(crowd.consistency / (1 - crowd.consistency)) * gaps
     bias = crowd.position_bias if first > second else -crowd.position_bias
     return 1 / (1 + math.exp(-max(-50.0, min(50.0, strength + bias))))
-
-
-def shuffle_choice(preferred: str, rng: random.Random) -> str:
-    """The same choice or, as often, its mirror image: what is left of a choice when nothing can be learnt of it."""
-    return MIRRORED.get(preferred, preferred) if rng.random() < 0.5 else preferred

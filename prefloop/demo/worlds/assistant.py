@@ -26,7 +26,7 @@ DEFAULT_UTILITIES: Mapping[str, float] = {
     "warmth": 0.0,  # 0, 0.5 or 1
     "filler": 0.0,  # 1 if it begins with words that say nothing
     "proper_end": 0.0,  # 1 if it ends as texts end
-    "fault": -4.0,  # each fault: copied prompt, under three words, repetition, unfinished
+    "fault": -5.0,  # each fault: copied prompt, under three words, repetition, unfinished
 }
 
 FACTS = {

@@ -28,7 +28,7 @@ ENDS = re.compile(r"[.!?…:;)\]\"'”’»*`]$|[^\w\s]$")  # a mark, or any sig
 
 FAULTS = ("copied_prompt", "too_short", "repetition", "unfinished")
 BRIEF_WORDS = 64  # an answer of so many words is neither brief nor long
-LEAST_WORDS = 10  # shorter than this is no briefer
+LEAST_WORDS = 12  # shorter than this is no briefer
 LONGEST_WORDS = 256
 REPEATED_SHARE = 0.34
 COPIED_SHARE = 0.6
@@ -40,7 +40,7 @@ def list_words(text: str) -> list[str]:
 
 
 def measure_brevity(text: str) -> float:
-    """Halvings below 64 words: 1 at 32 words, 0 at 64, -1 at 128; flat below 10 and above 256 words."""
+    """Halvings below 64 words: 1 at 32 words, 0 at 64, -1 at 128; flat below 12 and above 256 words."""
     num_words = min(max(len(list_words(text)), LEAST_WORDS), LONGEST_WORDS)
     return math.log2(BRIEF_WORDS / num_words)
 
