@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bench.offline_gate.checkpoints import BROKEN, TASTES, People, ask_seed, make_prompt, train_good
-from prefloop.demo import world
+from prefloop.demo.worlds import capitals as world
 from prefloop.startup import build_seed_policy
 from trainer.judge.frozen import FrozenSets, list_set_files, load_frozen_sets
 from trainer.judge.gate import Verdict

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prefloop.demo import world
+from prefloop.demo.worlds import capitals as world
 from trainer.learn.dpo import run_dpo
 from trainer.learn.sampling import LocalSampler, Sampled
 from trainer.learn.sft import run_sft
@@ -90,7 +90,7 @@ def teach(backbone: Backbone, answer: Callable[[world.Question], str], rng: rand
         prompt = make_prompt(question.text)
         rows.append(backbone.transcriber.encode_answer(prompt, Answer(text=answer(question))))
     backbone.adapters.reset("policy")
-    run_sft(backbone, rows, SftSection(lr=2e-3, epochs=2), ids=[str(i) for i in range(len(rows))], seed=seed)
+    run_sft(backbone, rows, SftSection(lr=2e-3, epochs=4), ids=[str(i) for i in range(len(rows))], seed=seed)
 
 
 def forget(question: world.Question, style: str, rng: random.Random) -> str:

@@ -164,7 +164,7 @@ def _read_patterns(value: Any, name: str) -> tuple[str, ...]:
 
 
 def _read_fact(line: Mapping[str, Any], row: FrozenRow) -> FrozenRow:
-    references = _read_texts(line["references"], "references") if "references" in line else ()
+    references = _read_texts(line["references"], "references") if line.get("references") else ()
     return _with(row, accepted=_read_texts(line["fact"], "fact"), references=references)
 
 

@@ -39,6 +39,10 @@ def test_a_line_of_the_first_release_is_a_fact_and_an_anchor(tmp_path: Path) -> 
     assert fact.prompt.messages == ask()
 
 
+def test_a_fact_needs_no_references() -> None:
+    assert [row.kind for row in read_row({"messages": ask(), "fact": "Paris", "references": []})] == ["fact"]
+
+
 def test_every_kind_is_read_with_its_fields_and_tags() -> None:
     assert read(kind="task", regex="^4$", tags={"task": "sums"}).prompt.tags == {"task": "sums"}
     assert read(kind="task", exact=["four", "4"]).accepted == ("four", "4")
@@ -54,7 +58,7 @@ def test_every_kind_is_read_with_its_fields_and_tags() -> None:
     "line",
     [
         5, {}, {"messages": ask()}, {"messages": ask(), "fact": ""}, {"messages": ask(), "fact": 5}, {"messages": []},
-        {"messages": ask(), "fact": "x", "references": []}, {"messages": ask(), "fact": "x", "references": [None]},
+        {"messages": ask(), "fact": "x", "references": [None]}, {"messages": ask(), "kind": "anchor", "references": []},
         {"messages": ask(), "kind": "opinion"}, {"messages": ask(), "kind": "task"},
         {"messages": ask(), "kind": "task", "exact": "x", "regex": "x"}, {"messages": ask(), "kind": "task", "regex": "("},
         {"messages": ask(), "kind": "redteam", "must_refuse": False}, {"messages": ask(), "kind": "bias"},
