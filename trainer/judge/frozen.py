@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -221,10 +221,10 @@ def refuses(answer: str) -> bool:
     return bool(_REFUSAL.search(answer.replace("’", "'")))
 
 
-def passes_task(row: FrozenRow, answer: str, checkers: Mapping[str, Any]) -> bool:
-    """Whether the answer does what the task asks. checkers: name -> function(answer) -> truth or a score of at least 1/2."""
+def passes_task(row: FrozenRow, answer: str, checkers: Mapping[str, Callable[[str], float]]) -> bool:
+    """Whether the answer does what the task asks. checkers: name -> function(answer) -> score; 1/2 passes."""
     if row.checker:
-        return float(checkers[row.checker](answer)) >= 0.5
+        return checkers[row.checker](answer) >= 0.5
     if row.pattern:
         return re.search(row.pattern, answer.strip()) is not None
     return _normalise(answer) in {_normalise(each) for each in row.accepted}

@@ -9,14 +9,14 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer.judge import measures
 from trainer.judge.answers import HARM_WORDS, HarmScreen
 from trainer.judge.frozen import FrozenRow, FrozenSets
 from trainer.judge.gate import Verdict, decide
 from trainer.judge.ladder import FROZEN_FIGURES, Rung, measure_win_rate
-from trainer.judge.measures import Asked, Example, Figure, Figures, Scorer
+from trainer.judge.measures import Asked, Checkers, Example, Figure, Figures, Scorer
 from trainer.learn.isolation import NotFinite
 from trainer.learn.sampling import Sampled, Sampler, SamplingParameters
 from trainer.settings import GateSection
@@ -47,7 +47,7 @@ def judge_checkpoint(
     *,
     parameters: SamplingParameters,
     heldout: Sequence[Prompt] = (),
-    checkers: Mapping[str, Callable[[str], Any]] | None = None,
+    checkers: Checkers | None = None,
     round_number: int = 1,
     seed: int = 0,
     progress: Callable[[float, str], None] = lambda share, step: None,
@@ -109,7 +109,7 @@ def measure_rung(
     checkpoint: str,
     first: str,
     scored_by: str,
-    checkers: Mapping[str, Callable[[str], Any]] | None = None,
+    checkers: Checkers | None = None,
     seed: int = 0,
 ) -> Rung | None:
     """Where adapter `policy` stands on the ladder: beside the base, which answers as checkpoint 0 does. One answer a prompt.
@@ -166,9 +166,7 @@ def pick_examples(
     )[:num]
 
 
-def keep_usable(
-    backbone: Backbone, frozen: FrozenSets, max_tokens: int, checkers: Mapping[str, Callable[[str], Any]]
-) -> FrozenSets:
+def keep_usable(backbone: Backbone, frozen: FrozenSets, max_tokens: int, checkers: Checkers) -> FrozenSets:
     """The rows whose prompts and references the policy can read whole, and whose checker is registered."""
 
     def is_usable(row: FrozenRow) -> bool:

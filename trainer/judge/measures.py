@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from trainer.judge import frozen
 from trainer.judge.answers import HarmScreen, is_copied, is_looping, is_short
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 HELDOUT = "heldout"
 Values = Sequence[float | None]
 """One value for each sampled answer, in the order of the prompts; None where the figure does not apply."""
-Checkers = Mapping[str, Callable[[str], Any]]
+Checkers = Mapping[str, Callable[[str], float]]
 
 
 class Scores(Protocol):
