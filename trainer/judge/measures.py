@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from trainer.judge import frozen
 from trainer.judge.answers import HarmScreen, is_copied, is_looping, is_short
 from trainer.judge.frozen import FrozenRow
 from trainer.learn.sampling import Sampled, Sampler, SamplingParameters
 from trainer.math.intervals import Estimate, estimate_mean, estimate_over_draws
-from trainer.text.pairs import Prompt
-from trainer.text.transcript import EncodedAnswer, flatten_content
+from trainer.text.messages import flatten_content
+from trainer.text.pairs import Answer, Prompt
+from trainer.text.transcript import EncodedAnswer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 HELDOUT = "heldout"
 Values = Sequence[float | None]
 """One value for each sampled answer, in the order of the prompts; None where the figure does not apply."""
-Checkers = Mapping[str, Callable[[str], Any]]
+Checkers = Mapping[str, Callable[[str], float]]
 
 
 class Scores(Protocol):
@@ -118,7 +119,7 @@ def list_asked(rows: Sequence[FrozenRow], heldout: Sequence[Prompt]) -> list[Ask
 
 
 def sample_answers(
-    sampler: Sampler, asked: Sequence[Asked], adapter: str, parameters: SamplingParameters, n: int, seed: int
+    sampler: Sampler, asked: Sequence[Asked], adapter: str | None, parameters: SamplingParameters, n: int, seed: int
 ) -> list[Sampled]:
     """n answers to each prompt, prompt by prompt. A frozen row may allow fewer tokens than the app does."""
     by_limit: dict[int, list[int]] = {}
@@ -296,6 +297,8 @@ def compare_anchors(backbone: Backbone, rows: Sequence[FrozenRow], temperature: 
 
     references: the chance of one of a fact's references, word for word, at the serving temperature: exact, not sampled.
     """
+    import torch
+
     from trainer.model.logprobs import score_answers
 
     asked = [Asked(row.prompt, row) for row in rows]
@@ -307,11 +310,13 @@ def compare_anchors(backbone: Backbone, rows: Sequence[FrozenRow], temperature: 
     masses: list[list[float | None]] = []
     for adapter in ("policy", "stable"):
         sums, counts = score_answers(backbone, encoded, adapter)
-        nats.append([-float((s / c).max()) for s, c in zip(sums.split(sizes), counts.split(sizes), strict=True)])
+        nats.append(
+            [-float((s / c).max()) for s, c in zip(torch.split(sums, sizes), torch.split(counts, sizes), strict=True)]
+        )
         at_serving = (
             sums if temperature in (0, 1) else score_answers(backbone, encoded, adapter, temperature=temperature)[0]
         )
-        by_row = [float(part.logsumexp(0).exp()) for part in at_serving.split(sizes)]
+        by_row = [float(part.logsumexp(0).exp()) for part in torch.split(at_serving, sizes)]
         masses.append([mass if size > 1 else None for mass, size in zip(by_row, sizes, strict=True)])
     figures = compare("anchors", asked, nats[0], nats[1], min_slice)
     return figures + compare("references", asked, masses[0], masses[1], min_slice)
@@ -336,6 +341,4 @@ def compare_bias(backbone: Backbone, rows: Sequence[FrozenRow], min_slice: int) 
 
 
 def _encode_text(backbone: Backbone, prompt: Prompt, text: str) -> EncodedAnswer:
-    from trainer.text.pairs import Answer
-
     return backbone.transcriber.encode_answer(replace(prompt, ids=None), Answer(text=text))
