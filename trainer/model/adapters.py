@@ -123,3 +123,20 @@ class Adapters:
             yield list(parameters.values())
         finally:
             self._activate(None)
+
+    @contextmanager
+    def training_base(self) -> Iterator[dict[str, nn.Parameter]]:
+        """Train the base's own weights, adapters off; yields them by name, the only ones that take gradients."""
+        self._activate(None)
+        parameters = {n: p for n, p in self.peft.named_parameters() if "lora_" not in n}
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        self.peft.train(True)
+        try:
+            yield parameters
+        finally:
+            self._activate(None)
+
+    def unload(self) -> Any:
+        """The base without adapters, as it was given; this object is of no use after that."""
+        return self.peft.unload()
