@@ -24,7 +24,7 @@ RATING_PRIOR = 2.0  # ratings of the average person that stand beside a person's
 class Row:
     """One choice, or one rated answer (second is None).
 
-    first, second: features of style; hidden: (2, size) standardised frozen states, or None; value: of a rating, 0 to 1.
+    user: whose usual rating a rating is compared with; of an outcome, its slice. first, second: features of style; hidden: (2, size) standardised frozen states, or None; value: of a rating, 0 to 1.
     """
 
     event_id: str
