@@ -69,6 +69,7 @@ class Workbench:
             self.settings.reward_dir,
             section.reward,
             section.seed,
+            section.policy,
             quarantined,
             weigh=weigh_alike,
             figures=dict,

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from feedback.database import Writer
 from feedback.outages import describe_error, log_failure
-from trainer.run import lineage, pool, rounds
+from trainer.run import lineage, pool, rounds, rows
 from trainer.run.checkpoints import Published
 from trainer.run.closing import Closer
 from trainer.run.metrics import Curves, Metrics
@@ -135,7 +135,7 @@ class Learner:
                 return Due(True, "the round that was interrupted", 1.0)
             past = rounds.read_past(connection)
             situation = Situation(
-                new=pool.count_new(connection, section.policy, past.last_preference_id),
+                new=rows.count_after(connection, section.policy, past.last_preference_id),
                 num_left=past.num_left,
                 num_demonstrations=self._count_demonstrations(connection) if section.round == "sft" else 0,
                 since_s=self._now() - (past.finished_at or self._started_at),

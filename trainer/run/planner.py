@@ -90,14 +90,14 @@ class Planner:
         return msgspec.structs.replace(plan, weights=[by_id.get(event_id, 0.0) for event_id in plan.event_ids])
 
     def load_rows(self, plan: Plan) -> Rows:
-        """The plan's rows with its weights, 1 where it has none yet. Raises RowsMissing."""
+        """The plan's rows with its weights, their own where it has none yet. Raises RowsMissing."""
         weights = dict(zip(plan.event_ids, plan.weights, strict=False))
         with self._database.connect() as connection:
             if plan.kind == "sft":
-                texts = pool.load_demonstrations(connection, plan.event_ids, self._quarantine.add)
-                return [replace(row, weight=weights.get(row.event_id, 1.0)) for row in texts]
-            pairs = pool.load_pairs(connection, plan.event_ids, self._quarantine.add)
-            return [replace(row, weight=weights.get(row.event_id, 1.0)) for row in pairs]
+                texts = pool.load_demonstrations(connection, plan.policy, plan.event_ids, self._quarantine.add)
+                return [replace(row, weight=weights.get(row.event_id, row.weight)) for row in texts]
+            pairs = pool.load_pairs(connection, plan.policy, plan.event_ids, self._quarantine.add)
+            return [replace(row, weight=weights.get(row.event_id, row.weight)) for row in pairs]
 
 
 def choose_start(is_restart: bool, reference: Published | None) -> Start:
