@@ -172,23 +172,36 @@ class Checker:
 
     def check(self, prompt: Prompt, answer: Answer) -> float | None:
         """0 to 1; None where the checker is not for such prompts. Never raises."""
-        if not self.applies_to(prompt):
-            return None
+        return self.check_text(prompt, answer.text) if self.applies_to(prompt) else None
+
+    def check_text(self, prompt: Prompt, text: str) -> float:
+        """0 to 1, whatever the prompt's tags. Never raises."""
         self.num_checked += 1
         try:
-            value = self._check(prompt, answer.text)
+            value = self._check(prompt, text)
             if not 0 <= value <= 1:
                 raise ValueError(f"the checker gave {value}, not 0 to 1")
         except Exception as error:  # whatever an app's own code raises
-            self.errors[type(error).__name__] += 1
-            if self.errors[type(error).__name__] == 1:
-                log.warning("checker %s: %s: %s", self.name, type(error).__name__, error)
+            kind = type(error).__name__
+            self.errors[kind] += 1
+            if self.errors[kind] == 1:
+                log.warning("checker %s: %s: %s", self.name, kind, error)
             return 0.0
         return value
 
     def close(self) -> None:
         if self._worker is not None:
             self._worker.close()
+
+
+def list_functions(checkers: Sequence[Checker]) -> dict[str, Callable[[str], float]]:
+    """The checkers as functions of an answer's text alone, by name: what frozen tasks are judged by."""
+    blank = Prompt(messages=[])
+
+    def bind(checker: Checker) -> Callable[[str], float]:
+        return lambda text: checker.check_text(blank, text)
+
+    return {checker.name: bind(checker) for checker in checkers}
 
 
 def make_checkers(sections: dict[str, CheckerSection]) -> list[Checker]:

@@ -6,19 +6,17 @@ however it is answered. A handful of weights; says nothing of causes.
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 
 from trainer.math.choices import RATED, Choices, Prior, fit_choices
+from trainer.math.ratings import compare_with_usual
 from trainer.text.pairs import Answer, Prompt, Rated
 from trainer.text.style import FEATURES, SPREADS, describe_style
 from trainer.text.transcript import flatten_messages
 
 STYLE_PRIOR = 0.6
-USUAL_PRIOR = 2.0  # outcomes of the average slice that stand beside a slice's own
 
 
 def name_slice(prompt: Prompt) -> str:
@@ -47,26 +45,13 @@ class OutcomeModel:
             Choices(
                 features=torch.tensor(features).view(len(rows), len(FEATURES)),
                 kinds=torch.full((len(rows),), RATED),
-                targets=torch.tensor(self._compare([(name_group(each), each.value) for each in rows])),
+                targets=torch.tensor(compare_with_usual([(name_group(each), each.value) for each in rows])),
                 margins=torch.zeros(len(rows)),
                 weights=torch.tensor([each.weight for each in rows]),
             ),
             Prior(weight=[STYLE_PRIOR * spread for spread in SPREADS]),
             smoothing=0.0,
         )
-
-    @staticmethod
-    def _compare(values: Sequence[tuple[str, float]]) -> list[float]:
-        """Each value less what its slice usually has, around a half and within 0 to 1."""
-        of_slice: dict[str, list[float]] = defaultdict(list)
-        for name, value in values:
-            of_slice[name].append(value)
-        overall = math.fsum(value for _, value in values) / max(1, len(values))
-        usual = {
-            name: (math.fsum(each) + USUAL_PRIOR * overall) / (len(each) + USUAL_PRIOR)
-            for name, each in of_slice.items()
-        }
-        return [min(1.0, max(0.0, 0.5 + value - usual[name])) for name, value in values]
 
     def predict(self, prompt: Prompt, answer: Answer) -> float:
         """Chance of success, 0 to 1, .5 being what the slice usually has."""

@@ -399,7 +399,8 @@ class RewardModel:
         )
         of_style = measured.features @ root.float() @ self._noise.T
         of_heads = measured.doubts - measured.doubts.mean(1, keepdim=True)
-        return torch.as_tensor(mean)[:, None] + of_style + of_heads
+        draws: Tensor = torch.as_tensor(mean)[:, None] + of_style + of_heads
+        return draws
 
     def _score_rows(self, rows: Sequence[Read], fail: Callable[[Read, Exception], None]) -> tuple[list[Read], Tensor]:
         """The rows that can be scored, and draws (answers, K) of theirs."""
