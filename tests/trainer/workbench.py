@@ -72,7 +72,7 @@ class Workbench:
             section.policy,
             quarantined,
             weigh=weigh_alike,
-            figures=dict,
+            figures=lambda heldout: {"heldout": list(heldout)},
             refuse=lambda before, after: self.refusal,
         )
         training = self.make_training(quarantined)

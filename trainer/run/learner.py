@@ -62,9 +62,7 @@ class Learner:
         self._database, self._gateway, self._publisher = database, gateway, publisher
         self._requests, self._stopping, self._now, self._started_at = requests, stopping, now, now()
         self._reporter = Reporter(database, board, metrics, curves, publisher, settings.trainer)
-        self._closer = Closer(
-            settings.rounds_dir, database, writer, publisher, quarantine, self._reporter, now
-        )
+        self._closer = Closer(settings.rounds_dir, database, writer, publisher, quarantine, self._reporter, now)
         self._runner = RoundRunner(
             settings=settings,
             keeper=keeper,

@@ -109,7 +109,9 @@ def choose_start(is_restart: bool, reference: Published | None) -> Start:
 
 def freeze_settings(section: TrainerSection, kind: str) -> dict[str, Any]:
     """The settings that a round of this kind trains by, as JSON holds them."""
-    return {"sft": section.sft.model_dump(mode="json")} if kind == "sft" else {"dpo": section.dpo.model_dump(mode="json")}
+    return (
+        {"sft": section.sft.model_dump(mode="json")} if kind == "sft" else {"dpo": section.dpo.model_dump(mode="json")}
+    )
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -53,15 +53,15 @@ BULK_CHUNK = 500  # rows in memory at a time in such a pass
 MAX_SIGNALS = 256  # signals looked at for ratings by one update
 _MARKED = 500  # ids of one statement: databases bound its parameters
 
-Measure = Callable[[], Mapping[str, float]]
-Refuse = Callable[[Mapping[str, float], Mapping[str, float]], str]
+Measure = Callable[[tuple[int, int]], dict[str, Any]]
+Refuse = Callable[[Mapping[str, Any], Mapping[str, Any]], str]
 
 
 class RewardKeeper:
     """Updates, saves and restores one reward model. directory is of one base: another base has another.
 
-    weigh gives an update's rows their weights. figures are more of a version's measures than the held-out accuracy. refuse
-    says why a version, by its figures, may not follow the one in use, by its; "" if it may.
+    weigh gives an update's rows their weights. figures measures the newest version, given (correct, total) on held-out
+    choices. refuse says why a version may not follow the one in use, by the figures of both; "" if it may.
     """
 
     def __init__(
@@ -246,10 +246,10 @@ class RewardKeeper:
             held_out = rows.load_held_out(connection, self._policy, reject=self._quarantine.add)
         correct, total = self.reward.accuracy(held_out)
         self._quarantine.flush()
-        figures = {**self._figures(), "heldout_correct": float(correct), "heldout_total": float(total)}
+        self._decide(self._figures((correct, total)))
+        figures = {"heldout_correct": float(correct), "heldout_total": float(total)}
         if total:
             figures["accuracy_heldout"] = correct / total
-        self._decide(figures)
         reporter.curves.add("reward", figures, self.reward.version)
         reporter.show_reward(
             RewardView(
@@ -262,7 +262,7 @@ class RewardKeeper:
         )
         return figures
 
-    def _decide(self, figures: dict[str, float]) -> None:
+    def _decide(self, figures: dict[str, Any]) -> None:
         version, accepted = self.reward.version, self._states.read_accepted()
         if version == 0 or (accepted and accepted.version == version):
             return

@@ -38,10 +38,10 @@ class Update:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The version that rounds use, and what it measured when it was accepted."""
+    """The version that rounds use, and what it measured when it was accepted, as JSON holds it."""
 
     version: int
-    figures: dict[str, float]
+    figures: dict[str, Any]
 
 
 class RewardStates:

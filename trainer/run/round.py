@@ -118,7 +118,9 @@ class RoundRunner:
                     opened, stable, self._publisher.published, self._keeper.version_in_use, from_base=from_base
                 )
                 if not plan.event_ids:
-                    return Ending(reason="no row of its kind can be trained on", last_preference_id=plan.last_preference_id)
+                    return Ending(
+                        reason="no row of its kind can be trained on", last_preference_id=plan.last_preference_id
+                    )
                 files.write_plan(plan)
             reach("round.prepared")
             found = plan, self._planner.load_rows(plan)
@@ -199,7 +201,9 @@ class RoundRunner:
         if metrics is not None:
             self._training.load(files.trained)
             return metrics
-        self._reporter.show_phase("training", f"on {len(task.plan.new)} new and {len(task.plan.replayed)} replayed rows")
+        self._reporter.show_phase(
+            "training", f"on {len(task.plan.new)} new and {len(task.plan.replayed)} replayed rows"
+        )
         with self._time(files, "training"):
             metrics = self._training.train(task)
             files.write_trained(self._training.save, metrics)

@@ -19,6 +19,9 @@ Rows = list[Pair] | list[Demonstration]
 Progress = Callable[[float, Mapping[str, float]], None]
 """Called after every step with the share that is done, 0 to 1, and the step's figures."""
 
+Show = Callable[[float, str], None]
+"""Called while judging with the share that is done and what is being done."""
+
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
     """A verdict as it is kept: may it be published, why, and every figure. samples: {"prompt", "before", "after"}, for people."""
@@ -59,5 +62,5 @@ class Training:
     load: Callable[[Path], None]
     weigh: Weigh
     train: Callable[[Task], dict[str, float]]
-    judge: Callable[[Task, Callable[[float, str], None]], Judged]
+    judge: Callable[[Task, Show], Judged]
     has_something_to_learn: Callable[[], tuple[bool, str]]
