@@ -138,10 +138,8 @@ class RewardKeeper:
 
     def learn_next(self, reporter: Reporter, check: Callable[[], None]) -> None:
         """One update; or one pass over all that is new, where that is much. check raises if the process is to stop."""
-        if self.count_due() >= BULK_UPDATES:
-            metrics = self._learn_in_bulk(reporter, check)
-        else:
-            metrics = self.update()
+        is_much = self.count_due() >= BULK_UPDATES
+        metrics = self._learn_in_bulk(reporter, check) if is_much else self.update()
         if metrics:
             self._show(reporter, metrics)
 
