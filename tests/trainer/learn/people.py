@@ -13,7 +13,13 @@ from trainer.settings import ModelSection
 from trainer.text.pairs import Answer, Pair
 
 SUBJECTS = ("tea", "rain", "bread", "music", "the moon", "paper", "salt", "glass", "wool", "honey", "chess", "rivers")
-QUESTIONS = ("What is {}?", "Explain {} to a child.", "Tell me about {}.", "Why do people like {}?", "Give advice on {}.")
+QUESTIONS = (
+    "What is {}?",
+    "Explain {} to a child.",
+    "Tell me about {}.",
+    "Why do people like {}?",
+    "Give advice on {}.",
+)
 SENTENCES = (
     "{} has been known for a long time.", "Many people use {} every day.", "It depends on where you live.",
     "Its history begins far in the east.", "You can find more of it in spring.", "Some say that it helps them sleep.",

@@ -73,7 +73,10 @@ def test_the_fit_finds_what_made_the_choices() -> None:
 
 
 def test_the_covariance_says_how_far_fits_lie_apart() -> None:
-    fits = [fit_choices(draw_choices(200, [1.0, 0.0], 0.0, 1.5, seed), Prior(weight=10), smoothing=0.0) for seed in range(60)]
+    fits = [
+        fit_choices(draw_choices(200, [1.0, 0.0], 0.0, 1.5, seed), Prior(weight=10), smoothing=0.0)
+        for seed in range(60)
+    ]
     spread = torch.stack([fit.weights for fit in fits]).std(0)
     said = torch.stack([fit.covariance.diagonal().sqrt() for fit in fits]).mean(0)
     assert said.tolist() == pytest.approx(spread.tolist(), rel=0.3)
@@ -119,7 +122,9 @@ def test_without_ties_the_tie_is_narrow_but_not_nought() -> None:
 
 def test_rows_that_weigh_nothing_say_nothing_and_double_weight_is_twice_the_row() -> None:
     rows = draw_choices(40, [1.0], 0.0, 2.0)
-    mute = make_choices(torch.cat([rows.features, -rows.features]), torch.cat([rows.kinds, rows.kinds]), weights=[1.0] * 40 + [0.0] * 40)
+    mute = make_choices(
+        torch.cat([rows.features, -rows.features]), torch.cat([rows.kinds, rows.kinds]), weights=[1.0] * 40 + [0.0] * 40
+    )
     assert fit_choices(mute).weights.item() == pytest.approx(fit_choices(rows).weights.item(), abs=1e-5)
     heavy = make_choices(rows.features, rows.kinds, weights=[2.0] * 40)
     twice = make_choices(rows.features.repeat(2, 1), rows.kinds.repeat(2))

@@ -102,9 +102,7 @@ def count_marks(bench: Workbench) -> Counter[int]:
         return Counter(connection.execute(query).scalars())
 
 
-def test_many_choices_are_learnt_in_one_pass_and_marked_once(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_choices_are_learnt_in_one_pass_and_marked_once(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reward_keeper, "BULK_CHUNK", 50)
     monkeypatch.setattr(reward_keeper, "_MARKED", 70)
     learner = bench.start()

@@ -20,9 +20,7 @@ class WatchedBoard(Board):
         super().__init__()
         self.shown: list[tuple[str, str]] = [(self.read().round.state, self.read().round.reason)]
 
-    def show_round(
-        self, state: str, reason: str, *, progress: float = 0.0, seconds_left: float | None = None
-    ) -> None:
+    def show_round(self, state: str, reason: str, *, progress: float = 0.0, seconds_left: float | None = None) -> None:
         super().show_round(state, reason, progress=progress, seconds_left=seconds_left)
         self.shown.append((state, reason))
 
