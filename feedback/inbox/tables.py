@@ -35,9 +35,7 @@ preferences = sa.Table(
     sa.Column("used_as_new", sa.Integer, nullable=False),
     sa.Column("used_as_replay", sa.Integer, nullable=False),
     sa.Column("choice_json", sa.LargeBinary, nullable=False),  # events.Choice
-    sa.Column(
-        "cluster", sa.BigInteger, index=True
-    ),  # of near-duplicate prompts; null until the trainer has placed the row
+    sa.Column("cluster", sa.BigInteger),  # of near-duplicate prompts; null until the trainer has placed the row
     sa.Index("ix_preferences_use", "policy", "split", "used_as_new", "id", "preferred"),  # covers counts by use
     sqlite_autoincrement=True,
 )
@@ -57,7 +55,7 @@ signals = sa.Table(
     sa.Column("split", sa.Text, nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("signal_json", sa.LargeBinary, nullable=False),  # events.Signal
-    sa.Column("cluster", sa.BigInteger, index=True),
+    sa.Column("cluster", sa.BigInteger),
     sqlite_autoincrement=True,
 )
 
@@ -71,17 +69,24 @@ demonstrations = sa.Table(
     sa.Column("user", sa.Text, nullable=False),
     sa.Column("channel", sa.Text, nullable=False),
     sa.Column("prompt_key", sa.Text, nullable=False),
-    sa.Column("cluster", sa.BigInteger, index=True),
+    sa.Column("cluster", sa.BigInteger),
     sa.Column("split", sa.Text, nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("demonstration_json", sa.LargeBinary, nullable=False),  # events.Demonstration
     sqlite_autoincrement=True,
 )
 
+for _table in (preferences, signals, demonstrations):
+    _is_unplaced = _table.c.cluster.is_(None)
+    sa.Index(f"ix_{_table.name}_unplaced", _table.c.id, sqlite_where=_is_unplaced, postgresql_where=_is_unplaced)
+
 prompt_clusters = sa.Table(  # near-duplicate prompts, each cluster with the signature of its first
     "prompt_clusters",
     metadata,
-    sa.Column("cluster", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column(
+        "id", _row_id, primary_key=True, autoincrement=True
+    ),  # in order: by random numbers each would touch a page
+    sa.Column("cluster", sa.BigInteger, nullable=False, unique=True),
     sa.Column("split", sa.Text, nullable=False),
     sa.Column("signature", sa.LargeBinary, nullable=False),
 )

@@ -101,18 +101,21 @@ def test_a_trainers_database_from_before_revisions_keeps_its_rows(empty: sa.Engi
     make_old_trainer(empty)
     with empty.begin() as connection:  # as the release before stored them
         connection.execute(OLD_SIGNALS.insert(), [old_signal(number) for number in (1, 2, 5)])
-        consume(connection, [make_record(0, make_choice(make_comparison()))])
+        for number, split in enumerate(("train", "heldout_user", "heldout_prompt"), 1):
+            insert_old_preference(connection, number, split)
     assert find_pending(empty, "trainer") == list_revisions("trainer")
     migrate(empty, "trainer")
     with empty.begin() as connection:
-        assert [row.comparison_id for row in connection.execute(sa.select(inbox.preferences))] == ["cmp-1"]
+        rows = load_preferences(connection)
+        assert [row.choice.comparison.id for row in rows] == ["cmp-1", "cmp-2", "cmp-3"]
+        assert [(row.split, row.cluster) for row in rows] == [("train", None), ("heldout", None), ("heldout", None)]
         assert [number for number, _ in load_signals(connection)] == [1, 2, 5]
         assert [signal.completion_id for _, signal in load_signals(connection)] == ["c1", "c2", "c5"]
-        consume(connection, [make_record(1, make_signal("c6"), event_id="event-6")])
+        consume(connection, [make_record(0, make_signal("c6"), event_id="event-6")])
         assert [number for number, _ in load_signals(connection)] == [1, 2, 5, 6]
-        consume(connection, [make_record(2, make_signal("c2"), event_id="event-2")])  # was stored before
+        consume(connection, [make_record(1, make_signal("c2"), event_id="event-2")])  # was stored before
         assert count_signals(connection) == 4
-        assert len(load_preferences(connection)) == 1
+        assert len(load_preferences(connection)) == 3
     assert "signals" in sa.inspect(empty).get_table_names()  # until the release that contracts
 
 
@@ -258,21 +261,33 @@ _old = sa.MetaData()
 OLD_SIGNALS = sa.Table(
     "signals",
     _old,
-    *(sa.Column(column.name, column.type, primary_key=column.primary_key) for column in inbox.signals.columns),
+    *(
+        sa.Column(column.name, column.type, primary_key=column.primary_key)
+        for column in inbox.signals.columns
+        if column.name != "cluster"
+    ),
 )
 
 
 def make_old_trainer(engine: sa.Engine) -> None:
-    """The trainer's tables as they were made before there were revisions."""
-    names = inbox.metadata.tables.keys() - {
-        "trainer_signals",
-        "dead_letter_outbox",
-        "discarded_letters",
-        "quarantined_preferences",
-    }
+    """The trainer's tables as they were made before there were revisions: those of the first, and `signals`."""
+    path = Path(feedback.__file__).parent / "migrations/trainer/0001_first.py"
     with engine.begin() as connection:
-        inbox.metadata.create_all(connection, [inbox.metadata.tables[name] for name in names])
+        with Operations.context(MigrationContext.configure(connection)):
+            run_path(str(path))["upgrade"]()
         OLD_SIGNALS.create(connection)
+
+
+def insert_old_preference(connection: sa.Connection, number: int, split: str) -> None:
+    """As the release before stored it, without a cluster."""
+    table = sa.Table("preferences", sa.MetaData(), autoload_with=connection)
+    choice = make_choice(make_comparison(f"cmp-{number}"))
+    values = {
+        "event_id": f"event-{number}", "comparison_id": f"cmp-{number}", "policy": "default", "app": "app-1",
+        "user": "user-1", "asked": "explore", "prompt_key": "k", "preferred": "first", "chosen_at": 1.0,
+        "split": split, "used_as_new": 1, "used_as_replay": 0, "choice_json": msgspec.json.encode(choice),
+    }  # fmt: skip
+    connection.execute(table.insert().values(**values))
 
 
 def old_signal(number: int) -> dict[str, object]:

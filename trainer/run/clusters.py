@@ -7,7 +7,7 @@ work for a row does not grow with the number of clusters. What is similar is tra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, cast
@@ -70,7 +70,7 @@ def place_rows(connection: sa.Connection, arrivals: Sequence[Arrival]) -> list[P
     prompts = {each.prompt_key: each.messages for each in arrivals if each.messages}
     exact = {number_prompt(key) for key in prompts}
     exact |= {_conversation_band(arrival) for arrival in arrivals if arrival.conversation}
-    known = _Known(_load(connection, exact))
+    known = _Known(_load(connection, exact) | _load_begun_by(connection, exact))
     signatures = {
         key: sign_prompt(messages) for key, messages in prompts.items() if number_prompt(key) not in known.by_band
     }
@@ -108,6 +108,7 @@ def _place(
             begun = fixed or (conversation.split if conversation else choose_split(number, num_choices))
             cluster = _Cluster(number, begun, signature)
             known.new_clusters.append({"cluster": number, "split": begun, "signature": signature})
+            known.by_band[number] = cluster
             for band in of_prompt:
                 known.add(band, cluster)
         known.add(number, cluster)
@@ -161,16 +162,32 @@ def _read_arrival(row: Any, kind: type[Choice | Signal | Demonstration]) -> Arri
     return Arrival(row.prompt_key, messages, conversation, is_choice=isinstance(said, Choice), split=row.split)
 
 
+def _load_begun_by(connection: sa.Connection, numbers: Iterable[int]) -> dict[int, _Cluster]:
+    """The clusters that these prompts began."""
+    found = {}
+    columns = prompt_clusters.c
+    query = sa.select(columns.cluster, columns.split, columns.signature)
+    for chunk in _split(numbers):
+        for row in connection.execute(query.where(columns.cluster.in_(chunk))):
+            found[row.cluster] = _Cluster(row.cluster, row.split, row.signature)
+    return found
+
+
+def _split(numbers: Iterable[int]) -> Iterator[list[int]]:
+    ordered = sorted(numbers)
+    for start in range(0, len(ordered), _MAX_PARAMETERS):
+        yield ordered[start : start + _MAX_PARAMETERS]
+
+
 def _load(connection: sa.Connection, bands: Iterable[int]) -> dict[int, _Cluster]:
     """The clusters that are found by these bands."""
-    query = sa.select(prompt_bands.c.band, prompt_clusters).join(
-        prompt_clusters, prompt_clusters.c.cluster == prompt_bands.c.cluster
+    columns = prompt_clusters.c
+    query = sa.select(prompt_bands.c.band, columns.cluster, columns.split, columns.signature).join(
+        prompt_clusters, columns.cluster == prompt_bands.c.cluster
     )
     found = {}
     clusters: dict[int, _Cluster] = {}
-    wanted = sorted(bands)
-    for start in range(0, len(wanted), _MAX_PARAMETERS):
-        chunk = wanted[start : start + _MAX_PARAMETERS]
+    for chunk in _split(bands):
         for row in connection.execute(query.where(prompt_bands.c.band.in_(chunk))):
             cluster = clusters.setdefault(row.cluster, _Cluster(row.cluster, row.split, row.signature))
             found[row.band] = cluster

@@ -13,7 +13,7 @@ down_revision = "0005"
 def upgrade() -> None:
     for table in ("preferences", "trainer_signals"):
         op.add_column(table, sa.Column("cluster", sa.BigInteger(), nullable=True))
-        op.create_index(f"ix_{table}_cluster", table, ["cluster"])
+        _index_unplaced(table)
         rows = sa.table(table, sa.column("split"))
         was_held_out = rows.c.split.in_(["heldout_user", "heldout_prompt"])
         op.get_bind().execute(sa.update(rows).where(was_held_out).values(split="heldout"))
@@ -35,13 +35,15 @@ def upgrade() -> None:
         sa.UniqueConstraint("event_id"),
         sqlite_autoincrement=True,
     )
-    op.create_index("ix_demonstrations_cluster", "demonstrations", ["cluster"])
+    _index_unplaced("demonstrations")
     op.create_table(
         "prompt_clusters",
-        sa.Column("cluster", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("cluster", sa.BigInteger(), nullable=False),
         sa.Column("split", sa.Text(), nullable=False),
         sa.Column("signature", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("cluster"),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("cluster"),
     )
     op.create_table(
         "prompt_bands",
@@ -49,3 +51,8 @@ def upgrade() -> None:
         sa.Column("cluster", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("band"),
     )
+
+
+def _index_unplaced(table: str) -> None:
+    is_unplaced = sa.column("cluster").is_(None)
+    op.create_index(f"ix_{table}_unplaced", table, ["id"], sqlite_where=is_unplaced, postgresql_where=is_unplaced)

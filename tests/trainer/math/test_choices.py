@@ -66,7 +66,7 @@ def test_smoothing_mixes_win_and_loss_and_a_margin_asks_for_a_lead() -> None:
 
 
 def test_the_fit_finds_what_made_the_choices() -> None:
-    fit = fit_choices(draw_choices(8000, [1.5, -0.8, 0.0], first_place=0.3, nu=2.0), Prior(weight=10.0), smoothing=0.0)
+    fit = fit_choices(draw_choices(8000, [1.5, -0.8, 0.0], first_place=0.3, nu=2.0), Prior(weight=10), smoothing=0.0)
     assert fit.weights.tolist() == pytest.approx([1.5, -0.8, 0.0], abs=0.12)
     assert fit.first_place == pytest.approx(0.3, abs=0.08)
     assert math.exp(fit.log_nu) == pytest.approx(2.0, abs=0.1)
@@ -74,7 +74,7 @@ def test_the_fit_finds_what_made_the_choices() -> None:
 
 def test_the_covariance_says_how_far_fits_lie_apart() -> None:
     fits = [
-        fit_choices(draw_choices(200, [1.0, 0.0], 0.0, 1.5, seed), Prior(weight=10.0), smoothing=0.0)
+        fit_choices(draw_choices(200, [1.0, 0.0], 0.0, 1.5, seed), Prior(weight=10), smoothing=0.0)
         for seed in range(60)
     ]
     spread = torch.stack([fit.weights for fit in fits]).std(0)
