@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from trainer.judge.gate import Verdict, decide, is_worse, something_to_learn
+from trainer.judge.gate import RULES, Verdict, decide, is_worse, something_to_learn
 from trainer.judge.measures import Figure, Figures
 from trainer.math.intervals import Estimate
 from trainer.settings import GateSection
@@ -93,10 +93,13 @@ def test_noise_and_small_changes_stop_nothing(figures: Figures) -> None:
     assert decide(figures, SETTINGS).ok
 
 
-def test_an_overwhelming_fall_needs_no_further_evidence() -> None:
-    assert is_worse(0.16, -0.1, 0.05, 20)
-    assert not is_worse(0.16, -0.1, 0.05, 5)  # of few prompts the mean alone says nothing
-    assert not is_worse(0.04, 0.03, 0.05, 500)
+def test_far_above_its_budget_a_change_needs_less_evidence() -> None:
+    rule = next(rule for rule in RULES if rule.name == "facts")
+    fall = Estimate(-0.4, 0.2, 9, 10)  # of ten facts: 2 standard errors, clear at .05 and not at .01
+    assert is_worse(rule, fall, 0.05, 0.01)
+    assert not is_worse(rule, fall, 0.2, 0.01)  # twice the budget only
+    assert not is_worse(rule, Estimate(-0.4, 0.3, 9, 10), 0.05, 0.01)
+    assert not is_worse(rule, Estimate(0.4, 0.01, 9, 10), 0.05, 0.01)  # for the better
 
 
 def test_terse_answers_may_spread_where_they_were_usual_already() -> None:
