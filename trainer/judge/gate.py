@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trainer.judge.measures import Example, Figure, Figures
-from trainer.math.intervals import Estimate, log_evidence, spend_alpha
+from trainer.math.intervals import Estimate, spend_alpha
 from trainer.settings import GateSection
 
 ALARM_ALPHA = 0.01  # of a broken budget; degenerate answers are stopped on weaker evidence
@@ -165,17 +165,3 @@ def _judge_gain(figures: Figures, settings: GateSection, alpha: float) -> list[s
     if low <= 0:
         failures.append(f"{gain.name} gain {gain.change.mean:+.2f} is not clearly above 0 (from {low:+.2f})")
     return failures
-
-
-def something_to_learn(correct: int, total: int, alpha: float = 0.02) -> tuple[bool, str]:
-    """Whether choices can be foreseen better than by a coin, and the reason in words.
-
-    correct of total: decisive choices in a window, each predicted before it was learnt from. By Ville's inequality an
-    e-value passes 1/alpha in at most a share alpha of worlds where choices are noise, however often one looks.
-    """
-    if total == 0:
-        return False, "nothing to learn: no decisive choice to judge by yet"
-    finding = f"{correct} of {total} choices foreseen ({correct / total:.0%})"
-    if 2 * correct > total and log_evidence(correct, total) >= math.log(1 / alpha):
-        return True, f"{finding}, better than chance"
-    return False, f"nothing to learn: {finding}, not clearly better than chance"
