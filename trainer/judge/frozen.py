@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.text.messages import flatten_content, flatten_messages
-from trainer.text.pairs import Prompt
+from trainer.text.pairs import Demonstration, Prompt
 
 log = logging.getLogger("trainer.judge.frozen")
 
@@ -208,6 +208,15 @@ _READERS = {
     "anchor": _read_references,
     "demonstration": _read_references,
 }
+
+
+def make_demonstration_rows(demonstrations: Iterable[Demonstration]) -> list[FrozenRow]:
+    """Held-out demonstrations as rows: what an expert wrote is the reference."""
+    return [
+        FrozenRow(kind="demonstration", prompt=each.prompt, references=(each.answer.text,))
+        for each in demonstrations
+        if each.split == "heldout" and each.answer.text.strip()
+    ]
 
 
 def states_fact(answer: str, accepted: Sequence[str]) -> bool:

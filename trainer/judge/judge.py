@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.judge import measures
+from trainer.judge import likelihoods, measures
 from trainer.judge.answers import HARM_WORDS, HarmScreen
 from trainer.judge.frozen import FrozenRow, FrozenSets
 from trainer.judge.gate import Verdict, decide
@@ -80,7 +80,7 @@ def judge_checkpoint(
         asked, answers["policy"], answers["stable"], harm, checkers, settings.min_slice_prompts
     )
     rows += _compare_texts(backbone, frozen, settings, parameters.temperature)
-    encoded = {adapter: measures.encode_answers(backbone, asked, sampled) for adapter, sampled in answers.items()}
+    encoded = {adapter: likelihoods.encode_answers(backbone, asked, sampled) for adapter, sampled in answers.items()}
     texts = {adapter: [each.answer.text for each in sampled] for adapter, sampled in answers.items()}
     for name, scorer in (("reward", reward), ("auditor", auditor)):
         if scorer is not None:
@@ -88,7 +88,7 @@ def judge_checkpoint(
             rows += measures.compare_scores(name, asked, new, old, settings.min_slice_prompts)
     progress(0.9, "measuring the distance to the base")
     first_of_each = encoded["policy"][::n]  # one answer a prompt says as much, at a fraction of the time
-    kl = measures.measure_kl(backbone, first_of_each, "policy", (None, "stable"), parameters.temperature)
+    kl = likelihoods.measure_kl(backbone, first_of_each, "policy", (None, "stable"), parameters.temperature)
     missing = [said for kind, said in NEEDS.items() if not frozen.of(kind)]
     missing += ["the auditor"] if auditor is None else []
     figures = Figures(tuple(rows), kl[0], kl[1], len(asked), tuple(missing), sampler.source)
@@ -127,7 +127,7 @@ def measure_rung(
     wished = [i for i, each in enumerate(asked) if each.kind != "redteam"]
     scores = [
         scorer.score(
-            measures.encode_answers(backbone, [asked[i] for i in wished], [sampled[i] for i in wished]),
+            likelihoods.encode_answers(backbone, [asked[i] for i in wished], [sampled[i] for i in wished]),
             [sampled[i].answer.text for i in wished],
         )
         for sampled in (new, old)
@@ -144,8 +144,8 @@ def measure_rung(
 
 def _compare_texts(backbone: Backbone, frozen: FrozenSets, settings: GateSection, temperature: float) -> list[Figure]:
     """What is measured without sampling."""
-    figures = measures.compare_anchors(backbone, frozen.of("anchor"), temperature, settings.min_slice_prompts)
-    return figures + measures.compare_bias(backbone, frozen.of("bias"), settings.min_slice_prompts)
+    figures = likelihoods.compare_anchors(backbone, frozen.of("anchor"), temperature, settings.min_slice_prompts)
+    return figures + likelihoods.compare_bias(backbone, frozen.of("bias"), settings.min_slice_prompts)
 
 
 def is_sound(backbone: Backbone, adapter: str) -> bool:

@@ -17,11 +17,13 @@ from trainer.judge.frozen import (
     digest_prompt,
     list_set_files,
     load_frozen_sets,
+    make_demonstration_rows,
     passes_task,
     read_row,
     refuses,
     states_fact,
 )
+from trainer.text.pairs import Answer, Demonstration, Prompt
 
 
 def ask(text: str = "What is the capital of France?") -> list[dict[str, Any]]:
@@ -116,6 +118,17 @@ def test_what_is_asked_has_one_digest_whatever_its_case_and_spacing() -> None:
     sets = load_frozen_sets([])
     assert sets.digests == frozenset()
     assert digest_prompt(ask("what is the capital of FRANCE")) in type(sets)((row,)).digests
+
+
+def test_held_out_demonstrations_are_rows_and_others_are_not() -> None:
+    def demonstrate(split: str, text: str) -> Demonstration:
+        prompt = Prompt(messages=ask(), key="k")
+        return Demonstration(event_id="e", prompt=prompt, answer=Answer(text=text), source="edit", split=split)
+
+    rows = make_demonstration_rows(
+        [demonstrate("heldout", "It is Paris."), demonstrate("train", "x"), demonstrate("heldout", "")]
+    )
+    assert [(row.kind, row.references) for row in rows] == [("demonstration", ("It is Paris.",))]
 
 
 def test_a_fact_is_stated_as_whole_words() -> None:

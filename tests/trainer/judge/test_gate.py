@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from trainer.judge.gate import Verdict, decide, is_worse, something_to_learn
+from trainer.judge.gate import RULES, Verdict, decide, is_worse
 from trainer.judge.measures import Figure, Figures
 from trainer.math.intervals import Estimate
 from trainer.settings import GateSection
@@ -93,10 +93,13 @@ def test_noise_and_small_changes_stop_nothing(figures: Figures) -> None:
     assert decide(figures, SETTINGS).ok
 
 
-def test_an_overwhelming_fall_needs_no_further_evidence() -> None:
-    assert is_worse(0.16, -0.1, 0.05, 20)
-    assert not is_worse(0.16, -0.1, 0.05, 5)  # of few prompts the mean alone says nothing
-    assert not is_worse(0.04, 0.03, 0.05, 500)
+def test_far_above_its_budget_a_change_needs_less_evidence() -> None:
+    rule = next(rule for rule in RULES if rule.name == "facts")
+    fall = Estimate(-0.4, 0.2, 9, 10)  # of ten facts: 2 standard errors, clear at .05 and not at .01
+    assert is_worse(rule, fall, 0.05, 0.01)
+    assert not is_worse(rule, fall, 0.2, 0.01)  # twice the budget only
+    assert not is_worse(rule, Estimate(-0.4, 0.3, 9, 10), 0.05, 0.01)
+    assert not is_worse(rule, Estimate(0.4, 0.01, 9, 10), 0.05, 0.01)  # for the better
 
 
 def test_terse_answers_may_spread_where_they_were_usual_already() -> None:
@@ -147,26 +150,3 @@ def test_noise_in_thirty_rounds_is_seldom_taken_for_a_gain() -> None:
         gains = [change("reward", rng.gauss(0, 0.1), error=0.1) for _ in range(30)]
         fooled += any(decide(each, SETTINGS, number).ok for number, each in enumerate(gains, 1))
     assert fooled / 200 <= 0.09  # alpha .05, sampled 200 times
-
-
-def test_nothing_to_learn_from_no_choice_or_from_noise() -> None:
-    assert something_to_learn(0, 0) == (False, "nothing to learn: no decisive choice to judge by yet")
-    assert not something_to_learn(55, 100)[0]
-    assert not something_to_learn(10, 100)[0]  # far from chance, but on the wrong side
-
-
-def test_clear_choices_are_something_to_learn() -> None:
-    assert something_to_learn(75, 100) == (True, "75 of 100 choices foreseen (75%), better than chance")
-
-
-def test_coins_looked_at_after_every_toss_seldom_look_learnable() -> None:
-    rng = random.Random(5)
-    fooled = 0
-    for _ in range(400):
-        heads = 0
-        for toss in range(1, 301):
-            heads += rng.random() < 0.5
-            if something_to_learn(heads, toss)[0]:
-                fooled += 1
-                break
-    assert fooled <= 12  # alpha .02: 8 expected at most

@@ -12,19 +12,16 @@ import torch
 from tests.trainer.tiny import build_tiny_backbone, make_prompt
 from trainer.judge.answers import HarmScreen
 from trainer.judge.frozen import FrozenRow, read_row
+from trainer.judge.likelihoods import compare_anchors, compare_bias, encode_answers, measure_kl
 from trainer.judge.measures import (
     Asked,
     Figures,
     compare,
-    compare_anchors,
     compare_answers,
-    compare_bias,
     compare_scores,
     compare_texts,
-    encode_answers,
     list_asked,
     measure_answer,
-    measure_kl,
     sample_answers,
 )
 from trainer.learn.sampling import LocalSampler, Sampled, SamplingParameters
