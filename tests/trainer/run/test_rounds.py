@@ -1,9 +1,13 @@
 import json
+import sys
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
+from feedback import inbox
 from feedback.manifest import read_manifest
 from tests.trainer.workbench import Killed
 from trainer.run import rounds, rows
@@ -47,12 +51,14 @@ def test_a_round_publishes_a_child_of_the_stable_checkpoint(bench):
 
 def test_held_out_preferences_are_never_trained_on(bench):
     learner = bench.start()
-    bench.send(200)
+    bench.send(80)
+    judging = sa.update(inbox.preferences).where(inbox.preferences.c.id % 4 == 0).values(split="heldout")
+    bench.writer.run(lambda connection: connection.execute(judging)).result()
     bench.run_all(learner)
     with bench.database.connect() as connection:
         held_out = {pair.event_id for pair in rows.load_held_out(connection, "default", 1000)}
     used = {event for new, replayed in bench.reward.seen for event in new + replayed}
-    assert held_out
+    assert len(held_out) == 20
     assert not held_out & (used | set(bench.trained[0]))
 
 
@@ -325,6 +331,21 @@ def test_the_status_page_says_why_it_does_not_train(bench):
     assert status["round"]["reason"] == "5 of 40 new decisive preferences"
     assert (status["preferences"], status["new_since_round"], status["round_every"]) == (5, 5, 40)
     assert "prefloop_preferences 5.0" in text and "process_cpu_seconds_total" in text
+
+
+def test_curves_go_to_weights_and_biases_if_a_project_is_named_and_it_is_installed(tmp_path, monkeypatch):
+    logged = []
+    run = SimpleNamespace(log=logged.append, finish=lambda: logged.append("finished"))
+    wandb = SimpleNamespace(init=lambda **given: logged.append(given["project"]) or run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    curves = Curves(tmp_path, "my-project")
+    curves.add("dpo", {"loss": 0.5, "note": "no number"}, 7)
+    curves.close()
+    assert logged == ["my-project", {"dpo/loss": 0.5, "dpo/step": 7}, "finished"]
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed: TensorBoard goes on alone
+    curves = Curves(tmp_path, "my-project")
+    curves.add("dpo", {"loss": 0.5}, 8)
+    curves.close()
 
 
 def test_curves_are_written_for_tensorboard(tmp_path):
