@@ -18,7 +18,7 @@ from prefloop.supervisor import Service, Supervisor
 class Layout:
     """Where one machine's prefloop lives. engine_url: an engine that already runs, else one is started.
 
-    log_url and the database URLs: empty for the embedded ones.
+    log_url and the database URLs: empty for the embedded ones. device: "cpu", "cuda" or "" for what the machine has.
     """
 
     state_dir: Path
@@ -31,6 +31,7 @@ class Layout:
     log_url: str = ""
     gateway_database: str = ""
     trainer_database: str = ""
+    device: str = ""
 
     @property
     def gateway_url(self) -> str:
@@ -98,11 +99,19 @@ def full_engine_service(layout: Layout, model: RequiredModel, port: int) -> Serv
 def _serve_model(layout: Layout, model: str, name: str, port: int) -> list[str]:
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     argv += ["--model", model, "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
-    argv += ["--enforce-eager", "--scheduling-policy", "priority", "--logprobs-mode", "processed_logprobs"]
-    argv += ["--dtype", "float32", "--max-num-seqs", "64", "--disable-uvicorn-access-log"]
+    argv += ["--scheduling-policy", "priority", "--logprobs-mode", "processed_logprobs"]
+    argv += ["--disable-uvicorn-access-log"]
+    if (layout.device or find_device()) == "cpu":  # float32 costs nothing there, and the probe of an adapter is exact
+        argv += ["--enforce-eager", "--dtype", "float32", "--max-num-seqs", "64"]
     if layout.max_model_len:
         argv += ["--max-model-len", str(layout.max_model_len)]
     return argv
+
+
+def find_device(nvidia: Path = Path("/dev/nvidiactl")) -> str:
+    """ "cuda" if the machine's NVIDIA driver is at work and the user has not hidden its GPUs, else "cpu"."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return "cuda" if nvidia.exists() and not is_hidden else "cpu"
 
 
 def _engine_environment(model: str) -> dict[str, str]:
@@ -142,4 +151,6 @@ def trainer_service(layout: Layout, extra: dict[str, str] | None = None) -> Serv
         "PREFLOOP_TRAINER__PORT": str(layout.port + 2),
         "PREFLOOP_TRAINER__GATEWAY_URL": layout.gateway_url,
     }
+    if layout.max_model_len:
+        env["PREFLOOP_TRAINER__MODEL__MAX_TOKENS"] = str(layout.max_model_len)
     return Service("trainer", [sys.executable, "-m", "trainer.main"], log_path(layout, "trainer"), env | (extra or {}))

@@ -45,15 +45,14 @@ class ModelSection(BaseModel):
     )
     token_budget: int | None = Field(default=None, ge=1, description="Most padded tokens in one forward.")
     logits_mb: int | None = Field(default=None, ge=1, description="Memory for logits at one time, in MiB.")
-    memory_mb: int = Field(
-        default=0,
+    memory_mb: int | None = Field(
+        default=None,
         ge=0,
         description="Memory for training in MiB: batches and gradient checkpointing follow from it. 0: no limit.",
     )
     share_prompt: Literal["auto", "never"] = Field(
         default="auto", description="Compute a prompt once for both of its answers, where the model can."
     )
-    fsdp: bool = Field(default=False, description="Spread the model over all processes of an `accelerate launch`.")
 
     @field_validator("lora_rank")
     @classmethod

@@ -3,8 +3,10 @@
 import itertools
 from pathlib import Path
 
+import pytest
+
 from prefloop.engine_host import RequiredModel
-from prefloop.services import Layout, engine_service, full_engine_service
+from prefloop.services import Layout, engine_service, find_device, full_engine_service, trainer_service
 
 
 def read_options(argv: list[str]) -> dict[str, str]:
@@ -41,3 +43,25 @@ def test_both_kinds_of_engines_compute_alike(tmp_path: Path) -> None:
     }
     assert {k: v for k, v in adapters.items() if k not in own} == {k: v for k, v in whole.items() if k not in own}
     assert "--enable-lora" in engine_service(layout).argv
+
+
+def test_float32_and_eager_are_for_the_cpu_alone(tmp_path: Path) -> None:
+    cpu = engine_service(Layout(tmp_path, device="cpu")).argv
+    cuda = engine_service(Layout(tmp_path, device="cuda")).argv
+    assert read_options(list(cpu))["--dtype"] == "float32" and "--enforce-eager" in cpu
+    assert {"--dtype", "--enforce-eager", "--max-num-seqs"} & set(cuda) == set()
+    assert "--enable-lora" in cuda and read_options(list(cuda))["--scheduling-policy"] == "priority"
+
+
+def test_a_gpu_is_found_by_its_driver_unless_it_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert find_device(tmp_path / "nvidiactl") == "cpu"
+    (tmp_path / "nvidiactl").touch()
+    assert find_device(tmp_path / "nvidiactl") == "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert find_device(tmp_path / "nvidiactl") == "cpu"
+
+
+def test_the_trainer_reads_no_longer_rows_than_the_engine(tmp_path: Path) -> None:
+    assert trainer_service(Layout(tmp_path, max_model_len=512)).env["PREFLOOP_TRAINER__MODEL__MAX_TOKENS"] == "512"
+    assert "PREFLOOP_TRAINER__MODEL__MAX_TOKENS" not in trainer_service(Layout(tmp_path)).env

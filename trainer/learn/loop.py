@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from trainer.learn.isolation import NotFinite
 
@@ -66,6 +66,22 @@ def find_rate(group: ParameterGroup, schedule: Schedule | None) -> float:
     return schedule.lr
 
 
+def add_up_over_processes(figures: dict[str, float], parameters: Iterable[nn.Parameter]) -> dict[str, float]:
+    """Sums of gradients and figures over all processes of a torch.distributed run; alone, figures as they are.
+
+    Each process computes its own micro-batches, of which it needs at least one, of the same step.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return figures
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        distributed.all_reduce(parameter.grad)
+    added: list[dict[str, float] | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(added, figures)
+    return {name: sum((each or {}).get(name, 0.0) for each in added) for name in figures}
+
+
 class Loop:
     """AdamW over groups of parameters. `step_number` counts the steps taken; `memo` is kept in snapshots (JSON)."""
 
@@ -104,7 +120,7 @@ class Loop:
         """
         self._optimizer.zero_grad(set_to_none=True)
         try:
-            figures = self._accumulate(parts)
+            figures = add_up_over_processes(self._accumulate(parts), self._named.values())
             norm = torch.nn.utils.clip_grad_norm_(self._named.values(), self._clip or math.inf)
             if not (math.isfinite(figures["loss"]) and torch.isfinite(norm)):
                 raise NotFinite(f"the loss is {figures['loss']}, its gradient's norm {norm.item()}")

@@ -7,23 +7,32 @@ time. Does not sample, and does not decide what is learnt.
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from trainer.model.adapters import Adapters
-from trainer.model.logprobs import read_scaling
-from trainer.model.presets import PRESETS, resolve_preset
+from trainer.model.logprobs import locate_answers, read_scaling
+from trainer.model.presets import PRESETS, plan_memory, resolve_preset
 from trainer.settings import ModelSection
 from trainer.text.batches import Batch, Item, make_batch
 from trainer.text.transcript import Transcriber
 
-PROBE_LENGTH = 6
+log = logging.getLogger("trainer.model")
+
+TAKEN_PER_KEPT = (
+    2.5  # memory taken for every byte that the backward pass keeps: its own products, and what malloc wastes
+)
+
+PROBE_TOKENS = 23  # of the forwards that find out what a model does
 
 
 class UnsupportedModel(ValueError):
@@ -66,7 +75,6 @@ class Backbone:
         self.preset = resolve_preset(self.num_parameters, self.device.type) if asked == "auto" else asked
         values = PRESETS[self.preset]
         self.logits_mb = settings.logits_mb or values.logits_mb
-        self.token_budget = settings.token_budget or values.token_budget
         config = model.config.get_text_config()
         self.hidden_size = int(config.hidden_size)
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
@@ -85,7 +93,17 @@ class Backbone:
         )
         self.causal_lm: Any = self.adapters.peft.get_base_model()
         self.lm_head: Any = self.causal_lm.get_output_embeddings()
-        self.shares_prompt = settings.share_prompt != "never"
+        refuse_other_logits(self)
+        self.free_tokens = sys.maxsize
+        self._checkpointing = prepare_checkpointing(self.causal_lm)
+        self.shares_prompt = settings.share_prompt == "auto" and can_share_prompt(self)
+        memory_mb = values.memory_mb if settings.memory_mb is None else settings.memory_mb
+        plan = plan_memory(
+            settings.token_budget or values.token_budget,
+            int(TAKEN_PER_KEPT * count_kept_bytes(self)) // PROBE_TOKENS,
+            find_free_mb(self, memory_mb) if memory_mb and self._checkpointing else None,
+        )
+        self.token_budget, self.free_tokens = plan.token_budget, plan.free_tokens
 
     @classmethod
     def load(cls, base: str | Path, settings: ModelSection, *, seed: int, device: str = "") -> Backbone:
@@ -109,6 +127,9 @@ class Backbone:
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states, (rows, length, width), under the adapter that is active; (float32, or bfloat16 by autocast)."""
         positions = None if batch.attention_mask is None else batch.position_ids
+        is_checkpointed = torch.is_grad_enabled() and batch.ids.numel() > self.free_tokens
+        for layer in self._checkpointing:
+            layer.gradient_checkpointing = is_checkpointed
         with self.autocast():
             output = self.causal_lm.base_model(
                 input_ids=batch.ids, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False
@@ -144,6 +165,92 @@ def find_turn_ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if found is None or found == []:
         raise UnsupportedModel("neither generation_config.json nor the tokenizer says which token ends an answer")
     return [int(found)] if isinstance(found, int) else [int(token) for token in found]
+
+
+def refuse_other_logits(backbone: Backbone) -> None:
+    """Raises UnsupportedModel if lm_head and scaling over the last hidden states do not give the model's logits."""
+    ids = torch.arange(PROBE_TOKENS, device=backbone.device)[None] % backbone.vocab_size
+    with torch.no_grad():
+        expected = backbone.causal_lm(input_ids=ids, use_cache=False).logits.float()
+        hidden = backbone.causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = backbone.scaling.apply(backbone.lm_head(hidden).float())
+    if not is_close(logits, expected):
+        raise UnsupportedModel(f"{type(backbone.causal_lm).__name__} does more to its logits than this trainer knows")
+
+
+def is_close(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors differ by rounding alone, bfloat16's included."""
+    tolerance = 0.03 if one.dtype == torch.bfloat16 or other.dtype == torch.bfloat16 else 0.01
+    return bool((one.float() - other.float()).norm() <= tolerance * other.float().norm())
+
+
+def can_share_prompt(backbone: Backbone) -> bool:
+    """Whether answers in one row stay apart under this model's attention: tried, since a mask may be ignored."""
+    config = backbone.causal_lm.config.get_text_config()
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if window is not None and window < backbone.max_tokens:  # a mask of our own takes the place of the window's
+        return False
+    ids = [int(i) % backbone.vocab_size for i in range(7, 7 + PROBE_TOKENS)]
+    items: list[Item] = [(tuple(ids[:4]), [tuple(ids[4:9]), tuple(ids[9:])])]
+    states = []
+    with torch.no_grad():
+        for share in (True, False):
+            batch = make_batch(items, backbone.pad_id, share).to(backbone.device)
+            positions = batch.position_ids if share else None
+            try:
+                output = backbone.causal_lm.base_model(
+                    input_ids=batch.ids, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False
+                )
+            except (
+                ValueError,
+                TypeError,
+                RuntimeError,
+                IndexError,
+            ) as error:  # what models say of a mask they do not take
+                log.info("answers do not share their prompts' rows: %s", error)
+                return False
+            rows, _, predicted, _ = locate_answers(batch)
+            states.append(output.last_hidden_state[rows, predicted])
+    return is_close(states[0], states[1])
+
+
+def prepare_checkpointing(model: Any) -> list[Any]:
+    """The layers whose activations can be computed again; none if the model does not offer it."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        return []
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layers = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    return layers
+
+
+def count_kept_bytes(backbone: Backbone) -> int:
+    """What the backward pass of PROBE_TOKENS tokens under an adapter keeps, without weights: measured by a forward."""
+    kept: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in backbone.causal_lm.parameters()}
+    matrices = [p.shape for p in backbone.causal_lm.parameters() if p.dim() == 2]
+    shapes = {*matrices, *((width, height) for height, width in matrices)}  # of their bfloat16 copies, too
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tensor.shape not in shapes:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = tuple(i % backbone.vocab_size for i in range(PROBE_TOKENS))
+    with backbone.adapters.training(Adapters.NAMES[0]), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        hidden = backbone.hidden(backbone.make_batch([(ids[:1], [ids[1:]])]))
+        del hidden
+    return sum(kept.values())
+
+
+def find_free_mb(backbone: Backbone, memory_mb: int) -> int:
+    """MiB of a limit that are left for activations, when model, two adapters' gradients and moments, and logits are held."""
+    on_gpu = backbone.device.type == "cuda"
+    held = torch.cuda.memory_allocated(backbone.device) if on_gpu else psutil.Process().memory_info().rss
+    trained = sum(p.numel() * p.element_size() for p in backbone.adapters.parameters_of("policy").values())
+    return memory_mb - backbone.logits_mb - ((held + 2 * 3 * trained) >> 20)
 
 
 def silence_dropout(model: nn.Module) -> None:

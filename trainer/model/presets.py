@@ -1,7 +1,8 @@
-"""Values for what the settings leave open, by the model's size and the machine. Pure."""
+"""Values for what the settings leave open, by the model's size and the machine, and batches that fit a memory. Pure."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,16 +13,18 @@ SMALL_PARAMETERS = 1_000_000_000
 
 @dataclass(frozen=True)
 class Preset:
-    """token_budget: padded tokens of one forward; logits_mb: MiB of logits at a time. Alpha is twice the rank."""
+    """token_budget: padded tokens of one forward; logits_mb: MiB of logits at a time; memory_mb: MiB for training, 0 for as
+    much as it takes. Alpha is twice the rank."""
 
     lora_rank: int
     token_budget: int
     logits_mb: int
+    memory_mb: int = 0
 
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(lora_rank=16, token_budget=8192, logits_mb=64),
-    "small": Preset(lora_rank=16, token_budget=2048, logits_mb=128),
+    "small": Preset(lora_rank=16, token_budget=2048, logits_mb=128, memory_mb=3500),
     "gpu": Preset(lora_rank=16, token_budget=16384, logits_mb=256),
     "fsdp": Preset(lora_rank=16, token_budget=16384, logits_mb=256),
 }
@@ -34,3 +37,25 @@ def resolve_preset(num_parameters: int, device: str, num_processes: int = 1) -> 
     if num_processes > 1:
         return "fsdp"
     return "gpu" if device == "cuda" and num_parameters >= SMALL_PARAMETERS else "small"
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """token_budget: padded tokens of one forward; free_tokens: how many a batch may have before its layers' activations are
+    computed again in the backward pass instead of kept."""
+
+    token_budget: int
+    free_tokens: int
+
+
+def plan_memory(token_budget: int, token_bytes: int, free_mb: int | None) -> MemoryPlan:
+    """Batches as large as fit without recomputation, down to a quarter of the budget; below that, recomputation.
+
+    token_bytes: what the backward pass keeps of one token. free_mb: MiB left for that, None for no limit. A row longer than
+    free_tokens is computed again whatever the budget: rows are never cut.
+    """
+    if free_mb is None:
+        return MemoryPlan(token_budget, sys.maxsize)
+    free_tokens = max(0, free_mb << 20) // max(1, token_bytes)
+    smallest = token_budget // 4
+    return MemoryPlan(max(smallest, min(token_budget, free_tokens)), free_tokens)
