@@ -26,6 +26,7 @@ log = logging.getLogger("trainer.learn.checkers")
 Check = Callable[[Prompt, str], float]
 _FENCE = re.compile(r"```[a-zA-Z0-9_+-]*\n(.*?)(?:```|\Z)", re.DOTALL)
 MAX_REGEX_TEXT = 20_000
+MAX_SQL_ROWS = 1000
 _READS = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 )  # fmt: skip
@@ -62,17 +63,16 @@ def check_sql(text: str, schema: str = "", timeout_s: float = 1.0) -> float:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1_000_000)
         connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY)
         connection.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
-        statement = unwrap_code(text)
-        if not sqlite3.complete_statement(statement.rstrip(";") + ";") or not statement:
-            return 0.0
         try:
-            for _, _row in zip(range(1000), connection.execute(statement), strict=False):
+            cursor = connection.execute(unwrap_code(text))
+            is_query = cursor.description is not None  # a comment alone runs too
+            for _, _row in zip(range(MAX_SQL_ROWS), cursor, strict=False):
                 pass
-        except (sqlite3.Error, sqlite3.Warning, ValueError):
+        except (sqlite3.Error, sqlite3.Warning, ValueError):  # ValueError: a NUL or a lone surrogate
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the statement runs for more than {timeout_s:g} s") from None
             return 0.0
-        return 1.0
+        return float(is_query)
     finally:
         connection.close()
 

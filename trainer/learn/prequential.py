@@ -140,7 +140,7 @@ def calibrate(rows: Sequence[tuple[float, bool]], num_bins: int = 10) -> Calibra
         return Calibration(1.0, 0.0)
     sure = [(abs(logit), came == (logit > 0)) for logit, came in rows]
     temperature = min((2 ** (step / 8) for step in range(-24, 33)), key=lambda t: _measure_loss(sure, t))
-    ordered = sorted(sure)
+    ordered = sorted(sure, key=lambda row: row[0])  # not by what came: equal chances would be told apart by it
     num_bins = max(1, min(num_bins, len(ordered) // 10))
     edges = [round(i * len(ordered) / num_bins) for i in range(num_bins + 1)]
     error = 0.0
