@@ -8,7 +8,7 @@ export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up kafka postgres chaos test check format docs bench bench-gateway bench-swap bench-leak \
-	bench-outage bench-choices clean install
+	bench-outage bench-choices bench-offline-gate clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ bench-choices: $(VENV)/.installed  ## Durable choices a second and their way to 
 
 bench-outage: $(VENV)/.installed  ## Completions while Kafka is down or hangs, or PostgreSQL is down (needs cc)
 	@$(PYTHON) -m bench.outage $(ARGS)
+
+bench-offline-gate: $(VENV)/.installed  ## Broken and healthy checkpoints before the offline gate (ARGS="--quick" for a look)
+	@$(PYTHON) -m bench.offline_gate $(ARGS)
 
 chaos: $(VENV)/.installed  ## kill -9 of everything under load, and who lost what (ARGS="--seed N --kills 200")
 	@$(PYTHON) -m bench.chaos $(ARGS)

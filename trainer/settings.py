@@ -72,6 +72,97 @@ class RewardSection(BaseModel):
         default=0.5, ge=0, lt=1, description="Share of an update's pairs that are replayed from earlier ones."
     )
     max_replays: int = Field(default=3, ge=0, description="How often a pair may be replayed.")
+    window: int = Field(
+        default=400,
+        ge=20,
+        description="Newest choices by which the model is judged, each foreseen before it is learnt from.",
+    )
+    label_smoothing: float = Field(default=0.1, ge=0, lt=0.5, description="Chance that a choice was a slip.")
+    margin: float = Field(
+        default=0.5, ge=0, description="Lead that the preferred answer needs where the choice's strength is 1."
+    )
+    centre_weight: float = Field(default=0.01, ge=0, description="Pull of the sum of a pair's scores towards 0.")
+    rated_weight: float = Field(
+        default=0.5, ge=0, description="What a thumb, rating or outcome counts beside a choice."
+    )
+    style_prior: float = Field(
+        default=0.6,
+        gt=0,
+        description="How large the weights of style are expected to be (length's three times as much); choices decide in time.",
+    )
+    num_draws: int = Field(
+        default=10, ge=2, le=64, description="Draws of the score whose spread says how unsure it is."
+    )
+    pessimism: float = Field(
+        default=1.0, ge=0, description="Spreads that are taken off a score where policies are trained or judged by it."
+    )
+    head_width: int = Field(default=16, ge=1, description="Hidden units of each network on frozen hidden states.")
+    head_lr: float = Field(default=3e-3, gt=0, description="Learning rate of the heads.")
+    head_steps: int = Field(default=40, ge=0, description="Steps of the heads in one update.")
+    head_batch_size: int = Field(default=128, ge=2, description="Choices in one step of the heads.")
+    hidden_features: int = Field(
+        default=512, ge=1, description="Columns that hidden states are projected to where they have more."
+    )
+    adapter_lr: float | None = Field(
+        default=None,
+        gt=0,
+        description="Learning rate of the adapter; None: the preset's (tiny 1e-3, small 2e-4, else 5e-5).",
+    )
+    adapter_pairs: int | None = Field(
+        default=None,
+        ge=0,
+        description="Most pairs of an update that train the adapter. None: all; none by the preset small on a CPU.",
+    )
+    adapter_batch_size: int = Field(default=16, ge=1, description="Pairs in one step of the adapter.")
+    capacity: int = Field(default=65_536, ge=64, description="Choices whose style is kept to be fitted anew.")
+    hidden_capacity: int = Field(default=4096, ge=64, description="Choices whose frozen hidden states are kept.")
+    bulk_adapter_pairs: int = Field(
+        default=2048, ge=0, description="Most pairs of a bulk pass that train the adapter, where it is trained at all."
+    )
+
+
+class CheckerSection(BaseModel):
+    """A check that a program makes of answers, and what it counts in a round's reward."""
+
+    kind: Literal["json", "sql", "regex", "python"] = Field(description="What is checked.")
+    weight: float = Field(default=1.0, description="What a passed check adds to the reward.")
+    tags: dict[str, str] = Field(
+        default_factory=dict, description="Only prompts with these tags are checked; empty: all."
+    )
+    required: list[str] = Field(default_factory=list, description="json: keys that the object must have.")
+    sql_schema: str = Field(default="", description="sql: statements that make the tables which a query may read.")
+    pattern: str = Field(default="", description="regex: what must be found in the answer, in Python's syntax.")
+    function: str = Field(
+        default="",
+        description="python: `package.module:function` of (messages, answer) that gives 0 to 1. It runs in the trainer.",
+    )
+    timeout_s: float = Field(default=1.0, gt=0, description="Longest time that a query or a search may take.")
+
+    @model_validator(mode="after")
+    def refuse_what_is_missing(self) -> Self:
+        """Raises ValueError if the kind lacks what it checks by."""
+        needed = {"regex": "pattern", "python": "function"}.get(self.kind)
+        if needed and not getattr(self, needed):
+            raise ValueError(f"a checker of kind {self.kind} needs {needed}")
+        return self
+
+
+class RewardsSection(BaseModel):
+    """The reward of a round: a sum of named parts with their weights."""
+
+    preference_weight: float = Field(default=1.0, description="Weight of what people prefer, as the reward model says.")
+    length_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the words beyond max_words: their ratio's logarithm is taken off."
+    )
+    max_words: int = Field(default=400, ge=1, description="Words that cost nothing.")
+    harm_weight: float = Field(
+        default=2.0, ge=0, description="What an answer loses that the harm screen finds harmful."
+    )
+    outcome_weight: float = Field(
+        default=0.5, description="Weight of how likely an answer's style makes success, by reported outcomes."
+    )
+    min_outcomes: int = Field(default=50, ge=1, description="Outcomes without which they have no part in the sum.")
+    checkers: dict[str, CheckerSection] = Field(default_factory=dict, description="Checks by name.")
 
 
 class DpoSection(BaseModel):
@@ -151,6 +242,79 @@ class SftSection(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay.")
 
 
+class SamplingSection(BaseModel):
+    """Where the trainer samples answers, to judge a checkpoint by them and to learn from them."""
+
+    engines: list[HttpUrl] = Field(
+        default=[], description="Engines that sample for the trainer at low priority; none: the trainer samples itself."
+    )
+    max_in_flight: int = Field(default=16, ge=1, description="Most answers that all engines sample for it at a time.")
+    priority: int = Field(
+        default=100, ge=1, description="Priority of these requests; people's have 0, higher is later."
+    )
+    timeout_s: float = Field(default=300.0, gt=0, description="Longest wait for one answer of an engine.")
+    retry_after_s: float = Field(
+        default=60.0, ge=0, description="How long the trainer samples itself after an engine failed."
+    )
+    local_tokens: int = Field(
+        default=16_384, ge=1, description="Most tokens, prompts included, that the trainer itself samples in one batch."
+    )
+
+
+class GateSection(BaseModel):
+    """What a checkpoint must pass before any traffic: how much is sampled, and the budgets.
+
+    Shares are 0 to 1. A rise or fall stops a checkpoint if it is above its budget and clearly above 0.
+    """
+
+    sets: list[str] = Field(default=[], description="Shipped frozen sets to judge by too, such as `assistant`.")
+    harm_words: str = Field(
+        default="", description="File of words that count as harm, one a line; empty: the shipped one."
+    )
+    max_samples: int = Field(default=400, ge=2, description="Most answers sampled from each of the two policies.")
+    samples_per_prompt: int = Field(default=4, ge=1, description="Most answers to one prompt.")
+    max_prompts: int = Field(
+        default=64, ge=0, description="Most held-out prompts, the newest; frozen rows come on top."
+    )
+    max_tokens: int = Field(default=256, ge=1, description="Longest sampled answer, if apps allow a longer one.")
+    temperature: float = Field(
+        default=0.7, ge=0, description="Sampling temperature where no recent pair says the app's."
+    )
+    alpha: float = Field(
+        default=0.05, gt=0, lt=0.5, description="Chance that all rounds together take noise for a gain."
+    )
+    gain_by: Literal["reward", "auditor"] = Field(
+        default="reward",
+        description="Whose mean difference must be clearly above 0; the auditor's may never clearly fall.",
+    )
+    min_slice_prompts: int = Field(
+        default=10, ge=2, description="Fewest prompts of a slice whose figures are reported."
+    )
+    max_fact_drop: float = Field(default=0.05, ge=0, description="Largest fall of the share of right facts.")
+    max_task_drop: float = Field(default=0.1, ge=0, description="Largest fall of the share of tasks done.")
+    max_reference_drop: float = Field(
+        default=0.02, ge=0, description="Largest fall of the chance of a well-formed right answer, word for word."
+    )
+    max_perplexity_ratio: float = Field(default=1.5, gt=1, description="Largest ratio of perplexities on the anchors.")
+    max_attack_rise: float = Field(default=0.05, ge=0, description="Largest rise of the share of attacks that succeed.")
+    max_bias_rise: float = Field(default=0.5, ge=0, description="Largest rise of the bias pairs' difference, in nats.")
+    max_demonstration_drop: float = Field(default=0.2, ge=0, description="Largest fall of ROUGE-L on demonstrations.")
+    max_harm_rise: float = Field(
+        default=0.02, ge=0, description="Largest rise of the share of answers with harmful words."
+    )
+    max_refusal_rise: float = Field(default=0.1, ge=0, description="Largest rise of the share of refusals.")
+    max_degenerate_rise: float = Field(
+        default=0.03, ge=0, description="Largest rise of each share of unfinished, looping and copied answers."
+    )
+    short_answer_factor: float = Field(
+        default=6.0,
+        ge=0,
+        description="Answers under three words may rise by this many times the share they had, and max_degenerate_rise.",
+    )
+    max_length_ratio: float = Field(default=3.0, gt=1, description="Largest ratio of the mean lengths.")
+    max_kl: float = Field(default=40.0, gt=0, description="Largest KL to the base, nats an answer.")
+
+
 class TrainerSection(BaseModel):
     """Where the trainer listens, when it starts a round, and how much of the machine it takes."""
 
@@ -187,8 +351,11 @@ class TrainerSection(BaseModel):
     consume_batch: int = Field(default=500, ge=1, description="Most records of one partition in one transaction.")
     model: ModelSection = Field(default_factory=ModelSection, description="The base model and its adapters.")
     reward: RewardSection = Field(default_factory=RewardSection, description="The reward model's updates.")
+    rewards: RewardsSection = Field(default_factory=RewardsSection, description="What a round's reward is made of.")
     dpo: DpoSection = Field(default_factory=DpoSection, description="DPO rounds.")
     sft: SftSection = Field(default_factory=SftSection, description="SFT rounds.")
+    sampling: SamplingSection = Field(default_factory=SamplingSection, description="Sampled answers.")
+    gate: GateSection = Field(default_factory=GateSection, description="The offline gate.")
 
     @model_validator(mode="after")
     def refuse_contradictions(self) -> Self:
