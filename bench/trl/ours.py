@@ -20,15 +20,17 @@ from bench.trl.worker import Clock, forget_peak_memory, read_peak_mb, serve
 from trainer.learn.dpo import run_dpo
 from trainer.learn.loop import Loop, ParameterGroup, Part
 from trainer.learn.references import References
+from trainer.learn.reward import RewardModel
 from trainer.learn.sft import run_sft
 from trainer.math.losses import rao_kupper_logprobs
 from trainer.model.backbone import Backbone
-from trainer.settings import DpoSection, SftSection
+from trainer.settings import DpoSection, RewardSection, SftSection
 from trainer.text.batches import plan_batches
 from trainer.text.pairs import Answer, Pair, Prompt
 from trainer.text.transcript import EncodedAnswer, EncodedPair
 
 FLAT = {"warmup_share": 0.0, "decay": "none"}
+UPDATE = 64  # new pairs of one update of the reward model
 NEARLY_ONE = 1e-7  # log nu without ties: Rao and Kupper's win is Bradley and Terry's
 
 
@@ -156,5 +158,33 @@ def make_reward_part(
     return part
 
 
+def update_reward(asked: dict[str, Any]) -> dict[str, Any]:
+    """texts: [(question, chosen, rejected)], learnt from as the trainer does, UPDATE pairs at a time, by a new reward model."""
+    backbone = prepare(asked, "reward")
+    reward = RewardModel(backbone, RewardSection())
+    pairs = [
+        Pair(
+            event_id=f"e{i}",
+            prompt=Prompt(messages=[{"role": "user", "content": question}], key=str(i)),
+            first=Answer(text=chosen),
+            second=Answer(text=rejected),
+            preferred="first",
+        )
+        for i, (question, chosen, rejected) in enumerate(asked["texts"])
+    ]
+    clock = Clock()
+    for start in range(0, len(pairs), UPDATE):
+        reward.update(pairs[start : start + UPDATE], [])
+    return finish(asked, clock, [])
+
+
 if __name__ == "__main__":
-    serve({"dpo": dpo, "fill_references": fill_references, "sft": sft, "reward": bradley_terry})
+    serve(
+        {
+            "dpo": dpo,
+            "fill_references": fill_references,
+            "sft": sft,
+            "reward": bradley_terry,
+            "update_reward": update_reward,
+        }
+    )

@@ -17,7 +17,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PrinterCallback,
+    set_seed,
+)
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl import __version__ as trl_version
 from worker import Clock, forget_peak_memory, read_peak_mb, serve
@@ -126,6 +132,7 @@ def measure(asked: dict[str, Any], build: Any, *, is_reward: bool = False) -> di
         clock = Clock()
         trainer = build(folder)
         trainer.steps = []
+        trainer.remove_callback(PrinterCallback)
         set_peft_model_state_dict(trainer.model, first_weights)
         constructed = clock.read()
         trainer.train()
