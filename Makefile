@@ -84,6 +84,12 @@ bench-outage: $(VENV)/.installed  ## Completions while Kafka is down or hangs, o
 bench-offline-gate: $(VENV)/.installed  ## Broken and healthy checkpoints before the offline gate (ARGS="--quick" for a look)
 	@$(PYTHON) -m bench.offline_gate $(ARGS)
 
+bench-oracle: $(VENV)/.installed  ## DPO, reward and SFT beside TRL's newest release, step by step: do the numbers agree?
+	@$(PYTHON) -m bench.oracle $(ARGS)
+
+bench-trainer: $(VENV)/.installed  ## Speed and memory of rounds and reward updates beside TRL (ARGS="--quick" for a look)
+	@$(PYTHON) -m bench.trainer $(ARGS)
+
 chaos: $(VENV)/.installed  ## kill -9 of everything under load, and who lost what (ARGS="--seed N --kills 200")
 	@$(PYTHON) -m bench.chaos $(ARGS)
 
