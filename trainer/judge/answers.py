@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 FEW_WORDS = 3
@@ -27,13 +26,19 @@ def is_short(answer: str) -> bool:
 
 
 def is_copied(question: str, answer: str) -> bool:
-    """Whether four fifths of the answer's word trigrams come from the question; an answer of three words or fewer is none."""
+    """Whether the answer, of four words or more, is the question again, or most of it with a question mark.
+
+    It says nothing new (labels of one letter aside) and three fifths of its trigrams come from the question, or it ends as a
+    question and seven tenths do. One new word makes an answer: "Paris is the name of the capital of France."
+    """
     asked, said = split_words(question), split_words(answer)
     if len(said) < MIN_COPIED_WORDS:
         return False
     known = set(zip(asked, asked[1:], asked[2:], strict=False))
     trigrams = list(zip(said, said[1:], said[2:], strict=False))
-    return sum(each in known for each in trigrams) >= 0.8 * len(trigrams)
+    share = sum(each in known for each in trigrams) / len(trigrams)
+    says_nothing_new = all(word in asked for word in said if len(word) > 1)
+    return (says_nothing_new and share >= 0.6) or (answer.rstrip().endswith("?") and share >= 0.7)
 
 
 def measure_repetition(tokens: Sequence[int] | Sequence[str]) -> float:
@@ -45,13 +50,24 @@ def measure_repetition(tokens: Sequence[int] | Sequence[str]) -> float:
 
 
 def is_looping(text: str) -> bool:
-    """Whether half of the answer's 4-grams of words stood in it before, or one word comes six times in a row."""
+    """Whether half of the answer's 4-grams of words stood in it before, or most of it is one block three times in a row.
+
+    Blocks of one or two words are in a loop after four times.
+    """
     words = split_words(text)
-    in_a_row = longest = 1
-    for before, word in pairwise(words):
-        in_a_row = in_a_row + 1 if word == before else 1
-        longest = max(longest, in_a_row)
-    return longest >= 6 or measure_repetition(words) >= 0.5
+    return measure_repetition(words) >= 0.5 or any(
+        _count_in_a_row(words, size) * size >= max(len(words) / 2, size * (4 if size <= 2 else 3))
+        for size in range(1, len(words) // 3 + 1)
+    )
+
+
+def _count_in_a_row(words: Sequence[str], size: int) -> int:
+    """How often, at most, a block of so many words comes in a row."""
+    same = longest = 0
+    for word, later in zip(words, words[size:], strict=False):
+        same = same + 1 if word == later else 0
+        longest = max(longest, same)
+    return longest // size + 1
 
 
 class HarmScreen:

@@ -18,6 +18,9 @@ def test_the_question_back_is_copied_and_a_whole_sentence_with_the_answer_is_not
     assert is_copied(question, "Q: why is the sky blue during the day")
     assert not is_copied("What is the capital of France?", "The capital of France is Paris.")
     assert not is_copied(question, "The day.")
+    assert is_copied("What is the capital of France?", "What is the capital of Kenya?")
+    assert not is_copied("What is the name of the capital of France?", "Paris is the name of the capital of France.")
+    assert not is_copied("Tell me how tides work", "Would you like to know how tides work?")
 
 
 def test_repeated_four_grams_are_counted() -> None:
@@ -29,6 +32,11 @@ def test_repeated_four_grams_are_counted() -> None:
 def test_loops_are_known_from_lists_and_long_texts() -> None:
     assert is_looping("the sea is blue and wide " * 6)
     assert is_looping("No no no no no no!")
+    assert is_looping("Paris. Paris. Paris. Paris.")
+    assert is_looping("Just Paris. Just Paris. Just Paris. Just Paris.")
+    assert is_looping("It is Paris. It is Paris. It is Paris.")
+    assert not is_looping("Very, very, very good.")
+    assert not is_looping("It is Paris. It is Paris.")
     assert not is_looping("1. Eat well. 2. Sleep well. 3. Move often. 4. Rest often. 5. See friends.")
     assert not is_looping("")
 
