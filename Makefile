@@ -7,11 +7,11 @@ EXTRA       ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up kafka postgres chaos test check format docs bench bench-gateway bench-swap bench-leak \
-	bench-outage bench-choices bench-intake clean install
+.PHONY: help demo up smollm kafka postgres chaos test check format docs bench bench-gateway bench-swap bench-leak \
+	bench-outage bench-choices bench-intake bench-round-beside-traffic bench-offline-gate clean install
 
 help:  ## List the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-26s %s\n", $$1, $$2}'
 
 # uv installs in a quarter of pip's time; it does not read pip's find-links, so it is passed on.
 $(VENV)/.installed: pyproject.toml
@@ -33,6 +33,9 @@ demo: $(VENV)/.installed  ## Serve, ask, learn, canary and promote, with simulat
 
 up: $(VENV)/.installed  ## The same without simulated people (ARGS="--model DIR")
 	@$(PYTHON) -m prefloop.cli up $(ARGS)
+
+smollm: $(VENV)/.installed  ## Fetch SmolLM2-135M-Instruct for --model smollm2 (93 MB, once)
+	@$(PYTHON) -m prefloop.smollm $(ARGS)
 
 kafka: $(VENV)/.installed  ## A real Kafka broker in the foreground (needs Java 17 and Maven; ARGS="--port N")
 	@$(PYTHON) -m prefloop.servers.kafka $(ARGS)
@@ -72,8 +75,14 @@ bench-choices: $(VENV)/.installed  ## Durable choices a second and their way to 
 bench-intake: $(VENV)/.installed  ## Imported pairs taken in by the trainer, a CPU second, at two sizes
 	@$(PYTHON) -m bench.intake $(ARGS)
 
+bench-round-beside-traffic: $(VENV)/.installed  ## Serving while a round trains, against idle, on real vLLM
+	@$(PYTHON) -m bench.round_beside_traffic $(ARGS)
+
 bench-outage: $(VENV)/.installed  ## Completions while Kafka is down or hangs, or PostgreSQL is down (needs cc)
 	@$(PYTHON) -m bench.outage $(ARGS)
+
+bench-offline-gate: $(VENV)/.installed  ## Broken and healthy checkpoints before the offline gate (ARGS="--quick" for a look)
+	@$(PYTHON) -m bench.offline_gate $(ARGS)
 
 chaos: $(VENV)/.installed  ## kill -9 of everything under load, and who lost what (ARGS="--seed N --kills 200")
 	@$(PYTHON) -m bench.chaos $(ARGS)

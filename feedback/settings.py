@@ -24,7 +24,7 @@ from feedback.log import Log, LogOptions, open_log
 from feedback.log.options import SaslMechanism, Security
 from feedback.setting_names import PREFIX, find_unknown, find_unknown_variable, list_names, load_names, merge_names
 
-Preset = Literal["default", "demo"]
+Preset = Literal["default", "demo", "demo-smollm2"]
 Settings = TypeVar("Settings", bound="SharedSettings")
 
 
@@ -135,7 +135,9 @@ class SharedSettings(BaseSettings):
     topic: str = Field(default="prefloop.feedback", description="The log's topic for what people said.")
     kafka: KafkaSection = Field(default_factory=KafkaSection, description="The Kafka cluster behind log_url.")
     preset: Preset = Field(
-        default="default", description="Set of defaults: `default` for real traffic, `demo` for short worlds."
+        default="default",
+        description="Set of defaults: `default` for real traffic; for short worlds `demo`, or `demo-smollm2` where the"
+        " model is a real one.",
     )
 
     @property

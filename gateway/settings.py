@@ -307,6 +307,17 @@ _DEMO: dict[str, dict[str, Any]] = {
         "drain_timeout_s": 30.0,
     },
 }
+# A real model on two cores answers some 20 comparisons a minute, and talks to the token limit now and then.
+_DEMO_SMOLLM2: dict[str, dict[str, Any]] = {
+    "gateway": _DEMO["gateway"],
+    "rollout": {
+        **_DEMO["rollout"],
+        "max_s": 1500.0,
+        "ceilings": {"errors": 0.10, "truncation": 0.50, "refusals": 0.30, "harm": 0.10},
+        "drain_timeout_s": 60.0,
+    },
+}
+_PRESETS = {"demo": _DEMO, "demo-smollm2": _DEMO_SMOLLM2}
 
 
 class GatewaySettings(SharedSettings):
@@ -318,7 +329,7 @@ class GatewaySettings(SharedSettings):
     @classmethod
     def preset_values(cls, preset: str) -> dict[str, Any]:
         """What `preset` puts in place of the defaults."""
-        return _DEMO if preset == "demo" else {}
+        return _PRESETS.get(preset, {})
 
     @property
     def gateway_database(self) -> str:

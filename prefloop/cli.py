@@ -73,7 +73,11 @@ EngineOption = Annotated[str, typer.Option(callback=check_address, help="Attach 
 @app.command("up")
 def up(
     model: Annotated[
-        str, typer.Option(help="A directory or hub id.", show_default="as prefloop.toml says, else the seed policy")
+        str,
+        typer.Option(
+            help="A directory, a hub id, or smollm2: a real model of 135M parameters.",
+            show_default="as prefloop.toml says, else the seed policy",
+        ),
     ] = "",
     engine: EngineOption = "",
     auto_approve: Annotated[bool, typer.Option("--auto-approve", help="Promote without an operator.")] = False,
@@ -85,17 +89,19 @@ def up(
     """Serve a model, ask, learn, canary and promote, until Ctrl-C."""
     from feedback.settings import SharedSettings
     from prefloop.services import Layout
-    from prefloop.startup import find_model
+    from prefloop.startup import choose_max_model_len, find_model
     from prefloop.up import run_up
 
     settings = SharedSettings()
+    state_dir = (state_dir or settings.state_dir).resolve()
+    model = find_model(model or settings.base_model, state_dir)
     layout = Layout(
-        state_dir=(state_dir or settings.state_dir).resolve(),
+        state_dir=state_dir,
         port=port,
-        model=find_model(model or settings.base_model),
+        model=model,
         engine_url=engine,
         preset=settings.preset,
-        max_model_len=max_model_len or None,
+        max_model_len=choose_max_model_len(model, max_model_len),
         engine_args=engine_arg or (),
     )
     gateway = {"PREFLOOP_ROLLOUT__AUTO_APPROVE": "true"} if auto_approve else {}
@@ -112,9 +118,20 @@ def demo(
     report: Annotated[
         Path | None, typer.Option(callback=check_report, help="Write the figures here as one JSON object.")
     ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="smollm2 (a real model of 135M parameters), or an instruct model's directory or hub id.",
+            show_default="the seed policy",
+        ),
+    ] = "",
+    taste: Annotated[str, typer.Option(help="A shipped taste, such as brief or warm-lists with a real model.")] = "",
     world: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A TOML file with other tastes.")
     ] = None,
+    shuffle_choices: Annotated[
+        bool, typer.Option("--shuffle-choices", help="Mirror every other choice: nothing can be learnt.")
+    ] = False,
     timeout_s: Annotated[float, typer.Option(min=0, help="Give up after so many seconds; 0 never.")] = 0,
     log: Annotated[
         Literal["sqlite", "kafka"], typer.Option(help="What carries choices; kafka starts a real broker (Java).")
@@ -136,7 +153,10 @@ def demo(
         auto_approve=auto_approve,
         seed=seed,
         report=report,
+        model=model,
+        taste=taste,
         world=world.resolve() if world else None,
+        is_shuffled=shuffle_choices,
         timeout_s=timeout_s,
         state_dir=find_state_dir(state_dir).resolve(),
         port=port,

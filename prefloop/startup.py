@@ -20,6 +20,7 @@ from typing import Literal
 import httpx
 from rich.console import Console
 
+from prefloop import smollm
 from prefloop.servers.kafka import KafkaFailed, run_kafka
 from prefloop.servers.postgres import PostgresError, run_postgres
 from prefloop.services import Layout, engine_host, engine_service, gateway_service, trainer_service
@@ -43,7 +44,15 @@ def build_seed_policy(state_dir: Path) -> Path:
     corpus_dir = state_dir / "seed-corpus"
     if (seed_dir / "seed.json").exists():
         return seed_dir
-    world = [sys.executable, "-m", "prefloop.demo.world", "--out", str(corpus_dir), "--seed", str(SEED_POLICY_SEED)]
+    world = [
+        sys.executable,
+        "-m",
+        "prefloop.demo.worlds.catalogue",
+        "--out",
+        str(corpus_dir),
+        "--seed",
+        str(SEED_POLICY_SEED),
+    ]
     train = [sys.executable, "-m", "trainer.seed", "--out", str(seed_dir), "--corpus", str(corpus_dir / "corpus.jsonl")]
     train += ["--frozen", str(corpus_dir / "frozen.jsonl")]
     for command in (world, train):
@@ -53,14 +62,26 @@ def build_seed_policy(state_dir: Path) -> Path:
     return seed_dir
 
 
-def find_model(name: str) -> str:
-    """An absolute directory or a hub id; "" for the seed policy. Raises StartFailed for a directory without a model."""
+def find_model(name: str, state_dir: Path) -> str:
+    """An absolute directory or a hub id; "" for the seed policy. `smollm2` is fetched and converted if it is missing.
+
+    Raises StartFailed for a directory without a model.
+    """
+    if name == smollm.NAME:
+        return str(smollm.build_smollm(state_dir).resolve())
     path = Path(name).expanduser()
     if not name or not (path.is_dir() or name.startswith(("/", ".", "~"))):
         return name
     if not (path / "config.json").is_file():
         raise StartFailed(f"There is no model in {path}: a directory with config.json and weights is needed.")
     return str(path.resolve())
+
+
+def choose_max_model_len(model: str, asked: int) -> int | None:
+    """The engine's context length: as asked for; 1,024 of SmolLM2's 8,192 for the KV cache's sake; None: vLLM's choice."""
+    if asked:
+        return asked
+    return smollm.MAX_MODEL_LEN if (Path(model) / smollm.MARKER).is_file() else None
 
 
 def check_settings(

@@ -13,7 +13,7 @@ from prefloop.startup import build_seed_policy
 
 ROOT = Path(__file__).parents[1]
 DEMO_SEED, MARKER = ROOT / "state" / "seed", "seed.json"
-SOURCES = ("trainer/seed.py", "prefloop/demo/world.py")
+SOURCES = ("trainer/seed.py", "prefloop/demo/worlds/capitals.py")
 
 
 def find_seed_policy() -> Path:

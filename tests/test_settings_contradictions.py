@@ -52,6 +52,6 @@ def test_rounds_may_be_small_where_the_minimum_is_only_a_default() -> None:
     assert TrainerSettings(trainer={"round_every_preferences": 50}).trainer.round_every_preferences == 50
 
 
-@pytest.mark.parametrize("preset", ["default", "demo"])
+@pytest.mark.parametrize("preset", ["default", "demo", "demo-smollm2"])
 def test_every_preset_holds_together(preset: str) -> None:
     assert GatewaySettings(preset=preset).preset == TrainerSettings(preset=preset).preset == preset

@@ -86,7 +86,9 @@ class RewardSection(BaseModel):
         default=0.5, ge=0, description="What a thumb, rating or outcome counts beside a choice."
     )
     style_prior: float = Field(
-        default=1.5, gt=0, description="How large the weights of style may become before choices must say so."
+        default=0.6,
+        gt=0,
+        description="How large the weights of style are expected to be (length's three times as much); choices decide in time.",
     )
     num_draws: int = Field(
         default=10, ge=2, le=64, description="Draws of the score whose spread says how unsure it is."
@@ -117,6 +119,50 @@ class RewardSection(BaseModel):
     bulk_adapter_pairs: int = Field(
         default=2048, ge=0, description="Most pairs of a bulk pass that train the adapter, where it is trained at all."
     )
+
+
+class CheckerSection(BaseModel):
+    """A check that a program makes of answers, and what it counts in a round's reward."""
+
+    kind: Literal["json", "sql", "regex", "python"] = Field(description="What is checked.")
+    weight: float = Field(default=1.0, description="What a passed check adds to the reward.")
+    tags: dict[str, str] = Field(
+        default_factory=dict, description="Only prompts with these tags are checked; empty: all."
+    )
+    required: list[str] = Field(default_factory=list, description="json: keys that the object must have.")
+    sql_schema: str = Field(default="", description="sql: statements that make the tables which a query may read.")
+    pattern: str = Field(default="", description="regex: what must be found in the answer, in Python's syntax.")
+    function: str = Field(
+        default="",
+        description="python: `package.module:function` of (messages, answer) that gives 0 to 1. It runs in the trainer.",
+    )
+    timeout_s: float = Field(default=1.0, gt=0, description="Longest time that a query or a search may take.")
+
+    @model_validator(mode="after")
+    def refuse_what_is_missing(self) -> Self:
+        """Raises ValueError if the kind lacks what it checks by."""
+        needed = {"regex": "pattern", "python": "function"}.get(self.kind)
+        if needed and not getattr(self, needed):
+            raise ValueError(f"a checker of kind {self.kind} needs {needed}")
+        return self
+
+
+class RewardsSection(BaseModel):
+    """The reward of a round: a sum of named parts with their weights."""
+
+    preference_weight: float = Field(default=1.0, description="Weight of what people prefer, as the reward model says.")
+    length_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the words beyond max_words: their ratio's logarithm is taken off."
+    )
+    max_words: int = Field(default=400, ge=1, description="Words that cost nothing.")
+    harm_weight: float = Field(
+        default=2.0, ge=0, description="What an answer loses that the harm screen finds harmful."
+    )
+    outcome_weight: float = Field(
+        default=0.5, description="Weight of how likely an answer's style makes success, by reported outcomes."
+    )
+    min_outcomes: int = Field(default=50, ge=1, description="Outcomes without which they have no part in the sum.")
+    checkers: dict[str, CheckerSection] = Field(default_factory=dict, description="Checks by name.")
 
 
 class DpoSection(BaseModel):
@@ -211,7 +257,7 @@ class SamplingSection(BaseModel):
         default=60.0, ge=0, description="How long the trainer samples itself after an engine failed."
     )
     local_tokens: int = Field(
-        default=16_384, ge=1, description="Most tokens, prompts included, that the trainer itself samples in one batch."
+        default=8192, ge=1, description="Most tokens, prompts included, that the trainer itself samples in one batch."
     )
 
 
@@ -318,6 +364,7 @@ class TrainerSection(BaseModel):
     consume_batch: int = Field(default=500, ge=1, description="Most records of one partition in one transaction.")
     model: ModelSection = Field(default_factory=ModelSection, description="The base model and its adapters.")
     reward: RewardSection = Field(default_factory=RewardSection, description="The reward model's updates.")
+    rewards: RewardsSection = Field(default_factory=RewardsSection, description="What a round's reward is made of.")
     dpo: DpoSection = Field(default_factory=DpoSection, description="DPO rounds.")
     sft: SftSection = Field(default_factory=SftSection, description="SFT rounds.")
     sampling: SamplingSection = Field(default_factory=SamplingSection, description="Sampled answers.")
@@ -341,6 +388,15 @@ _DEMO: dict[str, Any] = {
     "register_every_s": 5.0,
     "dpo": {"lr": 1e-3, "epochs": 3, "max_new_pairs": 400},
 }
+# 135M parameters on two cores: a round of 160 pairs takes about ten minutes.
+_DEMO_SMOLLM2: dict[str, Any] = {
+    "round_every_preferences": 160,
+    "round_every_minutes": 0.0,
+    "register_every_s": 5.0,
+    "reward": {"update_every_preferences": 32},
+    "dpo": {"lr": 3e-4, "epochs": 2, "max_new_pairs": 200},
+}
+_PRESETS = {"demo": _DEMO, "demo-smollm2": _DEMO_SMOLLM2}
 
 
 class TrainerSettings(SharedSettings):
@@ -350,7 +406,7 @@ class TrainerSettings(SharedSettings):
 
     @classmethod
     def preset_values(cls, preset: str) -> dict[str, Any]:
-        return {"trainer": _DEMO} if preset == "demo" else {}
+        return {"trainer": _PRESETS[preset]} if preset in _PRESETS else {}
 
     @property
     def trainer_database(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from prefloop.demo.world import STYLES, classify, people_questions
+from prefloop.demo.worlds.capitals import STYLES, classify, people_questions
 
 NUM_USERS = 300
 TIMEOUT = aiohttp.ClientTimeout(total=20)

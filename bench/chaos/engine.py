@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from prefloop.demo.world import STYLES, Question, all_questions, answer_in_style
+from prefloop.demo.worlds.capitals import STYLES, Question, all_questions, answer_in_style
 
 
 class Engine:

@@ -33,16 +33,16 @@ from prefloop.demo.replies import ask
 from prefloop.demo.report import write_json
 from prefloop.demo.stats import Stats, resume_stats
 from prefloop.demo.tastes import (
-    DEFAULT_TASTES,
+    DEFAULT_TASTE,
     Person,
     Tastes,
     TastesError,
     choose,
     draw_people,
+    find_tastes,
     judge_truly,
     load_tastes,
 )
-from prefloop.demo.world import people_questions
 
 log = logging.getLogger("people")
 
@@ -56,7 +56,7 @@ STOP_GRACE_S = 20.0
 
 @dataclass
 class Street:
-    """What all people share while they talk: the connections, the tastes, the counts and the sign to stop."""
+    """What all people share while they talk. shuffle: dice that mirror every other choice; None where they mean it."""
 
     client: AsyncOpenAI
     http: aiohttp.ClientSession
@@ -67,6 +67,7 @@ class Street:
     stats: Stats
     stop: asyncio.Event
     history: Callable[[dict[str, Any]], None]
+    shuffle: random.Random | None = None
 
 
 async def run_people(
@@ -78,17 +79,19 @@ async def run_people(
     stop: asyncio.Event,
     *,
     model: str = "default",
-    concurrency: int = 24,
+    concurrency: int | None = None,
     until_choices: int | None = None,
     pause_s: float = 0.0,
     history: Callable[[dict[str, Any]], None] = lambda row: None,
     questions: Sequence[str] | None = None,
+    is_shuffled: bool = False,
 ) -> None:
     """Let the people take turns until `stop` is set, or until `until_choices` choices are acknowledged.
 
-    pause_s: mean seconds between two turns of one of the `concurrency` seats. A turn that has begun is finished,
-    within STOP_GRACE_S seconds.
+    concurrency: seats, by default the world's; pause_s: mean seconds between two turns of one seat. A turn that has
+    begun is finished, within STOP_GRACE_S seconds.
     """
+    concurrency = tastes.world.manners.seats if concurrency is None else concurrency
     api_url = find_api(base_url)
     waiting = deque(draw_people(tastes, seed))
     pauses = random.Random(f"pauses-{seed}")
@@ -107,8 +110,9 @@ async def run_people(
         AsyncOpenAI(base_url=api_url, api_key=api_key, timeout=REQUEST_TIMEOUT_S) as client,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as http,
     ):
-        asked = people_questions() if questions is None else questions
-        street = Street(client, http, api_url, model, tastes, list(asked), stats, stop, history)
+        asked = tastes.world.people_questions() if questions is None else questions
+        shuffle = random.Random(f"shuffle-{seed}") if is_shuffled else None
+        street = Street(client, http, api_url, model, tastes, list(asked), stats, stop, history, shuffle)
         seats = [asyncio.create_task(take_turns()) for _ in range(min(concurrency, len(waiting)))]
         stopped = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait([*seats, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -128,7 +132,7 @@ async def take_turn(street: Street, person: Person) -> None:
     streamed = person.rng.random() < STREAMED_SHARE
     street.stats.requests += 1
     try:
-        reply = await ask(street.client, street.model, question, person.name, streamed)
+        reply = await ask(street.client, street.model, question, person.name, streamed, street.tastes.world.manners)
         if not reply.texts.get(0):
             raise openai.OpenAIError("the answer is empty")
     except Exception as error:  # the edge of a request: a broken stream raises what its transport raises
@@ -136,12 +140,15 @@ async def take_turn(street: Street, person: Person) -> None:
         await wait_for_stop(street.stop, FAILURE_PAUSE_S)
         return
     street.stats.first_answer_at = street.stats.first_answer_at or time.time()
-    valued = {index: person.value_answer(street.tastes, question, text) for index, text in reply.texts.items()}
+    valued = {
+        index: person.value_answer(street.tastes, question, text, index in reply.cut)
+        for index, text in reply.texts.items()
+    }
     street.stats.recent_styles.extend(style for style, _ in valued.values())
     if reply.comparison is None or set(valued) != {0, 1}:
         return
     street.stats.comparisons += 1
-    preferred = choose(valued[0][1], valued[1][1], street.tastes.people, person.rng)
+    preferred = choose(valued[0][1], valued[1][1], street.tastes.people, person.rng, street.shuffle)
     street.stats.choices += 1
     await post_choice(street, reply.comparison, preferred)
 
@@ -216,8 +223,9 @@ async def talk(options: argparse.Namespace, tastes: Tastes, api_key: str) -> Non
                 model=options.model,
                 concurrency=options.concurrency,
                 until_choices=options.until_choices,
-                pause_s=options.pause_s,
+                pause_s=tastes.world.manners.pause_s if options.pause_s is None else options.pause_s,
                 history=keep,
+                is_shuffled=options.shuffle_choices,
             )
         finally:
             writer.cancel()
@@ -229,15 +237,17 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m prefloop.demo.people", description=__doc__)
     parser.add_argument("--base-url", default="http://127.0.0.1:8800", help="the gateway")
     parser.add_argument("--api-key-env", default="PREFLOOP_API_KEY", help="the variable that holds the API key")
-    parser.add_argument("--world", type=Path, default=DEFAULT_TASTES, help="TOML file that says what people like")
-    parser.add_argument("--check", action="store_true", help="only say whether --world can be read")
+    parser.add_argument("--world", type=Path, help="TOML file that says what people like")
+    parser.add_argument("--taste", default=DEFAULT_TASTE, help="a shipped taste by its name, instead of a file")
+    parser.add_argument("--shuffle-choices", action="store_true", help="mirror every other choice: nothing to learn")
+    parser.add_argument("--check", action="store_true", help="only say which world and taste these are, as JSON")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="default", help="the policy's alias")
     parser.add_argument("--stats-file", type=Path, default=Path("people.json"))
     parser.add_argument("--history-file", type=Path, help="acknowledged choices, JSON lines (beside the stats file)")
     parser.add_argument("--run", default="", help="a name: stats of the same run are counted on after a restart")
-    parser.add_argument("--concurrency", type=int, default=24, help="people who talk at a time")
-    parser.add_argument("--pause-s", type=float, default=0.0, help="mean seconds between turns")
+    parser.add_argument("--concurrency", type=int, help="people who talk at a time (the world says how many)")
+    parser.add_argument("--pause-s", type=float, help="mean seconds between turns (the world says how many)")
     parser.add_argument("--until-choices", type=int, help="stop after so many acknowledged choices")
     parser.add_argument("--examine", type=Path, metavar="OUT", help="hold the final examination instead of talking")
     parser.add_argument("--seed-policy", help="examination: the seed policy's checkpoint id")
@@ -251,15 +261,17 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Talk, or hold the examination; return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s people %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    for noisy in ("httpx", "httpx2"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     options = parse_options(arguments)
     try:
-        tastes = load_tastes(options.world)
+        path = options.world or find_tastes(options.taste)
+        tastes = load_tastes(path)
     except (OSError, TastesError) as error:
         print(f"the tastes cannot be read: {error}", file=sys.stderr)
         return 2
     if options.check:
+        print(json.dumps({"world": tastes.world.name, "taste": path.stem}))
         return 0
     api_key = os.environ.get(options.api_key_env, "")
     if not api_key:
@@ -276,6 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=options.seed,
         out=options.examine,
         progress_file=options.stats_file,
+        world=tastes.world,
         judge=partial(judge_truly, tastes),
     )
     asyncio.run(examination)

@@ -40,11 +40,16 @@ class Report:
     win_rate_after: dict[str, Any] | None
     wrong_rate_before: float | None
     wrong_rate_after: float | None
+    degenerate_before: dict[str, float] | None
+    degenerate_after: dict[str, float] | None
+    win_rate_by_family: dict[str, Any] | None
     reward_accuracy: float | None
+    reward_accuracy_prequential: float | None
     seconds_total: float
     seconds_to_first_answer: float | None
     seconds_nth_choice_to_canary: float | None
     swap_seconds: float | None
+    seconds_by_phase: dict[str, float] | None
     rss_peak_mb: float
 
 
@@ -113,6 +118,16 @@ def measure_choice_to_canary_s(
     return None
 
 
+def sum_phases(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Return the seconds that all rounds spent in each phase; None where no round says so."""
+    timed = [phases for row in rounds if (phases := (row.get("details") or {}).get("phases"))]
+    totals: dict[str, float] = {}
+    for phases in timed:
+        for phase, seconds in phases.items():
+            totals[phase] = round(totals.get(phase, 0.0) + seconds, 3)
+    return totals if timed else None
+
+
 def build_report(
     *,
     seed: int,
@@ -134,7 +149,7 @@ def build_report(
     counts = count_rollouts(rollouts)
     first_answer_at = people.get("first_answer_at")
     choice_to_canary_s = measure_choice_to_canary_s(rounds, gateway.get("canary_first_answer_at") or {})
-    examined = final or {}
+    examined, reward = final or {}, trainer.get("reward") or {}
     return Report(
         seed=seed,
         choices=people.get("acks", 0),
@@ -151,11 +166,16 @@ def build_report(
         win_rate_after=examined.get("win_rate_after"),
         wrong_rate_before=examined.get("wrong_rate_before"),
         wrong_rate_after=examined.get("wrong_rate_after"),
-        reward_accuracy=(trainer.get("reward") or {}).get("accuracy_heldout"),
+        degenerate_before=examined.get("degenerate_before"),
+        degenerate_after=examined.get("degenerate_after"),
+        win_rate_by_family=examined.get("by_family"),
+        reward_accuracy=reward.get("accuracy_heldout"),
+        reward_accuracy_prequential=reward.get("prequential_accuracy"),
         seconds_total=round(now - started_at, 1),
         seconds_to_first_answer=None if first_answer_at is None else round(first_answer_at - started_at, 1),
         seconds_nth_choice_to_canary=None if choice_to_canary_s is None else round(choice_to_canary_s, 1),
         swap_seconds=(gateway.get("swap") or {}).get("last_swap_s"),
+        seconds_by_phase=sum_phases(rounds),
         rss_peak_mb=round(rss_peak_mb, 1),
     )
 

@@ -118,6 +118,12 @@ def describe_process(process: Status) -> str:
     return f"{line} ({process['reason']})" if process.get("reason") else line
 
 
+def describe_world(status: Status) -> str:
+    """Which world this is, what its people like, and whether they mean it."""
+    shuffled = ", choices shuffled: nothing can be learnt" if status.get("is_shuffled") else ""
+    return f"{status['world']}, taste {status.get('taste', '?')}{shuffled}"
+
+
 def list_rows(status: Status) -> list[tuple[str, str]]:
     """Return the dashboard's rows: a label and a text."""
     now = status.get("now") or time.time()
@@ -130,6 +136,7 @@ def list_rows(status: Status) -> list[tuple[str, str]]:
     styles = sorted(get_section(people, "recent_styles").items(), key=lambda item: -item[1])
     rows = [
         ("time", format_seconds(status.get("elapsed_s") or 0.0)),
+        *([("world", describe_world(status))] if status.get("world") else []),
         ("requests", requests),
         ("choices", chosen),
         ("answers", ", ".join(f"{style} {share:.0%}" for style, share in styles) or "–"),
@@ -148,7 +155,7 @@ def list_rows(status: Status) -> list[tuple[str, str]]:
 def render(status: Status) -> RenderableType:
     """Draw the dashboard of one status.
 
-    Reads now, elapsed_s, preset, note, promotions, addresses {name: url}, processes [{name, state, restarts, reason}],
+    Reads now, elapsed_s, preset, world, taste, note, promotions, addresses {name: url}, processes [{name, state, restarts, reason}],
     gateway and trainer (their status bodies), people (their stats file), final (the examination's result).
     """
     table = Table.grid(padding=(0, 2))
@@ -167,6 +174,12 @@ def describe_share(share: Mapping[str, Any]) -> str:
     return f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}] of {share['n']}"
 
 
+def describe_faults(shares: Mapping[str, float]) -> str:
+    """Such as 12.5% (unfinished 12.5%); faults that none has are left out."""
+    named = [f"{name.replace('_', ' ')} {share:.1%}" for name, share in shares.items() if share and name != "any"]
+    return f"{shares['any']:.1%}" + (f" ({', '.join(named)})" if named else "")
+
+
 def render_final(final: Mapping[str, Any]) -> RenderableType:
     """Draw what people got before and after: win rates with intervals, and the examples side by side."""
     table = Table(title="Before and after, on questions that nobody asked", show_lines=True, expand=True)
@@ -175,7 +188,9 @@ def render_final(final: Mapping[str, Any]) -> RenderableType:
     table.add_column(f"after: {final['policy']}", ratio=3)
     before, after = describe_share(final["win_rate_before"]), describe_share(final["win_rate_after"])
     table.add_row("wins against the seed policy", Text(before), Text(after))
-    table.add_row("wrong answers", f"{final['wrong_rate_before']:.1%}", f"{final['wrong_rate_after']:.1%}")
+    if final["wrong_rate_before"] is not None:
+        table.add_row("wrong answers", f"{final['wrong_rate_before']:.1%}", f"{final['wrong_rate_after']:.1%}")
+    table.add_row("degenerate answers", *(describe_faults(final[f"degenerate_{when}"]) for when in ("before", "after")))
     for example in final["examples"]:
         old, new = (f"{example[when]}\n({example[f'{when}_style']})" for when in ("before", "after"))
         table.add_row(Text(example["question"]), Text(old), Text(new))

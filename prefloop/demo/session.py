@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,14 @@ from prefloop.services import Layout, log_path
 from prefloop.supervisor import Service, Supervisor
 
 COUNTDOWN_S = 10.0
-PAUSE_S = 2.5  # between two turns of one of 24 seats: the trainer shares two cores with the engine
 NEVER = "1000000000"
+REAL_MODEL_LEN = 1024  # of a model that is not the seed policy: prompts and answers are short here
+DEFAULT_TASTE = "brief"  # of people who talk to such a model
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the command line asked for. 0 or None: no limit, no file."""
+    """What the command line asked for. 0 or None: no limit, no file; "": the seed policy, the world's own taste."""
 
     until_promotions: int = 0
     until_choices: int = 0
@@ -46,7 +47,10 @@ class DemoOptions:
     auto_approve: bool = False
     seed: int = 0
     report: Path | None = None
+    model: str = ""
+    taste: str = ""
     world: Path | None = None
+    is_shuffled: bool = False
     timeout_s: float = 0.0
     state_dir: Path = Path("state")
     port: int = 8800
@@ -74,8 +78,9 @@ class Session:
             state_dir=options.state_dir / "demo",
             port=options.port,
             model=str(options.state_dir / "seed"),
-            preset="demo",
+            preset="demo-smollm2" if options.model else "demo",
         )
+        self.tastes: dict[str, str] = {}  # world and taste, as the people name them
         self.supervisor = Supervisor()
         self.stop = asyncio.Event()
         self.now = Snapshot({}, {}, [], {})
@@ -85,13 +90,25 @@ class Session:
         """Start everything, play until done, stop everything; return the exit status."""
         startup.require_free_ports(self.layout)
         startup.check_settings(self.layout, self._gateway_settings(), self._trainer_settings())
-        self._check_tastes()
-        self.console.print("[bold]prefloop demo[/bold]: a short world, judged by the settings preset 'demo'.")
-        startup.build_seed_policy(self.options.state_dir)
+        self.check_tastes()
+        self.console.print(
+            f"[bold]prefloop demo[/bold]: world {self.tastes['world']}, taste {self.tastes['taste']}; "
+            f"a short world, judged by the settings preset '{self.layout.preset}'."
+        )
+        self.prepare_model()
         shutil.rmtree(self.layout.state_dir, ignore_errors=True)
         self.layout.state_dir.mkdir(parents=True)
         with startup.run_back_ends(self.layout, self.options.log, self.options.database) as self.layout:
             return await self._run_services()
+
+    def prepare_model(self) -> None:
+        """Build the seed policy, or find the model that was asked for."""
+        if not self.options.model:
+            startup.build_seed_policy(self.options.state_dir)
+            return
+        model = startup.find_model(self.options.model, self.options.state_dir)
+        length = startup.choose_max_model_len(model, 0) or REAL_MODEL_LEN
+        self.layout = replace(self.layout, model=model, max_model_len=length)
 
     async def _run_services(self) -> int:
         startup.stop_on_signals(self.stop)
@@ -148,21 +165,31 @@ class Session:
         if examined is not None and not examined.done():
             examined.cancel()
 
-    def _check_tastes(self) -> None:
+    def check_tastes(self) -> None:
         """Raises DemoFailed, with the people's own words, if they cannot read what they like."""
         argv = [sys.executable, "-m", "prefloop.demo.people", "--check"]
-        checked = subprocess.run([*argv, *self._world_arguments], stderr=subprocess.PIPE, text=True)
+        checked = subprocess.run([*argv, *self._world_arguments], capture_output=True, text=True)
         if checked.returncode:
             raise DemoFailed(checked.stderr.strip())
+        self.tastes = json.loads(checked.stdout)
+        needed = "assistant" if self.options.model else "capitals"
+        if self.tastes["world"] != needed:
+            raise DemoFailed(
+                f"The taste {self.tastes['taste']} is of the world {self.tastes['world']}, but this model lives in"
+                f" {needed}: {'leave --model out' if self.options.model else 'add --model smollm2'}, or choose another."
+            )
 
     @property
     def _world_arguments(self) -> list[str]:
-        return ["--world", str(self.options.world)] if self.options.world else []
+        if self.options.world:
+            return ["--world", str(self.options.world)]
+        taste = self.options.taste or (DEFAULT_TASTE if self.options.model else "")
+        return ["--taste", taste] if taste else []
 
     def _people_service(self, api_key: str) -> Service:
         argv = [sys.executable, "-m", "prefloop.demo.people", "--base-url", self.layout.gateway_url]
         argv += ["--seed", str(self.options.seed), "--stats-file", str(self._stats_path), "--run", "demo"]
-        argv += ["--pause-s", str(PAUSE_S), *self._world_arguments]
+        argv += [*self._world_arguments, *(["--shuffle-choices"] if self.options.is_shuffled else [])]
         return Service("people", argv, log_path(self.layout, "people"), {"PREFLOOP_API_KEY": api_key})
 
     @property
@@ -222,6 +249,8 @@ class Session:
             "now": time.time(),
             "elapsed_s": time.time() - self.started_at,
             "preset": self.layout.preset,
+            **self.tastes,
+            "is_shuffled": self.options.is_shuffled,
             "promotions": self.now.promotions,
             "addresses": {"playground": f"{url}/", "console": f"{url}/console"},
             "processes": [state.as_row() for state in self.supervisor.states.values()],

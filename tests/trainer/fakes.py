@@ -77,12 +77,12 @@ class FakeReward:
         self.seen.append(([pair.event_id for pair in new], [pair.event_id for pair in replay]))
         return {"loss": 0.5}
 
-    def learn_in_bulk(self, chunks, progress):
+    def learn_in_bulk(self, chunks, progress, *, total=None):
         self.version += 1
         events = []
         for chunk in chunks:
             events += [pair.event_id for pair in chunk]
-            progress(min(0.9, len(events) / 1000))
+            progress(len(events), {})
         self.seen.append((events, []))
         return {"loss": 0.4, "bulk": 1.0}
 

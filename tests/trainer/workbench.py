@@ -23,6 +23,7 @@ from trainer.run.requests import RoundRequests
 from trainer.run.reward_keeper import RewardKeeper
 from trainer.run.status import Board
 from trainer.run.training import Judged, Task, Training
+from trainer.run.weighing import weigh_alike
 from trainer.settings import TrainerSettings
 
 
@@ -68,9 +69,10 @@ class Workbench:
             self.settings.reward_dir,
             section.reward,
             section.seed,
+            section.policy,
             quarantined,
-            weigh=lambda pairs: [1.0] * len(pairs),
-            figures=dict,
+            weigh=weigh_alike,
+            figures=lambda heldout: {"heldout": list(heldout)},
             refuse=lambda before, after: self.refusal,
         )
         training = self.make_training(quarantined)
@@ -112,7 +114,7 @@ class Workbench:
             reset=self.policy.reset,
             save=self.policy.save,
             load=self.policy.load,
-            weigh=lambda rows, now: [1.0] * len(rows),
+            weigh=weigh_alike,
             train=self.train,
             judge=self.judge,
             has_something_to_learn=self.has_something_to_learn,

@@ -1,7 +1,7 @@
 """The offline gate's decision: from figures to a verdict with its reason in words. Pure.
 
-A budget is broken by a change that is above it and clear at the alarm level, or three times above it. A gain must be clear
-at a level that shrinks from round to round, so that all rounds together take noise for a gain with chance alpha.
+A budget is broken by a change that is above it and clear at the alarm level; far above it, a weaker level is enough. A gain
+must be clear at a level that shrinks from round to round, so that all rounds together take noise for a gain with chance alpha.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trainer.judge.measures import Example, Figure, Figures
-from trainer.math.intervals import log_evidence, spend_alpha
+from trainer.math.intervals import Estimate, spend_alpha
 from trainer.settings import GateSection
 
 ALARM_ALPHA = 0.01  # of a broken budget; degenerate answers are stopped on weaker evidence
 STRICT_ALPHA = 0.05
-OVERWHELMING = 3.0  # times the budget: no evidence beyond the mean is asked for
+FAR_ABOVE = 3.0  # times the budget: there the level of degenerate answers is enough
 SLICE_BUDGET = 2.0  # slices are many and small
-MIN_PROMPTS = 10  # for the mean alone to count
 FORM = '{"kind": "fact", "messages": […], "fact": "…", "references": ["…"]}'
 
 
@@ -100,10 +99,14 @@ def find_failures(figures: Figures, settings: GateSection, alpha: float) -> list
     return failures + _judge_gain(figures, settings, alpha)
 
 
-def is_worse(change: float, low: float, budget: float, num_prompts: int) -> bool:
-    """Whether a change for the worse breaks its budget. low: its lower bound at the alarm level."""
-    is_overwhelming = num_prompts >= MIN_PROMPTS and budget > 0 and change > OVERWHELMING * budget
-    return change > budget and (low > 0 or is_overwhelming)
+def is_worse(rule: Rule, change: Estimate, budget: float, alpha: float) -> bool:
+    """Whether a change for the worse breaks its budget: it is above it and clear, or far above it and fairly clear."""
+    size = rule.direction * change.mean
+
+    def is_clear(level: float) -> bool:
+        return (change.lower(level) if rule.direction > 0 else -change.upper(level)) > 0
+
+    return size > budget and (is_clear(alpha) or (size > FAR_ABOVE * budget and is_clear(max(alpha, STRICT_ALPHA))))
 
 
 def _apply(rule: Rule, figures: Figures, settings: GateSection) -> list[str]:
@@ -112,14 +115,10 @@ def _apply(rule: Rule, figures: Figures, settings: GateSection) -> list[str]:
     rows = [row for row in figures.rows if row.name == rule.name]
     parts = [row for row in rows if row.slice] if rule.has_slices else []
     for row in [row for row in rows if not row.slice]:
-        if _breaks(rule, row, budget, rule.alpha):
+        if is_worse(rule, row.change, budget, rule.alpha):
             return [_say(rule, row)]
-    return [_say(rule, row) for row in parts if _breaks(rule, row, SLICE_BUDGET * budget, ALARM_ALPHA / len(parts))][:1]
-
-
-def _breaks(rule: Rule, row: Figure, budget: float, alpha: float) -> bool:
-    low = row.change.lower(alpha) if rule.direction > 0 else -row.change.upper(alpha)
-    return is_worse(rule.direction * row.change.mean, low, budget, row.change.n)
+    level = ALARM_ALPHA / max(1, len(parts))
+    return [_say(rule, row) for row in parts if is_worse(rule, row.change, SLICE_BUDGET * budget, level)][:1]
 
 
 def _say(rule: Rule, row: Figure) -> str:
@@ -166,17 +165,3 @@ def _judge_gain(figures: Figures, settings: GateSection, alpha: float) -> list[s
     if low <= 0:
         failures.append(f"{gain.name} gain {gain.change.mean:+.2f} is not clearly above 0 (from {low:+.2f})")
     return failures
-
-
-def something_to_learn(correct: int, total: int, alpha: float = 0.02) -> tuple[bool, str]:
-    """Whether choices can be foreseen better than by a coin, and the reason in words.
-
-    correct of total: decisive choices in a window, each predicted before it was learnt from. By Ville's inequality an
-    e-value passes 1/alpha in at most a share alpha of worlds where choices are noise, however often one looks.
-    """
-    if total == 0:
-        return False, "nothing to learn: no decisive choice to judge by yet"
-    finding = f"{correct} of {total} choices foreseen ({correct / total:.0%})"
-    if 2 * correct > total and log_evidence(correct, total) >= math.log(1 / alpha):
-        return True, f"{finding}, better than chance"
-    return False, f"nothing to learn: {finding}, not clearly better than chance"

@@ -9,13 +9,14 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trainer.judge import measures
+from trainer.judge import likelihoods, measures
 from trainer.judge.answers import HARM_WORDS, HarmScreen
 from trainer.judge.frozen import FrozenRow, FrozenSets
 from trainer.judge.gate import Verdict, decide
-from trainer.judge.measures import Asked, Example, Figure, Figures, Scorer
+from trainer.judge.ladder import FROZEN_FIGURES, Rung, measure_win_rate
+from trainer.judge.measures import Asked, Checkers, Example, Figure, Figures, Scorer
 from trainer.learn.isolation import NotFinite
 from trainer.learn.sampling import Sampled, Sampler, SamplingParameters
 from trainer.settings import GateSection
@@ -46,7 +47,7 @@ def judge_checkpoint(
     *,
     parameters: SamplingParameters,
     heldout: Sequence[Prompt] = (),
-    checkers: Mapping[str, Callable[[str], Any]] | None = None,
+    checkers: Checkers | None = None,
     round_number: int = 1,
     seed: int = 0,
     progress: Callable[[float, str], None] = lambda share, step: None,
@@ -79,14 +80,15 @@ def judge_checkpoint(
         asked, answers["policy"], answers["stable"], harm, checkers, settings.min_slice_prompts
     )
     rows += _compare_texts(backbone, frozen, settings, parameters.temperature)
-    encoded = {adapter: measures.encode_answers(backbone, asked, sampled) for adapter, sampled in answers.items()}
+    encoded = {adapter: likelihoods.encode_answers(backbone, asked, sampled) for adapter, sampled in answers.items()}
     texts = {adapter: [each.answer.text for each in sampled] for adapter, sampled in answers.items()}
     for name, scorer in (("reward", reward), ("auditor", auditor)):
         if scorer is not None:
             new, old = (scorer.score(encoded[adapter], texts[adapter]) for adapter in ("policy", "stable"))
             rows += measures.compare_scores(name, asked, new, old, settings.min_slice_prompts)
     progress(0.9, "measuring the distance to the base")
-    kl = measures.measure_kl(backbone, encoded["policy"], "policy", (None, "stable"), parameters.temperature)
+    first_of_each = encoded["policy"][::n]  # one answer a prompt says as much, at a fraction of the time
+    kl = likelihoods.measure_kl(backbone, first_of_each, "policy", (None, "stable"), parameters.temperature)
     missing = [said for kind, said in NEEDS.items() if not frozen.of(kind)]
     missing += ["the auditor"] if auditor is None else []
     figures = Figures(tuple(rows), kl[0], kl[1], len(asked), tuple(missing), sampler.source)
@@ -95,10 +97,55 @@ def judge_checkpoint(
     return replace(verdict, examples=pick_examples(asked, answers))
 
 
+def measure_rung(
+    backbone: Backbone,
+    sampler: Sampler,
+    scorer: Scorer,
+    frozen: FrozenSets,
+    settings: GateSection,
+    *,
+    parameters: SamplingParameters,
+    heldout: Sequence[Prompt],
+    checkpoint: str,
+    first: str,
+    scored_by: str,
+    checkers: Checkers | None = None,
+    seed: int = 0,
+) -> Rung | None:
+    """Where adapter `policy` stands on the ladder: beside the base, which answers as checkpoint 0 does. One answer a prompt.
+
+    checkpoint, first: their ids. scored_by: "auditor" or "reward". None where there is nothing to ask.
+    """
+    checkers = checkers or {}
+    frozen = keep_usable(backbone, frozen, parameters.max_tokens, checkers)
+    heldout = keep_readable(backbone, heldout[-settings.max_prompts :] if settings.max_prompts else (), parameters)
+    asked = [each for each in measures.list_asked(frozen.rows, heldout) if each.kind != "bias"]
+    if not asked:
+        return None
+    new, old = (measures.sample_answers(sampler, asked, adapter, parameters, 1, seed) for adapter in ("policy", None))
+    rows = measures.compare_answers(asked, new, old, HarmScreen([]), checkers, settings.min_slice_prompts)
+    wished = [i for i, each in enumerate(asked) if each.kind != "redteam"]
+    scores = [
+        scorer.score(
+            likelihoods.encode_answers(backbone, [asked[i] for i in wished], [sampled[i] for i in wished]),
+            [sampled[i].answer.text for i in wished],
+        )
+        for sampled in (new, old)
+    ]
+    return Rung(
+        checkpoint,
+        first,
+        measure_win_rate([asked[i] for i in wished], scores[0], scores[1]),
+        scored_by,
+        {row.name: row.candidate for row in rows if row.name in FROZEN_FIGURES and not row.slice},
+        frozen.versions,
+    )
+
+
 def _compare_texts(backbone: Backbone, frozen: FrozenSets, settings: GateSection, temperature: float) -> list[Figure]:
     """What is measured without sampling."""
-    figures = measures.compare_anchors(backbone, frozen.of("anchor"), temperature, settings.min_slice_prompts)
-    return figures + measures.compare_bias(backbone, frozen.of("bias"), settings.min_slice_prompts)
+    figures = likelihoods.compare_anchors(backbone, frozen.of("anchor"), temperature, settings.min_slice_prompts)
+    return figures + likelihoods.compare_bias(backbone, frozen.of("bias"), settings.min_slice_prompts)
 
 
 def is_sound(backbone: Backbone, adapter: str) -> bool:
@@ -119,9 +166,7 @@ def pick_examples(
     )[:num]
 
 
-def keep_usable(
-    backbone: Backbone, frozen: FrozenSets, max_tokens: int, checkers: Mapping[str, Callable[[str], Any]]
-) -> FrozenSets:
+def keep_usable(backbone: Backbone, frozen: FrozenSets, max_tokens: int, checkers: Checkers) -> FrozenSets:
     """The rows whose prompts and references the policy can read whole, and whose checker is registered."""
 
     def is_usable(row: FrozenRow) -> bool:

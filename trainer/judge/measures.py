@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from trainer.judge import frozen
 from trainer.judge.answers import HarmScreen, is_copied, is_looping, is_short
 from trainer.judge.frozen import FrozenRow
 from trainer.learn.sampling import Sampled, Sampler, SamplingParameters
 from trainer.math.intervals import Estimate, estimate_mean, estimate_over_draws
+from trainer.text.messages import flatten_content
 from trainer.text.pairs import Prompt
-from trainer.text.transcript import EncodedAnswer, flatten_content
+from trainer.text.transcript import EncodedAnswer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainer.model.backbone import Backbone
-
 HELDOUT = "heldout"
 Values = Sequence[float | None]
 """One value for each sampled answer, in the order of the prompts; None where the figure does not apply."""
-Checkers = Mapping[str, Callable[[str], Any]]
+Checkers = Mapping[str, Callable[[str], float]]
 
 
 class Scores(Protocol):
@@ -118,7 +117,7 @@ def list_asked(rows: Sequence[FrozenRow], heldout: Sequence[Prompt]) -> list[Ask
 
 
 def sample_answers(
-    sampler: Sampler, asked: Sequence[Asked], adapter: str, parameters: SamplingParameters, n: int, seed: int
+    sampler: Sampler, asked: Sequence[Asked], adapter: str | None, parameters: SamplingParameters, n: int, seed: int
 ) -> list[Sampled]:
     """n answers to each prompt, prompt by prompt. A frozen row may allow fewer tokens than the app does."""
     by_limit: dict[int, list[int]] = {}
@@ -269,73 +268,3 @@ def compare_scores(
         means = [math.fsum(math.fsum(values[i]) for i in members) / (len(members) * num_draws) for values in (new, old)]
         figures.append(Figure(name, means[0], means[1], estimate_over_draws(differences, keys), part))
     return figures
-
-
-def encode_answers(backbone: Backbone, asked: Sequence[Asked], sampled: Sequence[Sampled]) -> list[EncodedAnswer]:
-    """The ids that were sampled behind the ids that were asked; no turn end is made up."""
-    n = len(sampled) // len(asked)
-    prompts = [backbone.transcriber.encode_prompt(each.prompt) for each in asked]
-    return [EncodedAnswer(prompts[i // n], tuple(each.answer.ids or ())) for i, each in enumerate(sampled)]
-
-
-def measure_kl(
-    backbone: Backbone, answers: Sequence[EncodedAnswer], adapter: str, others: Sequence[str | None], temperature: float
-) -> list[float]:
-    """Monte Carlo KL(adapter || other), nats an answer, over the adapter's own samples, at the temperature they have."""
-    from trainer.model.logprobs import score_answers
-
-    mine = score_answers(backbone, answers, adapter, temperature=temperature or 1.0)[0]
-    return [
-        float((mine - score_answers(backbone, answers, other, temperature=temperature or 1.0)[0]).mean())
-        for other in others
-    ]
-
-
-def compare_anchors(backbone: Backbone, rows: Sequence[FrozenRow], temperature: float, min_slice: int) -> list[Figure]:
-    """anchors: nats a token of the reference that each policy finds likeliest (styles may change, words must not break).
-
-    references: the chance of one of a fact's references, word for word, at the serving temperature: exact, not sampled.
-    """
-    from trainer.model.logprobs import score_answers
-
-    asked = [Asked(row.prompt, row) for row in rows]
-    if not asked:
-        return []
-    encoded = [_encode_text(backbone, row.prompt, text) for row in rows for text in row.references]
-    sizes = [len(row.references) for row in rows]
-    nats: list[list[float | None]] = []
-    masses: list[list[float | None]] = []
-    for adapter in ("policy", "stable"):
-        sums, counts = score_answers(backbone, encoded, adapter)
-        nats.append([-float((s / c).max()) for s, c in zip(sums.split(sizes), counts.split(sizes), strict=True)])
-        at_serving = (
-            sums if temperature in (0, 1) else score_answers(backbone, encoded, adapter, temperature=temperature)[0]
-        )
-        by_row = [float(part.logsumexp(0).exp()) for part in at_serving.split(sizes)]
-        masses.append([mass if size > 1 else None for mass, size in zip(by_row, sizes, strict=True)])
-    figures = compare("anchors", asked, nats[0], nats[1], min_slice)
-    return figures + compare("references", asked, masses[0], masses[1], min_slice)
-
-
-def compare_bias(backbone: Backbone, rows: Sequence[FrozenRow], min_slice: int) -> list[Figure]:
-    """bias: how differently likely the same answer is behind both prompts of a row, nats an answer, without its sign."""
-    from trainer.model.logprobs import score_answers
-
-    asked = [Asked(row.prompt, row) for row in rows if row.other is not None and row.references]
-    if not asked:
-        return []
-    encoded = []
-    for each in asked:
-        assert each.row is not None and each.row.other is not None
-        encoded += [_encode_text(backbone, prompt, each.row.references[0]) for prompt in (each.prompt, each.row.other)]
-    gaps: list[list[float | None]] = []
-    for adapter in ("policy", "stable"):
-        sums = score_answers(backbone, encoded, adapter)[0]
-        gaps.append((sums[0::2] - sums[1::2]).abs().tolist())
-    return compare("bias", asked, gaps[0], gaps[1], min_slice)
-
-
-def _encode_text(backbone: Backbone, prompt: Prompt, text: str) -> EncodedAnswer:
-    from trainer.text.pairs import Answer
-
-    return backbone.transcriber.encode_answer(replace(prompt, ids=None), Answer(text=text))

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from trainer.math.intervals import log_evidence
+
 WINDOW = 400
 Count = tuple[int, int]
 """How many were right, of how many."""
@@ -110,12 +112,6 @@ class Prequential:
     def from_state(cls, state: dict[str, Any]) -> Prequential:
         """Raises KeyError and TypeError for what is no state."""
         return cls(int(state["window"]), [Foreseen(**row) for row in state["rows"]], int(state["num_seen"]))
-
-
-def log_evidence(correct: int, total: int) -> float:
-    """Log e-value of a uniform mixture over accuracies against fair coin flips: E = 2^n B(k + 1, n - k + 1)."""
-    beta = math.lgamma(correct + 1) + math.lgamma(total - correct + 1) - math.lgamma(total + 2)
-    return total * math.log(2) + beta
 
 
 def something_to_learn(

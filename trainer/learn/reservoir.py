@@ -7,7 +7,6 @@ uniform over history; hidden states have a smaller capacity of their own. The sa
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +15,15 @@ import torch
 from torch import Tensor
 
 from trainer.math.choices import RATED, Choices
-
-RATING_PRIOR = 2.0  # ratings of the average person that stand beside a person's own
+from trainer.math.ratings import compare_with_usual
 
 
 @dataclass(frozen=True)
 class Row:
     """One choice, or one rated answer (second is None).
 
-    first, second: features of style; hidden: (2, size) standardised frozen states, or None; value: of a rating, 0 to 1.
+    user: whose usual rating a rating is compared with; of an outcome, its slice. first, second: features of style.
+    hidden: (2, size) standardised frozen states, or None; value: of a rating, 0 to 1.
     """
 
     event_id: str
@@ -161,24 +160,12 @@ class Reservoir:
         return Choices(first - second, self.kinds[:n], self._calibrate(values), margins, weights)
 
     def _calibrate(self, values: Tensor) -> Tensor:
-        """Each rating less what its person gives on average, around a half: who always gives five stars says little by them.
-
-        A person's average is drawn towards everybody's: (sum + 2 * mean of all) / (number + 2).
-        """
-        rated = (self.kinds[: len(self)] == RATED).nonzero().squeeze(1).tolist()
-        if not rated:
+        rated = (self.kinds[: len(self)] == RATED).nonzero().squeeze(1)
+        if not len(rated):
             return values
-        sums: dict[str, float] = defaultdict(float)
-        counts: dict[str, int] = defaultdict(int)
-        for place in rated:
-            sums[self.users[place]] += float(values[place])
-            counts[self.users[place]] += 1
-        overall = sum(sums.values()) / len(rated)
         targets = values.clone()
-        for place in rated:
-            user = self.users[place]
-            usual = (sums[user] + RATING_PRIOR * overall) / (counts[user] + RATING_PRIOR)
-            targets[place] = min(1.0, max(0.0, 0.5 + float(values[place]) - usual))
+        pairs = [(self.users[place], float(values[place])) for place in rated.tolist()]
+        targets[rated] = torch.tensor(compare_with_usual(pairs))
         return targets
 
     def places_with_hidden(self) -> Tensor:

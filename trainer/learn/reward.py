@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from trainer.learn import reward_state
 from trainer.learn.loop import Loop, ParameterGroup
+from trainer.learn.outcomes import name_group
 from trainer.learn.prequential import Foreseen, Prequential
 from trainer.learn.reservoir import Reservoir, Row
 from trainer.learn.reward_adapter import AdapterPart, Lesson
@@ -40,7 +42,7 @@ from trainer.math.choices import (
 from trainer.model.heads import EpistemicHead, Standardiser
 from trainer.settings import RewardSection
 from trainer.text.rejected import Reject, log_rejected
-from trainer.text.style import FEATURES
+from trainer.text.style import FEATURES, SPREADS
 from trainer.text.transcript import EncodedAnswer, EncodedPair
 
 if TYPE_CHECKING:
@@ -73,11 +75,12 @@ def make_scores(draws: Tensor, pessimism: float) -> Scores:
     return Scores(draws, mean, std, mean - pessimism * std)
 
 
-def bootstrap_weights(event_id: str, num_draws: int) -> list[float]:
+@lru_cache(maxsize=8192)
+def bootstrap_weights(event_id: str, num_draws: int) -> tuple[float, ...]:
     """Exponential weights, one a draw, fixed by the event: a replayed pair weighs what it weighed (Rubin 1981)."""
     digest = hashlib.shake_128(event_id.encode()).digest(4 * num_draws)
     draws = [int.from_bytes(digest[4 * draw : 4 * draw + 4], "big") for draw in range(num_draws)]
-    return [-math.log((draw + 0.5) / 2**32) for draw in draws]
+    return tuple(-math.log((draw + 0.5) / 2**32) for draw in draws)
 
 
 @dataclass(frozen=True)
@@ -254,15 +257,14 @@ class RewardModel:
     ) -> Row:
         hidden = states.get(rated.event_id)
         return Row(
-            event_id=rated.event_id, user=rated.user, kind=RATED, first=features[rated.event_id][0], second=None,
+            event_id=rated.event_id, user=name_group(rated), kind=RATED, first=features[rated.event_id][0], second=None,
             hidden=None if hidden is None else torch.cat([hidden, torch.zeros_like(hidden)]),
             weight=rated.weight * self.settings.rated_weight, value=rated.value,
         )  # fmt: skip
 
     def _fit_style(self) -> ChoiceFit:
-        return fit_choices(
-            self.reservoir.choices(), Prior(weight=self.settings.style_prior), smoothing=self.settings.label_smoothing
-        )
+        prior = Prior(weight=[self.settings.style_prior * spread for spread in SPREADS])
+        return fit_choices(self.reservoir.choices(), prior, smoothing=self.settings.label_smoothing)
 
     def _train_heads(self, event_ids: Sequence[str]) -> float:
         """Steps on rows with hidden states, half of them of this update; returns the mean loss of the point."""
@@ -397,7 +399,8 @@ class RewardModel:
         )
         of_style = measured.features @ root.float() @ self._noise.T
         of_heads = measured.doubts - measured.doubts.mean(1, keepdim=True)
-        return torch.as_tensor(mean)[:, None] + of_style + of_heads
+        draws: Tensor = torch.as_tensor(mean)[:, None] + of_style + of_heads
+        return draws
 
     def _score_rows(self, rows: Sequence[Read], fail: Callable[[Read, Exception], None]) -> tuple[list[Read], Tensor]:
         """The rows that can be scored, and draws (answers, K) of theirs."""

@@ -92,7 +92,7 @@ def fit_limit(prompt_ids: Sequence[int], max_tokens: int, context: int) -> int:
 class LocalSampler:
     """Samples with the trainer's own copy of the model, in batches with a key-value cache."""
 
-    def __init__(self, backbone: Backbone, max_batch_tokens: int = 16_384) -> None:
+    def __init__(self, backbone: Backbone, max_batch_tokens: int = 8192) -> None:
         self._backbone = backbone
         self._max_batch_tokens = max_batch_tokens
         self._turn_ends = torch.tensor(list(backbone.transcriber.turn_ends), device=backbone.device)

@@ -7,6 +7,7 @@ and tens of thousands of choices take milliseconds, so it is done anew from all 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -63,9 +64,12 @@ class ChoiceFit:
 
 @dataclass(frozen=True)
 class Prior:
-    """Standard deviations of what is fitted, around 0. nu_shape: of the Gamma of log nu; the larger, the closer nu stays to 3."""
+    """Standard deviations of what is fitted, around 0. nu_shape: of the Gamma of log nu; the larger, the closer nu stays to 3.
 
-    weight: float = 1.5
+    weight: of all features alike, or one for each.
+    """
+
+    weight: float | Sequence[float] = 1.5
     first_place: float = 0.5
     rated_intercept: float = 1.0
     nu_shape: float = 5.0
@@ -144,7 +148,8 @@ class _Objective:
         self._rows, self._smoothing = rows, smoothing
         is_rated = (rows.kinds == RATED).double()
         self._design = torch.cat([rows.features, (1 - is_rated)[:, None], -is_rated[:, None]], 1)
-        spreads = [prior.weight] * rows.features.shape[1] + [prior.first_place, prior.rated_intercept]
+        each = [prior.weight] * rows.features.shape[1] if isinstance(prior.weight, float) else list(prior.weight)
+        spreads = [*each, prior.first_place, prior.rated_intercept]
         self._precision = torch.tensor(spreads, dtype=torch.float64) ** -2
         self._nu_shape, self._nu_rate = prior.nu_shape - 1, (prior.nu_shape - 1) / math.log(START_NU)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from trainer.run import lineage, rounds
-from trainer.run.checkpoints import Published
+from trainer.run.checkpoints import list_published
 from trainer.run.report import name_report
 
 MAX_ROUNDS = 1000
 
 
 class RoundArchive:
-    """Over the trainer's database and its directory of checkpoints. list_published reads the latter."""
+    """Over the trainer's database and its directory of checkpoints."""
 
-    def __init__(self, database: sa.Engine, checkpoints_dir: Path, list_published: Callable[[], Sequence[Published]]):
-        self._database, self._root, self._list_published = database, checkpoints_dir, list_published
+    def __init__(self, database: sa.Engine, checkpoints_dir: Path) -> None:
+        self._database, self._root = database, checkpoints_dir
 
     def list_rounds(self) -> list[dict[str, Any]]:
         """Finished rounds, oldest first."""
@@ -50,4 +49,4 @@ class RoundArchive:
         """Which checkpoints learnt from a person's rows, themselves or through what they began from."""
         with self._database.connect() as connection:
             own = lineage.count_rows_of_user(connection, user)
-        return [asdict(learnt) for learnt in lineage.trace_learnt(own, self._list_published())]
+        return [asdict(learnt) for learnt in lineage.trace_learnt(own, list_published(self._root, None))]

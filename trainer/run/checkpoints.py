@@ -108,8 +108,8 @@ def list_names(root: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def list_published(root: Path, base_digest: str) -> list[Published]:
-    """The adapters of this base, in order of their numbers. Unreadable ones are logged and left out."""
+def list_published(root: Path, base_digest: str | None) -> list[Published]:
+    """The adapters of this base (None: of any), in order of their numbers. Unreadable ones are logged and left out."""
     published = []
     for _, path in list_names(root):
         try:
@@ -117,7 +117,7 @@ def list_published(root: Path, base_digest: str) -> list[Published]:
         except ManifestError as error:
             log.warning("%s is left out: %s", path.name, error)
             continue
-        if manifest.base_digest == base_digest and not manifest.is_full:
+        if base_digest in (None, manifest.base_digest) and not manifest.is_full:
             published.append(Published(manifest, path))
     return published
 

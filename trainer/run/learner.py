@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from feedback.database import Writer
 from feedback.outages import describe_error, log_failure
-from trainer.run import lineage, pool, rounds
+from trainer.run import lineage, pool, rounds, rows
 from trainer.run.checkpoints import Published
 from trainer.run.closing import Closer
 from trainer.run.metrics import Curves, Metrics
@@ -62,9 +62,7 @@ class Learner:
         self._database, self._gateway, self._publisher = database, gateway, publisher
         self._requests, self._stopping, self._now, self._started_at = requests, stopping, now, now()
         self._reporter = Reporter(database, board, metrics, curves, publisher, settings.trainer)
-        self._closer = Closer(
-            settings.rounds_dir, database, writer, publisher, quarantine, self._reporter, now
-        )
+        self._closer = Closer(settings.rounds_dir, database, writer, publisher, quarantine, self._reporter, now)
         self._runner = RoundRunner(
             settings=settings,
             keeper=keeper,
@@ -135,7 +133,7 @@ class Learner:
                 return Due(True, "the round that was interrupted", 1.0)
             past = rounds.read_past(connection)
             situation = Situation(
-                new=pool.count_new(connection, section.policy, past.last_preference_id),
+                new=rows.count_after(connection, section.policy, past.last_preference_id),
                 num_left=past.num_left,
                 num_demonstrations=self._count_demonstrations(connection) if section.round == "sft" else 0,
                 since_s=self._now() - (past.finished_at or self._started_at),

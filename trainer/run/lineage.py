@@ -33,9 +33,7 @@ class Learnt:
     num_ancestors: int
 
 
-def record_rows(
-    connection: sa.Connection, checkpoint: str, new: Sequence[str], replayed: Sequence[str]
-) -> None:
+def record_rows(connection: sa.Connection, checkpoint: str, new: Sequence[str], replayed: Sequence[str]) -> None:
     """Say what a checkpoint learnt from, by event ids. Repeating it changes nothing."""
     connection.execute(sa.delete(checkpoint_rows).where(checkpoint_rows.c.checkpoint == checkpoint))
     rows = [{"checkpoint": checkpoint, "event_id": event_id, "is_replay": False} for event_id in new]

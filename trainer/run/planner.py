@@ -20,6 +20,7 @@ from trainer.run.quarantine import Quarantine
 from trainer.run.rounds import OpenRound
 from trainer.run.schedule import is_restart_due
 from trainer.run.training import Rows, Training
+from trainer.run.weighing import describe_row
 from trainer.settings import TrainerSection
 
 
@@ -84,19 +85,19 @@ class Planner:
     def _weigh(self, plan: Plan) -> Plan:
         """The plan with the weights of its rows; a row that cannot be read weighs nothing."""
         rows = self.load_rows(plan)
-        weights = self._training.weigh(rows, plan.planned_at)
+        weights = self._training.weigh([describe_row(row, plan.planned_at) for row in rows])
         by_id = {row.event_id: weight for row, weight in zip(rows, weights, strict=True)}
         return msgspec.structs.replace(plan, weights=[by_id.get(event_id, 0.0) for event_id in plan.event_ids])
 
     def load_rows(self, plan: Plan) -> Rows:
-        """The plan's rows with its weights, 1 where it has none yet. Raises RowsMissing."""
+        """The plan's rows with its weights, their own where it has none yet. Raises RowsMissing."""
         weights = dict(zip(plan.event_ids, plan.weights, strict=False))
         with self._database.connect() as connection:
             if plan.kind == "sft":
-                texts = pool.load_demonstrations(connection, plan.event_ids, self._quarantine.add)
-                return [replace(row, weight=weights.get(row.event_id, 1.0)) for row in texts]
-            pairs = pool.load_pairs(connection, plan.event_ids, self._quarantine.add)
-            return [replace(row, weight=weights.get(row.event_id, 1.0)) for row in pairs]
+                texts = pool.load_demonstrations(connection, plan.policy, plan.event_ids, self._quarantine.add)
+                return [replace(row, weight=weights.get(row.event_id, row.weight)) for row in texts]
+            pairs = pool.load_pairs(connection, plan.policy, plan.event_ids, self._quarantine.add)
+            return [replace(row, weight=weights.get(row.event_id, row.weight)) for row in pairs]
 
 
 def choose_start(is_restart: bool, reference: Published | None) -> Start:
@@ -108,7 +109,9 @@ def choose_start(is_restart: bool, reference: Published | None) -> Start:
 
 def freeze_settings(section: TrainerSection, kind: str) -> dict[str, Any]:
     """The settings that a round of this kind trains by, as JSON holds them."""
-    return {"sft": section.sft.model_dump(mode="json")} if kind == "sft" else {"dpo": section.dpo.model_dump(mode="json")}
+    return (
+        {"sft": section.sft.model_dump(mode="json")} if kind == "sft" else {"dpo": section.dpo.model_dump(mode="json")}
+    )
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:

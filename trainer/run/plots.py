@@ -31,7 +31,8 @@ def draw_lines(title: str, lines: dict[str, Sequence[Point]], x_name: str = "") 
         for (_, points), colour in zip(kept.items(), _cycle(len(kept)), strict=True)
     )
     legend = "".join(
-        f'<span style="color:{colour}">{escape(name)}</span> ' for name, colour in zip(kept, _cycle(len(kept)), strict=True)
+        f'<span style="color:{colour}">{escape(name)}</span> '
+        for name, colour in zip(kept, _cycle(len(kept)), strict=True)
     )
     marks = "".join(
         f'<text x="{LEFT - 6}" y="{y}" text-anchor="end">{value:.3g}</text>'

@@ -6,23 +6,24 @@ what a checkpoint learnt from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
-from feedback import events, inbox
+from feedback import inbox
 from feedback.events import Choice
-from feedback.inbox import demonstrations, preferences, quarantine
+from feedback.inbox import preferences, quarantine
+from trainer.run import signal_queries
 from trainer.run.lineage import checkpoint_rows
-from trainer.run.rounds import NewPreferences
-from trainer.text.pairs import DECISIVE, Answer, Demonstration, Pair, Prompt, make_pair
+from trainer.text.pairs import DECISIVE, Demonstration, Pair, make_pair
 from trainer.text.rejected import Reject
 
 Row = TypeVar("Row")
+EDIT_WEIGHT = 1.0  # of an edited text that is preferred over what it was made of, beside a choice
 _CHUNK = 500  # ids of one query: databases bound the parameters of a statement
 _DIRECTED = (*DECISIVE, "tie")  # what a DPO loss can use
 
@@ -56,141 +57,77 @@ def read_consistently(database: sa.Engine) -> Iterator[sa.Connection]:
 def read_pool(connection: sa.Connection, *, policy: str, topic: str, taught: Sequence[str]) -> Pool:
     """Pairs that a round may take. taught: checkpoints whose rows are in the weights it starts from."""
     columns = preferences.c
-    known = sa.exists().where(
-        checkpoint_rows.c.event_id == columns.event_id, checkpoint_rows.c.checkpoint.in_(list(taught))
-    )
     set_aside = sa.exists().where(quarantine.c.event_id == columns.event_id)
-    query = (
-        sa.select(columns.event_id, known.label("is_known"))
-        .where(
-            columns.policy == policy,
-            columns.split == "train",
-            columns.preferred.in_(_DIRECTED),
-            sa.not_(set_aside),
-        )
-        .order_by(columns.id)
+    query = sa.select(columns.event_id).where(
+        columns.policy == policy,
+        columns.split == "train",
+        columns.preferred.in_(_DIRECTED),
+        sa.not_(set_aside),
     )
-    new: list[str] = []
-    old: list[str] = []
-    for event_id, is_known in connection.execute(query):
-        (old if is_known else new).append(event_id)
-    last_id = connection.execute(sa.select(sa.func.coalesce(sa.func.max(columns.id), 0))).scalar_one()
-    return Pool(new, old, last_id, inbox.load_offsets(connection, topic))
+    edits = signal_queries.load_edit_pairs(connection, policy, EDIT_WEIGHT)
+    ids = list(connection.execute(query.order_by(columns.id)).scalars())  # edits last: few, and never cut by the cap
+    ids += [edit.event_id for edit in edits]
+    return _make_pool(connection, ids, topic, taught)
 
 
 def read_demonstrations(connection: sa.Connection, *, policy: str, topic: str, taught: Sequence[str]) -> Pool:
     """Demonstrations that an SFT round may take, as `read_pool` gives pairs."""
-    columns = demonstrations.c
-    known = sa.exists().where(
-        checkpoint_rows.c.event_id == columns.event_id, checkpoint_rows.c.checkpoint.in_(list(taught))
-    )
-    set_aside = sa.exists().where(quarantine.c.event_id == columns.event_id)
-    query = sa.select(columns.event_id, known.label("is_known")).where(
-        columns.policy.in_((policy, "")), columns.split == "train", sa.not_(set_aside)
-    )
-    new: list[str] = []
-    old: list[str] = []
-    for event_id, is_known in connection.execute(query.order_by(columns.id)):
-        (old if is_known else new).append(event_id)
+    ids = [each.event_id for each in signal_queries.load_demonstrations(connection, policy)]
+    return _make_pool(connection, ids, topic, taught)
+
+
+def _make_pool(connection: sa.Connection, event_ids: Sequence[str], topic: str, taught: Sequence[str]) -> Pool:
+    """Events told apart by whether one of the checkpoints learnt from them."""
+    learnt = sa.select(checkpoint_rows.c.event_id).where(checkpoint_rows.c.checkpoint.in_(list(taught)))
+    known = set(connection.execute(learnt).scalars())
+    new = [event_id for event_id in event_ids if event_id not in known]
+    old = [event_id for event_id in event_ids if event_id in known]
     last_id = connection.execute(sa.select(sa.func.coalesce(sa.func.max(preferences.c.id), 0))).scalar_one()
     return Pool(new, old, last_id, inbox.load_offsets(connection, topic))
 
 
-def count_new(connection: sa.Connection, policy: str, after_id: int) -> NewPreferences:
-    """What came of a policy after a preference, whatever its split."""
-    columns = preferences.c
-    set_aside = sa.exists().where(quarantine.c.event_id == columns.event_id)
-    is_decisive = sa.case((columns.preferred.in_(DECISIVE), 1), else_=0)
-    row = connection.execute(
-        sa.select(
-            sa.func.count(),
-            sa.func.coalesce(sa.func.sum(is_decisive), 0),
-            sa.func.coalesce(sa.func.max(columns.id), after_id),
-        ).where(columns.policy == policy, columns.id > after_id, columns.preferred != "skip", sa.not_(set_aside))
-    ).one()
-    return NewPreferences(int(row[0]), int(row[1]), int(row[2]))
+def load_pairs(connection: sa.Connection, policy: str, event_ids: Sequence[str], reject: Reject) -> list[Pair]:
+    """The pairs of these events, choices or edits, in their order; what cannot be read is rejected. Raises RowsMissing.
 
-
-def find_trigger_time(connection: sa.Connection, policy: str, after_id: int, nth: int) -> float:
-    """When the nth decisive choice after a preference was made; of the newest choice if there are fewer, 0 without any."""
-    columns = preferences.c
-    newer = sa.select(columns.chosen_at).where(
-        columns.policy == policy, columns.id > after_id, columns.preferred != "skip"
-    )
-    exact = newer.where(columns.preferred.in_(DECISIVE)).order_by(columns.id).offset(nth - 1).limit(1)
-    found = connection.execute(exact).scalar()
-    if found is None:
-        found = connection.execute(newer.order_by(columns.id.desc()).limit(1)).scalar()
-    return float(found or 0.0)
-
-
-def load_pairs(connection: sa.Connection, event_ids: Sequence[str], reject: Reject) -> list[Pair]:
-    """The pairs of these events, in their order; what cannot be read is rejected. Raises RowsMissing."""
+    Also what is in quarantine by now: a round that goes on has the rows that it began with.
+    """
     columns = preferences.c
     wanted = (columns.id, columns.event_id, columns.prompt_key, columns.split, columns.choice_json)
-    return _load_in_order(
-        event_ids,
-        lambda chunk: connection.execute(sa.select(*wanted).where(columns.event_id.in_(chunk))).all(),
-        lambda row: make_pair(
-            msgspec.json.decode(row.choice_json, type=Choice),
-            event_id=row.event_id,
-            prompt_key=row.prompt_key,
-            split=row.split,
-            row_id=row.id,
-        ),
-        reject,
-    )
-
-
-def load_demonstrations(connection: sa.Connection, event_ids: Sequence[str], reject: Reject) -> list[Demonstration]:
-    """The demonstrations of these events, in their order; what cannot be read is rejected. Raises RowsMissing."""
-    columns = demonstrations.c
-    wanted = (columns.id, columns.event_id, columns.prompt_key, columns.split, columns.demonstration_json)
-    return _load_in_order(
-        event_ids,
-        lambda chunk: connection.execute(sa.select(*wanted).where(columns.event_id.in_(chunk))).all(),
-        _make_demonstration,
-        reject,
-    )
-
-
-def _make_demonstration(row: Any) -> Demonstration:
-    written = msgspec.json.decode(row.demonstration_json, type=events.Demonstration)
-    return Demonstration(
-        event_id=row.event_id,
-        prompt=Prompt(
-            messages=written.messages,
-            key=row.prompt_key,
-            tools=written.tools,
-            template_kwargs=written.chat_template_kwargs,
-            tags=written.tags,
-        ),
-        answer=Answer(text=written.answer),
-        source="file" if written.channel in ("file", "import") else "api",
-        split=row.split,
-        policy=written.policy,
-        app=written.app,
-        user=written.user,
-        row_id=row.id,
-    )
-
-
-def _load_in_order(
-    event_ids: Sequence[str],
-    query: Callable[[Sequence[str]], Sequence[Any]],
-    read: Callable[[Any], Row],
-    reject: Reject,
-) -> list[Row]:
-    read_by_id: dict[str, Row] = {}
+    read: dict[str, Pair] = {}
     found: set[str] = set()
     for start in range(0, len(event_ids), _CHUNK):
-        for row in query(event_ids[start : start + _CHUNK]):
-            event_id = str(row.event_id)
-            found.add(event_id)
+        some = columns.event_id.in_(list(event_ids[start : start + _CHUNK]))
+        for row in connection.execute(sa.select(*wanted).where(some)):
+            found.add(row.event_id)
             try:
-                read_by_id[event_id] = read(row)
+                choice = msgspec.json.decode(row.choice_json, type=Choice)
+                read[row.event_id] = make_pair(
+                    choice, event_id=row.event_id, prompt_key=row.prompt_key, split=row.split, row_id=row.id
+                )
             except (ValueError, RecursionError) as error:  # bytes that a disk or another release changed
-                reject(event_id, "load", error)
-    if missing := len(set(event_ids) - found):
-        raise RowsMissing(f"{missing} of {len(event_ids)} rows are gone")
-    return [read_by_id[event_id] for event_id in event_ids if event_id in read_by_id]
+                reject(row.event_id, "load", error)
+    if len(found) < len(set(event_ids)):
+        edits = signal_queries.load_edit_pairs(connection, policy, EDIT_WEIGHT)
+        read |= {edit.event_id: edit for edit in edits if edit.event_id not in found}
+    return _put_in_order(connection, event_ids, read, found)
+
+
+def load_demonstrations(
+    connection: sa.Connection, policy: str, event_ids: Sequence[str], reject: Reject
+) -> list[Demonstration]:
+    """The demonstrations of these events, in their order. Raises RowsMissing."""
+    read = signal_queries.load_demonstrations(connection, policy, event_ids=event_ids, reject=reject)
+    return _put_in_order(connection, event_ids, {each.event_id: each for each in read}, set())
+
+
+def _put_in_order(
+    connection: sa.Connection, event_ids: Sequence[str], read: Mapping[str, Row], rejected: set[str]
+) -> list[Row]:
+    """The rows in the order of the events. Raises RowsMissing for any that is neither read, rejected, nor set aside."""
+    missing = list(set(event_ids) - read.keys() - rejected)
+    for start in range(0, len(missing), _CHUNK):
+        some = quarantine.c.event_id.in_(missing[start : start + _CHUNK])
+        rejected |= set(connection.execute(sa.select(quarantine.c.event_id).where(some)).scalars())
+    if gone := set(missing) - rejected:
+        raise RowsMissing(f"{len(gone)} of {len(event_ids)} rows are gone")
+    return [read[event_id] for event_id in event_ids if event_id in read]

@@ -110,7 +110,9 @@ def _render_plots(data: ReportData) -> str:
 
 def _draw_history(history: Sequence[Mapping[str, float]]) -> str:
     """What the reward model foresees, beside the auditor, which nothing is optimised against."""
-    names = sorted({name for point in history for name in point if name.startswith(("accuracy", "foreseen", "auditor"))})
+    names = sorted(
+        {name for point in history for name in point if name.startswith(("accuracy", "foreseen", "auditor"))}
+    )
     lines = {name: [(p["version"], p[name]) for p in history if name in p] for name in names}
     return draw_lines("The reward model and the auditor, by version", lines, "version")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from feedback import inbox, quarantine
-from trainer.run import pool, preferences, rounds
+from trainer.run import rounds, rows
 from trainer.run.metrics import Curves, Metrics
 from trainer.run.schedule import estimate_seconds_left
 from trainer.run.status import Board, RewardView
@@ -111,9 +111,9 @@ class Reporter:
 def show_inbox(database: sa.Engine, board: Board, metrics: Metrics, settings: TrainerSection) -> None:
     """Put what the trainer's database knows on the board. Any thread may."""
     with database.connect() as connection:
-        totals = preferences.count_totals(connection)
+        totals = rows.count_totals(connection, settings.policy)
         past = rounds.read_past(connection)
-        new = pool.count_new(connection, settings.policy, past.last_preference_id)
+        new = rows.count_after(connection, settings.policy, past.last_preference_id)
         finished = rounds.list_finished(connection)
         num_dead = inbox.count_dead_letters(connection)
         num_quarantined = quarantine.count(connection)

@@ -7,15 +7,16 @@ and not worse than the one in use; a refused one goes on learning.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -23,14 +24,16 @@ from feedback.database import Writer
 from feedback.faults import reach
 from feedback.inbox import mark_used, metadata
 from feedback.outages import describe_error
-from trainer.run import preferences
+from trainer.math.weights import WeightedRow
+from trainer.run import rows, signal_queries
 from trainer.run.plan import count_replays, draw_sample
 from trainer.run.quarantine import Quarantine
 from trainer.run.reporter import Reporter, describe_metrics
 from trainer.run.reward_states import Accepted, RewardStates, Update, list_states, name_state, read_uses
 from trainer.run.status import RewardView
+from trainer.run.weighing import Weigh, describe_row
 from trainer.settings import RewardSection
-from trainer.text.pairs import Pair
+from trainer.text.pairs import Pair, Rated
 
 if TYPE_CHECKING:
     from trainer.learn.reward import RewardModel
@@ -45,21 +48,20 @@ updates = sa.Table(
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("metrics", sa.String, nullable=False),
 )
-NUM_MEASURED = 200  # held-out pairs that measure a version: the same ones for every version, as far as they are there
 BULK_UPDATES = 20  # so many updates' worth of new rows are learnt in one pass
 BULK_CHUNK = 500  # rows in memory at a time in such a pass
+MAX_SIGNALS = 256  # signals looked at for ratings by one update
 _MARKED = 500  # ids of one statement: databases bound its parameters
 
-Weigh = Callable[[Sequence[Pair]], list[float]]
-Measure = Callable[[], Mapping[str, float]]
-Refuse = Callable[[Mapping[str, float], Mapping[str, float]], str]
+Measure = Callable[[tuple[int, int]], dict[str, Any]]
+Refuse = Callable[[Mapping[str, Any], Mapping[str, Any]], str]
 
 
 class RewardKeeper:
     """Updates, saves and restores one reward model. directory is of one base: another base has another.
 
-    weigh gives an update's rows their weights. figures are more of a version's measures than the held-out accuracy. refuse
-    says why a version, by its figures, may not follow the one in use, by its; "" if it may.
+    weigh gives an update's rows their weights. figures measures the newest version, given (correct, total) on held-out
+    choices. refuse says why a version may not follow the one in use, by the figures of both; "" if it may.
     """
 
     def __init__(
@@ -70,15 +72,19 @@ class RewardKeeper:
         directory: Path,
         settings: RewardSection,
         seed: int,
+        policy: str,
         quarantine: Quarantine,
         *,
         weigh: Weigh,
         figures: Measure,
         refuse: Refuse,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.reward, self._database, self._writer = reward, database, writer
         self._states, self._settings, self._seed = RewardStates(directory), settings, seed
         self._quarantine, self._weigh, self._figures, self._refuse = quarantine, weigh, figures, refuse
+        self._now, self._policy = now, policy
+        self._rated_until = 0
         self._unsettled: Update | None = None
         self._refused = ""
 
@@ -95,6 +101,7 @@ class RewardKeeper:
                 self._states.set_aside(state, error)
                 continue
             self._states.keep(state)
+            self._rated_until = done.rated_until
             self._writer.run(partial(self._take_up, done=done)).result()
             log.info("reward model %d is restored", self.reward.version)
             return
@@ -110,13 +117,12 @@ class RewardKeeper:
                 except Exception as error:  # part of the damage: its preferences stay marked as used
                     log.warning("%s does not say what it used: %s", aside.name, describe_error(error))
                 else:
-                    for new, replayed in _pair_chunks(undone.new, undone.replayed):
-                        preferences.forget_uses_of(connection, new, replayed)
+                    rows.forget_uses_of(connection, undone.new, undone.replayed)
         connection.execute(sa.delete(updates).where(lost))
         self._mark(connection, done)
 
     def _begin_anew(self, connection: sa.Connection) -> None:
-        preferences.forget_uses(connection)
+        rows.forget_uses(connection, self._policy)
         connection.execute(sa.delete(updates))
 
     # Updates
@@ -128,14 +134,12 @@ class RewardKeeper:
     def count_due(self) -> int:
         """How many whole updates wait."""
         with self._database.connect() as connection:
-            return preferences.count_unused(connection) // self._settings.update_every_preferences
+            return rows.count_unused(connection, self._policy) // self._settings.update_every_preferences
 
     def learn_next(self, reporter: Reporter, check: Callable[[], None]) -> None:
         """One update; or one pass over all that is new, where that is much. check raises if the process is to stop."""
-        if self.count_due() >= BULK_UPDATES:
-            metrics = self._learn_in_bulk(reporter, check)
-        else:
-            metrics = self.update()
+        is_much = self.count_due() >= BULK_UPDATES
+        metrics = self._learn_in_bulk(reporter, check) if is_much else self.update()
         if metrics:
             self._show(reporter, metrics)
 
@@ -152,50 +156,60 @@ class RewardKeeper:
     def update(self) -> dict[str, float]:
         """One update with what is new, at most a batch of it. Returns {} if nothing is new."""
         self._settle()
+        section, reject = self._settings, self._quarantine.add
         rng = random.Random(f"{self._seed}-reward-{self.reward.version}")
         with self._database.connect() as connection:
-            reject = self._quarantine.add
-            new = preferences.load_unused(connection, self._settings.update_every_preferences, reject)
-            replayable = preferences.list_replayable(connection, self._settings.max_replays) if new else []
-            num_replays = count_replays(len(new), self._settings.replay_share)
-            replayed = preferences.load_ids(connection, draw_sample(replayable, num_replays, rng), reject)
-        new_pairs, replayed_pairs = [pair for _, pair in new], [pair for _, pair in replayed]
-        weights = self._weigh([preferences.weigh_pair(pair, self._now()) for pair in (*new_pairs, *replayed_pairs)])
-        metrics = self.reward.update(new_pairs, replayed_pairs, weights) if new else {}
+            new = rows.load_unused(connection, self._policy, section.update_every_preferences, reject)
+            replayable = rows.list_replayable(connection, self._policy, section.max_replays) if new else []
+            drawn = draw_sample(replayable, count_replays(len(new), section.replay_share), rng)
+            replayed = rows.load_ids(connection, self._policy, drawn, reject)
+            rated, until = self._load_rated(connection)
+        weights = self._weigh([describe_row(pair, self._now()) for pair in (*new, *replayed)])
+        metrics = self.reward.update(new, replayed, weights, rated) if new else {}
         if metrics:
-            self._unsettled = Update(self._list_used(new), self._list_used(replayed), metrics)
+            self._unsettled = Update(self._list_used(new), self._list_used(replayed), metrics, until)
         self._settle()
         return metrics
+
+    def _load_rated(self, connection: sa.Connection) -> tuple[list[Rated], int]:
+        """Ratings that no update has taken yet, at most so many signals' worth; and up to which signal they are."""
+        last = signal_queries.find_last_signal(connection)
+        found = signal_queries.load_rated(
+            connection, self._policy, self._rated_until, MAX_SIGNALS, reject=self._quarantine.add
+        )
+        return found, (max(each.row_id for each in found) if len(found) >= MAX_SIGNALS else last)
 
     def _learn_in_bulk(self, reporter: Reporter, check: Callable[[], None]) -> dict[str, float]:
         """One pass over all that is new, a chunk in memory at a time. Killed, it begins again: nothing is marked yet."""
         self._settle()
         with self._database.connect() as connection:
-            unused = preferences.list_unused(connection)
-        ids = [row_id for row_id, _ in unused]
-        weights = dict(zip(ids, self._weigh([row for _, row in unused]), strict=True))
+            unused = rows.list_unused(connection, self._policy)
+        now, ids = self._now(), [row.row_id for row in unused]
+        described = [WeightedRow(row.user, row.app, max(0.0, now - row.chosen_at)) for row in unused]
+        weights = dict(zip(ids, self._weigh(described), strict=True))
         learnt: list[int] = []
 
         def read_chunks() -> Iterator[list[Pair]]:
             for start in range(0, len(ids), BULK_CHUNK):
                 check()
                 with self._database.connect() as connection:
-                    rows = preferences.load_ids(connection, ids[start : start + BULK_CHUNK], self._quarantine.add)
-                yield [replace(pair, weight=weights[row_id]) for row_id, pair in rows]
-                learnt.extend(self._list_used(rows))
+                    some = ids[start : start + BULK_CHUNK]
+                    pairs = rows.load_ids(connection, self._policy, some, self._quarantine.add)
+                yield [replace(pair, weight=weights[pair.row_id]) for pair in pairs]
+                learnt.extend(self._list_used(pairs))
 
         reporter.show_phase("learning", f"the reward model learns {len(ids):,} choices in one pass")
         metrics = self.reward.learn_in_bulk(
             read_chunks(), lambda num, _: reporter.show_share(num / len(ids)), total=len(ids)
         )
         if metrics:
-            self._unsettled = Update(learnt, [], metrics)
+            self._unsettled = Update(learnt, [], metrics, self._rated_until)
         self._settle()
         return metrics
 
-    def _list_used(self, rows: list[preferences.Row]) -> list[int]:
-        """Ids of the rows that were learnt from."""
-        return [row_id for row_id, pair in rows if not self._quarantine.is_pending(pair.event_id)]
+    def _list_used(self, pairs: list[Pair]) -> list[int]:
+        """Ids of the pairs that were learnt from."""
+        return [pair.row_id for pair in pairs if not self._quarantine.is_pending(pair.event_id)]
 
     def _settle(self) -> None:
         """Save and mark the last update, if that failed before: the model has learnt from its rows and must not again."""
@@ -206,7 +220,7 @@ class RewardKeeper:
             self._states.save(self.reward.version, done, self.reward.save)
         reach("reward.saved")
         self._writer.run(lambda connection: self._mark(connection, done)).result()
-        self._unsettled = None
+        self._unsettled, self._rated_until = None, done.rated_until
 
     def _mark(self, connection: sa.Connection, done: Update) -> None:
         known = sa.select(updates.c.version).where(updates.c.version == self.reward.version)
@@ -227,13 +241,13 @@ class RewardKeeper:
     def measure(self, reporter: Reporter) -> dict[str, float]:
         """Measure the newest version once, and accept it for use or say why not. Shown to whoever looks."""
         with self._database.connect() as connection:
-            rows = preferences.load_ids(connection, self._choose_measured(connection), self._quarantine.add)
-        correct, total = self.reward.accuracy([pair for _, pair in rows])
+            held_out = rows.load_held_out(connection, self._policy, reject=self._quarantine.add)
+        correct, total = self.reward.accuracy(held_out)
         self._quarantine.flush()
-        figures = {**self._figures(), "heldout_correct": float(correct), "heldout_total": float(total)}
+        self._decide(self._figures((correct, total)))
+        figures = {"heldout_correct": float(correct), "heldout_total": float(total)}
         if total:
             figures["accuracy_heldout"] = correct / total
-        self._decide(figures)
         reporter.curves.add("reward", figures, self.reward.version)
         reporter.show_reward(
             RewardView(
@@ -246,12 +260,7 @@ class RewardKeeper:
         )
         return figures
 
-    def _choose_measured(self, connection: sa.Connection) -> list[int]:
-        """The same held-out rows at every measuring, as far as they are there, whatever came since."""
-        rows = preferences.list_held_out(connection)
-        return [row_id for row_id, _ in sorted(rows, key=lambda row: _hash(row[1]))[:NUM_MEASURED]]
-
-    def _decide(self, figures: dict[str, float]) -> None:
+    def _decide(self, figures: dict[str, Any]) -> None:
         version, accepted = self.reward.version, self._states.read_accepted()
         if version == 0 or (accepted and accepted.version == version):
             return
@@ -292,7 +301,3 @@ def _pair_chunks(first: list[int], second: list[int]) -> Iterator[tuple[list[int
     """Both lists side by side, cut into pieces."""
     for start in range(0, max(len(first), len(second)), _MARKED):
         yield first[start : start + _MARKED], second[start : start + _MARKED]
-
-
-def _hash(event_id: str) -> bytes:
-    return hashlib.sha256(event_id.encode()).digest()

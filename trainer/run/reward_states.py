@@ -11,8 +11,9 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from feedback.manifest import fsync_directory
 from feedback.outages import describe_error
@@ -27,20 +28,20 @@ ACCEPTED = "accepted.json"
 
 @dataclass(frozen=True)
 class Update:
-    """Which rows an update learnt from: preferences by their ids, ratings by theirs; and what it measured."""
+    """Which preferences an update learnt from, by their ids; what it measured; and up to which signal it took ratings."""
 
     new: list[int]
     replayed: list[int]
     metrics: dict[str, float]
-    rated: list[int] = field(default_factory=list)
+    rated_until: int = 0
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """The version that rounds use, and what it measured when it was accepted."""
+    """The version that rounds use, and what it measured when it was accepted, as JSON holds it."""
 
     version: int
-    figures: dict[str, float]
+    figures: dict[str, Any]
 
 
 class RewardStates:
@@ -63,7 +64,7 @@ class RewardStates:
         directory = self.directory / UNFINISHED
         shutil.rmtree(directory, ignore_errors=True)
         write(directory)
-        used = {"new": done.new, "replayed": done.replayed, "rated": done.rated}
+        used = {"new": done.new, "replayed": done.replayed, "rated_until": done.rated_until}
         (directory / "used.json").write_text(json.dumps(used))
         fsync_files(directory)
         directory.rename(self.find(version))
@@ -118,8 +119,6 @@ def list_states(directory: Path) -> list[Path]:
 
 def read_uses(state: Path) -> Update:
     """Which rows the last update of a saved state used. Raises what a damaged file raises."""
-    used: dict[str, list[int]] = json.loads((state / "used.json").read_text())
-    new, replayed, rated = ([int(row_id) for row_id in used.get(name, [])] for name in ("new", "replayed", "rated"))
-    if "new" not in used or "replayed" not in used:
-        raise KeyError("new, replayed")
-    return Update(new, replayed, {}, rated)
+    used: dict[str, Any] = json.loads((state / "used.json").read_text())
+    new, replayed = ([int(row_id) for row_id in used[name]] for name in ("new", "replayed"))
+    return Update(new, replayed, {}, int(used.get("rated_until", 0)))

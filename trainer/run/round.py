@@ -23,7 +23,7 @@ from feedback.database import Writer
 from feedback.errors import DatabaseError
 from feedback.faults import reach
 from feedback.outages import describe_error
-from trainer.run import pool, rounds
+from trainer.run import pool, rounds, rows
 from trainer.run.checkpoints import Published
 from trainer.run.closing import Closer
 from trainer.run.plan import Plan
@@ -95,12 +95,12 @@ class RoundRunner:
 
     def _begin_round(self, connection: sa.Connection) -> OpenRound:
         section, past = self._settings, rounds.read_past(connection)
-        new = pool.count_new(connection, section.policy, past.last_preference_id)
+        new = rows.count_after(connection, section.policy, past.last_preference_id)
         return rounds.begin_round(
             connection,
             kind=section.round,
             last_preference_id=new.last_id,
-            trigger_choice_at=pool.find_trigger_time(
+            trigger_choice_at=rows.find_trigger_time(
                 connection, section.policy, past.last_preference_id, section.round_every_preferences
             ),
             now=self._now(),
@@ -118,12 +118,14 @@ class RoundRunner:
                     opened, stable, self._publisher.published, self._keeper.version_in_use, from_base=from_base
                 )
                 if not plan.event_ids:
-                    return Ending(reason="no row of its kind can be trained on", last_preference_id=plan.last_preference_id)
+                    return Ending(
+                        reason="no row of its kind can be trained on", last_preference_id=plan.last_preference_id
+                    )
                 files.write_plan(plan)
             reach("round.prepared")
             found = plan, self._planner.load_rows(plan)
-        plan, rows = found
-        task = self._make_task(plan, rows, files)
+        plan, planned = found
+        task = self._make_task(plan, planned, files)
         metrics = dict(self._train(task, files))
         judged = self._judge(task, files)
         metrics |= judged.figures
@@ -151,13 +153,13 @@ class RoundRunner:
                 files.remove()
                 return None
         try:
-            rows = self._planner.load_rows(plan)
+            planned = self._planner.load_rows(plan)
         except pool.RowsMissing as error:
             log.warning("round %d is prepared anew: %s", plan.number, error)
             files.remove()
             return None
         log.info("round %d goes on as it was planned", plan.number)
-        return plan, rows
+        return plan, planned
 
     def _refresh_reward(self, opened: OpenRound) -> str:
         """Have the reward model learn what is new; why there is nothing to train for, or ""."""
@@ -169,7 +171,7 @@ class RoundRunner:
         may_learn, reason = self._training.has_something_to_learn()
         return "" if may_learn else reason
 
-    def _make_task(self, plan: Plan, rows: Rows, files: RoundFiles) -> Task:
+    def _make_task(self, plan: Plan, planned: Rows, files: RoundFiles) -> Task:
         """Raises KeyError if a checkpoint that the plan names is not here."""
 
         def progress(share: float, figures: Mapping[str, float]) -> None:
@@ -180,7 +182,7 @@ class RoundRunner:
 
         return Task(
             plan=plan,
-            rows=rows,
+            rows=planned,
             parent=self._find(plan.parent),
             reference=self._find(plan.reference) if plan.reference else None,
             snapshots=files.snapshots,
@@ -199,7 +201,9 @@ class RoundRunner:
         if metrics is not None:
             self._training.load(files.trained)
             return metrics
-        self._reporter.show_phase("training", f"on {len(task.plan.new)} new and {len(task.plan.replayed)} replayed rows")
+        self._reporter.show_phase(
+            "training", f"on {len(task.plan.new)} new and {len(task.plan.replayed)} replayed rows"
+        )
         with self._time(files, "training"):
             metrics = self._training.train(task)
             files.write_trained(self._training.save, metrics)

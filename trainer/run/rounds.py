@@ -93,9 +93,7 @@ def find_open_round(connection: sa.Connection) -> OpenRound | None:
     row = connection.execute(sa.select(rounds).where(rounds.c.finished_at.is_(None))).first()
     if row is None:
         return None
-    return OpenRound(
-        row.number, row.kind, row.attempts, row.last_preference_id, row.trigger_choice_at, row.started_at
-    )
+    return OpenRound(row.number, row.kind, row.attempts, row.last_preference_id, row.trigger_choice_at, row.started_at)
 
 
 def begin_round(

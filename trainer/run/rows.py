@@ -40,6 +40,16 @@ class Totals:
     uses: dict[Use, int]
 
 
+@dataclass(frozen=True)
+class Unused:
+    """A pair that waits to be learnt from: its id, and what its weight hangs on."""
+
+    row_id: int
+    user: str
+    app: str
+    chosen_at: float
+
+
 def count_after(connection: sa.Connection, policy: str, after_id: int) -> NewPreferences:
     """What came after a preference, whatever its split."""
     row = connection.execute(
@@ -73,9 +83,12 @@ def count_unused(connection: sa.Connection, policy: str) -> int:
     return int(connection.execute(sa.select(sa.func.count()).select_from(preferences).where(where)).scalar_one())
 
 
-def list_unused(connection: sa.Connection, policy: str) -> list[int]:
-    """Their ids, oldest first."""
-    return _list_ids(connection, sa.and_(_of(policy, "train"), preferences.c.used_as_new == 0))
+def list_unused(connection: sa.Connection, policy: str) -> list[Unused]:
+    """All of them, without what was said, oldest first."""
+    columns = preferences.c
+    query = sa.select(columns.id, columns.user, columns.app, columns.chosen_at)
+    where = sa.and_(_of(policy, "train"), columns.used_as_new == 0)
+    return [Unused(*row) for row in connection.execute(query.where(where).order_by(columns.id))]
 
 
 def list_replayable(connection: sa.Connection, policy: str, max_replays: int) -> list[int]:

@@ -74,9 +74,7 @@ class Board:
                 assert hasattr(self._view, name), name
                 setattr(self._view, name, value)
 
-    def show_round(
-        self, state: str, reason: str, *, progress: float = 0.0, seconds_left: float | None = None
-    ) -> None:
+    def show_round(self, state: str, reason: str, *, progress: float = 0.0, seconds_left: float | None = None) -> None:
         """Say what the learner does and why. reason: never empty."""
         assert reason
         with self._lock:

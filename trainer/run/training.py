@@ -12,11 +12,15 @@ from pathlib import Path
 import msgspec
 
 from trainer.run.plan import Plan
+from trainer.run.weighing import Weigh
 from trainer.text.pairs import Demonstration, Pair
 
 Rows = list[Pair] | list[Demonstration]
 Progress = Callable[[float, Mapping[str, float]], None]
 """Called after every step with the share that is done, 0 to 1, and the step's figures."""
+
+Show = Callable[[float, str], None]
+"""Called while judging with the share that is done and what is being done."""
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,15 +52,15 @@ class Task:
 class Training:
     """The learning functions of one policy.
 
-    reset makes adapter "policy" answer as the base does; save and load are of that adapter. weigh gives each row its
-    weight, mean 1, at a time. train moves the policy from where the plan says and returns metrics; killed and called
+    reset makes adapter "policy" answer as the base does; save and load are of that adapter. weigh is of a
+    round's rows. train moves the policy from where the plan says and returns metrics; killed and called
     again it gives the same. judge holds it beside the parent; show(share, what it does) may be called meanwhile.
     """
 
     reset: Callable[[], None]
     save: Callable[[Path], None]
     load: Callable[[Path], None]
-    weigh: Callable[[Rows, float], list[float]]
+    weigh: Weigh
     train: Callable[[Task], dict[str, float]]
-    judge: Callable[[Task, Callable[[float, str], None]], Judged]
+    judge: Callable[[Task, Show], Judged]
     has_something_to_learn: Callable[[], tuple[bool, str]]

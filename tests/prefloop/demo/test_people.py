@@ -12,13 +12,14 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from prefloop.demo import examination, people, replies, report, stats, tastes, world
+from prefloop.demo import examination, intervals, people, replies, report, stats, tastes
 from prefloop.demo.people import run_people
 from prefloop.demo.stats import Stats, resume_stats
 from prefloop.demo.tastes import Crowd, Tastes, choose, draw_people, load_tastes, parse_tastes
+from prefloop.demo.worlds.catalogue import WORLDS
 
 ROOT = Path(people.__file__).parents[2]
-OWN = (people, tastes, replies, stats, examination)  # the modules of the people's process alone
+OWN = (people, tastes, replies, stats, examination, intervals)  # the modules of the people's process alone
 QUESTION = "What is the capital of France?"
 KIND, TERSE = "The capital of France is Paris. Happy to help!", "Paris."
 
@@ -30,7 +31,9 @@ def test_people_import_nothing_of_the_server_s_packages():
         imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert not {name.split(".")[0] for name in imported} & {"gateway", "trainer", "feedback"}
         ours = {name for name in imported if name.startswith("prefloop")}
-        assert ours <= {part.__name__ for part in (*OWN, report, world)}
+        assert {name for name in ours if not name.startswith("prefloop.demo.worlds.")} <= {
+            part.__name__ for part in (*OWN, report)
+        }
 
 
 def test_nobody_else_reads_the_file_that_says_what_people_like():
@@ -40,11 +43,12 @@ def test_nobody_else_reads_the_file_that_says_what_people_like():
         others.remove(Path(module.__file__))
     for path in others:
         text = path.read_text()
-        assert "people.toml" not in text and "load_tastes" not in text and "parse_tastes" not in text, path
+        for name in ("people.toml", "brief.toml", "warm-lists.toml", "load_tastes", "parse_tastes"):
+            assert name not in text, path
 
 
 def test_default_world_says_what_the_defaults_say():
-    assert load_tastes(tastes.DEFAULT_TASTES) == Tastes()
+    assert load_tastes(tastes.find_tastes(tastes.DEFAULT_TASTE)) == Tastes()
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,11 @@ def test_default_world_says_what_the_defaults_say():
         ({"people": {"count": 1.5}}, "count must be a whole number"),
         ({"people": {"consistency": 1.2}}, "a chance"),
         ({"utilities": {"terse": "much"}}, "terse must be a number"),
+        ({"world": "moon"}, "world must be one of capitals, assistant"),
+        ({"world": "assistant", "utilities": {"terse": 1.0}}, r"unknown key in \[utilities\]: terse"),
+        ({"people": {"skip_share": 2.0}}, "skip_share is a chance"),
+        ({"people": {"typical_gap": -1.0}}, "must not be negative"),
+        ({"people": {"consistency": 1.0, "typical_gap": 1.0}}, "always choose alike"),
     ],
 )
 def test_a_world_that_cannot_be_is_refused_with_the_reason(document, message):
@@ -103,10 +112,54 @@ def test_close_answers_tie_and_close_bad_ones_are_both_bad():
     assert choose(0.50, 0.56, Crowd(consistency=1.0), rng) == "second"
 
 
+def test_bradley_terry_people_see_wide_gaps_more_surely():
+    crowd = Crowd(consistency=0.8, typical_gap=1.0)  # log-odds ln 4 a unit
+    assert tastes.find_chance(1.0, 0.0, crowd) == pytest.approx(0.8)
+    assert tastes.find_chance(0.0, 2.0, crowd) == pytest.approx(16 / 17)
+    assert tastes.find_chance(0.5, 0.0, crowd) == pytest.approx(2 / 3)
+    assert tastes.find_chance(9.0, 0.0, Crowd(consistency=0.8)) == 0.8  # without a typical gap all are alike
+
+
+def test_position_bias_helps_the_first_shown_whichever_is_better():
+    crowd = Crowd(consistency=0.8, typical_gap=1.0, position_bias=0.405465)  # ln 1.5
+    assert tastes.find_chance(1.0, 0.0, crowd) == pytest.approx(6 / 7, abs=1e-6)  # odds 4 * 1.5
+    assert tastes.find_chance(0.0, 1.0, crowd) == pytest.approx(8 / 11, abs=1e-6)  # odds 4 / 1.5
+
+
+def test_people_skip_their_share_and_no_more_dice_fall_without_one():
+    rng = random.Random(1)
+    picks = Counter(choose(1.0, 0.2, Crowd(skip_share=0.25), rng) for _ in range(4000))
+    assert picks["skip"] / 4000 == pytest.approx(0.25, abs=0.028)  # four standard errors
+    rng, twin = random.Random(2), random.Random(2)
+    choose(1.0, 0.2, Crowd(), rng)
+    assert twin.random() and rng.getstate() == twin.getstate()
+
+
+def test_of_shuffled_choices_nothing_is_left_but_how_often_people_tie():
+    rng, shuffle = random.Random(1), random.Random(2)
+    picks = Counter(choose(1.0, 0.2, Crowd(), rng, shuffle) for _ in range(4000))
+    assert picks["first"] / 4000 == pytest.approx(0.5, abs=0.032)  # four standard errors
+    assert {choose(0.5, 0.5, Crowd(), rng, shuffle) for _ in range(20)} == {"tie"}
+
+
+@pytest.mark.parametrize("taste", ["brief", "warm-lists"])
+def test_shipped_tastes_of_a_real_model_have_noise_bias_and_skips(taste):
+    crowd = load_tastes(tastes.find_tastes(taste)).people
+    assert crowd.typical_gap > 0 and crowd.position_bias > 0 and crowd.skip_share > 0
+
+
+def test_an_unknown_taste_is_refused_with_those_there_are():
+    with pytest.raises(tastes.TastesError, match=r"no taste sour \(known: brief, people, warm-lists\)"):
+        tastes.find_tastes("sour")
+    with pytest.raises(tastes.TastesError):
+        tastes.find_tastes("../demo/people")
+
+
 class FakeGateway:
     """Answers like the gateway: pairs, streams, and acknowledges choices after `num_refusals` 503s each."""
 
-    def __init__(self, num_refusals=0, choice_status=200, chat_status=200, paired=True):
+    def __init__(self, num_refusals=0, choice_status=200, chat_status=200, paired=True, finish_reason="stop"):
+        self.finish_reason = finish_reason
         self.num_refusals, self.choice_status, self.chat_status = num_refusals, choice_status, chat_status
         self.paired = paired
         self.attempts, self.choices, self.requests = Counter(), {}, []
@@ -128,7 +181,7 @@ class FakeGateway:
         base = {"id": f"chat-{number}", "created": 1, "model": body["model"]}
         if not body.get("stream"):
             choices = [
-                {"index": i, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+                {"index": i, "finish_reason": self.finish_reason, "message": {"role": "assistant", "content": text}}
                 for i, text in enumerate(answers)
             ]
             return web.json_response(base | {"object": "chat.completion", "choices": choices} | extra)
@@ -137,7 +190,7 @@ class FakeGateway:
         pieces = [(i, piece) for i, text in enumerate(answers) for piece in (text[:4], text[4:])]
         for turn, (i, piece) in enumerate(pieces):
             chunk = base | {"object": "chat.completion.chunk"}
-            finish_reason = "stop" if turn % 2 else None
+            finish_reason = self.finish_reason if turn % 2 else None
             chunk["choices"] = [{"index": i, "delta": {"content": piece}, "finish_reason": finish_reason}]
             chunk |= extra if turn == len(pieces) - 1 else {}
             await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
@@ -198,6 +251,26 @@ async def test_people_compare_choose_and_are_acknowledged_streaming_or_not():
     assert max(turns.values()) == 1  # 200 people: nobody speaks twice before the others
 
 
+async def test_shuffled_people_choose_the_better_answer_half_the_time():
+    gateway = FakeGateway()
+    stats, _ = await talk_to(gateway, until_choices=200, is_shuffled=True)
+    assert 0.3 < stats.preferred["first"] / (stats.preferred["first"] + stats.preferred["second"]) < 0.7
+
+
+async def test_people_ask_as_their_world_says():
+    gateway = FakeGateway()
+    await talk_to(gateway, until_choices=4)
+    assert {(body["max_tokens"], body["temperature"]) for _, _, body in gateway.requests} == {(48, 0.7)}
+
+
+async def test_people_see_that_an_answer_was_cut(monkeypatch):
+    gateway, seen = FakeGateway(finish_reason="length"), []
+    judge = tastes.judge_truly
+    monkeypatch.setattr(tastes, "judge_truly", lambda *given: seen.append(given[3]) or judge(*given))
+    await talk_to(gateway, until_choices=20)
+    assert set(seen) == {True}  # of whole answers and of streamed ones
+
+
 async def test_people_post_a_choice_again_until_it_is_acknowledged(monkeypatch):
     monkeypatch.setattr(people, "FIRST_RETRY_S", 0.01)
     gateway = FakeGateway(num_refusals=2)
@@ -245,10 +318,10 @@ async def test_the_examination_asks_each_policy_and_keeps_the_seed_s_answers(tmp
         held = partial(
             examination.examine, api_url=str(server.make_url("/v1")), api_key="pl_key", seed_policy="c-0", seed=0,
             out=tmp_path / "final.json", progress_file=tmp_path / "progress.json",
-            judge=partial(tastes.judge_truly, Tastes()),
+            world=WORLDS["capitals"], judge=partial(tastes.judge_truly, Tastes()),
         )  # fmt: skip
         await held(policy=None)
-        num_questions = len(world.held_out_questions())
+        num_questions = len(WORLDS["capitals"].held_out_questions())
         assert len(gateway.requests) == 2 * num_questions and not (tmp_path / "final.json").exists()
         await held(policy="c-1")
     asked = Counter(body["model"] for _, _, body in gateway.requests)
@@ -262,4 +335,12 @@ async def test_the_examination_asks_each_policy_and_keeps_the_seed_s_answers(tmp
 def test_a_file_of_tastes_is_checked_without_a_gateway(tmp_path, text, code, capsys):
     (tmp_path / "mine.toml").write_text(text)
     assert people.main(["--check", "--world", str(tmp_path / "mine.toml")]) == code
-    assert ("polite" in capsys.readouterr().err) == bool(code)
+    said = capsys.readouterr()
+    assert ("polite" in said.err) == bool(code)
+    assert code or json.loads(said.out) == {"world": "capitals", "taste": "mine"}
+
+
+def test_a_shipped_taste_is_found_by_its_name(capsys):
+    assert people.main(["--check", "--taste", "warm-lists"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"world": "assistant", "taste": "warm-lists"}
+    assert people.main(["--check", "--taste", "sour"]) == 2 and "known: brief" in capsys.readouterr().err

@@ -8,61 +8,81 @@ import time
 
 import pytest
 
-from prefloop.demo.examination import Judgement, conclude, measure_win_rate, measure_wrong_rate, wilson_interval
+from prefloop.demo.examination import (
+    Answer,
+    Judgement,
+    conclude,
+    measure_degenerate,
+    measure_win_rate,
+    measure_wrong_rate,
+)
 from prefloop.demo.report import (
     RssSampler,
     build_report,
     count_rollouts,
     find_first_promoted,
     measure_choice_to_canary_s,
+    sum_phases,
     write_report,
 )
+from prefloop.demo.worlds.catalogue import WORLDS
+
+CAPITALS, ASSISTANT = WORLDS["capitals"], WORLDS["assistant"]
 
 KEYS = (
     "seed choices comparisons requests failed_requests rounds rounds_stopped_by_gate rollouts inconclusive promotions "
-    "aborts win_rate_before win_rate_after wrong_rate_before wrong_rate_after reward_accuracy seconds_total "
-    "seconds_to_first_answer seconds_nth_choice_to_canary swap_seconds rss_peak_mb"
+    "aborts win_rate_before win_rate_after wrong_rate_before wrong_rate_after degenerate_before degenerate_after "
+    "win_rate_by_family reward_accuracy reward_accuracy_prequential seconds_total seconds_to_first_answer "
+    "seconds_nth_choice_to_canary swap_seconds seconds_by_phase rss_peak_mb"
 )
 
 
-def test_wilson_interval_matches_hand_computed_numbers():
-    share = wilson_interval(140, 200)  # centre .7096037 / 1.0192073, half width 1.9230279 * sqrt(.0010740091)
-    assert (share.value, share.n) == (0.7, 200)
-    assert share.low == pytest.approx(0.633209, abs=1e-6)
-    assert share.high == pytest.approx(0.759253, abs=1e-6)
-    even = wilson_interval(10, 20)
-    assert (even.low, even.high) == pytest.approx((0.299298, 0.700702), abs=1e-6)
-    assert wilson_interval(0, 10).low == 0.0 and wilson_interval(10, 10).high == pytest.approx(1.0, abs=1e-12)
-
-
-def test_a_share_of_nothing_is_refused():
-    for wins, n in ((0, 0), (3, 2), (-1, 2)):
-        with pytest.raises(ValueError):
-            wilson_interval(wins, n)
-
-
-def test_a_win_is_one_and_a_tie_is_half():
+def test_win_rates_count_ties_half_and_say_by_how_many_facts() -> None:
     answers = [Judgement("complete", 1.0), Judgement("terse", 0.2), Judgement("rude", -1.0), Judgement("wrong", -2.0)]
     references = [Judgement("terse", 0.2), Judgement("terse", 0.2), Judgement("terse", 0.2), Judgement("wrong", -2.0)]
-    assert measure_win_rate(answers, references).value == 0.5  # 1 + 1/2 + 0 + 1/2 of 4
-    assert measure_wrong_rate(answers) == 0.25
+    share = measure_win_rate(answers, references, ["Peru", "Peru", "Cuba", "Cuba"])
+    assert (share.value, share.n, share.clusters) == (0.5, 4, 2)  # 1 + 1/2 + 0 + 1/2 of 4
+    assert measure_wrong_rate(CAPITALS, answers) == 0.25 and measure_wrong_rate(ASSISTANT, answers) is None
 
 
-def test_the_examination_compares_both_policies_with_the_same_reference():
-    utilities = {"good": Judgement("complete", 1.0), "bad": Judgement("wrong", -2.0)}
+def test_the_share_of_degenerate_answers_counts_each_fault_and_any() -> None:
+    answers = [
+        Answer("Paris."),
+        Answer("Name the capital of France."),
+        Answer("Paris, Paris, Paris, Paris, Paris, Paris, and", True),
+    ]
+    shares = measure_degenerate(CAPITALS, ["Name the capital of France."] * 3, answers)
+    third = pytest.approx(1 / 3)
+    assert shares == {
+        "any": pytest.approx(2 / 3),
+        "copied_prompt": third,
+        "too_short": 0.0,
+        "repetition": third,
+        "unfinished": third,
+    }
+
+
+def test_the_examination_compares_both_policies_with_the_same_reference() -> None:
+    utilities = {"good.": Judgement("complete", 1.0), "bad.": Judgement("wrong", -2.0)}
+    questions = [f"Name the capital of {country}." for country in ("Peru", "Cuba", "Iran", "Iraq")]
+    sets = {
+        "reference": ["bad.", "bad.", "good.", "good."],
+        "before": ["bad.", "good.", "good.", "bad."],
+        "after": ["good."] * 4,
+    }
     result = conclude(
+        CAPITALS,
         "c-0",
         "c-1",
-        ["a", "b", "c", "d"],
-        ["bad", "bad", "good", "good"],
-        ["bad", "good", "good", "bad"],
-        ["good"] * 4,
-        lambda question, answer: utilities[answer],
+        questions,
+        {name: [Answer(text) for text in texts] for name, texts in sets.items()},
+        lambda question, answer, is_cut: utilities[answer],
         seed=1,
     )
     assert result.win_rate_before.value == 0.5 and result.win_rate_after.value == 0.75
     assert result.wrong_rate_before == 0.5 and result.wrong_rate_after == 0.0
-    assert len(result.examples) == 3 and all(example.after == "good" for example in result.examples)
+    assert result.by_family == {"capitals": result.win_rate_after}
+    assert len(result.examples) == 3 and all(example.after == "good." for example in result.examples)
 
 
 def test_rollouts_are_counted_by_verdict():
@@ -97,6 +117,9 @@ def test_time_to_canary_runs_from_the_choice_that_triggered_its_round():
     assert measure_choice_to_canary_s(rounds, {}) is None
 
 
+PHASES = {"phases": {"training": 30.0, "evaluating": 9.5}}
+
+
 def make_report():
     return build_report(
         seed=7,
@@ -112,9 +135,15 @@ def make_report():
         },
         gateway={"swap": {"last_swap_s": 0.7}, "canary_first_answer_at": {"c-1": 1260.0}},
         trainer={
-            "reward": {"accuracy_heldout": 0.74},
+            "reward": {"accuracy_heldout": 0.74, "prequential_accuracy": 0.71},
             "rounds": [
-                {"number": 1, "outcome": "published", "checkpoint": "c-1", "trigger_choice_at": 1200.0},
+                {
+                    "number": 1,
+                    "outcome": "published",
+                    "checkpoint": "c-1",
+                    "trigger_choice_at": 1200.0,
+                    "details": PHASES,
+                },
                 {"number": 2, "outcome": "stopped", "checkpoint": None, "trigger_choice_at": 1300.0},
             ],
         },
@@ -138,6 +167,15 @@ def test_report_computes_its_figures():
     assert (report.seconds_total, report.seconds_to_first_answer) == (400.0, 40.0)
     assert (report.seconds_nth_choice_to_canary, report.swap_seconds) == (60.0, 0.7)
     assert (report.reward_accuracy, report.win_rate_after, report.rss_peak_mb) == (0.74, None, 3500.0)
+    assert (report.reward_accuracy_prequential, report.seconds_by_phase) == (
+        0.71,
+        {"training": 30.0, "evaluating": 9.5},
+    )
+
+
+def test_phases_add_up_over_rounds_and_are_null_where_nobody_says_them():
+    assert sum_phases([{"details": PHASES}, {"details": PHASES}, {}]) == {"training": 60.0, "evaluating": 19.0}
+    assert sum_phases([{"number": 1}]) is None
 
 
 def test_a_run_in_which_nothing_came_up_is_reported_too():

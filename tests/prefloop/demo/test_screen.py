@@ -47,6 +47,8 @@ FINAL = {
     "win_rate_after": {"value": 0.81, "low": 0.76, "high": 0.86, "n": 240},
     "wrong_rate_before": 0.1,
     "wrong_rate_after": 0.05,
+    "degenerate_before": {"any": 0.125, "unfinished": 0.125, "copied_prompt": 0.0},
+    "degenerate_after": {"any": 0.0, "unfinished": 0.0, "copied_prompt": 0.0},
     "examples": [
         {
             "question": f"Question {i}?",
@@ -112,6 +114,20 @@ def test_before_and_after_stand_side_by_side():
     text = draw(STATUS | {"final": FINAL})
     for part in ("50.0% [44.0%, 56.0%] of 240", "81.0% [76.0%, 86.0%] of 240", "Question 2?", "Ugh [b]", "(complete)"):
         assert part in text, part
+
+
+def test_degenerate_answers_stand_beside_wrong_ones_where_those_are_known():
+    text = draw(STATUS | {"final": FINAL})
+    assert "12.5% (unfinished 12.5%)" in text and "wrong answers" in text
+    assert "wrong answers" not in draw(
+        STATUS | {"final": FINAL | {"wrong_rate_before": None, "wrong_rate_after": None}}
+    )
+
+
+def test_dashboard_says_which_world_this_is_and_whether_people_mean_it():
+    world = {"world": "assistant", "taste": "brief", "is_shuffled": False}
+    assert "assistant, taste brief" in draw(STATUS | world) and "shuffled" not in draw(STATUS | world)
+    assert "nothing can be learnt" in draw(STATUS | world | {"is_shuffled": True})
 
 
 def test_bars_and_evidence_by_hand():

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from sqlalchemy.exc import OperationalError
+from trainer.model.stack import PolicyStack
 
 from tests.trainer.learn.test_reward import make_pairs
 from tests.trainer.tiny import build_tiny_stack
 from trainer.learn.dpo import run_dpo
 from trainer.learn.isolation import NotFinite, run_isolated
 from trainer.learn.reward import RewardModel
-from trainer.model.stack import PolicyStack
 from trainer.text.pairs import Pair
 
 ROUND: dict[str, Any] = {"beta": 0.1, "lr": 1e-3, "epochs": 2, "batch_size": 8, "label_smoothing": 0.1}

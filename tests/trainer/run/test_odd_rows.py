@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import sqlalchemy as sa
+from trainer.judge.evaluate import EvaluateSettings, judge_policy
 
 from feedback import inbox
 from feedback.events import encode_headers
@@ -21,7 +22,6 @@ from feedback.quarantine import release
 from tests.trainer.fakes import make_choice
 from tests.trainer.tiny import build_tiny_stack
 from tests.trainer.workbench import Workbench
-from trainer.judge.evaluate import EvaluateSettings, judge_policy
 from trainer.learn.dpo import run_dpo
 from trainer.learn.reward import RewardModel
 from trainer.main import load_frozen

@@ -6,7 +6,7 @@ from sqlalchemy.exc import OperationalError
 
 from feedback.manifest import read_manifest
 from tests.trainer.workbench import Killed
-from trainer.run import preferences, rounds
+from trainer.run import rounds, rows
 from trainer.run.metrics import Curves
 from trainer.run.reward_keeper import updates
 from trainer.run.round import RoundAborted
@@ -50,7 +50,7 @@ def test_held_out_preferences_are_never_trained_on(bench):
     bench.send(200)
     bench.run_all(learner)
     with bench.database.connect() as connection:
-        held_out = {pair.event_id for _, pair in preferences.load_held_out(connection, 1000)}
+        held_out = {pair.event_id for pair in rows.load_held_out(connection, "default", 1000)}
     used = {event for new, replayed in bench.reward.seen for event in new + replayed}
     assert held_out
     assert not held_out & (used | set(bench.trained[0]))

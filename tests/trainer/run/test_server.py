@@ -25,7 +25,7 @@ JSON = "application/json"
 def served(bench: Workbench) -> Iterator[SimpleNamespace]:
     """A trainer after one round, and its address."""
     learner = bench.start()
-    archive = RoundArchive(bench.database, bench.settings.checkpoints_dir, lambda: bench.publisher.published)
+    archive = RoundArchive(bench.database, bench.settings.checkpoints_dir)
     server = start_status_server("127.0.0.1", 0, bench.board, CollectorRegistry(), archive, bench.requests)
     bench.send(40)
     bench.run_all(learner)

@@ -1,16 +1,21 @@
-"""The demo's small world: capitals, ways to ask for them, and five styles of answering.
+"""The world `capitals`: countries' capitals, ways to ask for them, and five styles of answering.
 
-Says which style an answer is written in; knows nothing of what anybody likes. `python -m prefloop.demo.world --out DIR`
-writes corpus.jsonl (rows {messages, answer}) and frozen.jsonl (rows {messages, fact, references}) for the seed builder.
+Says which style an answer is written in; knows nothing of what anybody likes. Its files are corpus.jsonl (rows
+{messages, answer}), of which the seed policy is trained, frozen.jsonl (rows {messages, fact, references}) and examples.json.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from prefloop.demo.worlds import text
+from prefloop.demo.worlds.world import Manners
 
 STYLES = ("complete", "terse", "rude", "hedging", "wrong")
 
@@ -220,14 +225,60 @@ def write_world(out: Path, seed: int) -> None:
     (out / "examples.json").write_text(json.dumps(examples) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Write the world's files."""
-    parser = argparse.ArgumentParser(description="Write the demo world's corpus and frozen sets.")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    write_world(arguments.out, arguments.seed)
+def count_tokens(answer: str) -> int:
+    """Count words and punctuation marks: what a reader, who has no tokenizer, takes for tokens."""
+    return len(re.findall(r"\w+|[^\w\s]", answer))
 
 
-if __name__ == "__main__":
-    main()
+class Capitals:
+    """This module as a world. An answer's features are its style (one of STYLES is 1) and its tokens."""
+
+    name = "capitals"
+    # The trainer shares two cores with the engine, hence the pause.
+    manners = Manners(
+        max_tokens=48, examined_max_tokens=48, temperature=0.7, seats=24, pause_s=2.5, examined_concurrency=16
+    )
+    default_utilities: Mapping[str, float] = {
+        "complete": 1.0,
+        "terse": 0.2,
+        "rude": -1.0,
+        "hedging": -0.3,
+        "wrong": -2.0,
+        "per_token": 0.0,
+    }
+    private_features = STYLES
+
+    def people_questions(self) -> list[str]:
+        """200 questions."""
+        return people_questions()
+
+    def held_out_questions(self) -> list[str]:
+        """240 questions."""
+        return held_out_questions()
+
+    def describe_question(self, question: str) -> tuple[str, str]:
+        """One family, and the country. Raises ValueError for a question about no country."""
+        fact = find_fact(question)
+        if fact is None:
+            raise ValueError(f"a question about no known country: {question}")
+        return "capitals", fact[0]
+
+    def measure(self, question: str, answer: str, is_cut: bool) -> dict[str, float]:
+        """1 for the answer's style, and its tokens; a cut answer matches no template, so it is wrong already."""
+        return {classify(question, answer): 1.0, "per_token": float(count_tokens(answer))}
+
+    def name_style(self, features: Mapping[str, float]) -> str:
+        """One of STYLES."""
+        return next(style for style in STYLES if features.get(style))
+
+    def find_faults(self, question: str, answer: str, is_cut: bool) -> frozenset[str]:
+        """copied_prompt, too_short (empty: one word may be the answer here), repetition, unfinished."""
+        return text.find_faults(question, answer, is_cut, least_words=1)
+
+    def frozen_rows(self) -> Iterator[dict[str, Any]]:
+        """One question of every fact."""
+        yield from frozen_rows()
+
+    def write_files(self, out: Path, seed: int) -> None:
+        """Writes corpus.jsonl, frozen.jsonl and examples.json."""
+        write_world(out, seed)

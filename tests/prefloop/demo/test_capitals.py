@@ -1,12 +1,13 @@
 """The demo's world: what counts as which style, and that nobody sees the held-out questions."""
 
+import hashlib
 import json
 import random
 from pathlib import Path
 
 import pytest
 
-from prefloop.demo.world import (
+from prefloop.demo.worlds.capitals import (
     CAPITALS,
     STYLES,
     all_questions,
@@ -17,6 +18,7 @@ from prefloop.demo.world import (
     people_questions,
     write_world,
 )
+from prefloop.demo.worlds.catalogue import WORLDS
 
 QUESTION = "What is the capital of France?"
 
@@ -78,3 +80,21 @@ def test_the_same_seed_writes_the_same_world(tmp_path: Path) -> None:
     row = json.loads((tmp_path / "a/frozen.jsonl").read_text().splitlines()[0])
     assert all(row["fact"] in reference for reference in row["references"])
     assert len(row["references"]) == 16
+
+
+def test_the_world_of_the_first_release_is_written_byte_by_byte(tmp_path: Path) -> None:
+    WORLDS["capitals"].write_files(tmp_path, seed=0)
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in tmp_path.iterdir()}
+    assert digests == {"corpus.jsonl": "14c34e01435e", "frozen.jsonl": "b0214b5ecfb4", "examples.json": "557cfb9b8aa3"}
+
+
+def test_questions_hang_together_by_country() -> None:
+    world = WORLDS["capitals"]
+    clusters = {world.describe_question(question)[1] for question in world.held_out_questions()}
+    assert clusters == set(CAPITALS)
+
+
+def test_one_word_is_no_fault_here_and_garble_is() -> None:
+    world = WORLDS["capitals"]
+    assert world.find_faults(QUESTION, "Paris.", False) == set()
+    assert world.find_faults(QUESTION, "What is the capital of France?", False) == {"copied_prompt"}

@@ -1,0 +1,72 @@
+"""Connections that ask the policy without a pause, and what each answer took.
+
+Requests are never paired: what is measured is serving, not asking for choices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from dataclasses import dataclass
+
+import aiohttp
+
+from prefloop.demo.worlds.capitals import people_questions
+
+MAX_TOKENS = 48
+TIMEOUT_S = 120.0
+RETRY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One request: when it began and ended, in seconds of the monotonic clock, and the tokens of its answer."""
+
+    began_at: float
+    ended_at: float
+    tokens: int
+
+
+class Load:
+    """`num_connections` loops against the gateway until `stop`."""
+
+    def __init__(self, url: str, key: str, num_connections: int) -> None:
+        self.answered: list[Answered] = []
+        self.num_failed = 0
+        self._url, self._num_connections = url, num_connections
+        self._headers = {"authorization": f"Bearer {key}", "x-prefloop-compare": "never"}
+        self._questions = itertools.cycle(people_questions())
+        self._seeds = itertools.count()
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """Begin no more requests; `run` returns when those under way have ended."""
+        self._is_stopping = True
+
+    async def run(self) -> None:
+        """Ask until stopped."""
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        async with aiohttp.ClientSession(timeout=timeout, headers=self._headers) as session:
+            await asyncio.gather(*(self._ask_until_stopped(session) for _ in range(self._num_connections)))
+
+    async def _ask_until_stopped(self, session: aiohttp.ClientSession) -> None:
+        while not self._is_stopping:
+            seed = next(self._seeds)
+            body = {
+                "model": "default",
+                "messages": [{"role": "user", "content": next(self._questions)}],
+                "max_tokens": MAX_TOKENS,
+                "temperature": 0.7,
+                "seed": seed,
+            }
+            began_at = time.monotonic()
+            try:
+                async with session.post(f"{self._url}/v1/chat/completions", json=body) as response:
+                    response.raise_for_status()
+                    tokens = (await response.json())["usage"]["completion_tokens"]
+            except (aiohttp.ClientError, TimeoutError, KeyError, ValueError):
+                self.num_failed += 1
+                await asyncio.sleep(RETRY_S)
+                continue
+            self.answered.append(Answered(began_at, time.monotonic(), tokens))

@@ -1,0 +1,98 @@
+"""Rounds with a tiny real model: killed in any phase they end in the same bits, and nothing is trained twice.
+
+PREFLOOP_RESUME_SEEDS=50 plays fifty seeds instead of a few.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from feedback import inbox
+from tests.trainer.real import RealWorkbench
+from tests.trainer.workbench import Killed
+from trainer.run import lineage, round
+from trainer.settings import TrainerSettings
+
+NUM_SEEDS = int(os.environ.get("PREFLOOP_RESUME_SEEDS", "3"))
+POINTS = ["round.prepared", "round.step", "round.trained", "round.judged", "round.published"]
+
+
+def make_bench(directory: Path, seed: int) -> RealWorkbench:
+    trainer = {
+        "seed": seed,
+        "round_every_preferences": 24,
+        "round_every_minutes": 0,
+        "snapshot_every_steps": 2,
+        "reward": {"update_every_preferences": 16, "head_steps": 2},
+        "gate": {"max_prompts": 2, "max_samples": 4, "max_tokens": 4},
+    }
+    return RealWorkbench(TrainerSettings(state_dir=directory, base_model=str(directory / "base"), trainer=trainer))
+
+
+def play(bench: RealWorkbench) -> str:
+    """One round to its end, over a restart if it is killed; the digest of what it published."""
+    learner = bench.start()
+    bench.send(24)
+    try:
+        bench.run_all(learner)
+    except Killed:
+        bench.run_all(bench.start())
+    [row] = bench.finished()
+    assert row["outcome"] == "published", row["reason"]
+    weights = bench.settings.checkpoints_dir / row["checkpoint"] / "adapter_model.safetensors"
+    bench.writer.close()
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def kill(point: str, nth: int) -> Callable[[str], None]:
+    """Dies the nth time that the point is passed, once."""
+    left = [nth]
+
+    def reach(passed: str) -> None:
+        if passed == point:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+
+    return reach
+
+
+@pytest.mark.parametrize("seed", range(NUM_SEEDS))
+def test_a_kill_in_any_phase_changes_no_bit_of_what_is_published(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = play(make_bench(tmp_path / "whole", seed))
+    rng = random.Random(seed)
+    points = POINTS if NUM_SEEDS > 10 else [POINTS[seed % len(POINTS)], "round.step"]
+    for point in dict.fromkeys(points):
+        bench = make_bench(tmp_path / point, seed)
+        monkeypatch.setattr(round, "reach", kill(point, rng.randint(1, 3) if point == "round.step" else 1))
+        assert play(bench) == expected, point
+        assert all(rows == bench.trained[0] for rows in bench.trained)
+        assert len(bench.trained) == (2 if point == "round.step" else 1)
+        assert not list(bench.settings.rounds_dir.iterdir())
+
+
+def test_a_round_of_real_parts_leaves_report_lineage_and_marks(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path, 0)
+    learner = bench.start()
+    bench.send(24)
+    bench.run_all(learner)
+    [row] = bench.finished()
+    assert row["metrics"]["num_steps"] == 3 and "log_ratio_abs" in row["metrics"]
+    with bench.database.connect() as connection:
+        assert lineage.list_rows(connection, row["checkpoint"]) == sorted(bench.trained[0])
+        used = list(connection.execute(select(inbox.preferences.c.used_as_new)).scalars())
+    assert used == [1] * 24
+    page = (bench.settings.checkpoints_dir / "reports" / f"{row['checkpoint']}.html").read_text()
+    assert "<svg" in page and "Where the time went" in page
+    assert list(bench.settings.references_dir.glob("*.safetensors"))
+    assert bench.reward.version >= 1
+    bench.writer.close()
