@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from prefloop import keys, rollouts
+from prefloop import keys, rollouts, rounds
 from prefloop.gateway_client import StateOption, find_state_dir
 from prefloop.status import show_status
 from prefloop.terminal import console, plain, speak_plainly
@@ -47,6 +47,7 @@ app = typer.Typer(
 )
 app.add_typer(keys.commands, name="keys")
 app.add_typer(rollouts.commands, name="rollout")
+app.add_typer(rounds.commands, name="round")
 app.command("status")(show_status)
 
 

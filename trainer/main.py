@@ -171,16 +171,17 @@ def wait_for_base(settings: TrainerSettings, board: Board, stopping: threading.E
 
 def build_learner(parts: Parts, stopping: threading.Event) -> Learner:
     """Load the base once and give every part its piece of it. Starts the registrar."""
+    settings, section, board = parts.settings, parts.settings.trainer, parts.board
+    log.info("loading %s", settings.base)
+    board.show_round("waiting", "loading the base policy")
+
     import torch  # takes seconds: the consumer is at work already
 
     from trainer.learn.reward import RewardModel
     from trainer.model.backbone import Backbone
     from trainer.run.assembly import Learning, refuse_version
 
-    settings, section, board = parts.settings, parts.settings.trainer, parts.board
     torch.set_num_threads(section.torch_threads)
-    log.info("loading %s", settings.base)
-    board.show_round("waiting", "loading the base policy")
     backbone = Backbone.load(settings.base, section.model, seed=section.seed)
     base_digest = digest_base(settings.base, str(getattr(backbone.causal_lm.config, "_commit_hash", "") or ""))
     quarantine = Quarantine(parts.writer)

@@ -7,7 +7,7 @@ import torch
 
 from feedback.manifest import verify
 from gateway.engines.probe import judge_probe
-from tests.trainer.tiny import build_tiny_stack
+from tests.trainer.tiny import build_tiny_backbone
 from trainer.full_model import main
 
 
@@ -15,8 +15,8 @@ from trainer.full_model import main
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A base, and one whose weights were moved a little."""
     folder = tmp_path_factory.mktemp("models")
-    stack = build_tiny_stack()
-    model = stack.peft.unload()
+    stack = build_tiny_backbone()
+    model = stack.adapters.peft.unload()
     for name in ("base", "moved"):
         model.save_pretrained(folder / name)
         stack.tokenizer.save_pretrained(folder / name)

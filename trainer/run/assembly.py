@@ -34,7 +34,7 @@ from trainer.run import rows
 from trainer.run.training import Judged, Show, Task, Training
 from trainer.run.weighing import Weigh, find_reliability, make_weigher
 from trainer.settings import DpoSection, SftSection, TrainerSettings
-from trainer.text.pairs import Answer, Demonstration, Pair, Prompt
+from trainer.text.pairs import Answer, Demonstration, Pair
 from trainer.text.rejected import Reject
 from trainer.text.transcript import EncodedAnswer
 
@@ -204,10 +204,13 @@ class Learning:
     def make_probe(self) -> Probe:
         """What adapter "policy", and the base alone, say of a frozen prompt with its answer; never of a person's prompt."""
         facts = [row for row in self.load_frozen().rows if row.kind == "fact" and row.references]
-        prompt = facts[0].prompt if facts else Prompt(messages=[{"role": "user", "content": PROBE_TEXT}])
-        text = facts[0].references[0] if facts else PROBE_TEXT
-        encoded = self._backbone.transcriber.encode_answer(prompt, Answer(text=text))
-        ids = [*encoded.prompt, *encoded.answer][:MAX_PROBE_TOKENS]
+        if facts:
+            said = Answer(text=facts[0].references[0])
+            encoded = self._backbone.transcriber.encode_answer(facts[0].prompt, said)
+            ids = [*encoded.prompt, *encoded.answer]
+        else:  # any tokens will do: no template, which a short context might not hold
+            ids = list(self._backbone.tokenizer(PROBE_TEXT, add_special_tokens=False).input_ids)
+        ids = ids[: min(MAX_PROBE_TOKENS, self._backbone.max_tokens)]
         return Probe(
             prompt_token_ids=ids,
             logprobs=self._backbone.prompt_logprobs(ids, "policy"),

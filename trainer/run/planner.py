@@ -86,7 +86,7 @@ class Planner:
         """The plan with the weights of its rows; a row that cannot be read weighs nothing."""
         rows = self.load_rows(plan)
         weights = self._training.weigh([describe_row(row, plan.planned_at) for row in rows])
-        by_id = {row.event_id: weight for row, weight in zip(rows, weights, strict=True)}
+        by_id = dict(zip([row.event_id for row in rows], weights, strict=True))
         return msgspec.structs.replace(plan, weights=[by_id.get(event_id, 0.0) for event_id in plan.event_ids])
 
     def load_rows(self, plan: Plan) -> Rows:

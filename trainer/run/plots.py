@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 420, 180, 52, 24, 10  # pixels
@@ -11,7 +11,7 @@ COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea")
 Point = tuple[float, float]
 
 
-def draw_lines(title: str, lines: dict[str, Sequence[Point]], x_name: str = "") -> str:
+def draw_lines(title: str, lines: Mapping[str, Sequence[Point]], x_name: str = "") -> str:
     """One figure with a line a name; "" if no line has two finite points."""
     kept = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in lines.items()}
     kept = {name: points for name, points in kept.items() if len(points) > 1}

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 import sqlalchemy as sa
-from trainer.judge.evaluate import EvaluateSettings, judge_policy
 
 from feedback import inbox
 from feedback.events import encode_headers
@@ -20,14 +19,8 @@ from feedback.inbox import Arrival, Placement
 from feedback.log import NewRecord
 from feedback.quarantine import release
 from tests.trainer.fakes import make_choice
-from tests.trainer.tiny import build_tiny_stack
-from tests.trainer.workbench import Workbench
-from trainer.learn.dpo import run_dpo
-from trainer.learn.reward import RewardModel
-from trainer.main import load_frozen
-from trainer.run.quarantine import Quarantine
+from tests.trainer.real import RealWorkbench
 from trainer.settings import TrainerSettings
-from trainer.text.pairs import Pair
 
 Body = dict[str, Any]
 HELD_OUT = "judges"
@@ -94,8 +87,8 @@ ODD: dict[str, tuple[Callable[[Body], None], str]] = {
     "part with a number for text": (say([{"type": "text", "text": 5}]), SET_ASIDE),
     "parts that are numbers": (say([5, None]), SET_ASIDE),
     "null content": (say(None), USED),
-    "null content beside tool calls": (call(CALL), USED),
-    "tool call with broken arguments": (call({**CALL, "function": {"name": "add", "arguments": "{"}}), USED),
+    "null content beside tool calls": (call(CALL), SET_ASIDE),
+    "tool call with broken arguments": (call({**CALL, "function": {"name": "add", "arguments": "{"}}), SET_ASIDE),
     "tool call without a function": (call({"id": "c"}), SET_ASIDE),
     "tool call that is text": (call("add"), SET_ASIDE),
     "tool calls that are a number": (say_messages({"role": "assistant", "content": "", "tool_calls": 5}), SET_ASIDE),
@@ -114,14 +107,14 @@ ODD: dict[str, tuple[Callable[[Body], None], str]] = {
     "message that is a list": (say_messages(["Hi"]), UNREADABLE),
     "lone surrogate in the prompt": (say("\ud800"), UNREADABLE),
     "lone surrogate in an answer": (answer("\udfff", "ok"), UNREADABLE),
-    "NUL in the prompt": (say("H\0i"), USED),
-    "NUL in an answer": (answer("\0", "ok"), USED),
+    "NUL in the prompt": (say("H\0i"), SET_ASIDE),
+    "NUL in an answer": (answer("\0", "ok"), SET_ASIDE),
     "NUL in the app": (put("comparison", "app", value="a\0"), UNREADABLE),
     "NUL in the policy": (put("comparison", "policy", value="\0"), UNREADABLE),
     "30k tokens of prompt": (say("x " * 15_000), SET_ASIDE),
     "30k tokens of answer": (answer("x " * 15_000, "ok"), SET_ASIDE),
-    "both answers empty": (answer("", ""), USED),
-    "one answer empty": (answer("", "ok"), USED),
+    "both answers empty": (answer("", ""), SET_ASIDE),
+    "one answer empty": (answer("", "ok"), SET_ASIDE),
     "answer that is null": (answer(None, "ok"), UNREADABLE),
     "answer that is a number": (answer(5, "ok"), UNREADABLE),
     "strength NaN": (put("strength", value=float("nan")), UNREADABLE),
@@ -159,41 +152,30 @@ def make_raw(number: int, change: Callable[[Body], None] | None = None, *, is_he
 
 
 @dataclass
-class RealWorkbench(Workbench):
-    """The trainer over a tiny policy that really learns; what judges is said by the conversation."""
+class OddWorkbench(RealWorkbench):
+    """What judges is said by the conversation; the gate's own verdict counts."""
+
+    lets_pass: bool = False
 
     @staticmethod
     def place(connection: sa.Connection, arrivals: Sequence[Arrival]) -> list[Placement]:
         return [Placement(1, "heldout" if each.conversation == HELD_OUT else "train") for each in arrivals]
 
-    def make_reward(self, quarantined: Quarantine) -> RewardModel:
-        return RewardModel(self.stack, reject=quarantined.add)
-
-    def make_train(self, quarantined: Quarantine) -> Any:
-        def train(pairs: list[Pair], rng: random.Random, progress: Any) -> dict[str, float]:
-            self.trained.append([pair.event_id for pair in pairs])
-            return run_dpo(
-                self.stack, pairs, beta=0.1, lr=1e-3, epochs=1, batch_size=8, label_smoothing=0.1, rng=rng,
-                progress=progress, reject=quarantined.add,
-            )  # fmt: skip
-
-        return train
-
-    def judge(self) -> Any:
-        budget = EvaluateSettings(samples_per_prompt=1, max_tokens=4)
-        return judge_policy(self.stack, self.reward, load_frozen(self.settings, self.database), budget)
-
 
 @pytest.fixture
 def real(tmp_path: Path) -> Any:
-    trainer = {"round_every_preferences": 60, "round_every_minutes": 0, "reward": {"update_every_preferences": 16}}
-    settings = TrainerSettings(state_dir=tmp_path, base_model=str(tmp_path / "base"), trainer=trainer)
-    built = RealWorkbench(settings, stack=build_tiny_stack())
+    trainer = {
+        "round_every_preferences": 60,
+        "round_every_minutes": 0,
+        "reward": {"update_every_preferences": 16, "head_steps": 2},
+        "gate": {"max_prompts": 4, "max_samples": 8, "max_tokens": 4},
+    }
+    built = OddWorkbench(TrainerSettings(state_dir=tmp_path, base_model=str(tmp_path / "base"), trainer=trainer))
     yield built
     built.writer.close()
 
 
-def test_every_odd_row_is_used_or_set_aside_and_the_rest_learns_on(real: RealWorkbench) -> None:
+def test_every_odd_row_is_used_or_set_aside_and_the_rest_learns_on(real: OddWorkbench) -> None:
     numbers: dict[str, tuple[str, str]] = {}  # by event id: which odd row, and what shall become of it
     records = []
     for name, (change, becomes) in ODD.items():
@@ -237,7 +219,7 @@ def test_every_odd_row_is_used_or_set_aside_and_the_rest_learns_on(real: RealWor
     assert real.quarantined().keys() == named[SET_ASIDE]
 
 
-def test_what_is_released_is_tried_again_and_comes_back_if_it_fails_again(real: RealWorkbench) -> None:
+def test_what_is_released_is_tried_again_and_comes_back_if_it_fails_again(real: OddWorkbench) -> None:
     learner = real.start()
     real.send_records([make_raw(0, ODD["no messages"][0]), *(make_raw(number) for number in range(1, 25))])
     real.run_all(learner)
@@ -252,7 +234,7 @@ def test_what_is_released_is_tried_again_and_comes_back_if_it_fails_again(real: 
         assert connection.execute(failed).scalar_one() == 0
 
 
-def test_a_row_that_a_disk_has_changed_is_set_aside(real: RealWorkbench) -> None:
+def test_a_row_that_a_disk_has_changed_is_set_aside(real: OddWorkbench) -> None:
     learner = real.start()
     real.send_records([make_raw(number) for number in range(24)])
     damaged = sa.update(inbox.preferences).where(inbox.preferences.c.event_id == "event-3").values(choice_json=b"{")
