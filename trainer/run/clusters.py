@@ -118,6 +118,13 @@ def _place(
     return Placement(cluster.number, fixed or split)
 
 
+def has_unplaced(connection: sa.Connection) -> bool:
+    """Whether a row waits for `place_undecided`."""
+    tables = (preferences, signals, demonstrations)
+    waiting = (sa.select(table.c.id).where(table.c.cluster.is_(None)).limit(1) for table in tables)
+    return any(connection.execute(query).first() is not None for query in waiting)
+
+
 def place_undecided(connection: sa.Connection, limit: int = 500) -> int:
     """Place rows that were stored without it (a replay, a retried dead letter, an older release), oldest first.
 

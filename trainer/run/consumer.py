@@ -22,7 +22,7 @@ from feedback.errors import DatabaseError, LogUnavailable, OffsetOutOfRange, Pos
 from feedback.faults import reach
 from feedback.log.base import Log, Record
 from feedback.outages import describe_error, is_of_data, log_failure
-from trainer.run.clusters import place_rows, place_undecided
+from trainer.run.clusters import has_unplaced, place_rows, place_undecided
 from trainer.run.metrics import Metrics
 
 log = logging.getLogger("trainer.run.consumer")
@@ -87,10 +87,17 @@ class Consumer(threading.Thread):
                 if time.monotonic() >= measured_at + MEASURE_EVERY_S or (lag and not num_records):
                     lag, measured_at = self._measure_lag(source), time.monotonic()
                 self._report(lag, "")
-                if not num_records and not self._writer.run(place_undecided).result():
+                if not num_records and not self._place_others():
                     self._stopping.wait(IDLE_WAIT_S)
         finally:
             source.close()
+
+    def _place_others(self) -> bool:
+        """Place rows that somebody else stored; whether there were any."""
+        with self._database.connect() as connection:
+            if not has_unplaced(connection):
+                return False
+        return self._writer.run(place_undecided).result() > 0
 
     def _measure_lag(self, source: Log) -> int:
         lags = measure_lag(source, self._topic, self._database)

@@ -5,6 +5,7 @@ import time
 from functools import partial
 
 import pytest
+import sqlalchemy as sa
 
 from feedback import inbox
 from feedback.database import Writer, open_database
@@ -304,6 +305,25 @@ class FailingOnce:
         if self.num_opened == 1:
             raise LogUnavailable("broker is down")
         return open_log(self.url)
+
+
+def test_rows_are_placed_as_they_come_and_what_others_stored_when_the_log_is_read(
+    urls, source, topic, database, writer, consume
+):
+    source.append(topic, [make_record(n) for n in range(4)])
+    consume()
+
+    def list_splits() -> list[tuple[str, bool]]:
+        with database.connect() as connection:
+            rows = connection.execute(sa.select(inbox.preferences).order_by(inbox.preferences.c.id)).all()
+        return [(row.split, row.cluster is not None) for row in rows]
+
+    assert list_splits() == [("train", True)] * 4
+    stored_by_a_command = sa.update(inbox.preferences).where(inbox.preferences.c.id > 2).values(split="", cluster=None)
+    with database.begin() as connection:
+        connection.execute(stored_by_a_command)
+    with running_consumer(urls, topic, database, writer):
+        wait_until(lambda: list_splits() == [("train", True)] * 4)
 
 
 def test_a_log_that_is_down_is_opened_again_and_the_reason_is_shown(urls, source, topic, database, writer):
