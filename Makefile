@@ -8,7 +8,7 @@ export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up smollm kafka postgres chaos test check format docs bench bench-gateway bench-swap bench-leak \
-	bench-outage bench-choices bench-round-beside-traffic clean install
+	bench-outage bench-choices bench-intake bench-round-beside-traffic bench-offline-gate clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-26s %s\n", $$1, $$2}'
@@ -72,11 +72,17 @@ bench-leak: $(VENV)/.installed  ## What the gateway keeps of 100,000 requests, g
 bench-choices: $(VENV)/.installed  ## Durable choices a second and their way to the trainer (needs cc, PostgreSQL)
 	@$(PYTHON) -m bench.choices $(ARGS)
 
+bench-intake: $(VENV)/.installed  ## Imported pairs taken in by the trainer, a CPU second, at two sizes
+	@$(PYTHON) -m bench.intake $(ARGS)
+
 bench-round-beside-traffic: $(VENV)/.installed  ## Serving while a round trains, against idle, on real vLLM
 	@$(PYTHON) -m bench.round_beside_traffic $(ARGS)
 
 bench-outage: $(VENV)/.installed  ## Completions while Kafka is down or hangs, or PostgreSQL is down (needs cc)
 	@$(PYTHON) -m bench.outage $(ARGS)
+
+bench-offline-gate: $(VENV)/.installed  ## Broken and healthy checkpoints before the offline gate (ARGS="--quick" for a look)
+	@$(PYTHON) -m bench.offline_gate $(ARGS)
 
 chaos: $(VENV)/.installed  ## kill -9 of everything under load, and who lost what (ARGS="--seed N --kills 200")
 	@$(PYTHON) -m bench.chaos $(ARGS)

@@ -135,6 +135,25 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
     comment: str | None = None
 
 
+class Demonstration(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt with an ideal answer, written by an expert: sent by API, or imported from a file.
+
+    id follows from what is said, so that the same demonstration sent again is the same. user is a keyed hash, "" if unknown.
+    """
+
+    id: str
+    messages: list[dict[str, Any]]
+    answer: str
+    channel: str
+    created_at: float
+    policy: str = ""
+    app: str = ""
+    user: str = ""
+    tags: dict[str, str] = {}
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
 class Erasure(msgspec.Struct, frozen=True, kw_only=True):
     """A subject (a keyed user hash) asked to be forgotten."""
 
@@ -142,12 +161,13 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
 
 
-Body = Comparison | Choice | Signal | Erasure
+Body = Comparison | Choice | Signal | Demonstration | Erasure
 
 BODIES: dict[str, type[Body]] = {
     "prefloop.comparison.v1": Comparison,
     "prefloop.choice.v1": Choice,
     "prefloop.signal.v1": Signal,
+    "prefloop.demonstration.v1": Demonstration,
     "prefloop.erasure.v1": Erasure,
 }
 _TYPES: dict[type[Body], str] = {body: name for name, body in BODIES.items()}
@@ -186,6 +206,8 @@ def event_key(data: Body) -> str:
             return data.comparison.id
         case Signal():
             return data.completion_id
+        case Demonstration():
+            return data.id
         case Erasure():
             return data.subject
 

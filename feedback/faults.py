@@ -17,6 +17,10 @@ POINTS = {
     "consumer.read": "trainer: records are read, nothing of them is stored",
     "consumer.committed": "trainer: rows and offset are stored, the log's group does not know",
     "reward.saved": "trainer: the reward model's state is saved, its preferences are not marked as used",
+    "round.prepared": "trainer: the round has its plan, and has not trained",
+    "round.step": "trainer: the round took a step",
+    "round.trained": "trainer: the round's policy is saved, and not judged",
+    "round.judged": "trainer: the round has its verdict, and no checkpoint",
     "round.published": "trainer: the checkpoint has its name, its round is open still",
 }
 

@@ -1,7 +1,7 @@
-"""Preferences that learning could not use, each with its error: kept apart until somebody has them tried again.
+"""Rows that learning could not use, each with its error: kept apart until somebody has them tried again.
 
-A preference here is neither learnt from nor judged by. Dead letters are records that could not be read; these were read
-and stored, and then failed. Functions take a connection inside a transaction of the caller's.
+A preference, signal or demonstration here is neither learnt from nor judged by. Dead letters are records that could not be
+read; these were read and stored, and then failed. Functions take a connection inside a transaction of the caller's.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from feedback.database import insert_or_ignore
-from feedback.inbox import preferences, quarantine
+from feedback.inbox import demonstrations, preferences, quarantine, signals
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quarantined:
-    """A preference in quarantine. preference_id is its place in the trainer's database; part: where it failed."""
+    """A row in quarantine. part: where it failed.
+
+    preference_id is a preference's place in the trainer's database; 0, with no comparison, for other rows.
+    """
 
     event_id: str
     preference_id: int
@@ -36,11 +39,18 @@ def add(connection: sa.Connection, event_id: str, part: str, error: str, now: fl
 
 def load(connection: sa.Connection) -> list[Quarantined]:
     """What is in quarantine, in the order of arrival."""
-    joined = quarantine.join(preferences, preferences.c.event_id == quarantine.c.event_id)
+    joined: sa.FromClause = quarantine
+    for table in (preferences, signals, demonstrations):
+        joined = joined.outerjoin(table, table.c.event_id == quarantine.c.event_id)
+    app = sa.func.coalesce(preferences.c.app, signals.c.app, demonstrations.c.app, "")
     query = sa.select(
-        quarantine, preferences.c.id.label("preference_id"), preferences.c.comparison_id, preferences.c.app
+        quarantine,
+        sa.func.coalesce(preferences.c.id, 0).label("preference_id"),
+        sa.func.coalesce(preferences.c.comparison_id, "").label("comparison_id"),
+        app.label("app"),
     )
-    rows = connection.execute(query.select_from(joined).order_by(preferences.c.id)).mappings()
+    order = (sa.func.coalesce(preferences.c.id, 0), quarantine.c.quarantined_at, quarantine.c.event_id)
+    rows = connection.execute(query.select_from(joined).order_by(*order)).mappings()
     return [Quarantined(**row) for row in rows]
 
 

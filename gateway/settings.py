@@ -55,6 +55,11 @@ class GatewaySection(BaseModel):
         gt=0,
         description="Longest a response waits for its comparison row; after it, nobody is asked and only index 0 counts.",
     )
+    pair_token_ids: bool = Field(
+        default=True,
+        description="Ask engines for the token ids of both answers of a pair (`return_token_ids`), so that learning need not "
+        "guess them. An engine that refuses the field is asked without it.",
+    )
     max_event_bytes: int = Field(
         default=900_000, gt=0, description="A request whose event could pass this is never paired."
     )

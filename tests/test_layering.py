@@ -29,7 +29,12 @@ GATEWAY_ORDER = [  # from the top; what stands in one line stands side by side
 PURE = [  # decisions and statistics: no package above them, no input or output
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gateway/rollout/pure").glob("*.py")),
     "gateway/tables/rows.py",
+    "trainer/judge/drift.py",
+    "trainer/judge/gate.py",
+    "trainer/judge/ladder.py",
+    "trainer/math/intervals.py",
     "trainer/math/losses.py",
+    "trainer/text/messages.py",
     "trainer/text/transcript.py",
 ]
 PURE_MAY_IMPORT = ("gateway.rollout.pure.", "gateway.tables.rows", "gateway.errors")

@@ -1,4 +1,4 @@
-"""Builds a seed policy: a few-million-parameter Llama and its tokenizer, trained from scratch on a JSONL corpus.
+"""Builds a seed policy: a few-million-parameter Llama and its tokenizer, trained from scratch by SFT on a JSONL corpus.
 
 The result is an ordinary Hugging Face directory that vLLM serves. The marker `seed.json` is written last: a directory that
 has it, made of the same corpus and settings, is left alone. Not meant to make a good model: the demo needs one that knows
@@ -11,7 +11,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,13 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trainer.learn.sft import run_sft
+from trainer.model.backbone import Backbone
+from trainer.settings import ModelSection, SftSection
+from trainer.text.pairs import Answer, Prompt
+from trainer.text.transcript import EncodedAnswer, Transcriber
 
 MARKER = "seed.json"
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
@@ -39,7 +44,7 @@ class SeedSettings:
     num_steps: int = 300
     batch_size: int = 64
     lr: float = 2e-3
-    warmup_steps: int = 15
+    warmup_share: float = 0.05
     vocab_size: int = 640
     hidden_size: int = 256
     num_layers: int = 4
@@ -104,83 +109,43 @@ def add_context(row: dict[str, Any], earlier: dict[str, Any], rng: random.Random
 
 
 def encode_rows(
-    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, context_share: float, rng: random.Random
-) -> list[tuple[list[int], int]]:
-    """(token ids, number of prompt tokens) per row; the answer ends in eos."""
+    rows: Sequence[dict[str, Any]], transcriber: Transcriber, context_share: float, rng: random.Random
+) -> list[EncodedAnswer]:
+    """Token ids of prompt and answer per row; the answer ends in eos."""
     encoded = []
     for row in rows:
         messages = add_context(row, rng.choice(rows), rng) if rng.random() < context_share else row["messages"]
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
-        answer_ids = tokenizer(row["answer"], add_special_tokens=False).input_ids
-        encoded.append((prompt_ids + answer_ids + [tokenizer.eos_token_id], len(prompt_ids)))
+        encoded.append(transcriber.encode_answer(Prompt(messages=messages), Answer(text=row["answer"])))
     return encoded
-
-
-def iterate_batches(
-    encoded: list[tuple[list[int], int]], settings: SeedSettings, pad_id: int, rng: random.Random
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """num_steps batches of (ids, labels), both (batch, length); rows are reshuffled when all were seen."""
-    window = settings.batch_size * 10
-    order: list[int] = []
-    batches: list[list[int]] = []
-    for _ in range(settings.num_steps):
-        if not batches:
-            while len(order) < window:
-                order = order + rng.sample(range(len(encoded)), len(encoded))
-            drawn, order = sorted(order[:window], key=lambda i: len(encoded[i][0])), order[window:]
-            batches = [drawn[i : i + settings.batch_size] for i in range(0, window, settings.batch_size)]
-            rng.shuffle(batches)  # rows of like length share a batch: a third less padding
-        chosen = [encoded[i] for i in batches.pop()]
-        length = max(len(ids) for ids, _ in chosen)
-        ids = torch.tensor([ids + [pad_id] * (length - len(ids)) for ids, _ in chosen])
-        labels = torch.tensor([[-100] * start + ids[start:] + [-100] * (length - len(ids)) for ids, start in chosen])
-        yield ids, labels
-
-
-def compute_answer_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood of the answers' tokens; the lm_head runs on those alone."""
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # (batch, length - 1, width)
-    targets = labels[:, 1:]
-    keep = targets != -100
-    return functional.cross_entropy(model.lm_head(hidden[keep]).float(), targets[keep])
-
-
-def scale_lr(step: int, settings: SeedSettings) -> float:
-    """Linear warm-up, then linear decay to nought."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    return (settings.num_steps - step) / max(1, settings.num_steps - settings.warmup_steps)
-
-
-def has_fast_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 by instructions of its own: by AVX2 alone it takes seventy times float32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def train_model(
     model: LlamaForCausalLM,
-    encoded: list[tuple[list[int], int]],
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[dict[str, Any]],
     settings: SeedSettings,
-    pad_id: int,
     progress: Progress,
 ) -> float:
-    """Trains in place and returns the last loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: scale_lr(step, settings))
+    """Trains all weights in place by SFT and returns the last epoch's loss."""
+    backbone = Backbone(model, tokenizer, ModelSection(preset="tiny"), settings.seed)
+    encoded = encode_rows(rows, backbone.transcriber, settings.context_share, random.Random(settings.seed))
+    section = SftSection(
+        lr=settings.lr,
+        num_steps=settings.num_steps,
+        batch_size=settings.batch_size,
+        warmup_share=settings.warmup_share,
+        adam_beta2=0.98,
+        weight_decay=0.01,
+    )
     task = progress.add_task("seed policy", total=settings.num_steps, loss="")
-    model.train()
-    loss = torch.tensor(0.0)
-    for ids, labels in iterate_batches(encoded, settings, pad_id, random.Random(settings.seed)):
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16()):
-            loss = compute_answer_loss(model, ids, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        progress.update(task, advance=1, loss=f"loss {loss.item():.3f}")
-    return float(loss.item())
+
+    def show(share: float, figures: dict[str, float]) -> None:
+        progress.update(task, completed=share * settings.num_steps, loss=f"loss {figures['loss']:.3f}")
+
+    ids = [str(number) for number in range(len(encoded))]
+    figures = run_sft(backbone, encoded, section, ids=ids, adapter=None, seed=settings.seed, progress=show)
+    backbone.adapters.unload()
+    return figures["loss"]
 
 
 def describe_inputs(corpus: Path, frozen: Path | None, settings: SeedSettings) -> dict[str, Any]:
@@ -210,8 +175,7 @@ def build_seed(corpus: Path, frozen: Path | None, out: Path, settings: SeedSetti
     texts = [message["content"] for row in rows for message in row["messages"]] + [row["answer"] for row in rows]
     tokenizer = build_tokenizer(texts, settings.vocab_size, settings.max_positions)
     model = build_model(settings, tokenizer)
-    encoded = encode_rows(rows, tokenizer, settings.context_share, random.Random(settings.seed))
-    loss = train_model(model, encoded, settings, tokenizer.pad_token_id, progress)
+    loss = train_model(model, tokenizer, rows, settings, progress)
     model.float().save_pretrained(out, safe_serialization=True)  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(out)
     if frozen is not None:

@@ -1,7 +1,8 @@
 """Preferences and signals as files: exported from the log, imported into it.
 
 Promises: what was exported is imported as the same events, under the same ids, so that readers of the log drop what
-they have already; foreign preference datasets become choices of the source `import`.
+they have already; foreign preference datasets become choices of the source `import`, and files of messages and ideal answers
+demonstrations.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 
 from feedback.errors import EventError, ImportExportError
 from feedback.events import Event, decode_event, encode_event
+from feedback.import_export.demonstrations import is_demonstration, read_demonstration
 from feedback.import_export.foreign import Origin, read_foreign
 from feedback.import_export.rows import CHOICE, SIGNAL, ChoiceRow, Row, SignalRow, is_trainable, make_row, read_row
 from feedback.log.base import Log, NewRecord, Record
@@ -45,7 +47,7 @@ def make_rows(records: Iterable[Record], kind: Kind, *, has_all: bool = False) -
 def read_event(columns: dict[str, Any], origin: Origin) -> Event:
     """The event of one row of a file, ours or foreign. Raises ImportExportError."""
     if columns.get("event_type") is None:
-        event = read_foreign(columns, origin)
+        event = (read_demonstration if is_demonstration(columns) else read_foreign)(columns, origin)
     else:
         kind = _TYPES.get(columns["event_type"])
         if kind is None:

@@ -48,6 +48,10 @@ class CandidateColumns(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float | None = None
     max_tokens: int | None = None
     seconds_to_finish: float | None = None
+    token_ids: list[int] | None = None
+    reasoning: str | None = None
+    tool_calls_json: str | None = None
+    top_p: float | None = None
 
 
 class ChoiceRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +89,9 @@ class ChoiceRow(msgspec.Struct, frozen=True, kw_only=True):
     first: CandidateColumns
     second: CandidateColumns
     prompt_json: str | None = None
+    prompt_token_ids: list[int] | None = None
+    tools_json: str | None = None
+    chat_template_kwargs_json: str | None = None
 
 
 class SignalRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +132,7 @@ _SAME = [name for name in SignalRow.__struct_fields__ if name in Signal.__struct
 _OF_CHOICE = ("preferred", "strength", "harmful", "seconds_to_decide", "channel", "chosen_at")
 _OF_COMPARISON = (
     "policy", "app", "user", "conversation", "asked", "propensity", "engine", "rollout", "weight", "created_at",
-    "expires_at", "finished_first",
+    "expires_at", "finished_first", "prompt_token_ids",
 )  # fmt: skip
 
 
@@ -174,6 +181,8 @@ def _make_choice_row(event: Event, choice: Choice) -> ChoiceRow:
         first=_make_columns(comparison.first, has_text=not is_decided),
         second=_make_columns(comparison.second, has_text=not is_decided),
         prompt_json=prompt_json,
+        tools_json=_encode(comparison.tools),
+        chat_template_kwargs_json=_encode(comparison.chat_template_kwargs),
     )
 
 
@@ -188,8 +197,10 @@ def _read_choice(row: ChoiceRow) -> Choice:
     comparison = Comparison(
         id=row.comparison_id,
         messages=_join_messages(row.prompt, row.prompt_json),
-        first=Candidate(**{**asdict(row.first), "text": first}),
-        second=Candidate(**{**asdict(row.second), "text": second}),
+        first=_read_candidate(row.first, first),
+        second=_read_candidate(row.second, second),
+        tools=_decode(row.tools_json, list[dict[str, Any]], "tools_json"),
+        chat_template_kwargs=_decode(row.chat_template_kwargs_json, dict[str, Any], "chat_template_kwargs_json"),
         tags={tag.name: tag.value for tag in row.tags},
         **{name: getattr(row, name) for name in _OF_COMPARISON},
     )
@@ -209,7 +220,7 @@ def _make_signal_row(event: Event, signal: Signal) -> SignalRow:
         **{name: getattr(signal, name) for name in _SAME},
         text_prompt=signal.prompt,
         prompt_json=prompt_json,
-        value_json=None if signal.value is None else msgspec.json.encode(signal.value).decode(),
+        value_json=_encode(signal.value),
     )
 
 
@@ -219,13 +230,21 @@ def _read_signal(row: SignalRow) -> Signal:
         answer=None if row.completion is None else _text(row.completion, "completion"),
         thumb=None if row.label is None else "up" if row.label else "down",
         prompt=row.text_prompt,
-        value=None if row.value_json is None else _decode(row.value_json, Any, "value_json"),
+        value=_decode(row.value_json, Any, "value_json"),
         **{name: getattr(row, name) for name in _SAME},
     )
 
 
 def _make_columns(candidate: Candidate, *, has_text: bool) -> CandidateColumns:
-    return CandidateColumns(**{**asdict(candidate), "text": candidate.text if has_text else None})
+    columns = asdict(candidate)
+    columns["tool_calls_json"] = _encode(columns.pop("tool_calls"))
+    return CandidateColumns(**{**columns, "text": candidate.text if has_text else None})
+
+
+def _read_candidate(columns: CandidateColumns, text: str) -> Candidate:
+    fields = asdict(columns)
+    calls = _decode(fields.pop("tool_calls_json"), list[dict[str, Any]], "tool_calls_json")
+    return Candidate(**{**fields, "text": text, "tool_calls": calls})
 
 
 def _answer(text: str) -> Message:
@@ -264,7 +283,13 @@ def _as_text(content: Any) -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
-def _decode(text: str, kind: Any, column: str) -> Any:
+def _encode(value: Any) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()
+
+
+def _decode(text: str | None, kind: Any, column: str) -> Any:
+    if text is None:
+        return None
     try:
         return msgspec.json.decode(text, type=kind)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Stores records of the log as preferences and signals, with the offsets they came from.
+"""Stores records of the log as preferences, signals and demonstrations, with the offsets they came from.
 
 Promises: data and offset move in one transaction, so a crash repeats a batch and never loses or doubles a row. What
 cannot be read becomes a dead letter. Everything here can be rebuilt by reading the log again. Keeps skips and signals
@@ -8,20 +8,31 @@ too; what may be trained on is the trainer's concern.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
-from feedback.database import insert_or_ignore
+from feedback.database import insert_missing, insert_or_ignore
 from feedback.errors import EventError, PoisonEvent, PositionMismatch
-from feedback.events import Choice, Event, Signal, decode_event
-from feedback.inbox.splits import choose_split, key_prompt
-from feedback.inbox.tables import dead_letter_outbox, dead_letters, gaps, offsets, preferences, signals
+from feedback.events import decode_event
+from feedback.inbox.new_rows import NewRow, build_row
+from feedback.inbox.splits import Place, place_nowhere
+from feedback.inbox.tables import (
+    dead_letter_outbox,
+    dead_letters,
+    demonstrations,
+    gaps,
+    offsets,
+    preferences,
+    signals,
+)
 from feedback.log.base import Record
 from feedback.outages import describe_error, is_of_data, make_storable
+
+MAX_PARAMETERS = 500  # of one statement
 
 
 def load_offset(connection: sa.Connection, topic: str, partition: int) -> int:
@@ -37,14 +48,19 @@ def load_offsets(connection: sa.Connection, topic: str) -> dict[int, int]:
 
 
 def consume(
-    connection: sa.Connection, records: Iterable[Record], *, read_from: int | None = None, one_by_one: bool = False
+    connection: sa.Connection,
+    records: Iterable[Record],
+    *,
+    read_from: int | None = None,
+    one_by_one: bool = False,
+    place: Place = place_nowhere,
 ) -> int:
     """Store a batch and move the offsets; return how many preferences are new. Run it in one transaction.
 
     read_from: the offset that was asked of the log, if the records are of one partition and may start behind a hole.
     Records below the stored offset are skipped. Raises PositionMismatch if the batch starts above it: seek, and read
     again. What cannot be read becomes a dead letter. one_by_one: slower, and whatever the database has against one record
-    makes a dead letter of it alone.
+    makes a dead letter of it alone. place: chooses the new rows' clusters and splits.
     """
     num_new = 0
     ordered = sorted(records, key=lambda record: (record.topic, record.partition, record.offset))
@@ -55,7 +71,10 @@ def consume(
         if start > next_offset:
             raise PositionMismatch(topic, partition, start, next_offset)
         fresh = [record for record in batch if record.offset >= next_offset]
-        num_new += sum(_take(connection, record, one_by_one) for record in fresh)
+        if one_by_one:
+            num_new += sum(_take(connection, record, place) for record in fresh)
+        else:
+            num_new += _take_all(connection, fresh, place)
         if fresh:
             _store_offset(connection, topic, partition, fresh[-1].offset + 1)
     return num_new
@@ -77,94 +96,84 @@ def restore(connection: sa.Connection, record: Record) -> bool:
 
     For records that the offset has passed already. What cannot be read becomes a dead letter.
     """
-    return _take(connection, record, one_by_one=True)
+    return _take(connection, record, place_nowhere)
 
 
-def store(connection: sa.Connection, record: Record) -> bool:
+def store_alone(connection: sa.Connection, record: Record, place: Place = place_nowhere) -> bool:
     """Store what a record says unless it is there; return whether a preference is new.
 
     Raises EventError if it cannot be read, or holds what no database stores; the transaction goes on.
     """
-    event = decode_event(record.headers, record.value)
-    try:
-        row = _build_row(event)
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise PoisonEvent(describe_error(error)) from error
-    if row is None:
-        return False
-    is_new = insert_or_ignore(connection, preferences if isinstance(event.data, Choice) else signals, row)
-    return is_new and isinstance(event.data, Choice)
-
-
-def store_alone(connection: sa.Connection, record: Record) -> bool:
-    """`store` in a savepoint, so that whatever a database has against the record is raised as EventError too."""
+    row = _read_row(record)
     try:
         with connection.begin_nested():
-            return store(connection, record)
+            return row is not None and _store_rows(connection, [row], place) > 0
     except Exception as error:  # any kind of value that nobody thought of
         if isinstance(error, EventError) or not is_of_data(error):
             raise
         raise PoisonEvent(describe_error(error)) from error
 
 
-def _take(connection: sa.Connection, record: Record, one_by_one: bool) -> bool:
+def _take(connection: sa.Connection, record: Record, place: Place) -> bool:
     try:
-        return store_alone(connection, record) if one_by_one else store(connection, record)
+        return store_alone(connection, record, place)
     except EventError as error:
         _store_dead_letter(connection, record, error)
         return False
 
 
-def _build_row(event: Event) -> dict[str, Any] | None:
-    """The row of a choice or a signal, None for other events. Raises ValueError for what no database stores."""
-    match event.data:
-        case Choice() as choice:
-            row = _build_preference(event.id, choice)
-        case Signal() as signal:
-            row = _build_signal(event.id, signal)
-        case _:
-            return None
-    for name, value in row.items():
-        if isinstance(value, str) and (value.encode() and "\0" in value):  # encode: raises for lone surrogates
-            raise ValueError(f"`{name}` holds NUL, which PostgreSQL does not store")
-    return row
+def _take_all(connection: sa.Connection, records: Sequence[Record], place: Place) -> int:
+    """Store a batch by a few statements; return how many preferences are new."""
+    rows = []
+    for record in records:
+        try:
+            row = _read_row(record)
+        except EventError as error:
+            _store_dead_letter(connection, record, error)
+        else:
+            if row is not None:
+                rows.append(row)
+    return _store_rows(connection, rows, place)
 
 
-def _build_preference(event_id: str, choice: Choice) -> dict[str, Any]:
-    comparison = choice.comparison
-    prompt_key = key_prompt(comparison.messages)
-    return {
-        "event_id": event_id,
-        "comparison_id": comparison.id,
-        "policy": comparison.policy,
-        "app": comparison.app,
-        "user": comparison.user,
-        "asked": comparison.asked,
-        "prompt_key": prompt_key,
-        "preferred": choice.preferred,
-        "chosen_at": choice.chosen_at,
-        "split": choose_split(comparison.user, prompt_key),
-        "used_as_new": 0,
-        "used_as_replay": 0,
-        "choice_json": msgspec.json.encode(choice),
-    }
+def _read_row(record: Record) -> NewRow | None:
+    """The row that a record stands for, None if it is kept nowhere. Raises EventError."""
+    event = decode_event(record.headers, record.value)
+    try:
+        return build_row(event)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise PoisonEvent(describe_error(error)) from error
 
 
-def _build_signal(event_id: str, signal: Signal) -> dict[str, Any]:
-    prompt_key = "" if signal.messages is None else key_prompt(signal.messages)
-    return {
-        "event_id": event_id,
-        "completion_id": signal.completion_id,
-        "policy": signal.policy,
-        "app": signal.app,
-        "user": signal.user,
-        "checkpoint": signal.checkpoint,
-        "kind": signal.kind,
-        "prompt_key": prompt_key,
-        "split": choose_split(signal.user, prompt_key),
-        "created_at": signal.created_at,
-        "signal_json": msgspec.json.encode(signal),
-    }
+def _store_rows(connection: sa.Connection, rows: Sequence[NewRow], place: Place) -> int:
+    """Place and insert the rows that are not there; return how many of them are preferences."""
+    new = _leave_out_stored(connection, rows)
+    if not new:
+        return 0
+    by_table: dict[str, list[dict[str, Any]]] = {}
+    for row, placement in zip(new, place(connection, [row.arrival for row in new]), strict=True):
+        values = {**row.values, "cluster": placement.cluster, "split": placement.split}
+        by_table.setdefault(row.table.name, []).append(values)
+    for table in (preferences, signals, demonstrations):
+        insert_missing(connection, table, by_table.get(table.name, []))
+    return len(by_table.get(preferences.name, []))
+
+
+def _leave_out_stored(connection: sa.Connection, rows: Sequence[NewRow]) -> list[NewRow]:
+    """Each event once, and none that is stored: a repeat is not placed again."""
+    stored: set[tuple[str, str]] = set()
+    for table in (preferences, signals, demonstrations):
+        ids = [row.values["event_id"] for row in rows if row.table is table]
+        for start in range(0, len(ids), MAX_PARAMETERS):
+            query = sa.select(table.c.event_id).where(table.c.event_id.in_(ids[start : start + MAX_PARAMETERS]))
+            stored.update((table.name, event_id) for event_id in connection.execute(query).scalars())
+    new = []
+    for row in rows:
+        name = (row.table.name, row.values["event_id"])
+        if name not in stored:
+            stored.add(name)
+            new.append(row)
+    return new
 
 
 def _store_dead_letter(connection: sa.Connection, record: Record, error: EventError) -> None:

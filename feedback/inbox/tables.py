@@ -35,6 +35,10 @@ preferences = sa.Table(
     sa.Column("used_as_new", sa.Integer, nullable=False),
     sa.Column("used_as_replay", sa.Integer, nullable=False),
     sa.Column("choice_json", sa.LargeBinary, nullable=False),  # events.Choice
+    sa.Column(
+        "cluster", sa.BigInteger, index=True
+    ),  # of near-duplicate prompts; null until the trainer has placed the row
+    sa.Index("ix_preferences_use", "policy", "split", "used_as_new", "id", "preferred"),  # covers counts by use
     sqlite_autoincrement=True,
 )
 
@@ -53,7 +57,40 @@ signals = sa.Table(
     sa.Column("split", sa.Text, nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("signal_json", sa.LargeBinary, nullable=False),  # events.Signal
+    sa.Column("cluster", sa.BigInteger, index=True),
     sqlite_autoincrement=True,
+)
+
+demonstrations = sa.Table(
+    "demonstrations",
+    metadata,
+    sa.Column("id", _row_id, primary_key=True, autoincrement=True),
+    sa.Column("event_id", sa.Text, nullable=False, unique=True),
+    sa.Column("policy", sa.Text, nullable=False),
+    sa.Column("app", sa.Text, nullable=False),
+    sa.Column("user", sa.Text, nullable=False),
+    sa.Column("channel", sa.Text, nullable=False),
+    sa.Column("prompt_key", sa.Text, nullable=False),
+    sa.Column("cluster", sa.BigInteger, index=True),
+    sa.Column("split", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("demonstration_json", sa.LargeBinary, nullable=False),  # events.Demonstration
+    sqlite_autoincrement=True,
+)
+
+prompt_clusters = sa.Table(  # near-duplicate prompts, each cluster with the signature of its first
+    "prompt_clusters",
+    metadata,
+    sa.Column("cluster", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("split", sa.Text, nullable=False),
+    sa.Column("signature", sa.LargeBinary, nullable=False),
+)
+
+prompt_bands = sa.Table(  # what a cluster is found by: hashes of prompts, of their signatures' bands, of conversations
+    "prompt_bands",
+    metadata,
+    sa.Column("band", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("cluster", sa.BigInteger, nullable=False),
 )
 
 dead_letters = sa.Table(

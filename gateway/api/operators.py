@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 
 from gateway.api.checkpoints import add_checkpoint_routes
+from gateway.api.demonstrations import add_demonstration_route
 from gateway.api.engines import add_engine_routes
 from gateway.api.feedback import add_feedback_route
 from gateway.api.keys import add_key_routes
@@ -22,6 +23,7 @@ def build_operator_router(context: Context) -> APIRouter:
         add_action_routes,
         add_engine_routes,
         add_feedback_route,
+        add_demonstration_route,
         add_key_routes,
     ):
         add(routes, context)

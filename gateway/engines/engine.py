@@ -99,13 +99,14 @@ class EngineState:
     checkpoint: the whole model it holds, None if it holds adapters of one base. started_at, num_tokens: what its metrics
     say, None where they say nothing. num_paused: answers in flight that their readers hold back. on_hang is called when
     the engine is taken out for a hang, so that requests without a first byte can be asked elsewhere. is_withdrawn: never
-    to be asked again.
+    to be asked again. refuses_token_ids: it does not know `return_token_ids`.
     """
 
     url: str
     breaker: Breaker = field(default_factory=Breaker)
     checkpoint: str | None = None
     is_withdrawn: bool = False
+    refuses_token_ids: bool = False
     up: bool = False
     is_hung: bool = False
     adapters: frozenset[str] = frozenset()

@@ -170,7 +170,12 @@ def export_feedback(
 
 @commands.command("import")
 def import_feedback(
-    path: Annotated[Path, typer.Argument(help="An exported file, or a preference dataset: .jsonl or .parquet.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="An exported file, a preference dataset, or rows of messages and answer: .jsonl or .parquet."
+        ),
+    ],
     policy: Annotated[
         str, typer.Option(help="Whose choices these are, where the file does not say.", show_default="`policy`")
     ] = "",
@@ -180,7 +185,7 @@ def import_feedback(
     state_dir: StateOption = None,
     log_url: LogOption = "",
 ) -> None:
-    """Append choices and signals of a file to the log. Event ids are kept or follow from the row: twice adds nothing."""
+    """Append a file's choices, signals or demonstrations to the log. Ids are kept or follow from the row: twice adds nothing."""
     sources = read_sources(state_dir, log_url)
     origin = Origin(policy or sources.policy, app, time.time())
     num_rows, problems = check_file(path, origin)

@@ -15,11 +15,18 @@ from rich.text import Text
 
 from feedback.dead_letters import DeadLetter
 from feedback.errors import EventError
-from feedback.events import Choice, Comparison, Erasure, Event, Signal, decode_event
+from feedback.events import Choice, Comparison, Demonstration, Erasure, Event, Signal, decode_event
 from feedback.log.base import Record
 from feedback.quality.statistics import Counts, Statistics
 
-_STYLES = {"choice": "green", "comparison": "cyan", "signal": "magenta", "erasure": "yellow", "unreadable": "red"}
+_STYLES = {
+    "choice": "green",
+    "comparison": "cyan",
+    "signal": "magenta",
+    "demonstration": "blue",
+    "erasure": "yellow",
+    "unreadable": "red",
+}
 _SAID = ("thumb", "rating", "edited_text", "comment")
 
 
@@ -39,7 +46,7 @@ def describe_record(record: Record) -> Text:
         kind, told = "unreadable", f"{type(error).__name__}: {quote(str(error), 120)}"
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.timestamp_ms / 1000))
     place = f"{record.partition}:{record.offset}"
-    return Text.assemble((when, "dim"), "  ", (f"{place:>8}", "dim"), "  ", (f"{kind:<10}", _STYLES[kind]), "  ", told)
+    return Text.assemble((when, "dim"), "  ", (f"{place:>8}", "dim"), "  ", (f"{kind:<13}", _STYLES[kind]), "  ", told)
 
 
 def record_as_json(record: Record) -> str:
@@ -75,7 +82,7 @@ def print_statistics(console: Console, found: Statistics) -> None:
     if trainer := found.trainer:
         dead = sum(trainer.dead_letters.values())
         lost = sum(gap.to_offset - gap.from_offset for gap in trainer.gaps)
-        console.print(f"[bold]trainer[/bold]  {trainer.run.preferences:,} choices, {trainer.signals:,} signals stored")
+        console.print(f"[bold]trainer[/bold]  {trainer.preferences:,} choices, {trainer.signals:,} signals stored")
         console.print(
             f"         {_mark(dead)} dead letters{_list(trainer.dead_letters)}, {trainer.discarded:,} discarded;"
             f" {_mark(len(trainer.gaps))} gaps, {lost:,} records"
@@ -161,6 +168,9 @@ def _describe(event: Event) -> str:
             return (
                 f"{said or signal.kind}  {_names(signal.policy, signal.app)}  {quote(signal.completion_id, 50)[1:-1]}"
             )
+        case Demonstration() as demonstration:
+            names = _names(demonstration.policy, demonstration.app)
+            return f"{demonstration.channel}  {names}  {quote(demonstration.answer)}"
         case Erasure() as erasure:
             return quote(erasure.subject)
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from feedback.choices import NewChoice, StoredChoice, record_choices
 from feedback.events import Choice, Preferred, Signal
-from feedback.inbox import Split, preferences
+from feedback.inbox import preferences
 from feedback.inbox import signals as trainer_signals
 from feedback.signals import signals
 
@@ -25,7 +25,8 @@ class PreferenceRow:
     preferred: str
     choice_json: bytes
     chosen_at: float
-    split: Split
+    split: str
+    cluster: int | None
     used_as_new: int
     used_as_replay: int
 
@@ -36,7 +37,7 @@ class PreferenceRow:
 
 
 def load_preferences(
-    connection: sa.Connection, *, after_id: int = 0, split: Split | None = None, limit: int | None = None
+    connection: sa.Connection, *, after_id: int = 0, split: str | None = None, limit: int | None = None
 ) -> list[PreferenceRow]:
     """Stored choices in the order of their arrival."""
     names = [field for field in PreferenceRow.__dataclass_fields__]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from feedback.events import Candidate, Choice, Comparison, Outcome, Signal, encode_event, new_event
+from feedback.events import Candidate, Choice, Comparison, Demonstration, Outcome, Signal, encode_event, new_event
 from feedback.log.base import Record
 
 
@@ -81,7 +81,9 @@ def make_signal(completion_id: str = "chatcmpl-1", **changes: Any) -> Signal:
     return Signal(**{**values, **changes})
 
 
-def make_record(offset: int, said: Choice | Signal, *, event_id: str | None = None, partition: int = 0) -> Record:
+def make_record(
+    offset: int, said: Choice | Signal | Demonstration, *, event_id: str | None = None, partition: int = 0
+) -> Record:
     event = new_event(said, source="test", now=1002.5, event_id=event_id or f"event-{offset}")
     headers, body = encode_event(event)
     return Record(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -7,13 +9,17 @@ from hypothesis import strategies as st
 
 from feedback.database import create_tables, open_database, write_transaction
 from feedback.errors import PositionMismatch
+from feedback.events import Demonstration
 from feedback.inbox import (
-    choose_split,
+    UNDECIDED,
+    Arrival,
+    Placement,
     consume,
     count_dead_letters,
     count_preferences,
     count_signals,
     dead_letters,
+    demonstrations,
     gaps,
     key_prompt,
     load_offset,
@@ -123,7 +129,7 @@ def test_signals_are_stored_once_beside_the_preferences(trainer_database: sa.Eng
         ("event-2", "chatcmpl-8", "c-000000-aaaaaaaaaaaa", "said"),
     ]
     assert [row.prompt_key for row in rows] == [key_prompt(said.messages or []), ""]
-    assert rows[0].split == choose_split("user-1", rows[0].prompt_key)  # held out with the choices of the same prompt
+    assert [(row.split, row.cluster) for row in rows] == [(UNDECIDED, None)] * 2  # the trainer's to decide
 
 
 def test_signal_and_offset_move_together(trainer_database: sa.Engine) -> None:
@@ -162,13 +168,34 @@ def test_uses_are_counted_by_kind(trainer_database: sa.Engine) -> None:
     assert [(row.used_as_new, row.used_as_replay) for row in rows] == [(1, 1), (0, 2)]
 
 
-def test_splits_are_fixed_by_user_and_prompt_and_near_a_tenth_each() -> None:
-    by_user = [choose_split(f"user-{i}", "same") for i in range(5000)]
-    by_prompt = [choose_split("", f"prompt-{i}") for i in range(5000)]
-    assert 400 < by_user.count("heldout_user") < 600  # 500 +- 4.7 standard deviations
-    assert 400 < by_prompt.count("heldout_prompt") < 600
-    assert by_prompt.count("heldout_user") == 0
-    assert by_user == [choose_split(f"user-{i}", "same") for i in range(5000)]
+def test_new_rows_are_placed_once_in_their_order_and_with_them(trainer_database: sa.Engine) -> None:
+    seen: list[Arrival] = []
+
+    def place(connection: sa.Connection, arrivals: Sequence[Arrival]) -> list[Placement]:
+        seen.extend(arrivals)
+        return [Placement(7 + len(seen) - len(arrivals) + i, "heldout") for i in range(len(arrivals))]
+
+    demonstration = Demonstration(
+        id="dem_1", messages=[{"role": "user", "content": "Hi"}], answer="Ho.", channel="api", created_at=1.0
+    )
+    records = [
+        make_record(0, make_choice(make_comparison("cmp-0", conversation="c"))),
+        make_record(1, make_signal()),
+        make_record(2, demonstration),
+        make_record(3, make_choice(make_comparison("cmp-0")), event_id="event-0"),  # the relay's repeat
+    ]
+    with write_transaction(trainer_database) as connection:
+        assert consume(connection, records, place=place) == 1
+        assert consume(connection, [make_record(4, make_signal(), event_id="event-1")], place=place) == 0
+    with trainer_database.connect() as connection:
+        [row] = load_preferences(connection)
+        [signal] = connection.execute(sa.select(signals)).all()
+        [shown] = connection.execute(sa.select(demonstrations)).all()
+    assert (row.cluster, row.split) == (7, "heldout")
+    assert (signal.cluster, signal.split) == (8, "heldout")
+    assert (shown.cluster, shown.split, shown.event_id, shown.channel) == (9, "heldout", "event-2", "api")
+    assert [each.is_choice for each in seen] == [True, False, False]
+    assert (seen[0].conversation, seen[2].messages) == ("c", demonstration.messages)
 
 
 def test_prompt_key_ignores_the_order_of_fields() -> None:

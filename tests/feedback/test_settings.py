@@ -84,7 +84,7 @@ def test_unknown_preset_is_refused() -> None:
         ("[gatewy]\nport = 1", "unknown section [gatewy]: did you mean [gateway]?"),
         ('polcy = "mine"', "unknown setting polcy: did you mean policy?"),
         ("[section]\nraet = 1", "unknown setting section.raet: did you mean section.rate?"),
-        ("[trainer.learn.dpo]\nbetta = 1", "unknown setting trainer.dpo.betta: did you mean trainer.dpo.beta?"),
+        ("[trainer.dpo]\nbetta = 1", "unknown setting trainer.dpo.betta: did you mean trainer.dpo.beta?"),
         ("[gateway]\nmin_users = 1", "unknown setting gateway.min_users: did you mean rollout.min_users?"),
         ("[[rollout.steps]]\nwieght = 1", "unknown setting rollout.steps.wieght: did you mean rollout.steps.weight?"),
         ("rollout = 3", "rollout must be a section"),

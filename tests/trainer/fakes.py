@@ -48,22 +48,20 @@ def make_record(number: int, **choice: object) -> NewRecord:
     return NewRecord(key=event.key.encode(), value=body, headers=headers)
 
 
-class FakeStack:
+class FakePolicy:
     """A policy whose adapters are bytes."""
 
     def __init__(self) -> None:
         self.adapters = {"policy": b"", "stable": b""}
-        self.num_resets = 0
 
-    def reset_adapter(self, adapter: str, like: str | None = None) -> None:
-        self.num_resets += like is None
-        self.adapters[adapter] = b"zero" if like is None else self.adapters[like]
+    def reset(self) -> None:
+        self.adapters["policy"] = b"zero"
 
-    def load_adapter(self, adapter: str, path: Path) -> None:
-        self.adapters[adapter] = (path / "adapter_model.safetensors").read_bytes()
+    def load(self, path: Path) -> None:
+        self.adapters["policy"] = (path / "adapter_model.safetensors").read_bytes()
 
-    def save_adapter(self, adapter: str, out_dir: Path) -> None:
-        (out_dir / "adapter_model.safetensors").write_bytes(self.adapters[adapter])
+    def save(self, out_dir: Path) -> None:
+        (out_dir / "adapter_model.safetensors").write_bytes(self.adapters["policy"])
 
 
 class FakeReward:
@@ -72,13 +70,24 @@ class FakeReward:
     def __init__(self) -> None:
         self.version = 0
         self.seen: list[tuple[list[str], list[str]]] = []
+        self.num_measured: list[int] = []
 
-    def update(self, new, replay):
+    def update(self, new, replay, weights=None, rated=()):
         self.version += 1
         self.seen.append(([pair.event_id for pair in new], [pair.event_id for pair in replay]))
         return {"loss": 0.5}
 
+    def learn_in_bulk(self, chunks, progress, *, total=None):
+        self.version += 1
+        events = []
+        for chunk in chunks:
+            events += [pair.event_id for pair in chunk]
+            progress(len(events), {})
+        self.seen.append((events, []))
+        return {"loss": 0.4, "bulk": 1.0}
+
     def accuracy(self, pairs):
+        self.num_measured.append(len(pairs))
         return (len(pairs) if self.version else 0), len(pairs)
 
     def save(self, directory: Path) -> None:

@@ -1,31 +1,52 @@
-"""The seed policy's training fits the machine it runs on."""
+"""The seed policy: trained by SFT, saved as an ordinary model, and left alone once it is there."""
 
-import random
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from rich.progress import Progress
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer import seed
 
+ROWS = [
+    {"messages": [{"role": "user", "content": f"What is {n}?"}], "answer": f"It is {word}."}
+    for n, word in enumerate(["nought", "one", "two", "three"])
+]
+SMALL = seed.SeedSettings(
+    num_steps=60, batch_size=8, lr=1e-2, vocab_size=320, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48,
+    max_positions=128,
+)  # fmt: skip
 
-@pytest.mark.parametrize("has_instructions", [False, True])
-def test_bfloat16_is_used_only_where_the_cpu_multiplies_it(
-    monkeypatch: pytest.MonkeyPatch, has_instructions: bool
-) -> None:
-    settings = seed.SeedSettings(num_steps=1, vocab_size=300)
-    rows = [{"messages": [{"role": "user", "content": "How are you?"}], "answer": "Well."}] * 4
-    tokenizer = seed.build_tokenizer(["How are you? Well."], settings.vocab_size, settings.max_positions)
-    model = seed.build_model(settings, tokenizer)
-    encoded = seed.encode_rows(rows, tokenizer, settings.context_share, random.Random(0))
-    used = []
-    compute = seed.compute_answer_loss
 
-    def watch(*arguments: object) -> torch.Tensor:
-        used.append(torch.is_autocast_enabled("cpu"))
-        return compute(*arguments)  # type: ignore[arg-type]
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ROWS), encoding="utf-8")
+    return path
 
-    monkeypatch.setattr(seed, "compute_answer_loss", watch)
-    monkeypatch.setattr(seed, "has_fast_bf16", lambda: has_instructions)
-    seed.train_model(model, encoded, settings, tokenizer.pad_token_id or 0, Progress(disable=True))
-    assert used == [has_instructions]
+
+def test_a_seed_answers_what_it_was_taught_and_is_built_once(tmp_path: Path, corpus: Path) -> None:
+    frozen, out = tmp_path / "facts.jsonl", tmp_path / "seed"
+    frozen.write_text("{}\n", encoding="utf-8")
+    assert seed.build_seed(corpus, frozen, out, SMALL, Progress(disable=True))
+    marker = json.loads((out / seed.MARKER).read_text(encoding="utf-8"))
+    assert marker["loss"] < 0.5 and marker["settings"]["num_steps"] == 60
+    assert (out / "frozen.jsonl").read_text(encoding="utf-8") == "{}\n"
+    assert not seed.build_seed(corpus, frozen, out, SMALL, Progress(disable=True))
+
+    model = AutoModelForCausalLM.from_pretrained(out, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert sum(p.numel() for p in model.parameters()) == marker["num_parameters"]
+    assert next(model.parameters()).dtype == torch.float32
+    prompt = tokenizer.apply_chat_template(ROWS[2]["messages"], add_generation_prompt=True, return_tensors="pt")
+    ids = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(ids) == "It is two.<|eos|>"
+
+
+def test_another_corpus_is_built_anew(tmp_path: Path, corpus: Path) -> None:
+    short = seed.SeedSettings(**{**vars(SMALL), "num_steps": 2})
+    assert seed.build_seed(corpus, None, tmp_path / "seed", short, Progress(disable=True))
+    corpus.write_text(corpus.read_text(encoding="utf-8").replace("two", "2"), encoding="utf-8")
+    assert seed.build_seed(corpus, None, tmp_path / "seed", short, Progress(disable=True))

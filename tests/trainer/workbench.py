@@ -11,16 +11,19 @@ from feedback import inbox, quarantine
 from feedback.database import Writer, create_tables, open_database
 from feedback.log import NewRecord, Record
 from feedback.manifest import Probe
-from tests.trainer.fakes import FakeGateway, FakeReward, FakeStack, make_record
+from tests.trainer.fakes import FakeGateway, FakePolicy, FakeReward, make_record
 from trainer.run import rounds
+from trainer.run.clusters import place_rows
 from trainer.run.learner import Learner
 from trainer.run.metrics import Metrics
 from trainer.run.publisher import Publisher
 from trainer.run.quarantine import Quarantine
 from trainer.run.registry import register_missing
+from trainer.run.requests import RoundRequests
 from trainer.run.reward_keeper import RewardKeeper
-from trainer.run.round import Training
 from trainer.run.status import Board
+from trainer.run.training import Judged, Task, Training
+from trainer.run.weighing import weigh_alike
 from trainer.settings import TrainerSettings
 
 
@@ -30,19 +33,25 @@ class Killed(BaseException):
 
 @dataclass
 class Workbench:
-    """A trainer's parts over one state directory. `start` is what a restart does; kill_in_training plays kill -9."""
+    """A trainer's parts over one state directory. `start` is what a restart does; `error` is raised in training."""
 
     settings: TrainerSettings
     gateway: FakeGateway = field(default_factory=FakeGateway)
-    stack: Any = field(default_factory=FakeStack)
+    policy: Any = field(default_factory=FakePolicy)
     board: Board = field(default_factory=Board)
+    requests: RoundRequests = field(default_factory=RoundRequests)
     stopping: threading.Event = field(default_factory=threading.Event)
     trained: list[list[str]] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
+    num_judged: int = 0
     may_learn: bool = True
-    verdict: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(ok=True, reason="passed", metrics={}))
+    verdict: Judged = field(default_factory=lambda: Judged(ok=True, reason="passed"))
+    refusal: str = ""
     error: BaseException | None = None
     num_sent: int = 0
     clock: float = 1000.0
+
+    place = staticmethod(place_rows)
 
     def __post_init__(self) -> None:
         self.database = open_database(self.settings.trainer_database)
@@ -50,16 +59,25 @@ class Workbench:
         self.writer = Writer(self.database)
 
     def start(self) -> Learner:
-        self.metrics, quarantined = Metrics(), Quarantine(self.writer)
+        self.metrics, quarantined = Metrics(), Quarantine(self.writer, lambda: self.clock)
         self.reward = self.make_reward(quarantined)
         section = self.settings.trainer
-        directory = self.settings.reward_dir
-        keeper = RewardKeeper(
-            self.reward, self.database, self.writer, directory, section.reward, section.seed, quarantined
+        self.keeper = RewardKeeper(
+            self.reward,
+            self.database,
+            self.writer,
+            self.settings.reward_dir,
+            section.reward,
+            section.seed,
+            quarantined,
+            weigh=weigh_alike,
+            figures=dict,
+            refuse=lambda before, after: self.refusal,
         )
+        training = self.make_training(quarantined)
         self.publisher = Publisher(
-            self.settings,
-            self.stack,
+            self.settings.checkpoints_dir,
+            training.save,
             self.database,
             self.gateway,
             base_digest="base",
@@ -70,10 +88,9 @@ class Workbench:
         )
         learner = Learner(
             settings=self.settings,
-            stack=self.stack,
-            keeper=keeper,
+            keeper=self.keeper,
             quarantine=quarantined,
-            training=Training(self.make_train(quarantined), self.judge, self.has_something_to_learn),
+            training=training,
             database=self.database,
             writer=self.writer,
             gateway=self.gateway,
@@ -81,6 +98,7 @@ class Workbench:
             board=self.board,
             metrics=self.metrics,
             curves=SimpleNamespace(add=lambda *_: None),
+            requests=self.requests,
             stopping=self.stopping,
             now=lambda: self.clock,
         )
@@ -90,10 +108,20 @@ class Workbench:
     def make_reward(self, quarantined: Quarantine) -> Any:
         return FakeReward()
 
-    def make_train(self, quarantined: Quarantine) -> Any:
-        return self.train
+    def make_training(self, quarantined: Quarantine) -> Training:
+        return Training(
+            reset=self.policy.reset,
+            save=self.policy.save,
+            load=self.policy.load,
+            weigh=weigh_alike,
+            train=self.train,
+            judge=self.judge,
+            has_something_to_learn=self.has_something_to_learn,
+        )
 
-    def judge(self) -> Any:
+    def judge(self, task: Task, show: Any) -> Judged:
+        self.num_judged += 1
+        show(0.5, "sampling")
         return self.verdict
 
     def register(self) -> None:
@@ -101,15 +129,17 @@ class Workbench:
             published = [(p.manifest.digest, p.path) for p in self.publisher.published]
             register_missing(self.gateway, published, set())
 
-    def has_something_to_learn(self, correct: int, total: int) -> tuple[bool, str]:
+    def has_something_to_learn(self) -> tuple[bool, str]:
         return self.may_learn, "better than chance" if self.may_learn else "nothing to learn"
 
-    def train(self, pairs, rng, progress) -> dict[str, float]:
-        self.trained.append([pair.event_id for pair in pairs])
-        progress(0.5, {"loss": 0.6})
+    def train(self, task: Task) -> dict[str, float]:
+        self.tasks.append(task)
+        self.trained.append([row.event_id for row in task.rows])
+        task.progress(0.5, {"loss": 0.6})
         if self.error:
             raise self.error
-        self.stack.adapters["policy"] += f" trained {len(self.trained)}".encode()
+        self.policy.load(task.parent)
+        self.policy.adapters["policy"] += f" trained {task.plan.number}".encode()
         return {"loss": 0.4}
 
     def send(self, number: int, preferred: str = "first") -> None:
@@ -129,7 +159,7 @@ class Workbench:
             )
             for i, r in enumerate(new)
         ]
-        self.writer.run(lambda connection: inbox.consume(connection, records)).result()
+        self.writer.run(lambda connection: inbox.consume(connection, records, place=self.place)).result()
 
     def run_all(self, learner: Learner) -> None:
         while learner.step():
@@ -145,4 +175,5 @@ class Workbench:
             return {each.event_id: each.error for each in quarantine.load(connection)}
 
     def names(self) -> list[str]:
-        return sorted(path.name for path in self.settings.checkpoints_dir.iterdir())
+        """Checkpoints that were published."""
+        return sorted(path.name for path in self.settings.checkpoints_dir.iterdir() if path.name != "reports")

@@ -1,180 +1,137 @@
 """A DPO round: moves the policy adapter towards the chosen answers, away from the rejected ones.
 
-The reference is the base (adapter off); its log-probabilities are computed once for all pairs. Ties say nothing about a
-direction: they are counted and left to the reward model. Does not decide whether the result may be served.
+Ties pull their pair back to the reference. Goes on from its snapshot, with the same steps, after a kill. Says in its figures
+whether it moved anything. Does not choose which pairs a round has, nor whether the result may be served.
 """
 
+from __future__ import annotations
+
 import math
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from trainer.learn.dpo_step import DpoStep, Preference
 from trainer.learn.isolation import NotFinite, run_isolated
-from trainer.math.losses import dpo_loss, ipo_loss, weighted_mean
-from trainer.model.encoding import EncodedPair, Row, encode_pairs
-from trainer.model.logprobs import answer_logprobs
-from trainer.model.stack import PolicyStack
+from trainer.learn.loop import Loop, ParameterGroup, Schedule, Snapshots
+from trainer.learn.steps import count_steps, plan_steps
+from trainer.learn.training import RATES, NothingToTrainOn, Progress, Task, ignore_progress, run_steps
+from trainer.settings import DpoSection
 from trainer.text.rejected import Reject, log_rejected
+from trainer.text.transcript import EncodedAnswer, EncodedPair
 
 if TYPE_CHECKING:
-    from trainer.text.pairs import Pair
+    from trainer.model.backbone import Backbone
 
-WARMUP_SHARE = 0.1
-PART = "round"
+__all__ = ["NothingToTrainOn", "make_preferences", "run_dpo"]
 
-
-class NothingToTrainOn(ValueError):
-    """No decisive pair was given that can be trained on."""
-
-
-@dataclass(frozen=True)
-class Preference:
-    """An encoded decisive pair. reference: log pi_ref(chosen) - log pi_ref(rejected)."""
-
-    event_id: str
-    chosen: Row
-    rejected: Row
-    weight: float
-    reference: float
-
-
-def is_decisive(pair: "Pair") -> bool:
-    """Whether one of the answers was preferred, with any weight."""
-    return pair.preferred in ("first", "second") and pair.weight > 0
-
-
-def encode_preferences(stack: PolicyStack, pairs: Sequence["Pair"], reject: Reject = log_rejected) -> list[Preference]:
-    """Tokens and cached reference log-probabilities of the decisive pairs; what has none is rejected."""
-    preferences: list[Preference] = []
-
-    def refer(batch: Sequence[EncodedPair]) -> None:
-        ordered = [(e.first, e.second) if e.pair.preferred == "first" else (e.second, e.first) for e in batch]
-        sums = stack.answer_logprobs([row for rows in ordered for row in rows], None)[0]
-        if not torch.isfinite(sums).all():
-            raise NotFinite("a reference log-probability is not finite")
-        for each, (chosen, rejected), reference in zip(batch, ordered, (sums[0::2] - sums[1::2]).tolist(), strict=True):
-            preferences.append(Preference(each.pair.event_id, chosen, rejected, each.pair.weight, reference))
-
-    encoded = encode_pairs(stack, [pair for pair in pairs if is_decisive(pair)], PART, reject)
-    run_isolated(encoded, refer, lambda one, error: reject_if_sound(stack, one.pair.event_id, error, reject))
-    return preferences
-
-
-def reject_if_sound(stack: PolicyStack, event_id: str, error: Exception, reject: Reject) -> None:
-    """Reject a pair that failed alone. Raises its error if the model itself is broken."""
-    if not stack.is_sound("policy"):
-        raise error
-    reject(event_id, PART, error)
-
-
-def scale_lr(step: int, num_steps: int) -> float:
-    """Warm-up over a tenth of the steps, then linear decay: a constant rate garbles a small model's facts."""
-    warmup = max(1, math.ceil(WARMUP_SHARE * num_steps))
-    return (step + 1) / warmup if step < warmup else (num_steps - step) / max(1, num_steps - warmup)
-
-
-def split_batches(preferences: Sequence[Preference], batch_size: int, rng: random.Random) -> list[list[Preference]]:
-    """All preferences once, in random order; the last batch may be short."""
-    order = rng.sample(list(preferences), len(preferences))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-def compute_log_ratios(stack: PolicyStack, batch: Sequence[Preference]) -> tuple[Tensor, Tensor]:
-    """h of every pair, and the chosen answers' mean log-probability a token, both (pairs,)."""
-    rows = [p.chosen for p in batch] + [p.rejected for p in batch]
-    sums, counts = answer_logprobs(stack.causal_lm, stack.collate(rows))
-    chosen, rejected = sums.chunk(2)
-    reference = torch.tensor([p.reference for p in batch], device=sums.device)
-    return chosen - rejected - reference, chosen / counts[: len(batch)]
-
-
-class _Steps:
-    """The optimizer's steps of a round, one a batch; history holds the figures of each."""
-
-    def __init__(
-        self,
-        stack: PolicyStack,
-        parameters: list[torch.nn.Parameter],
-        lr: float,
-        num_steps: int,
-        compute_loss: Callable[[Tensor], Tensor],
-        nll_weight: float,
-    ) -> None:
-        self._stack, self._parameters = stack, parameters
-        self._compute_loss, self._nll_weight = compute_loss, nll_weight
-        self._optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: scale_lr(min(step, num_steps), num_steps)
-        )
-        self.history: list[dict[str, float]] = []
-
-    def take(self, batch: Sequence[Preference]) -> None:
-        """Learn from a batch. Whatever it raises, nothing was learnt."""
-        log_ratio, chosen_logprob = compute_log_ratios(self._stack, batch)
-        each = self._compute_loss(log_ratio) - self._nll_weight * chosen_logprob
-        loss = weighted_mean(each, torch.tensor([p.weight for p in batch], device=each.device))
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            raise NotFinite(f"the loss is {loss.item()}, its gradient's norm {norm.item()}")
-        self._optimizer.step()
-        self._schedule.step()
-        self.history.append(
-            {
-                "loss": loss.item(),
-                "log_ratio": log_ratio.mean().item(),
-                "accuracy": (log_ratio > 0).float().mean().item(),
-                "chosen_logprob": chosen_logprob.mean().item(),
-                "grad_norm": norm.item(),
-            }
-        )
+PART = "dpo"
+MOVED_NATS = 0.5  # a mean absolute log-ratio below this means that a round moved nothing
+References = Tensor | Callable[[Sequence[EncodedAnswer]], Tensor]
 
 
 def run_dpo(
-    stack: PolicyStack,
-    pairs: Sequence["Pair"],
+    backbone: Backbone,
+    pairs: Sequence[EncodedPair],
+    settings: DpoSection,
     *,
-    beta: float,
-    lr: float,
-    epochs: int,
-    batch_size: int,
-    label_smoothing: float,
-    rng: random.Random,
-    progress: Callable[[float, dict[str, float]], None] = lambda share, metrics: None,
-    loss: str = "sigmoid",
-    nll_weight: float = 0.2,
+    references: References,
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+    snapshots: Snapshots | None = None,
+    progress: Progress = ignore_progress,
     reject: Reject = log_rejected,
 ) -> dict[str, float]:
-    """Trains adapter "policy" from where it stands; `loss` is "sigmoid" (DPO, cDPO) or "ipo".
+    """Train adapter "policy" from where it stands.
 
-    nll_weight adds the chosen answers' negative log-likelihood a token (Pang et al. 2024, eq. 4): without it the mass taken from
-    rejected answers goes to garble, and a small model loses its facts.
-    progress(share done, metrics of the step) is called after each step and may raise to stop the round. Returns the metrics
-    of the last epoch. Raises NothingToTrainOn if every pair is a tie, or rejected.
+    references: summed log-probabilities of (first, second), shape (pairs, 2), or a function that gives those of answers,
+    (answers,). weights: one a pair, their own if None; 0 leaves a pair out. Returns mean figures of the last epoch;
+    log_ratio_abs and `moved` (1 if that is at least MOVED_NATS) are of its last quarter. Raises NothingToTrainOn if no
+    decisive pair is usable.
     """
-    if loss not in ("sigmoid", "ipo"):
-        raise ValueError(f"unknown loss {loss!r}")
-    preferences = encode_preferences(stack, pairs, reject)
-    num_steps = epochs * math.ceil(len(preferences) / batch_size)
 
-    def compute_loss(log_ratio: Tensor) -> Tensor:
-        return dpo_loss(log_ratio, beta, label_smoothing) if loss == "sigmoid" else ipo_loss(log_ratio, beta)
+    def blame(event_id: str, error: Exception) -> None:
+        if not backbone.is_sound("policy"):
+            raise error
+        reject(event_id, PART, error)
 
-    with stack.training("policy") as parameters:
-        steps = _Steps(stack, parameters, lr, num_steps, compute_loss, nll_weight)
-        for _ in range(epochs if preferences else 0):
-            for batch in split_batches(preferences, batch_size, rng):
-                run_isolated(batch, steps.take, lambda one, error: reject_if_sound(stack, one.event_id, error, reject))
-                if steps.history:
-                    progress(min(1.0, len(steps.history) / num_steps), steps.history[-1])
-    if not steps.history:
+    given = [pair.pair.weight for pair in pairs] if weights is None else weights
+    preferences = make_preferences(pairs, references, given, blame)
+    num_ties = sum(preference.is_tie for preference in preferences)
+    if num_ties == len(preferences):
         raise NothingToTrainOn(f"{len(pairs)} pairs, none of them decisive and usable")
-    last = steps.history[-(num_steps // epochs) :]
-    metrics = {name: sum(step[name] for step in last) / len(last) for name in last[0]}
-    num_ties = sum(not is_decisive(pair) for pair in pairs)
-    return {**metrics, "num_pairs": float(len(preferences)), "num_ties": float(num_ties)}
+    plan = plan_steps(
+        [preference.event_id for preference in preferences],
+        [preference.length for preference in preferences],
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        seed=seed,
+    )
+    rate = settings.lr or RATES[backbone.preset]
+    schedule = Schedule(rate, len(plan), settings.warmup_share, settings.decay)
+    step = DpoStep(backbone, settings, sum(p.weight for p in preferences) / len(preferences))
+    with backbone.adapters.training("policy") as parameters:
+        loop = Loop([ParameterGroup("policy", backbone.adapters.parameters_of("policy"))], schedule)
+        task = Task(
+            preferences, parameters, step.make_parts, step.summarise, lambda row, error: blame(row.event_id, error)
+        )
+        per_epoch = count_steps(len(preferences), settings.batch_size)
+        last, tail = run_steps(loop, task, plan, steps_per_epoch=per_epoch, snapshots=snapshots, progress=progress)
+    return {
+        **last,
+        "log_ratio_abs": tail["log_ratio_abs"],
+        "moved": float(tail["log_ratio_abs"] >= MOVED_NATS),
+        "num_pairs": float(len(preferences) - num_ties),
+        "num_ties": float(num_ties),
+        "num_steps": float(loop.step_number),
+    }
+
+
+def make_preferences(
+    pairs: Sequence[EncodedPair],
+    references: References,
+    weights: Sequence[float],
+    blame: Callable[[str, Exception], None],
+) -> list[Preference]:
+    """The pairs that have a weight and a finite reference, in their order.
+
+    `blame` is called with the event id of a pair without such a reference; it may raise, if no pair is to blame.
+    """
+    if len(weights) != len(pairs):
+        raise ValueError(f"{len(weights)} weights for {len(pairs)} pairs")
+    kept = [i for i, weight in enumerate(weights) if weight > 0]
+    found: dict[int, tuple[float, float]] = {}
+
+    def refer(chosen: Sequence[int]) -> None:
+        if isinstance(references, Tensor):
+            sums = references[list(chosen)].reshape(-1)
+        else:
+            sums = references([answer for i in chosen for answer in pairs[i].answers])
+        if not torch.isfinite(sums).all():
+            raise NotFinite("a reference log-probability is not finite")
+        for i, (first, second) in zip(chosen, sums.reshape(-1, 2).tolist(), strict=True):
+            found[i] = first, second
+
+    run_isolated(kept, refer, lambda i, error: blame(pairs[i].pair.event_id, error))
+    return [_make_preference(pairs[i], found[i], weights[i]) for i in kept if i in found]
+
+
+def _make_preference(encoded: EncodedPair, references: tuple[float, float], weight: float) -> Preference:
+    if not math.isfinite(weight):
+        raise ValueError(f"{encoded.pair.event_id} has the weight {weight}")
+    answers = [(encoded.first, references[0]), (encoded.second, references[1])]
+    if encoded.pair.preferred == "second":
+        answers.reverse()
+    (chosen, chosen_reference), (rejected, rejected_reference) = answers
+    return Preference(
+        event_id=encoded.pair.event_id,
+        prompt=encoded.prompt,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_reference=chosen_reference,
+        rejected_reference=rejected_reference,
+        weight=weight,
+        is_tie=not encoded.decisive,
+    )

@@ -1,47 +1,121 @@
-"""Log-probabilities of answers under a causal language model.
+"""Log-probabilities of answers: the lm_head runs on answer tokens alone, in chunks that fit a given memory.
 
-The lm_head runs on answer tokens alone: with a large vocabulary that is most of the cost. Rows are padded on the right,
-so causal attention needs no mask; left-padded rows are not covered.
+Promises that no more than `logits_mb` of logits exist at a time, also in the backward pass, which computes them again.
+Softcapping and scaling are applied as the model's configuration says. Memory of hidden states is not covered.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from trainer.text.batches import Batch, plan_batches
+from trainer.text.transcript import EncodedAnswer
+
+if TYPE_CHECKING:
+    from trainer.model.backbone import Backbone
+
+BYTES_PER_LOGIT = (
+    18  # in the backward pass: bfloat16 logits, float32 copy, log-softmax, its gradient, and that in bfloat16
+)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Right-padded rows. ids and answer_mask: (batch, length), the mask True on the answer's tokens, eos included."""
+class Scaling:
+    """What a model does to its lm_head's output: times `factor`, then cap * tanh(logits / cap)."""
 
-    ids: Tensor
-    answer_mask: Tensor
+    factor: float = 1.0
+    cap: float | None = None
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(self.ids.to(device), self.answer_mask.to(device))
-
-
-def collate(rows: Sequence[tuple[Sequence[int], int]], pad_id: int) -> Batch:
-    """Pads rows of (token ids, number of prompt tokens)."""
-    length = max(len(ids) for ids, _ in rows)
-    ids = torch.full((len(rows), length), pad_id)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for row, (tokens, start) in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, start : len(tokens)] = True
-    return Batch(ids, mask)
+    def apply(self, logits: Tensor) -> Tensor:
+        """Scaled logits, of the same shape."""
+        if self.factor != 1.0:
+            logits = logits * self.factor
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
-def answer_logprobs(causal_lm: Any, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Sum of the answer tokens' log-probabilities and their number, both (batch,), float32."""
-    hidden = causal_lm.model(input_ids=batch.ids, use_cache=False).last_hidden_state[
-        :, :-1
-    ]  # (batch, length - 1, width)
-    keep = batch.answer_mask[:, 1:]  # position t predicts token t + 1
-    logits = causal_lm.lm_head(hidden[keep]).float() / temperature  # (kept, vocabulary)
-    chosen = torch.log_softmax(logits, -1).gather(1, batch.ids[:, 1:][keep].unsqueeze(1)).squeeze(1)
-    rows = keep.nonzero()[:, 0]
-    sums = torch.zeros(len(batch.ids), device=chosen.device).index_add(0, rows, chosen)
-    return sums, keep.sum(1)
+def read_scaling(config: Any) -> Scaling:
+    """The scaling of a model: `final_logit_softcapping` (Gemma 2), `logit_scale` (Cohere), `logits_scaling` (Granite)."""
+    factor = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Scaling(factor, None if cap is None else float(cap))
+
+
+def head_logprobs(
+    head: Any, scaling: Scaling, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, logits_mb: int = 128
+) -> Tensor:
+    """log p(target) of each hidden state, (tokens,) float32, differentiable in hidden and in the head's weights.
+
+    hidden: (tokens, width); targets: (tokens,). Logits are computed for as many tokens at a time as fit logits_mb.
+    """
+
+    def score(part: Tensor, expected: Tensor) -> Tensor:
+        logits = scaling.apply(head(part).float())
+        return -functional.cross_entropy(
+            logits / temperature if temperature != 1 else logits, expected, reduction="none"
+        )
+
+    rows = max(1, (logits_mb << 20) // (BYTES_PER_LOGIT * int(head.weight.shape[0])))
+    is_training = torch.is_grad_enabled()
+    scored = [
+        checkpoint(score, part, expected, use_reentrant=False, preserve_rng_state=False)
+        if is_training
+        else score(part, expected)
+        for part, expected in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    ]
+    return torch.cat(scored) if scored else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def locate_answers(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(row, column that predicts, column predicted, number of the answer) of every answer token, all (tokens,)."""
+    counts = batch.ends - batch.starts
+    answers = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    offsets = torch.arange(len(answers), device=counts.device) - (counts.cumsum(0) - counts)[answers]
+    predicted = batch.starts[answers] + offsets
+    predicting = torch.where(offsets == 0, batch.prompt_last[answers], predicted - 1)
+    return batch.answer_rows[answers], predicting, predicted, answers
+
+
+def answer_logprobs(backbone: Backbone, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Sums of the answers' log-probabilities (answers,) float32 and their numbers of tokens (answers,) int64.
+
+    Under the adapter that is active; differentiable where gradients are on.
+    """
+    scored, answers = token_logprobs(backbone, batch, temperature)
+    sums = torch.zeros(batch.num_answers, device=scored.device).index_add(0, answers, scored)
+    return sums, batch.ends - batch.starts
+
+
+def token_logprobs(backbone: Backbone, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(log-probability, number of the answer) of every answer token, both (tokens,), answer by answer."""
+    rows, predicting, predicted, answers = locate_answers(batch)
+    hidden = backbone.hidden(batch)[rows, predicting]
+    with backbone.autocast():
+        scored = head_logprobs(
+            backbone.lm_head,
+            backbone.scaling,
+            hidden,
+            batch.ids[rows, predicted],
+            temperature=temperature,
+            logits_mb=backbone.logits_mb,
+        )
+    return scored, answers
+
+
+def score_answers(
+    backbone: Backbone, answers: Sequence[EncodedAnswer], adapter: str | None, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Sums and token counts of encoded answers, both (answers,), on the CPU, without gradients."""
+    sums, counts = torch.zeros(len(answers)), torch.zeros(len(answers), dtype=torch.long)
+    with backbone.adapters.inferring(adapter):
+        for chosen in plan_batches([answer.length for answer in answers], backbone.token_budget):
+            batch = backbone.make_batch([(answers[i].prompt, [answers[i].answer]) for i in chosen])
+            total, number = answer_logprobs(backbone, batch, temperature)
+            sums[chosen], counts[chosen] = total.cpu(), number.cpu()
+    return sums, counts

@@ -2,7 +2,8 @@
 
 Each batch and its offset move in one transaction, so a crash, another reader of the group or a rebalance in the middle
 of a batch repeats and never loses or doubles. What cannot be read goes to the inbox's dead letters; a database that is
-down only pauses. Does not interpret preferences.
+down only pauses. Rows get the cluster of their prompt as they come, and those that others stored when the log is read to
+its end. Does not interpret preferences.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from feedback.errors import DatabaseError, LogUnavailable, OffsetOutOfRange, Pos
 from feedback.faults import reach
 from feedback.log.base import Log, Record
 from feedback.outages import describe_error, is_of_data, log_failure
+from trainer.run.clusters import place_rows, place_undecided
 from trainer.run.metrics import Metrics
 
 log = logging.getLogger("trainer.run.consumer")
@@ -85,7 +87,7 @@ class Consumer(threading.Thread):
                 if time.monotonic() >= measured_at + MEASURE_EVERY_S or (lag and not num_records):
                     lag, measured_at = self._measure_lag(source), time.monotonic()
                 self._report(lag, "")
-                if not num_records:
+                if not num_records and not self._writer.run(place_undecided).result():
                     self._stopping.wait(IDLE_WAIT_S)
         finally:
             source.close()
@@ -155,7 +157,7 @@ def consume_partition(
 
 def _store(writer: Writer, records: list[Record], offset: int) -> int:
     """Store a batch; if the database has something against a row, one by one, so that this row alone is set aside."""
-    consume = partial(inbox.consume, records=records, read_from=offset)
+    consume = partial(inbox.consume, records=records, read_from=offset, place=place_rows)
     try:
         return writer.run(consume).result()
     except Exception as error:

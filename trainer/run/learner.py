@@ -10,26 +10,26 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from feedback.database import Writer
 from feedback.outages import describe_error, log_failure
-from trainer.run import preferences, rounds
+from trainer.run import lineage, pool, rounds
 from trainer.run.checkpoints import Published
+from trainer.run.closing import Closer
 from trainer.run.metrics import Curves, Metrics
 from trainer.run.publisher import Publisher, Trained
 from trainer.run.quarantine import Quarantine
 from trainer.run.registry import Gateway, GatewayRefused, GatewayUnavailable
 from trainer.run.reporter import Reporter
-from trainer.run.reward_keeper import RewardKeeper, measure_reward, update_reward
-from trainer.run.round import RoundAborted, RoundRunner, Training
+from trainer.run.requests import RoundRequests
+from trainer.run.reward_keeper import RewardKeeper
+from trainer.run.round import RoundAborted, RoundRunner
+from trainer.run.schedule import Due, Situation, explain_round, explain_wait
 from trainer.run.status import Board
+from trainer.run.training import Training
 from trainer.settings import TrainerSettings
-
-if TYPE_CHECKING:
-    from trainer.model.stack import PolicyStack
 
 log = logging.getLogger("trainer.run.learner")
 
@@ -37,13 +37,12 @@ RETRY_AFTER_S = 5.0
 
 
 class Learner:
-    """Holds the policy stack and everything a step needs. `run` until the event is set."""
+    """Holds the learning functions and everything a step needs. `run` until the event is set."""
 
     def __init__(
         self,
         *,
         settings: TrainerSettings,
-        stack: PolicyStack,
         keeper: RewardKeeper,
         quarantine: Quarantine,
         training: Training,
@@ -54,17 +53,20 @@ class Learner:
         board: Board,
         metrics: Metrics,
         curves: Curves,
+        requests: RoundRequests,
         stopping: threading.Event,
         now: Callable[[], float] = time.time,
     ) -> None:
-        section = settings.trainer
-        self._settings, self._stack, self._keeper, self._quarantine = section, stack, keeper, quarantine
+        self._settings, self._topic = settings.trainer, settings.topic
+        self._keeper, self._quarantine, self._training = keeper, quarantine, training
         self._database, self._gateway, self._publisher = database, gateway, publisher
-        self._stopping, self._now, self._started_at = stopping, now, now()
-        self._reporter = Reporter(database, board, metrics, curves, publisher, section.round_every_preferences)
+        self._requests, self._stopping, self._now, self._started_at = requests, stopping, now, now()
+        self._reporter = Reporter(database, board, metrics, curves, publisher, settings.trainer)
+        self._closer = Closer(
+            settings.rounds_dir, database, writer, publisher, quarantine, self._reporter, now
+        )
         self._runner = RoundRunner(
-            settings=section,
-            stack=stack,
+            settings=settings,
             keeper=keeper,
             quarantine=quarantine,
             training=training,
@@ -72,18 +74,20 @@ class Learner:
             writer=writer,
             publisher=publisher,
             reporter=self._reporter,
+            closer=self._closer,
             stopping=stopping,
             now=now,
         )
 
     def prepare(self) -> None:
         """Take up where a crash left off; publish checkpoint 0, which answers as the base does, if there is none."""
-        self._runner.close_published()
+        self._closer.close_published()
+        self._closer.remove_orphans()
         if not self._publisher.published:
-            self._stack.reset_adapter("policy", like=None)
-            self._publisher.publish(None, Trained(reason="the base"), {})
+            self._training.reset()
+            self._publisher.publish(Trained())
         self._keeper.restore()
-        measure_reward(self._keeper, self._reporter)
+        self._keeper.measure(self._reporter)
         self._reporter.show_store()
 
     def run(self) -> None:
@@ -109,49 +113,59 @@ class Learner:
         """
         self._quarantine.flush()
         self._reporter.show_store()
-        self._runner.close_published()
-        is_due, reason = self._explain_round()
-        parent = self._find_start(reason) if is_due else None
-        if parent is not None:
-            self._runner.run(parent)
+        self._closer.close_published()
+        due = self._explain_round()
+        stable = self._find_start(due) if due.is_due else None
+        if stable is not None:
+            request = self._requests.look()
+            self._requests.clear()
+            self._runner.run(stable, due.reason, from_base=bool(request and request.from_base))
             return True
         if self._keeper.is_due():
-            update_reward(self._keeper, self._reporter)
+            self._keeper.learn_next(self._reporter, self._runner.check_stopping)
             return True
-        if not is_due:
-            self._reporter.show_waiting("idle", reason)
+        if not due.is_due:
+            self._reporter.show_waiting("idle", due.reason, due.progress)
         return False
 
-    def _explain_round(self) -> tuple[bool, str]:
+    def _explain_round(self) -> Due:
+        section = self._settings
         with self._database.connect() as connection:
             if rounds.find_open_round(connection):
-                return True, "the round that was interrupted"
-            after_id, finished_at = rounds.last_finished(connection)
-            new = preferences.count_after(connection, after_id)
-        return rounds.explain_round(new, self._now() - (finished_at or self._started_at), self._settings)
+                return Due(True, "the round that was interrupted", 1.0)
+            past = rounds.read_past(connection)
+            situation = Situation(
+                new=pool.count_new(connection, section.policy, past.last_preference_id),
+                num_left=past.num_left,
+                num_demonstrations=self._count_demonstrations(connection) if section.round == "sft" else 0,
+                since_s=self._now() - (past.finished_at or self._started_at),
+                is_requested=self._requests.look() is not None,
+            )
+        return explain_round(situation, section)
 
-    def _find_start(self, reason: str) -> Published | None:
+    def _count_demonstrations(self, connection: sa.Connection) -> int:
+        """Demonstrations that no promoted checkpoint's ancestry, nor the newest checkpoint, learnt from."""
+        published = self._publisher.published
+        taught = [each.manifest.id for each in lineage.list_taught_by(published[-1], published)]
+        found = pool.read_demonstrations(connection, policy=self._settings.policy, topic=self._topic, taught=taught)
+        return len(found.new)
+
+    def _find_start(self, due: Due) -> Published | None:
         """The checkpoint that serves, to start from; None, with the reason on the board, if a round must wait."""
         wait = self._reporter.show_waiting
         try:
             state = self._gateway.read_state()
             untried = self._find_untried()
         except (GatewayUnavailable, GatewayRefused) as error:
-            wait("waiting", f"{reason}; the gateway does not say who is stable: {error}")
+            wait("waiting", f"{due.reason}; the gateway does not say who is stable: {error}", due.progress)
             return None
         found = self._publisher.find(state.stable, state.stable_digest)
         may_overlap = self._settings.rounds_during_rollout
-        if state.rollout and not may_overlap:
-            wait("waiting", f"{reason}; rollout {state.rollout} is {state.rollout_phase}")
-        elif untried and not may_overlap:
-            wait("waiting", f"{reason}; {untried} has not been on trial yet")
-        elif state.stable is None:
-            wait("waiting", f"{reason}; the gateway has no stable checkpoint yet")
-        elif found is None:
-            wait("waiting", f"{reason}; no directory here holds the stable checkpoint {state.stable}")
-        else:
-            return found
-        return None
+        reason = explain_wait(state, untried, found is not None, may_overlap=may_overlap)
+        if reason:
+            wait("waiting", f"{due.reason}; {reason}", due.progress)
+            return None
+        return found
 
     def _find_untried(self) -> str | None:
         """The newest published checkpoint, if the gateway does not know it yet or lets it wait for its trial."""

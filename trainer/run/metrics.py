@@ -1,12 +1,16 @@
-"""What the trainer counts: Prometheus metrics for machines, TensorBoard curves for people."""
+"""What the trainer counts: Prometheus metrics for machines, curves for people (TensorBoard, Weights & Biases)."""
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+
+log = logging.getLogger("trainer.run.metrics")
 
 
 class Metrics:
@@ -49,11 +53,16 @@ class Metrics:
 
 
 class Curves:
-    """TensorBoard curves. Opened at the first value: importing the writer takes a second."""
+    """TensorBoard curves, and Weights & Biases' if a project is named and `wandb` is installed.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    Opened at the first value: importing the writers takes a second. What Weights & Biases fails at is logged once and
+    stops nothing.
+    """
+
+    def __init__(self, directory: Path, wandb_project: str = "") -> None:
+        self._directory, self._project = directory, wandb_project
         self._writer: Any = None
+        self._run: Any = None
 
     def add(self, prefix: str, values: Mapping[str, object], step: int) -> None:
         """Add one point to each curve; values that are not numbers are left out."""
@@ -61,10 +70,34 @@ class Curves:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._directory), flush_secs=10)
-        for name, value in values.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                self._writer.add_scalar(f"{prefix}/{name}", value, step)
+            self._run = self._open_wandb()
+        numbers = {
+            f"{prefix}/{name}": value
+            for name, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        if self._run is not None and numbers:
+            try:
+                self._run.log({**numbers, f"{prefix}/step": step})
+            except Exception as error:  # somebody else's service
+                log.warning("Weights & Biases takes no more: %s", error)
+                self._run = None
+
+    def _open_wandb(self) -> Any:
+        if not self._project:
+            return None
+        try:
+            wandb: Any = importlib.import_module("wandb")
+            return wandb.init(project=self._project, dir=str(self._directory))
+        except Exception as error:  # not installed, not logged in, not reachable
+            log.warning("no curves for Weights & Biases: %s", error)
+            return None
 
     def close(self) -> None:
+        """Write what is left."""
         if self._writer is not None:
             self._writer.close()
+        if self._run is not None:
+            self._run.finish()

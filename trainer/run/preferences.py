@@ -36,6 +36,16 @@ class Totals:
     uses: dict[Use, int]
 
 
+@dataclass(frozen=True)
+class Unused:
+    """A row that waits to be learnt from: its id, and what its weight hangs on."""
+
+    row_id: int
+    user: str
+    app: str
+    chosen_at: float
+
+
 def count_after(connection: sa.Connection, after_id: int) -> NewPreferences:
     """What came after a preference, whatever its split."""
     row = connection.execute(
@@ -66,6 +76,20 @@ def load_unused(connection: sa.Connection, limit: int, reject: Reject = log_reje
 def count_unused(connection: sa.Connection) -> int:
     query = sa.select(sa.func.count()).select_from(preferences).where(_TRAIN, preferences.c.used_as_new == 0)
     return int(connection.execute(query).scalar_one())
+
+
+def list_unused(connection: sa.Connection) -> list[Unused]:
+    """All training rows that the reward model has not seen as new, oldest first."""
+    columns = preferences.c
+    query = sa.select(columns.id, columns.user, columns.app, columns.chosen_at)
+    rows = connection.execute(query.where(_TRAIN, columns.used_as_new == 0).order_by(columns.id))
+    return [Unused(*row) for row in rows]
+
+
+def list_held_out(connection: sa.Connection) -> list[tuple[int, str]]:
+    """(id, event id) of the decisive rows that no round and no update may use, oldest first."""
+    query = sa.select(preferences.c.id, preferences.c.event_id).where(_HELD_OUT, _DECISIVE)
+    return [(row.id, row.event_id) for row in connection.execute(query.order_by(preferences.c.id))]
 
 
 def list_replayable(connection: sa.Connection, max_replays: int) -> list[int]:

@@ -7,44 +7,39 @@ the gateway has it.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
-from feedback import inbox
 from feedback.manifest import Probe
 from trainer.run import checkpoints, rounds
 from trainer.run.registry import Gateway, GatewayRefused, GatewayUnavailable
 
-if TYPE_CHECKING:
-    from trainer.model.stack import PolicyStack
-    from trainer.settings import TrainerSettings
-
 log = logging.getLogger("trainer.run.publisher")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a round leaves in adapter "policy": a failure that forbids to publish it, or what the manifest will say."""
+    """What the manifest says of adapter "policy". event_ids: what it learnt from; watermark: next offset by partition."""
 
-    failure: str = ""
-    reason: str = ""
+    parent: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     event_ids: Sequence[str] = ()
+    watermark: Mapping[int, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Publisher:
-    """Publishes into settings.checkpoints_dir. on_published is called after each publication."""
+    """Publishes into `root`. save_policy writes adapter "policy"; on_published is called after each publication."""
 
     def __init__(
         self,
-        settings: TrainerSettings,
-        stack: PolicyStack,
+        root: Path,
+        save_policy: Callable[[Path], None],
         database: sa.Engine,
         gateway: Gateway,
         *,
@@ -54,37 +49,28 @@ class Publisher:
         on_published: Callable[[], None],
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._settings, self._stack, self._database, self._gateway = settings, stack, database, gateway
+        self.root, self._save_policy, self._database, self._gateway = root, save_policy, database, gateway
         self._base_digest, self._rank = base_digest, rank
         self._make_probe, self._on_published = make_probe, on_published
         self._now = now
-        self._root = settings.checkpoints_dir
-        for name in checkpoints.clean_unfinished(self._root):
+        for name in checkpoints.clean_unfinished(root):
             log.info("removed %s, left by a crash", name)
-        self.published = checkpoints.list_published(self._root, base_digest)
+        self.published = checkpoints.list_published(root, base_digest)
 
-    def publish(self, parent: str | None, trained: Trained, extra: Mapping[str, Any]) -> checkpoints.Published:
-        """Publish adapter "policy" under the next number. extra joins the manifest's settings."""
-        section = self._settings.trainer
-        with self._database.connect() as connection:
-            watermark = inbox.load_offsets(connection, self._settings.topic)
+    def publish(self, trained: Trained) -> checkpoints.Published:
+        """Publish adapter "policy" under the next number."""
         draft = checkpoints.Draft(
             number=self._next_number(),
-            parent=parent,
+            parent=trained.parent,
             base_digest=self._base_digest,
             rank=self._rank,
             probe=self._make_probe(),
-            watermark=watermark,
+            watermark=trained.watermark,
             num_preferences=len(trained.event_ids),
-            settings={
-                **extra,
-                "seed": section.seed,
-                "dpo": section.dpo.model_dump(),
-                "preference_ids_digest": checkpoints.digest_ids(trained.event_ids),
-            },
-            metrics={name: value for name, value in trained.metrics.items() if math.isfinite(value)},  # else no JSON
+            settings={**trained.settings, "preference_ids_digest": checkpoints.digest_ids(trained.event_ids)},
+            metrics=rounds.keep_finite(trained.metrics),  # else no JSON
         )
-        published = checkpoints.publish_checkpoint(self._root, draft, self._save_policy, self._now())
+        published = checkpoints.publish_checkpoint(self.root, draft, self._save_policy, self._now())
         self.published.append(published)
         self._on_published()
         return published
@@ -100,9 +86,6 @@ class Publisher:
         """The checkpoint that a round published."""
         return next((p for p in self.published if p.manifest.settings.get("round") == number), None)
 
-    def _save_policy(self, directory: Path) -> None:
-        self._stack.save_adapter("policy", directory)
-
     def _next_number(self) -> int:
         with self._database.connect() as connection:
             taken = rounds.list_checkpoint_numbers(connection)
@@ -110,4 +93,4 @@ class Publisher:
             taken += [checkpoint.number for checkpoint in self._gateway.list_checkpoints()]
         except (GatewayUnavailable, GatewayRefused) as error:
             log.info("numbering without the gateway: %s", error)
-        return checkpoints.next_number(self._root, taken)
+        return checkpoints.next_number(self.root, taken)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 
-from feedback import quarantine
+from feedback import inbox, quarantine
 from feedback.database import Writer
 from feedback.outages import describe_error
 
 log = logging.getLogger("trainer.run.quarantine")
+
+_CHUNK = 500  # ids of one query: databases bound the parameters of a statement
 
 
 class Quarantine:
@@ -44,6 +46,20 @@ class Quarantine:
         self._writer.run(lambda connection: self._store(connection, stored)).result()
         for event_id in stored:
             self._pending.pop(event_id, None)
+
+    def list_since(self, connection: sa.Connection, since: float) -> list[tuple[str, str, str]]:
+        """(event id, part, error) of what was stored since then, in order of time."""
+        table = inbox.quarantine.c
+        query = sa.select(table.event_id, table.part, table.error).where(table.quarantined_at >= since)
+        return [tuple(row) for row in connection.execute(query.order_by(table.quarantined_at, table.event_id))]
+
+    def leave_out(self, connection: sa.Connection, event_ids: Sequence[str]) -> list[str]:
+        """Those of the events that are not in quarantine, nor on their way there, in their order."""
+        table, rejected = inbox.quarantine.c, set(self._pending)
+        for start in range(0, len(event_ids), _CHUNK):
+            chunk = list(event_ids[start : start + _CHUNK])
+            rejected |= set(connection.execute(sa.select(table.event_id).where(table.event_id.in_(chunk))).scalars())
+        return [event_id for event_id in event_ids if event_id not in rejected]
 
     def _store(self, connection: sa.Connection, rejected: dict[str, tuple[str, str]]) -> None:
         for event_id, (part, error) in rejected.items():

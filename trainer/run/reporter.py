@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from feedback import inbox, quarantine
-from trainer.run import preferences, rounds
+from trainer.run import pool, preferences, rounds
 from trainer.run.metrics import Curves, Metrics
+from trainer.run.schedule import estimate_seconds_left
 from trainer.run.status import Board, RewardView
+from trainer.settings import TrainerSection
 
 if TYPE_CHECKING:
     from trainer.run.publisher import Publisher
@@ -29,47 +33,87 @@ class Reporter:
         metrics: Metrics,
         curves: Curves,
         publisher: Publisher,
-        round_every: int,
+        settings: TrainerSection,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.board, self.metrics, self.curves = board, metrics, curves
-        self._database, self._publisher, self._round_every = database, publisher, round_every
+        self._database, self._publisher, self._settings = database, publisher, settings
+        self._clock = clock
         self._logged_reason = ""
+        self._phase = ("waiting", "the trainer is starting")
+        self._began: tuple[float, float] | None = None  # share and time at the phase's first report of progress
 
     def show_store(self) -> None:
         """What the database and the directory of checkpoints hold."""
-        show_inbox(self._database, self.board, self.metrics, self._round_every)
+        show_inbox(self._database, self.board, self.metrics, self._settings)
         published = self._publisher.published
         self.board.update(checkpoint=published[-1].manifest.id if published else None)
         self.metrics.checkpoints.set(len(published))
 
-    def show_reward(self, version: int, correct: int, total: int) -> None:
+    def show_reward(self, view: RewardView) -> None:
         """The reward model, with what it foresees of the held-out choices."""
-        accuracy = correct / total if total else None
-        self.board.update(reward=RewardView(version, accuracy, total))
+        self.board.update(reward=view)
+        self.metrics.reward_version.set(view.version)
+        if view.accuracy_heldout is not None:
+            self.metrics.reward_accuracy.set(view.accuracy_heldout)
+
+    def show_reward_version(self, version: int) -> None:
+        """The reward model learnt; what it foresees is measured later."""
+        self.board.update(reward=replace(self.board.read().reward, version=version))
         self.metrics.reward_version.set(version)
-        if accuracy is not None:
-            self.metrics.reward_accuracy.set(accuracy)
+
+    def begin_round(self, number: int, reason: str) -> None:
+        """A round begins, or goes on."""
+        self._begin_phase("preparing", reason)
+        self.board.begin_round(number, reason)
+
+    def show_phase(self, state: str, reason: str, progress: float = 0.0) -> None:
+        """The round under way does something else now."""
+        self._begin_phase(state, reason)
+        self.board.show_round(state, reason, progress=progress)
+
+    def _begin_phase(self, state: str, reason: str) -> None:
+        self._phase, self._began = (state, reason), None
+        log.info("%s: %s", state, reason)
+
+    def show_share(self, share: float, reason: str = "") -> None:
+        """How far the phase is, and how many seconds are left at its pace."""
+        state, begun_with = self._phase
+        now = self._clock()
+        if self._began is None:
+            self._began = share, now
+        left_s = estimate_seconds_left(share, self._began[0], now - self._began[1])
+        self.board.show_round(state, reason or begun_with, progress=share, seconds_left=left_s)
 
     def show_progress(self, number: int, share: float, step: Mapping[str, float]) -> None:
         """How far a round's training is, and the figures of its last step."""
-        self.board.show_progress(share)
+        self.show_share(share)
         self.metrics.round_progress.set(share)
-        self.curves.add(f"dpo/round-{number:03d}", step, round(share * 1000))
+        self.curves.add(f"round-{number:06d}", step, round(share * 1000))
 
-    def show_waiting(self, state: str, reason: str) -> None:
-        """Why no round is under way; logged when it changes."""
+    def show_finished(self, number: int, checkpoint: str | None, reason: str) -> None:
+        """A round ended."""
+        outcome = "published" if checkpoint else "stopped"
+        self.metrics.rounds.labels(outcome).inc()
+        log.info("round %d %s: %s", number, f"published {checkpoint}" if checkpoint else outcome, reason)
+        self.show_store()
+        self.show_waiting("idle", f"round {number} {outcome}: {reason}")
+
+    def show_waiting(self, state: str, reason: str, progress: float = 0.0) -> None:
+        """Why no round is under way, and how much of what it needs is there; logged when the reason changes."""
         if reason != self._logged_reason:
             self._logged_reason = reason
             log.info("%s: %s", state, reason)
-        self.board.show_round(state, reason)
+        self._phase = state, reason
+        self.board.show_round(state, reason, progress=progress)
 
 
-def show_inbox(database: sa.Engine, board: Board, metrics: Metrics, round_every: int) -> None:
+def show_inbox(database: sa.Engine, board: Board, metrics: Metrics, settings: TrainerSection) -> None:
     """Put what the trainer's database knows on the board. Any thread may."""
     with database.connect() as connection:
         totals = preferences.count_totals(connection)
-        after_id, _ = rounds.last_finished(connection)
-        new = preferences.count_after(connection, after_id)
+        past = rounds.read_past(connection)
+        new = pool.count_new(connection, settings.policy, past.last_preference_id)
         finished = rounds.list_finished(connection)
         num_dead = inbox.count_dead_letters(connection)
         num_quarantined = quarantine.count(connection)
@@ -78,7 +122,7 @@ def show_inbox(database: sa.Engine, board: Board, metrics: Metrics, round_every:
         decisive=totals.decisive,
         uses=totals.uses,
         new_since_round=new.decisive,
-        round_every=round_every,
+        round_every=settings.round_every_preferences,
         rounds=finished,
         dead_letters=num_dead,
         quarantined=num_quarantined,

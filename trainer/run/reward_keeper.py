@@ -1,18 +1,20 @@
-"""Keeps the reward model current and its state on disk in step with the inbox's marks.
+"""Keeps the reward model current and its states on disk in step with the inbox's marks.
 
-The state says which preferences its last update used, and is renamed into place before they are marked: after a crash
-between the two, the marks are made good from it. So every preference counts once as new. A state that does not load is
-set aside, never deleted, and the one before it is taken. The optimizer's moments are not kept.
+A state says which rows its last update used, and is renamed into place before they are marked: after a crash between the
+two, the marks are made good from it. So every row counts once as new. A version is used by rounds only once it is measured
+and not worse than the one in use; a refused one goes on learning.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
-import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,17 +24,22 @@ import sqlalchemy as sa
 from feedback.database import Writer
 from feedback.faults import reach
 from feedback.inbox import mark_used, metadata
-from feedback.manifest import fsync_directory
 from feedback.outages import describe_error
+from trainer.math.weights import WeightedRow
 from trainer.run import preferences
-from trainer.run.checkpoints import fsync_files
+from trainer.run.plan import count_replays, draw_sample
 from trainer.run.quarantine import Quarantine
 from trainer.run.reporter import Reporter, describe_metrics
+from trainer.run.reward_states import Accepted, RewardStates, Update, list_states, name_state, read_uses
+from trainer.run.status import RewardView
+from trainer.run.weighing import Weigh, describe_row
 from trainer.settings import RewardSection
-from trainer.text.pairs import count_replays, draw_sample
+from trainer.text.pairs import Pair
 
 if TYPE_CHECKING:
     from trainer.learn.reward import RewardModel
+
+__all__ = ["RewardKeeper", "list_states", "name_state", "read_history", "updates"]
 
 log = logging.getLogger("trainer.learn.reward")
 
@@ -42,22 +49,21 @@ updates = sa.Table(
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("metrics", sa.String, nullable=False),
 )
-UNFINISHED = ".unfinished"
-SET_ASIDE = "unreadable-"  # begins the name of a state that did not load
-MAX_HELD_OUT = 2000  # the newest held-out pairs that judge the reward model
+NUM_MEASURED = 200  # held-out pairs that measure a version: the same ones for every version, as far as they are there
+BULK_UPDATES = 20  # so many updates' worth of new rows are learnt in one pass
+BULK_CHUNK = 500  # rows in memory at a time in such a pass
+_MARKED = 500  # ids of one statement: databases bound its parameters
 
-
-@dataclass(frozen=True)
-class Update:
-    """Which preferences an update learnt from, by their ids, and what it measured."""
-
-    new: list[int]
-    replayed: list[int]
-    metrics: dict[str, float]
+Measure = Callable[[], Mapping[str, float]]
+Refuse = Callable[[Mapping[str, float], Mapping[str, float]], str]
 
 
 class RewardKeeper:
-    """Updates, saves and restores one reward model. directory is of one base: another base has another."""
+    """Updates, saves and restores one reward model. directory is of one base: another base has another.
+
+    weigh gives an update's rows their weights. figures are more of a version's measures than the held-out accuracy. refuse
+    says why a version, by its figures, may not follow the one in use, by its; "" if it may.
+    """
 
     def __init__(
         self,
@@ -68,57 +74,85 @@ class RewardKeeper:
         settings: RewardSection,
         seed: int,
         quarantine: Quarantine,
+        *,
+        weigh: Weigh,
+        figures: Measure,
+        refuse: Refuse,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.reward, self._database, self._writer = reward, database, writer
-        self._directory, self._settings, self._seed = directory, settings, seed
-        self._quarantine = quarantine
+        self._states, self._settings, self._seed = RewardStates(directory), settings, seed
+        self._quarantine, self._weigh, self._figures, self._refuse = quarantine, weigh, figures, refuse
+        self._now = now
         self._unsettled: Update | None = None
-        self._loaded: Path | None = None
+        self._refused = ""
+
+    # States
 
     def restore(self) -> None:
-        """Take up the newest state that loads; without any, begin anew with every preference unused."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self._directory / UNFINISHED, ignore_errors=True)
-        for state in reversed(list_states(self._directory)):
+        """Take up the newest state that loads; without any, begin anew with every row unused."""
+        self._states.prepare()
+        for state in reversed(list_states(self._states.directory)):
             try:
                 done = read_uses(state)
                 self.reward.load(state)
             except Exception as error:  # whatever a damaged disk can do: the preferences are still there
-                self._set_aside(state, error)
+                self._states.set_aside(state, error)
                 continue
-            self._loaded = state
+            self._states.keep(state)
             self._writer.run(partial(self._take_up, done=done)).result()
             log.info("reward model %d is restored", self.reward.version)
             return
         self._writer.run(self._begin_anew).result()
 
-    def _set_aside(self, state: Path, error: Exception) -> None:
-        aside = self._directory / f"{SET_ASIDE}{state.name}-{time.time_ns()}"
-        state.rename(aside)
-        fsync_directory(self._directory)
-        log.error("%s cannot be loaded and is now %s: %s", state.name, aside.name, describe_error(error))
-
     def _take_up(self, connection: sa.Connection, done: Update) -> None:
         """Undo the marks of updates whose states are set aside, and make good those of the one that is restored."""
         lost = updates.c.version > self.reward.version
         for version in connection.execute(sa.select(updates.c.version).where(lost)).scalars().all():
-            for aside in sorted(self._directory.glob(f"{SET_ASIDE}{name_state(version)}-*"))[-1:]:
+            for aside in self._states.list_aside(version)[-1:]:
                 try:
                     undone = read_uses(aside)
                 except Exception as error:  # part of the damage: its preferences stay marked as used
                     log.warning("%s does not say what it used: %s", aside.name, describe_error(error))
                 else:
-                    preferences.forget_uses_of(connection, undone.new, undone.replayed)
+                    for new, replayed in _pair_chunks(undone.new, undone.replayed):
+                        preferences.forget_uses_of(connection, new, replayed)
         connection.execute(sa.delete(updates).where(lost))
         self._mark(connection, done)
 
+    def _begin_anew(self, connection: sa.Connection) -> None:
+        preferences.forget_uses(connection)
+        connection.execute(sa.delete(updates))
+
+    # Updates
+
     def is_due(self) -> bool:
+        """Whether a whole update, or a pass over many, waits."""
         return self.count_due() > 0
 
     def count_due(self) -> int:
         """How many whole updates wait."""
         with self._database.connect() as connection:
             return preferences.count_unused(connection) // self._settings.update_every_preferences
+
+    def learn_next(self, reporter: Reporter, check: Callable[[], None]) -> None:
+        """One update; or one pass over all that is new, where that is much. check raises if the process is to stop."""
+        if self.count_due() >= BULK_UPDATES:
+            metrics = self._learn_in_bulk(reporter, check)
+        else:
+            metrics = self.update()
+        if metrics:
+            self._show(reporter, metrics)
+
+    def catch_up(self, reporter: Reporter, check: Callable[[], None]) -> None:
+        """Learn all that is new now. Not what comes meanwhile: it might never end."""
+        for _ in range(self.count_due()):
+            check()
+            if not self.is_due():
+                break
+            self.learn_next(reporter, check)
+        if metrics := self.update():  # what is left is less than a whole update
+            self._show(reporter, metrics)
 
     def update(self) -> dict[str, float]:
         """One update with what is new, at most a batch of it. Returns {} if nothing is new."""
@@ -130,9 +164,38 @@ class RewardKeeper:
             replayable = preferences.list_replayable(connection, self._settings.max_replays) if new else []
             num_replays = count_replays(len(new), self._settings.replay_share)
             replayed = preferences.load_ids(connection, draw_sample(replayable, num_replays, rng), reject)
-        metrics = self.reward.update([pair for _, pair in new], [pair for _, pair in replayed]) if new else {}
+        new_pairs, replayed_pairs = [pair for _, pair in new], [pair for _, pair in replayed]
+        weights = self._weigh([describe_row(pair, self._now()) for pair in (*new_pairs, *replayed_pairs)])
+        metrics = self.reward.update(new_pairs, replayed_pairs, weights) if new else {}
         if metrics:
             self._unsettled = Update(self._list_used(new), self._list_used(replayed), metrics)
+        self._settle()
+        return metrics
+
+    def _learn_in_bulk(self, reporter: Reporter, check: Callable[[], None]) -> dict[str, float]:
+        """One pass over all that is new, a chunk in memory at a time. Killed, it begins again: nothing is marked yet."""
+        self._settle()
+        with self._database.connect() as connection:
+            unused = preferences.list_unused(connection)
+        now, ids = self._now(), [row.row_id for row in unused]
+        described = [WeightedRow(row.user, row.app, max(0.0, now - row.chosen_at)) for row in unused]
+        weights = dict(zip(ids, self._weigh(described), strict=True))
+        learnt: list[int] = []
+
+        def read_chunks() -> Iterator[list[Pair]]:
+            for start in range(0, len(ids), BULK_CHUNK):
+                check()
+                with self._database.connect() as connection:
+                    rows = preferences.load_ids(connection, ids[start : start + BULK_CHUNK], self._quarantine.add)
+                yield [replace(pair, weight=weights[row_id]) for row_id, pair in rows]
+                learnt.extend(self._list_used(rows))
+
+        reporter.show_phase("learning", f"the reward model learns {len(ids):,} choices in one pass")
+        metrics = self.reward.learn_in_bulk(
+            read_chunks(), lambda num, _: reporter.show_share(num / len(ids)), total=len(ids)
+        )
+        if metrics:
+            self._unsettled = Update(learnt, [], metrics)
         self._settle()
         return metrics
 
@@ -141,76 +204,101 @@ class RewardKeeper:
         return [row_id for row_id, pair in rows if not self._quarantine.is_pending(pair.event_id)]
 
     def _settle(self) -> None:
-        """Save and mark the last update, if that failed before: the model has learnt from its pairs and must not again."""
+        """Save and mark the last update, if that failed before: the model has learnt from its rows and must not again."""
         self._quarantine.flush()
         if (done := self._unsettled) is None:
             return
-        if not (self._directory / name_state(self.reward.version)).exists():
-            self._save(done.new, done.replayed)
+        if not self._states.find(self.reward.version).exists():
+            self._states.save(self.reward.version, done, self.reward.save)
         reach("reward.saved")
         self._writer.run(lambda connection: self._mark(connection, done)).result()
         self._unsettled = None
 
-    def measure(self) -> tuple[int, int]:
-        """(correct, total) on the held-out decisive pairs."""
-        with self._database.connect() as connection:
-            rows = preferences.load_held_out(connection, MAX_HELD_OUT, self._quarantine.add)
-        measured = self.reward.accuracy([pair for _, pair in rows])
-        self._quarantine.flush()
-        return measured
-
-    def _save(self, new: list[int], replayed: list[int]) -> None:
-        directory = self._directory / UNFINISHED
-        shutil.rmtree(directory, ignore_errors=True)
-        self.reward.save(directory)
-        (directory / "used.json").write_text(json.dumps({"new": new, "replayed": replayed}))
-        fsync_files(directory)
-        directory.rename(self._directory / name_state(self.reward.version))
-        fsync_directory(self._directory)
-        for old in list_states(self._directory)[:-2]:
-            if old != self._loaded:  # it is known to load; the newer ones are not yet
-                shutil.rmtree(old)
-
     def _mark(self, connection: sa.Connection, done: Update) -> None:
         known = sa.select(updates.c.version).where(updates.c.version == self.reward.version)
         if connection.execute(known).first() is None:
-            mark_used(connection, done.new, as_new=True)
-            mark_used(connection, done.replayed, as_new=False)
+            for new, replayed in _pair_chunks(done.new, done.replayed):
+                mark_used(connection, new, as_new=True)
+                mark_used(connection, replayed, as_new=False)
             connection.execute(sa.insert(updates).values(version=self.reward.version, metrics=json.dumps(done.metrics)))
 
-    def _begin_anew(self, connection: sa.Connection) -> None:
-        preferences.forget_uses(connection)
-        connection.execute(sa.delete(updates))
+    def _show(self, reporter: Reporter, metrics: Mapping[str, float]) -> None:
+        version = self.reward.version
+        reporter.curves.add("reward", metrics, version)
+        reporter.show_reward_version(version)
+        log.info("reward model %d: %s", version, describe_metrics(metrics))
+
+    # What rounds use
+
+    def measure(self, reporter: Reporter) -> dict[str, float]:
+        """Measure the newest version once, and accept it for use or say why not. Shown to whoever looks."""
+        with self._database.connect() as connection:
+            rows = preferences.load_ids(connection, self._choose_measured(connection), self._quarantine.add)
+        correct, total = self.reward.accuracy([pair for _, pair in rows])
+        self._quarantine.flush()
+        figures = {**self._figures(), "heldout_correct": float(correct), "heldout_total": float(total)}
+        if total:
+            figures["accuracy_heldout"] = correct / total
+        self._decide(figures)
+        reporter.curves.add("reward", figures, self.reward.version)
+        reporter.show_reward(
+            RewardView(
+                version=self.reward.version,
+                accuracy_heldout=figures.get("accuracy_heldout"),
+                num_heldout=total,
+                version_in_use=self.version_in_use,
+                refused=self._refused,
+            )
+        )
+        return figures
+
+    def _choose_measured(self, connection: sa.Connection) -> list[int]:
+        """The same held-out rows at every measuring, as far as they are there, whatever came since."""
+        rows = preferences.list_held_out(connection)
+        return [row_id for row_id, _ in sorted(rows, key=lambda row: _hash(row[1]))[:NUM_MEASURED]]
+
+    def _decide(self, figures: dict[str, float]) -> None:
+        version, accepted = self.reward.version, self._states.read_accepted()
+        if version == 0 or (accepted and accepted.version == version):
+            return
+        self._refused = self._refuse(accepted.figures, figures) if accepted else ""
+        if self._refused:
+            log.warning("reward model %d is not used: %s", version, self._refused)
+        else:
+            self._states.accept(Accepted(version, figures))
+
+    @property
+    def version_in_use(self) -> int:
+        """The version that rounds use: the newest that was accepted."""
+        accepted = self._states.read_accepted()
+        return accepted.version if accepted else self.reward.version
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Within, the reward model is the version in use; afterwards the newest again."""
+        newest, version = self.reward.version, self.version_in_use
+        if version == newest:
+            yield
+            return
+        self.reward.load(self._states.find(version))
+        try:
+            yield
+        finally:
+            self.reward.load(self._states.find(newest))
 
 
-def name_state(version: int) -> str:
-    """The directory of the state after this update."""
-    return f"v-{version:06d}"
+def read_history(connection: sa.Connection, limit: int = 400) -> list[dict[str, float]]:
+    """What the newest updates measured, oldest first, each with its `version`."""
+    query = sa.select(updates).order_by(updates.c.version.desc()).limit(limit)
+    rows = connection.execute(query).all()
+    return [{"version": float(row.version), **json.loads(row.metrics)} for row in reversed(rows)]
 
 
-def list_states(directory: Path) -> list[Path]:
-    """Saved states, oldest first."""
-    return sorted(path for path in directory.iterdir() if path.name.startswith("v-"))
+def _pair_chunks(first: list[int], second: list[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Both lists side by side, cut into pieces."""
+    for start in range(0, max(len(first), len(second)), _MARKED):
+        yield first[start : start + _MARKED], second[start : start + _MARKED]
 
 
-def update_reward(keeper: RewardKeeper, reporter: Reporter) -> None:
-    """One update, and what it came to, shown to whoever looks."""
-    if metrics := keeper.update():
-        version = keeper.reward.version
-        correct, total = measure_reward(keeper, reporter)
-        measured = {**metrics, "accuracy_heldout": correct / total} if total else metrics
-        reporter.curves.add("reward", measured, version)
-        log.info("reward model %d: %s", version, describe_metrics(measured))
-
-
-def measure_reward(keeper: RewardKeeper, reporter: Reporter) -> tuple[int, int]:
-    """(correct, total) on held-out choices, shown to whoever looks."""
-    correct, total = keeper.measure()
-    reporter.show_reward(keeper.reward.version, correct, total)
-    return correct, total
-
-
-def read_uses(state: Path) -> Update:
-    """Which preferences the last update of a saved state used. Raises what a damaged file raises."""
-    used: dict[str, list[int]] = json.loads((state / "used.json").read_text())
-    return Update([int(row_id) for row_id in used["new"]], [int(row_id) for row_id in used["replayed"]], {})
+def _hash(event_id: str) -> bytes:
+    return hashlib.sha256(event_id.encode()).digest()

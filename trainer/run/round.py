@@ -1,18 +1,21 @@
 """Runs one round: trains adapter "policy" from a published checkpoint, judges it, and publishes it or says why not.
 
-It may be killed at any point: a round begins again under its number, and one whose checkpoint was published before its
-record closed is closed from the manifest. rounds.py keeps the records and says when a round is due.
+Each step is durable before the next begins: prepared -> step k -> trained -> judged -> published. Killed at any point, a
+round goes on under its number with the same rows in the same order, and nothing that is done is done again. Records are
+closed in closing.py; schedule.py says when a round is due.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -20,47 +23,34 @@ from feedback.database import Writer
 from feedback.errors import DatabaseError
 from feedback.faults import reach
 from feedback.outages import describe_error
-from trainer.run import preferences, rounds
+from trainer.run import pool, rounds
 from trainer.run.checkpoints import Published
+from trainer.run.closing import Closer
+from trainer.run.plan import Plan
+from trainer.run.planner import Planner, describe_plan
 from trainer.run.publisher import Publisher, Trained
 from trainer.run.quarantine import Quarantine
 from trainer.run.reporter import Reporter
-from trainer.run.reward_keeper import RewardKeeper, measure_reward, update_reward
-from trainer.settings import TrainerSection
-from trainer.text.pairs import Pair, choose_round_pairs
-
-if TYPE_CHECKING:
-    from trainer.judge.evaluate import Verdict
-    from trainer.model.stack import PolicyStack
+from trainer.run.reward_keeper import RewardKeeper
+from trainer.run.round_files import RoundFiles
+from trainer.run.rounds import Ending, OpenRound
+from trainer.run.training import Judged, Rows, Task, Training
+from trainer.settings import TrainerSettings
 
 log = logging.getLogger("trainer.run.learner")
 
 
 class RoundAborted(Exception):
-    """The process is stopping: the round begins again at the next start."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """The learning functions a learner calls, so that tests can give it light ones.
-
-    train(pairs, rng, progress) moves adapter "policy" and returns metrics; judge() is the offline gate;
-    has_something_to_learn(correct, total) reads held-out accuracy.
-    """
-
-    train: Callable[[list[Pair], random.Random, Callable[[float, dict[str, float]], None]], dict[str, float]]
-    judge: Callable[[], Verdict]
-    has_something_to_learn: Callable[[int, int], tuple[bool, str]]
+    """The process is stopping: the round goes on at the next start."""
 
 
 class RoundRunner:
-    """Runs rounds one after the other over one policy stack. `stopping` aborts the one that is under way."""
+    """Runs rounds one after the other. `stopping` aborts the one that is under way."""
 
     def __init__(
         self,
         *,
-        settings: TrainerSection,
-        stack: PolicyStack,
+        settings: TrainerSettings,
         keeper: RewardKeeper,
         quarantine: Quarantine,
         training: Training,
@@ -68,131 +58,197 @@ class RoundRunner:
         writer: Writer,
         publisher: Publisher,
         reporter: Reporter,
+        closer: Closer,
         stopping: threading.Event,
         now: Callable[[], float],
     ) -> None:
-        self._settings, self._stack, self._keeper, self._quarantine = settings, stack, keeper, quarantine
-        self._training, self._database, self._writer = training, database, writer
-        self._publisher, self._reporter, self._stopping, self._now = publisher, reporter, stopping, now
+        self._settings, self._root = settings.trainer, settings.rounds_dir
+        self._keeper, self._quarantine, self._training = keeper, quarantine, training
+        self._database, self._writer, self._publisher = database, writer, publisher
+        self._reporter, self._closer = reporter, closer
+        self._stopping, self._now = stopping, now
+        self._planner = Planner(self._settings, settings.topic, database, quarantine, training, now)
 
-    def run(self, parent: Published) -> None:
-        """Begin the next round, or the one that is open, and see it to its record. Raises RoundAborted."""
+    def run(self, stable: Published, reason: str, *, from_base: bool = False) -> None:
+        """Begin the next round, or go on with the one that is open, and see it to its record. Raises RoundAborted.
+
+        from_base: an operator wants it to begin from the base, on a full replay.
+        """
         opened = self._writer.run(self._begin_round).result()
-        self._reporter.board.begin_round(opened.number, f"from {parent.manifest.id}")
-        log.info("round %d begins from %s (attempt %d)", opened.number, parent.manifest.id, opened.attempts)
-        checkpoint: str | None = None
-        metrics: Mapping[str, float] = {}
+        files = RoundFiles(self._root, opened.number)
+        self._reporter.begin_round(opened.number, f"{reason}; from {stable.manifest.id}")
+        log.info("round %d begins from %s (attempt %d): %s", opened.number, stable.manifest.id, opened.attempts, reason)
         try:
             if opened.attempts > self._settings.max_attempts:
-                reason = f"the trainer died in it {opened.attempts - 1} times"
+                ending = Ending(reason=f"the trainer died in it {opened.attempts - 1} times")
             else:
-                trained = self._train(opened, parent)
-                reason, metrics = trained.failure or trained.reason, trained.metrics
-                if not trained.failure:
-                    checkpoint = self._publish_round(opened, parent, trained)
+                ending = self._see_through(opened, stable, files, from_base)
         except RoundAborted:
             self._writer.run(lambda connection: rounds.release_round(connection, opened.number)).result()
             raise
         except (DatabaseError, SQLAlchemyError):
-            raise  # the database is gone for now: the round stays open and begins again
+            raise  # the database is gone for now: the round stays open and goes on
         except Exception as error:  # a round that cannot train is stopped with its reason; the loop goes on
             log.exception("round %d failed", opened.number)
-            reason = f"failed: {describe_error(error)}"
-        self._finish(opened.number, reason, checkpoint, metrics)
+            ending = Ending(reason=f"failed: {describe_error(error)}")
+        self._closer.close(opened, files, ending)
 
-    def _begin_round(self, connection: sa.Connection) -> rounds.OpenRound:
-        after_id, _ = rounds.last_finished(connection)
-        new = preferences.count_after(connection, after_id)
-        nth = self._settings.round_every_preferences
+    def _begin_round(self, connection: sa.Connection) -> OpenRound:
+        section, past = self._settings, rounds.read_past(connection)
+        new = pool.count_new(connection, section.policy, past.last_preference_id)
         return rounds.begin_round(
             connection,
-            kind="dpo",
+            kind=section.round,
             last_preference_id=new.last_id,
-            trigger_choice_at=preferences.find_trigger_time(connection, after_id, nth),
+            trigger_choice_at=pool.find_trigger_time(
+                connection, section.policy, past.last_preference_id, section.round_every_preferences
+            ),
             now=self._now(),
         )
 
-    def _train(self, opened: rounds.OpenRound, parent: Published) -> Trained:
-        """Ask whether there is anything to learn, train, and judge. Leaves the result in adapter "policy"."""
-        for _ in range(self._keeper.count_due()):  # not what comes meanwhile: it might never end
-            self._check_stopping()
-            update_reward(self._keeper, self._reporter)
-        self._keeper.update()  # what is left is less than a batch
-        correct, total = measure_reward(self._keeper, self._reporter)
-        may_learn, reason = self._training.has_something_to_learn(correct, total)
-        metrics = {"heldout_correct": float(correct), "heldout_total": float(total)}
-        if not may_learn:
-            return Trained(failure=reason, metrics=metrics)
-        self._stack.load_adapter("stable", parent.path)
-        pairs = self._choose_pairs(opened, parent)
-        rng = random.Random(f"{self._settings.seed}-round-{opened.number}")
-        metrics |= self._training.train(pairs, rng, lambda share, step: self._report(opened.number, share, step))
-        self._check_stopping()
-        self._reporter.board.show_round("evaluating", f"beside {parent.manifest.id}", progress=1.0)
-        verdict = self._training.judge()
-        metrics |= verdict.metrics
+    def _see_through(self, opened: OpenRound, stable: Published, files: RoundFiles, from_base: bool) -> Ending:
+        """All steps that are not done yet."""
+        found = self._resume(files)
+        if found is None:
+            with self._time(files, "preparing"):
+                refused = self._refresh_reward(opened)
+                if refused:
+                    return Ending(reason=refused)
+                plan = self._planner.make_plan(
+                    opened, stable, self._publisher.published, self._keeper.version_in_use, from_base=from_base
+                )
+                if not plan.event_ids:
+                    return Ending(reason="no row of its kind can be trained on", last_preference_id=plan.last_preference_id)
+                files.write_plan(plan)
+            reach("round.prepared")
+            found = plan, self._planner.load_rows(plan)
+        plan, rows = found
+        task = self._make_task(plan, rows, files)
+        metrics = dict(self._train(task, files))
+        judged = self._judge(task, files)
+        metrics |= judged.figures
         self._reporter.curves.add("round", metrics, opened.number)
-        failure = "" if verdict.ok else f"offline gate: {verdict.reason}"
-        used = [pair.event_id for pair in pairs if not self._quarantine.is_pending(pair.event_id)]
+        made = Ending(
+            reason=judged.reason if judged.ok else f"offline gate: {judged.reason}",
+            metrics=metrics,
+            start=plan.start,
+            num_left=plan.num_left,
+            last_preference_id=plan.last_preference_id,
+        )
+        if not judged.ok:
+            return made
+        with self._time(files, "publishing"):
+            return replace(made, checkpoint=self._publish(plan, metrics, made.reason))
+
+    def _resume(self, files: RoundFiles) -> tuple[Plan, Rows] | None:
+        """The plan of a round that was interrupted, with its rows; None if it has to be prepared, or prepared anew."""
+        plan = files.read_plan()
+        if plan is None:
+            return None
+        for checkpoint in filter(None, (plan.parent, plan.reference)):
+            if self._publisher.find(checkpoint, None) is None:
+                log.warning("round %d is prepared anew: %s, which it needs, is gone", plan.number, checkpoint)
+                files.remove()
+                return None
+        try:
+            rows = self._planner.load_rows(plan)
+        except pool.RowsMissing as error:
+            log.warning("round %d is prepared anew: %s", plan.number, error)
+            files.remove()
+            return None
+        log.info("round %d goes on as it was planned", plan.number)
+        return plan, rows
+
+    def _refresh_reward(self, opened: OpenRound) -> str:
+        """Have the reward model learn what is new; why there is nothing to train for, or ""."""
+        self._reporter.show_phase("preparing", "the reward model learns what is new")
+        self._keeper.catch_up(self._reporter, self.check_stopping)
+        self._keeper.measure(self._reporter)
+        if opened.kind != "dpo":
+            return ""
+        may_learn, reason = self._training.has_something_to_learn()
+        return "" if may_learn else reason
+
+    def _make_task(self, plan: Plan, rows: Rows, files: RoundFiles) -> Task:
+        """Raises KeyError if a checkpoint that the plan names is not here."""
+
+        def progress(share: float, figures: Mapping[str, float]) -> None:
+            self.check_stopping()
+            files.add_point(share, figures)
+            self._reporter.show_progress(plan.number, share, figures)
+            reach("round.step")
+
+        return Task(
+            plan=plan,
+            rows=rows,
+            parent=self._find(plan.parent),
+            reference=self._find(plan.reference) if plan.reference else None,
+            snapshots=files.snapshots,
+            progress=progress,
+        )
+
+    def _find(self, checkpoint: str) -> Path:
+        published = self._publisher.find(checkpoint, None)
+        if published is None:
+            raise KeyError(f"no directory here holds {checkpoint}")
+        return published.path
+
+    def _train(self, task: Task, files: RoundFiles) -> dict[str, float]:
+        """Leave the trained policy in its adapter, and in the round's files."""
+        metrics = files.read_metrics()
+        if metrics is not None:
+            self._training.load(files.trained)
+            return metrics
+        self._reporter.show_phase("training", f"on {len(task.plan.new)} new and {len(task.plan.replayed)} replayed rows")
+        with self._time(files, "training"):
+            metrics = self._training.train(task)
+            files.write_trained(self._training.save, metrics)
         self._quarantine.flush()
-        return Trained(failure, verdict.reason, metrics, used)
+        reach("round.trained")
+        return metrics
 
-    def _choose_pairs(self, opened: rounds.OpenRound, parent: Published) -> list[Pair]:
-        """Set the policy where it starts, and draw what it trains on: what stable has not seen, and replay.
+    def _judge(self, task: Task, files: RoundFiles) -> Judged:
+        self.check_stopping()
+        judged = files.read_verdict()
+        if judged is None:
+            self._reporter.show_phase("evaluating", f"beside {task.plan.parent}")
+            with self._time(files, "judging"), self._keeper.in_use():
+                judged = self._training.judge(task, self._show_judging)
+            judged = msgspec.structs.replace(judged, figures=rounds.keep_finite(judged.figures))
+            self._quarantine.flush()
+            files.write_verdict(judged)
+        reach("round.judged")
+        return judged
 
-        Every few published rounds it starts from the base, with replay for all it knew: chains of adapters fail to
-        recover (2505.18126).
-        """
-        dpo = self._settings.dpo
-        seen = int(parent.manifest.settings.get("last_preference_id", 0))
+    def _publish(self, plan: Plan, metrics: Mapping[str, float], reason: str) -> str:
+        self._reporter.show_phase("publishing", reason or "it passed the offline gate", progress=1.0)
         with self._database.connect() as connection:
-            num_published = rounds.count_published(connection)
-            reject, last_id = self._quarantine.add, opened.last_preference_id
-            old = [pair for _, pair in preferences.load_between(connection, 0, seen, reject)]
-            new = [pair for _, pair in preferences.load_between(connection, seen, last_id, reject)]
-        restarts = bool(dpo.restart_every and num_published and num_published % dpo.restart_every == 0)
-        self._stack.reset_adapter("policy", like=None if restarts else "stable")
-        rng = random.Random(f"{self._settings.seed}-pairs-{opened.number}")
-        if restarts:
-            new, old = old + new, []
-        return choose_round_pairs(new, old, max_new=dpo.max_new_pairs, replay_share=dpo.replay_share, rng=rng)
-
-    def _report(self, number: int, share: float, step: dict[str, float]) -> None:
-        self._check_stopping()
-        self._reporter.show_progress(number, share, step)
-
-    def _check_stopping(self) -> None:
-        if self._stopping.is_set():
-            raise RoundAborted
-
-    def _publish_round(self, opened: rounds.OpenRound, parent: Published, trained: Trained) -> str:
-        self._reporter.board.show_round("publishing", trained.reason or "it passed the offline gate", progress=1.0)
-        extra = {
-            "round": opened.number,
-            "kind": opened.kind,
-            "last_preference_id": opened.last_preference_id,
-            "trigger_choice_at": opened.trigger_choice_at,
-        }
-        published = self._publisher.publish(parent.manifest.id, trained, extra)
+            learnt = self._quarantine.leave_out(connection, plan.event_ids)
+        published = self._publisher.publish(
+            Trained(
+                parent=plan.parent,
+                metrics=metrics,
+                event_ids=learnt,
+                watermark=plan.watermark,
+                settings=describe_plan(plan),
+            )
+        )
         reach("round.published")
         return published.manifest.id
 
-    def _finish(self, number: int, reason: str, checkpoint: str | None, metrics: Mapping[str, float]) -> None:
-        self._writer.run(
-            lambda connection: rounds.finish_round(
-                connection, number, reason=reason, checkpoint=checkpoint, metrics=metrics, now=self._now()
-            )
-        ).result()
-        outcome = "published" if checkpoint else "stopped"
-        self._reporter.metrics.rounds.labels(outcome).inc()
-        log.info("round %d %s: %s", number, f"published {checkpoint}" if checkpoint else outcome, reason)
-        self._reporter.show_store()
-        self._reporter.show_waiting("idle", f"round {number} {outcome}: {reason}")
+    def _show_judging(self, share: float, step: str) -> None:
+        self.check_stopping()
+        self._reporter.show_share(share, step)
 
-    def close_published(self) -> None:
-        """A crash, or a database that was gone, between the rename and the record: the manifest says which round it was."""
-        with self._database.connect() as connection:
-            opened = rounds.find_open_round(connection)
-        if opened and (published := self._publisher.find_of_round(opened.number)):
-            manifest = published.manifest
-            self._finish(opened.number, "published before its record closed", manifest.id, manifest.metrics)
+    def check_stopping(self) -> None:
+        """Raises RoundAborted once the process is to stop."""
+        if self._stopping.is_set():
+            raise RoundAborted
+
+    @contextmanager
+    def _time(self, files: RoundFiles, phase: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            files.add_phase(phase, time.monotonic() - begun)

@@ -1,7 +1,7 @@
-"""When a round is due, and the record of rounds: each ends in a checkpoint or in a written reason why not.
+"""The record of rounds: each ends in a checkpoint or in a written reason why not.
 
-A round that the trainer died in stays open and begins again under its number. The kind says how it trained: "dpo" is
-the one there is. Training itself is in dpo.py; the learner joins the two.
+A round that the trainer died in stays open and goes on under its number, with what it was opened with. Says nothing of
+when a round is due (schedule.py) nor of what it trains on (plan.py).
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 
 from feedback.inbox import metadata
-from trainer.settings import TrainerSection
 
 rounds = sa.Table(
     "rounds",
     metadata,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),  # "dpo", "sft"
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("finished_at", sa.Float),
@@ -31,8 +30,10 @@ rounds = sa.Table(
     sa.Column("last_preference_id", sa.Integer, nullable=False),  # the newest preference the round could see
     sa.Column("trigger_choice_at", sa.Float, nullable=False),
     sa.Column("metrics", sa.String, nullable=False, default="{}"),
+    sa.Column("start", sa.Text, nullable=False, server_default="stable"),  # "stable", "base", "reference"
+    sa.Column("num_left", sa.Integer, nullable=False, server_default="0"),  # new decisive rows it did not take
+    sa.Column("details", sa.Text, nullable=False, server_default="{}"),  # JSON: see Ending.details
 )
-TIES_FACTOR = 2  # so many times the decisive preferences make a round due when most are ties
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,38 @@ class OpenRound:
     attempts: int
     last_preference_id: int
     trigger_choice_at: float
+    started_at: float = 0.0
 
 
-def explain_round(new: NewPreferences, since_s: float, settings: TrainerSection) -> tuple[bool, str]:
-    """Whether a round is due, and why or why not. since_s: seconds since the last round ended, or the trainer began."""
-    required = settings.round_every_preferences
-    if new.decisive >= required:
-        return True, f"{new.decisive} new decisive preferences"
-    if new.total >= TIES_FACTOR * required:
-        return True, f"{new.total} new preferences, {new.decisive} of them decisive"
-    minutes = settings.round_every_minutes
-    if minutes and since_s >= 60 * minutes and new.decisive >= settings.round_min_preferences:
-        return True, f"{since_s / 60:.0f} minutes and {new.decisive} new decisive preferences since the last round"
-    return False, f"{new.decisive} of {required} new decisive preferences"
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a round ended.
+
+    details: what it was made of and how long each phase took, as JSON can hold it. last_preference_id: the newest row
+    that its plan could see; None if there was no plan.
+    """
+
+    reason: str
+    checkpoint: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    start: str = "stable"
+    num_left: int = 0
+    last_preference_id: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the finished rounds leave to the next one's schedule.
+
+    last_preference_id: the newest preference that one of them could see. num_left: new decisive rows that the last one
+    did not take, had it been published. published_since_restart: rounds published since the last that began from the base.
+    """
+
+    last_preference_id: int = 0
+    finished_at: float | None = None
+    num_left: int = 0
+    published_since_restart: int = 0
 
 
 def find_open_round(connection: sa.Connection) -> OpenRound | None:
@@ -73,24 +93,29 @@ def find_open_round(connection: sa.Connection) -> OpenRound | None:
     row = connection.execute(sa.select(rounds).where(rounds.c.finished_at.is_(None))).first()
     if row is None:
         return None
-    return OpenRound(row.number, row.kind, row.attempts, row.last_preference_id, row.trigger_choice_at)
+    return OpenRound(
+        row.number, row.kind, row.attempts, row.last_preference_id, row.trigger_choice_at, row.started_at
+    )
 
 
 def begin_round(
     connection: sa.Connection, *, kind: str, last_preference_id: int, trigger_choice_at: float, now: float
 ) -> OpenRound:
-    """Open the next round, or the one that is open again: it keeps its number and what triggered it."""
+    """Open the next round, or the one that is open again: that one keeps its number, its kind and what it could see."""
     found = find_open_round(connection)
     if found is not None:
-        again = OpenRound(found.number, kind, found.attempts + 1, last_preference_id, found.trigger_choice_at)
-        connection.execute(
-            sa.update(rounds)
-            .where(rounds.c.number == again.number)
-            .values(kind=kind, attempts=again.attempts, last_preference_id=last_preference_id, started_at=now)
+        again = sa.update(rounds).where(rounds.c.number == found.number).values(attempts=found.attempts + 1)
+        connection.execute(again)
+        return OpenRound(
+            found.number,
+            found.kind,
+            found.attempts + 1,
+            found.last_preference_id,
+            found.trigger_choice_at,
+            found.started_at,
         )
-        return again
     number = (connection.execute(sa.select(sa.func.max(rounds.c.number))).scalar() or 0) + 1
-    opened = OpenRound(number, kind, 1, last_preference_id, trigger_choice_at)
+    opened = OpenRound(number, kind, 1, last_preference_id, trigger_choice_at, now)
     connection.execute(
         sa.insert(rounds).values(
             number=number,
@@ -109,44 +134,46 @@ def release_round(connection: sa.Connection, number: int) -> None:
     connection.execute(sa.update(rounds).where(rounds.c.number == number).values(attempts=rounds.c.attempts - 1))
 
 
-def finish_round(
-    connection: sa.Connection,
-    number: int,
-    *,
-    reason: str,
-    checkpoint: str | None,
-    metrics: Mapping[str, float],
-    now: float,
-) -> None:
+def finish_round(connection: sa.Connection, number: int, ending: Ending, now: float) -> None:
     """Close a round: published if it has a checkpoint, else stopped. A closed round stays as it is.
 
     Metrics that are not finite are left out: they are no JSON.
     """
-    connection.execute(
-        sa.update(rounds)
-        .where(rounds.c.number == number, rounds.c.finished_at.is_(None))
-        .values(
-            finished_at=now,
-            outcome="published" if checkpoint else "stopped",
-            reason=reason,
-            checkpoint=checkpoint,
-            metrics=json.dumps({name: value for name, value in metrics.items() if math.isfinite(value)}),
+    values: dict[str, Any] = {
+        "finished_at": now,
+        "outcome": "published" if ending.checkpoint else "stopped",
+        "reason": ending.reason,
+        "checkpoint": ending.checkpoint,
+        "metrics": json.dumps(keep_finite(ending.metrics)),
+        "start": ending.start,
+        "num_left": ending.num_left,
+        "details": json.dumps(ending.details),
+    }
+    if ending.last_preference_id is not None:
+        values["last_preference_id"] = ending.last_preference_id
+    is_open = sa.and_(rounds.c.number == number, rounds.c.finished_at.is_(None))
+    connection.execute(sa.update(rounds).where(is_open).values(values))
+
+
+def keep_finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The figures that JSON can hold."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def read_past(connection: sa.Connection) -> Past:
+    """What the finished rounds leave to the next one."""
+    finished = sa.select(rounds).where(rounds.c.finished_at.is_not(None)).order_by(rounds.c.number)
+    past = Past()
+    for row in connection.execute(finished):
+        is_published = row.outcome == "published"
+        since = 0 if row.start != "stable" else past.published_since_restart
+        past = Past(
+            last_preference_id=max(past.last_preference_id, row.last_preference_id),
+            finished_at=row.finished_at,
+            num_left=row.num_left if is_published else 0,
+            published_since_restart=since + is_published,
         )
-    )
-
-
-def last_finished(connection: sa.Connection) -> tuple[int, float | None]:
-    """(newest preference that a finished round could see, when the last one ended); (0, None) before the first."""
-    finished = rounds.c.finished_at.is_not(None)
-    row = connection.execute(
-        sa.select(sa.func.max(rounds.c.last_preference_id), sa.func.max(rounds.c.finished_at)).where(finished)
-    ).one()
-    return int(row[0] or 0), row[1]
-
-
-def count_published(connection: sa.Connection) -> int:
-    query = sa.select(sa.func.count()).select_from(rounds).where(rounds.c.outcome == "published")
-    return int(connection.execute(query).scalar_one())
+    return past
 
 
 def list_checkpoint_numbers(connection: sa.Connection) -> list[int]:
@@ -158,8 +185,18 @@ def list_checkpoint_numbers(connection: sa.Connection) -> list[int]:
 def list_finished(connection: sa.Connection, limit: int = 50) -> list[dict[str, Any]]:
     """The newest finished rounds, oldest first, as /status shows them."""
     query = sa.select(rounds).where(rounds.c.finished_at.is_not(None)).order_by(rounds.c.number.desc()).limit(limit)
-    shown = ("number", "kind", "started_at", "finished_at", "outcome", "reason", "checkpoint", "trigger_choice_at")
+    shown = (
+        "number", "kind", "started_at", "finished_at", "outcome", "reason", "checkpoint", "trigger_choice_at", "start",
+    )  # fmt: skip
     return [
         {**{name: row[name] for name in shown}, "metrics": json.loads(row["metrics"])}
         for row in reversed(connection.execute(query).mappings().all())
     ]
+
+
+def find_round(connection: sa.Connection, number: int) -> dict[str, Any] | None:
+    """All that is on record of a round, open or finished."""
+    row = connection.execute(sa.select(rounds).where(rounds.c.number == number)).mappings().first()
+    if row is None:
+        return None
+    return {**row, "metrics": json.loads(row["metrics"]), "details": json.loads(row["details"])}

@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from feedback.events import Asked, Candidate, Comparison, Position
 from gateway.access.tokens import ComparisonToken, sign_token, text_digest
 from gateway.serving.engine_answers import EnginePiece, Function
 from gateway.serving.exchange import Exchange
 from gateway.serving.pairs.asking import Ask, Side, is_last_asked_first, is_swapped
+from gateway.serving.pairs.pair_request import PairRequest
 from gateway.serving.recording.comparison_lookup import name_pair
 
 _TAGS = ("domain", "language", "task")
+_SAYS_NOTHING = PairRequest()
 
 
 @dataclass
@@ -31,6 +34,9 @@ class CandidateDraft:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     num_chunks: int = 0  # of a stream, so far
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
+    reasoning: str | None = None
     is_there: bool = False  # whole, or its stream's first bytes
     is_ended: bool = False
     has_failed: bool = False
@@ -55,21 +61,40 @@ class CandidateDraft:
             given = call.function or Function()
             known.name = (known.name or "") + (given.name or "")
             known.arguments = (known.arguments or "") + (given.arguments or "")
+        if (reasoning := piece.message.read_reasoning()) is not None:
+            self.reasoning = (self.reasoning or "") + reasoning
+        if piece.prompt_token_ids is not None:
+            self.prompt_token_ids = piece.prompt_token_ids
+        if piece.token_ids is not None:
+            self.token_ids = (self.token_ids or []) + piece.token_ids
         self.finish_reason = piece.finish_reason or self.finish_reason
         if piece.usage is not None:
             self.prompt_tokens = piece.usage.prompt_tokens or 0
             self.completion_tokens = piece.usage.completion_tokens or 0
 
+    def read_token_ids(self) -> list[int] | None:
+        """The answer's ids; None unless there is one for every token that the engine counted."""
+        return self.token_ids if self.token_ids and len(self.token_ids) == self.completion_tokens else None
+
+    def read_prompt_token_ids(self) -> list[int] | None:
+        """The prompt's ids, in the same way."""
+        ids = self.prompt_token_ids
+        return ids if ids and len(ids) == self.prompt_tokens else None
+
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers on their way: the ids the client will see, and the drafts in display order, and as engines are asked."""
+    """Two answers on their way: the ids the client will see, the drafts in display order and as engines are asked.
+
+    said: what the request says that only the record needs.
+    """
 
     comparison_id: str
     completion_id: str
     created: int
     drafts: tuple[CandidateDraft, CandidateDraft]
     asked: tuple[CandidateDraft, CandidateDraft]
+    said: PairRequest = _SAYS_NOTHING
 
     @property
     def is_duel(self) -> bool:
@@ -77,13 +102,13 @@ class Pair:
         return self.drafts[0].side.arm != self.drafts[1].side.arm
 
 
-def draft_pair(sides: tuple[Side, Side], order_key: bytes) -> Pair:
+def draft_pair(sides: tuple[Side, Side], order_key: bytes, said: PairRequest = _SAYS_NOTHING) -> Pair:
     """Give a pair its ids, and the order that follows from them."""
     comparison_id, completion_id = name_pair(uuid.uuid4().hex)
     first, second = sides[::-1] if is_swapped(comparison_id, order_key) else sides
     drafts = (CandidateDraft(first, 0), CandidateDraft(second, 1))
     asked = (drafts[1], drafts[0]) if is_last_asked_first(comparison_id, order_key) else drafts
-    return Pair(comparison_id, completion_id, int(time.time()), drafts, asked)
+    return Pair(comparison_id, completion_id, int(time.time()), drafts, asked, said)
 
 
 def build_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str, now: float) -> Comparison:
@@ -108,7 +133,21 @@ def build_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str, now:
         expires_at=now + exchange.context.settings.gateway.comparison_ttl_s,
         tags=_read_tags(exchange.request.metadata),
         finished_first=find_first_to_finish(first.seconds_to_finish, second.seconds_to_finish),
+        prompt_token_ids=_agree(first.read_prompt_token_ids(), second.read_prompt_token_ids()),
+        tools=pair.said.tools,
+        chat_template_kwargs=pair.said.chat_template_kwargs,
     )
+
+
+def drop_token_ids(comparison: Comparison) -> Comparison:
+    """The same without what only saves learning from guessing."""
+    first, second = (replace(each, token_ids=None) for each in (comparison.first, comparison.second))
+    return replace(comparison, prompt_token_ids=None, first=first, second=second)
+
+
+def _agree(one: list[int] | None, other: list[int] | None) -> list[int] | None:
+    """What both engines read, if it is the same."""
+    return one if one == other else None
 
 
 def find_first_to_finish(first_s: float | None, second_s: float | None) -> Position | None:
@@ -129,7 +168,10 @@ async def offer_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str
         count_unasked(exchange, "identical")
         return None
     comparison = build_comparison(exchange, ask, pair, engine, time.time())
-    if len(msgspec.json.encode(comparison)) > context.settings.gateway.max_event_bytes:  # longer than was foreseen
+    max_bytes = context.settings.gateway.max_event_bytes
+    if len(msgspec.json.encode(comparison)) > max_bytes:
+        comparison = drop_token_ids(comparison)
+    if len(msgspec.json.encode(comparison)) > max_bytes:  # longer than was foreseen
         count_unasked(exchange, "size")
         return None
     wait_s = context.settings.gateway.comparison_commit_ms / 1000
@@ -209,6 +251,10 @@ def _candidate(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> Candida
         temperature=exchange.request.temperature,
         max_tokens=exchange.request.token_limit,
         seconds_to_finish=draft.seconds_to_finish,
+        token_ids=draft.read_token_ids(),
+        reasoning=draft.reasoning,
+        tool_calls=draft.list_tool_calls() or None,
+        top_p=pair.said.top_p,
     )
 
 

@@ -96,6 +96,8 @@ async def interleave_streams(
             if item.choice is None:  # the engine's own usage
                 continue
             stream.draft.num_chunks += 1
+            if not pair.said.chooses_token_ids:
+                item = item.without_token_ids()
             chunk = _build_chunk(item, stream.draft, exchange.route.alias, pair)
             if held.chunks or (item.finish_reason and _is_last(stream.draft, drafts)):
                 held.add(chunk, is_finish=bool(item.finish_reason))

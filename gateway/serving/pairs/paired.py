@@ -36,6 +36,7 @@ from gateway.serving.pairs.candidates import (
     record_alone,
 )
 from gateway.serving.pairs.interleave import CandidateStream, interleave_streams
+from gateway.serving.pairs.pair_request import read_pair_request
 
 logger = logging.getLogger("gateway.pairs")
 
@@ -55,7 +56,7 @@ async def answer_pair(exchange: Exchange, ask: Ask) -> None:
     for side in sides:  # their requests begin in tasks of their own, a moment later
         deployment.hold(side.checkpoint)
     try:
-        pair = draft_pair(sides, exchange.context.secrets.pepper)
+        pair = draft_pair(sides, exchange.context.secrets.pepper, read_pair_request(exchange.body))
         await (_answer_streamed if exchange.request.is_stream else _answer_whole)(exchange, ask, pair)
     except asyncio.CancelledError:
         if not exchange.call.is_booked:
@@ -74,7 +75,7 @@ async def _answer_whole(exchange: Exchange, ask: Ask, pair: Pair) -> None:
     drawn: list[tuple[CandidateDraft, EnginePiece]] = []
     outcomes: list[Outcome] = []
     for draft, answer in zip(pair.drafts, answers, strict=True):
-        completion = _read_answer(exchange, answer, draft)
+        completion = _read_answer(exchange, answer, pair, draft)
         outcomes.append(_find_outcome(draft, answer))
         if completion is not None:
             drawn.append((draft, completion))
@@ -115,8 +116,10 @@ async def _fetch(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> Engin
     return answer
 
 
-def _read_answer(exchange: Exchange, answer: EngineAnswer | BaseException, draft: CandidateDraft) -> EnginePiece | None:
-    """What was answered; None if it failed, or cannot be read."""
+def _read_answer(
+    exchange: Exchange, answer: EngineAnswer | BaseException, pair: Pair, draft: CandidateDraft
+) -> EnginePiece | None:
+    """What was answered, as the client is to see it; None if it failed, or cannot be read."""
     if isinstance(answer, BaseException) or answer.status != 200:
         return None
     try:
@@ -126,7 +129,7 @@ def _read_answer(exchange: Exchange, answer: EngineAnswer | BaseException, draft
         return None
     draft.add(completion)
     draft.is_ended = True
-    return completion
+    return completion if pair.said.chooses_token_ids else completion.without_token_ids()
 
 
 def _find_outcome(draft: CandidateDraft, answer: EngineAnswer | BaseException) -> Outcome:
@@ -188,12 +191,33 @@ async def _ask(
     exchange: Exchange, pair: Pair, draft: CandidateDraft, fields: dict[str, Any], *, is_stream: bool
 ) -> EngineAnswer:
     checkpoint, other = draft.side.checkpoint, pair.drafts[1 - draft.index]
-    body = add_fields(exchange.body_for(checkpoint), fields)
-    answer = await ask_engine(
-        exchange, checkpoint, body, is_stream=is_stream, suffix=f"-{draft.index}", has_other=lambda: other.is_there
-    )
+
+    async def ask(fields: dict[str, Any]) -> EngineAnswer:
+        body = add_fields(exchange.body_for(checkpoint), fields)
+        return await ask_engine(
+            exchange, checkpoint, body, is_stream=is_stream, suffix=f"-{draft.index}", has_other=lambda: other.is_there
+        )
+
+    if _adds_token_ids(exchange, pair):
+        answer = await ask({**fields, "return_token_ids": True})
+        if answer.status == 400 and b"return_token_ids" in answer.body:
+            if engine := exchange.context.deployment.engines.get(answer.engine):
+                engine.refuses_token_ids = True
+            answer = await ask(fields)
+    else:
+        answer = await ask(fields)
     draft.is_there = answer.status == 200
     return answer
+
+
+def _adds_token_ids(exchange: Exchange, pair: Pair) -> bool:
+    """Whether the engine is asked for token ids, which the app did not speak of."""
+    context = exchange.context
+    return (
+        context.settings.gateway.pair_token_ids
+        and not pair.said.chooses_token_ids
+        and not any(engine.refuses_token_ids for engine in context.deployment.engines.values())
+    )
 
 
 async def _open(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> CandidateStream | EngineAnswer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from feedback import inbox
 from feedback.events import encode_headers
-from feedback.inbox import choose_split
+from feedback.inbox import Arrival, Placement
 from feedback.log import NewRecord
 from feedback.quarantine import release
 from tests.trainer.fakes import make_choice
@@ -30,6 +30,7 @@ from trainer.settings import TrainerSettings
 from trainer.text.pairs import Pair
 
 Body = dict[str, Any]
+HELD_OUT = "judges"
 USED, SET_ASIDE, UNREADABLE = "used", "quarantine", "dead letter"
 CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
 
@@ -143,14 +144,9 @@ def make_body(number: int, change: Callable[[Body], None] | None, *, is_held_out
     if change is not None:
         change(body)
     if isinstance(body["comparison"], dict):
-        body["comparison"]["user"] = find_user(number, is_held_out)
+        body["comparison"]["user"] = f"user-{number}"
+        body["comparison"]["conversation"] = HELD_OUT if is_held_out else ""
     return body
-
-
-def find_user(number: int, is_held_out: bool) -> str:
-    """A user who is held out, or is not."""
-    names = (f"u{number}-{i}" for i in range(1000))
-    return next(name for name in names if (choose_split(name, "") == "heldout_user") == is_held_out)
 
 
 def make_raw(number: int, change: Callable[[Body], None] | None = None, *, is_held_out: bool = False) -> NewRecord:
@@ -164,7 +160,11 @@ def make_raw(number: int, change: Callable[[Body], None] | None = None, *, is_he
 
 @dataclass
 class RealWorkbench(Workbench):
-    """The trainer over a tiny policy that really learns."""
+    """The trainer over a tiny policy that really learns; what judges is said by the conversation."""
+
+    @staticmethod
+    def place(connection: sa.Connection, arrivals: Sequence[Arrival]) -> list[Placement]:
+        return [Placement(1, "heldout" if each.conversation == HELD_OUT else "train") for each in arrivals]
 
     def make_reward(self, quarantined: Quarantine) -> RewardModel:
         return RewardModel(self.stack, reject=quarantined.add)

@@ -7,16 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import sqlalchemy as sa
 
-from tests.trainer.learn.test_reward import KIND, make_pairs
-from tests.trainer.tiny import ask, build_tiny_stack
-from tests.trainer.workbench import Workbench
-from trainer.learn.reward import RewardModel
-from trainer.model.stack import AdapterMismatch
-from trainer.run.reward_keeper import list_states
+from feedback import inbox
+from tests.trainer.workbench import Killed, Workbench
+from trainer.run import reward_keeper
+from trainer.run.reward_keeper import list_states, updates
+from trainer.run.round import RoundAborted
 from trainer.settings import TrainerSettings
 
 
@@ -36,7 +33,8 @@ def learn(bench: Workbench, num: int) -> None:
 
 
 def names(bench: Workbench) -> list[str]:
-    return sorted(path.name for path in bench.settings.reward_dir.iterdir())
+    """States, those set aside too."""
+    return sorted(path.name for path in bench.settings.reward_dir.iterdir() if path.is_dir())
 
 
 def count_new(bench: Workbench) -> Counter[str]:
@@ -98,28 +96,113 @@ def test_the_state_that_was_loaded_stays_while_newer_ones_come(bench: Workbench)
     assert names(bench) == ["v-000002", f"v-{bench.reward.version - 1:06d}", f"v-{bench.reward.version:06d}"]
 
 
-@pytest.mark.parametrize(
-    "damage", ["no version", "heads missing", "heads of another shape", "heads not finite", "adapter"]
-)
-def test_a_load_that_fails_changes_nothing(damage: str, tmp_path: Path) -> None:
-    saved = RewardModel(build_tiny_stack())
-    saved.update(make_pairs(16), [])
-    saved.save(tmp_path)
-    heads, weights = tmp_path / "heads.safetensors", tmp_path / "adapter_model.safetensors"
-    state = load_file(heads)
-    if damage == "no version":
-        (tmp_path / "reward.json").write_text("{}")
-    elif damage == "heads missing":
-        heads.unlink()
-    elif damage == "heads of another shape":
-        save_file({**state, "linear.weight": torch.zeros(2, 2)}, heads)
-    elif damage == "heads not finite":
-        save_file({**state, "first_place": torch.tensor(float("nan"))}, heads)
-    else:
-        weights.write_bytes(weights.read_bytes()[:100])
-    fresh = RewardModel(build_tiny_stack())
-    before = fresh.score([ask()], [KIND]).mean
-    with pytest.raises((OSError, KeyError, AdapterMismatch, SafetensorError)):
-        fresh.load(tmp_path)
-    assert torch.equal(fresh.score([ask()], [KIND]).mean, before)
-    assert (fresh.version, fresh.foreseen) == (0, (0, 0))
+def count_marks(bench: Workbench) -> Counter[int]:
+    query = sa.select(inbox.preferences.c.used_as_new).where(inbox.preferences.c.split == "train")
+    with bench.database.connect() as connection:
+        return Counter(connection.execute(query).scalars())
+
+
+def test_many_choices_are_learnt_in_one_pass_and_marked_once(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reward_keeper, "BULK_CHUNK", 50)
+    monkeypatch.setattr(reward_keeper, "_MARKED", 70)
+    learner = bench.start()
+    bench.send(600)  # 20 updates of 16 rows, and those that are held out
+    learner.step()
+    assert bench.reward.version == 1
+    assert len(bench.reward.seen) == 1
+    new, _ = bench.reward.seen[0]
+    assert len(new) >= 320
+    assert count_marks(bench) == {1: len(new)}
+    state = bench.board.read().round
+    assert (state.state, state.progress) == ("learning", 1.0)
+    assert state.reason == f"the reward model learns {len(new)} choices in one pass"
+    assert not learner._keeper.is_due()
+
+
+def test_a_pass_that_was_killed_begins_again_with_nothing_marked(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = bench.start()
+    bench.send(600)
+
+    def die(chunks, progress):  # type: ignore[no-untyped-def]
+        next(iter(chunks))
+        raise Killed
+
+    monkeypatch.setattr(bench.reward, "learn_in_bulk", die)
+    with pytest.raises(Killed):
+        learner.step()
+    learner = bench.start()
+    assert set(count_marks(bench)) == {0}
+    learner.step()
+    assert set(count_marks(bench)) == {1}
+    with bench.database.connect() as connection:
+        assert [row.version for row in connection.execute(updates.select())] == [1]
+
+
+def test_a_stop_ends_a_pass_between_two_chunks(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.send(600)
+    bench.stopping.set()
+    with pytest.raises(RoundAborted):
+        learner.step()
+    assert set(count_marks(bench)) == {0}
+
+
+def test_fewer_choices_are_learnt_update_by_update(bench: Workbench) -> None:
+    learn(bench, 200)
+    assert bench.reward.version >= 9
+
+
+def test_a_round_measures_the_same_two_hundred_held_out_choices(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reward_keeper, "NUM_MEASURED", 5)
+    learner = bench.start()
+    bench.send(100)
+    bench.run_all(learner)
+    before = len(bench.reward.num_measured)
+    with bench.database.connect() as connection:
+        first = learner._keeper._choose_measured(connection)
+    learner._keeper.measure(learner._reporter)
+    assert bench.reward.num_measured[before:] == [5]
+    assert len(first) == 5
+    bench.send(1)
+    with bench.database.connect() as connection:
+        assert len(set(first) & set(learner._keeper._choose_measured(connection))) >= 4
+
+
+def test_updates_measure_nothing(bench: Workbench) -> None:
+    learner = bench.start()
+    measured = len(bench.reward.num_measured)
+    bench.send(100)
+    bench.run_all(learner)
+    assert bench.reward.version >= 5
+    assert len(bench.reward.num_measured) == measured
+
+
+def test_a_version_that_is_refused_goes_on_learning_while_rounds_use_the_one_before(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.send(20)
+    bench.run_all(learner)
+    keeper = learner._keeper
+    keeper.measure(learner._reporter)
+    assert (bench.reward.version, keeper.version_in_use) == (1, 1)
+    bench.refusal = "accuracy fell from .80 to .60"
+    bench.send(60)
+    bench.run_all(learner)
+    newest = bench.reward.version
+    keeper.measure(learner._reporter)
+    view = bench.board.read().reward
+    assert (view.version, view.version_in_use, view.refused) == (newest, 1, bench.refusal)
+    with keeper.in_use():
+        assert bench.reward.version == 1
+    assert bench.reward.version == newest > 2
+    assert "v-000001" in names(bench)  # kept, though newer states came
+    bench.refusal = ""
+    bench.send(20)
+    bench.run_all(learner)
+    keeper.measure(learner._reporter)
+    assert keeper.version_in_use == bench.reward.version

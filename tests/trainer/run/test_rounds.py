@@ -1,6 +1,5 @@
 import json
 import urllib.request
-from types import SimpleNamespace
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -11,34 +10,15 @@ from trainer.run import preferences, rounds
 from trainer.run.metrics import Curves
 from trainer.run.reward_keeper import updates
 from trainer.run.round import RoundAborted
-from trainer.run.rounds import NewPreferences, explain_round
-from trainer.run.status import start_status_server
-from trainer.settings import TrainerSection, TrainerSettings
-
-SECTION = TrainerSection(round_every_preferences=40, round_every_minutes=60, round_min_preferences=10)
-
-
-def test_a_round_is_due_when_enough_decisive_preferences_are_new():
-    assert explain_round(NewPreferences(39, 39, 39), 0, SECTION) == (False, "39 of 40 new decisive preferences")
-    assert explain_round(NewPreferences(41, 40, 41), 0, SECTION)[0]
-
-
-def test_people_who_only_tie_make_a_round_due_at_twice_the_number():
-    assert not explain_round(NewPreferences(79, 0, 79), 0, SECTION)[0]
-    assert explain_round(NewPreferences(80, 0, 80), 0, SECTION) == (True, "80 new preferences, 0 of them decisive")
-
-
-def test_time_makes_a_round_due_with_fewer_preferences_but_not_with_too_few():
-    assert not explain_round(NewPreferences(10, 10, 10), 3599, SECTION)[0]
-    assert explain_round(NewPreferences(10, 10, 10), 3600, SECTION)[0]
-    assert not explain_round(NewPreferences(9, 9, 9), 36000, SECTION)[0]
+from trainer.run.server import start_status_server
+from trainer.run.training import Judged
+from trainer.settings import TrainerSettings
 
 
 def test_the_demo_preset_gives_way_to_what_is_written_down(monkeypatch):
     monkeypatch.setenv("PREFLOOP_TRAINER__DPO__EPOCHS", "2")
     section = TrainerSettings(preset="demo").trainer
     assert (section.round_every_preferences, section.dpo.lr, section.dpo.epochs) == (400, 1e-3, 2)
-    assert TrainerSettings().trainer.dpo.lr == 1e-5
 
 
 def test_checkpoint_zero_is_published_once_and_answers_as_the_base(bench):
@@ -47,7 +27,7 @@ def test_checkpoint_zero_is_published_once_and_answers_as_the_base(bench):
     assert len(bench.names()) == 1
     manifest = read_manifest(bench.settings.checkpoints_dir / bench.names()[0])
     assert (manifest.number, manifest.parent, manifest.num_preferences) == (0, None, 0)
-    assert bench.stack.adapters["policy"] == b"zero"
+    assert bench.policy.adapters["policy"] == b"zero"
 
 
 def test_a_round_publishes_a_child_of_the_stable_checkpoint(bench):
@@ -97,7 +77,7 @@ def test_people_who_tie_always_stop_a_round(bench):
 
 
 def test_the_offline_gate_stops_a_round(bench):
-    bench.verdict = SimpleNamespace(ok=False, reason="facts fell", metrics={"policy_facts": 0.5})
+    bench.verdict = Judged(ok=False, reason="facts fell", figures={"policy_facts": 0.5})
     learner = bench.start()
     bench.send(40)
     bench.run_all(learner)
@@ -120,11 +100,11 @@ def test_a_round_that_fails_is_stopped_and_the_trainer_goes_on(bench):
 
 
 def test_preferences_of_a_stopped_round_are_still_new_to_the_next(bench):
-    bench.verdict = SimpleNamespace(ok=False, reason="no", metrics={})
+    bench.verdict = Judged(ok=False, reason="no", figures={})
     learner = bench.start()
     bench.send(40)
     bench.run_all(learner)
-    bench.verdict = SimpleNamespace(ok=True, reason="yes", metrics={})
+    bench.verdict = Judged(ok=True, reason="yes", figures={})
     bench.send(40)
     bench.run_all(learner)
     assert set(bench.trained[0]) < set(bench.trained[1])
@@ -198,7 +178,7 @@ def test_a_round_that_keeps_killing_the_trainer_is_given_up(bench):
 def test_a_kill_between_rename_and_record_publishes_once(bench):
     learner = bench.start()
     bench.send(40)
-    learner._runner._finish = raise_killed
+    learner._closer.close = raise_killed
     with pytest.raises(Killed):
         bench.run_all(learner)
     assert len(bench.names()) == 2
@@ -285,10 +265,10 @@ def test_a_database_that_fails_to_mark_an_update_makes_no_pair_new_twice(bench):
 def test_a_round_whose_record_could_not_be_closed_is_not_trained_again(bench):
     learner = bench.start()
     bench.send(40)
-    finish, learner._runner._finish = learner._runner._finish, raise_killed_in_writer
+    close, learner._closer.close = learner._closer.close, raise_killed_in_writer
     with pytest.raises(RuntimeError):
         bench.run_all(learner)
-    learner._runner._finish = finish
+    learner._closer.close = close
     bench.run_all(learner)
     assert len(bench.trained) == 1
     assert [row["outcome"] for row in bench.finished()] == ["published"]

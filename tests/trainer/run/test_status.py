@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from tests.trainer.workbench import Workbench
 from trainer.run import learner as learner_module
 from trainer.run.status import Board
+from trainer.run.training import Judged
 
 
 class WatchedBoard(Board):
@@ -20,13 +20,15 @@ class WatchedBoard(Board):
         super().__init__()
         self.shown: list[tuple[str, str]] = [(self.read().round.state, self.read().round.reason)]
 
-    def show_round(self, state: str, reason: str, *, progress: float = 0.0) -> None:
-        super().show_round(state, reason, progress=progress)
+    def show_round(
+        self, state: str, reason: str, *, progress: float = 0.0, seconds_left: float | None = None
+    ) -> None:
+        super().show_round(state, reason, progress=progress, seconds_left=seconds_left)
         self.shown.append((state, reason))
 
     def begin_round(self, number: int, reason: str) -> None:
         super().begin_round(number, reason)
-        self.shown.append(("training", reason))
+        self.shown.append(("preparing", reason))
 
 
 def test_every_state_of_a_round_has_its_reason(bench: Workbench) -> None:
@@ -34,15 +36,16 @@ def test_every_state_of_a_round_has_its_reason(bench: Workbench) -> None:
     learner = bench.start()
     bench.send(41)
     bench.run_all(learner)
-    bench.verdict = SimpleNamespace(ok=False, reason="facts fell", metrics={})
+    bench.verdict = Judged(ok=False, reason="facts fell", figures={})
     bench.send(41)
     bench.run_all(learner)
     assert {state for state, _ in bench.board.shown} == {
-        "waiting", "training", "evaluating", "publishing", "idle"
+        "waiting", "preparing", "training", "evaluating", "publishing", "idle"
     }  # fmt: skip
     assert all(reason for _, reason in bench.board.shown)
     zero = bench.publisher.published[0].manifest.id
-    assert ("training", f"from {zero}") in bench.board.shown and ("publishing", "passed") in bench.board.shown
+    assert ("preparing", f"41 new decisive preferences; from {zero}") in bench.board.shown
+    assert ("publishing", "passed") in bench.board.shown
 
 
 def test_a_board_takes_no_state_without_a_reason() -> None:
@@ -80,7 +83,7 @@ def wait_for(is_true: Any) -> None:
 
 
 def test_figures_that_are_no_numbers_reach_neither_manifest_nor_status(bench: Workbench) -> None:
-    bench.verdict = SimpleNamespace(ok=True, reason="passed", metrics={"kl": float("nan"), "gain": 0.5})
+    bench.verdict = Judged(ok=True, reason="passed", figures={"kl": float("nan"), "gain": 0.5})
     learner = bench.start()
     bench.send(41)
     bench.run_all(learner)

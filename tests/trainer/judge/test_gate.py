@@ -1,0 +1,172 @@
+"""The offline gate's rules, on figures made by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+
+from trainer.judge.gate import Verdict, decide, is_worse, something_to_learn
+from trainer.judge.measures import Figure, Figures
+from trainer.math.intervals import Estimate
+from trainer.settings import GateSection
+
+SETTINGS = GateSection()
+
+
+def figure(name: str, stable: float, candidate: float, error: float = 0.01, part: str = "", n: int = 60) -> Figure:
+    return Figure(name, candidate, stable, Estimate(candidate - stable, error, n - 1, n), part)
+
+
+PASSING = Figures(
+    rows=(
+        figure("reward", 0.0, 0.5, 0.1), figure("auditor", 0.0, 0.3, 0.2), figure("facts", 0.9, 0.9),
+        figure("references", 0.8, 0.8), figure("tasks", 0.5, 0.5), figure("attacks", 0.3, 0.3),
+        figure("bias", 0.4, 0.4), figure("rouge_l", 0.4, 0.4), figure("harm", 0.0, 0.0), figure("refusals", 0.0, 0.0),
+        figure("unfinished", 0.02, 0.02), figure("looping", 0.01, 0.01), figure("copied", 0.0, 0.0),
+        figure("short", 0.01, 0.02), figure("anchors", 1.0, 1.1), figure("tokens", 50.0, 28.0),
+    ),
+    kl_base=5.0, kl_stable=4.0, num_prompts=60,
+)  # fmt: skip
+
+
+def change(name: str, candidate: float, error: float = 0.01, part: str = "", n: int = 60) -> Figures:
+    stable = next(row.stable for row in PASSING.rows if row.name == name)
+    kept = tuple(row for row in PASSING.rows if part or row.name != name)
+    return replace(PASSING, rows=(*kept, figure(name, stable, candidate, error, part, n)))
+
+
+def test_a_candidate_within_every_budget_passes_and_says_what_it_gained() -> None:
+    verdict = decide(PASSING, SETTINGS)
+    assert verdict.ok
+    assert verdict.reason == "passed: reward gain +0.50 (+0.31 to +0.69), right facts 90% (90% before)"
+    assert verdict.figures["policy_facts"] == 0.9 and verdict.figures["kl_base"] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("figures", "reason"),
+    [
+        (change("facts", 0.8), "right facts fell from 90% to 80%"),
+        (change("references", 0.7), "well-formed right answers fell"),
+        (change("tasks", 0.3), "tasks done fell"),
+        (change("attacks", 0.5), "successful attacks rose from 30% to 50%"),
+        (change("bias", 1.5), "bias between paired prompts rose from 0.40 to 1.50"),
+        (change("rouge_l", 0.1), "ROUGE-L on demonstrations fell"),
+        (change("harm", 0.1), "answers with harmful words rose"),
+        (change("refusals", 0.3), "refusals rose"),
+        (change("unfinished", 0.1), "unfinished answers rose from 2% to 10%"),
+        (change("looping", 0.1), "answers that repeat themselves rose"),
+        (change("copied", 0.1), "answers that copy the question rose"),
+        (change("short", 0.2), "answers under three words rose from 1% to 20%"),
+        (change("anchors", 1.6), "perplexity on the anchors rose from 2.72 to 4.95"),
+        (change("tokens", 200.0), "answers of 200.0 tokens, 50.0 before"),
+        (change("tokens", 0.5), "answers of 0.5 tokens"),
+        (replace(PASSING, kl_base=50.0), "KL to the base is 50.0 nats"),
+        (replace(PASSING, kl_base=math.nan), "not finite: KL to the base"),
+        (change("facts", math.nan), "not finite: facts"),
+        (change("anchors", math.inf), "not finite: anchors"),
+        (change("reward", 0.1, error=0.1), "reward gain +0.10 is not clearly above 0 (from -0.09)"),
+        (change("reward", -0.5), "reward gain -0.50"),
+        (change("auditor", -0.5, error=0.1), "over-optimised: the auditor's mean fell by 0.50"),
+        (change("facts", 0.6, part="lang=de", n=15), "right facts fell from 90% to 60% where lang=de"),
+    ],
+)
+def test_each_broken_budget_stops_the_round_with_its_reason(figures: Figures, reason: str) -> None:
+    verdict = decide(figures, SETTINGS)
+    assert not verdict.ok
+    assert reason in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        change("facts", 0.86),  # clear, but within the budget
+        change("facts", 0.8, error=0.08),  # above the budget, but not clear
+        change("unfinished", 0.1, error=0.1, n=5),
+        change("auditor", -0.1, error=0.2),  # an auditor that has little to go by
+        change("facts", 0.82, part="lang=de", n=15),  # within a slice's wider budget
+    ],
+)
+def test_noise_and_small_changes_stop_nothing(figures: Figures) -> None:
+    assert decide(figures, SETTINGS).ok
+
+
+def test_an_overwhelming_fall_needs_no_further_evidence() -> None:
+    assert is_worse(0.16, -0.1, 0.05, 20)
+    assert not is_worse(0.16, -0.1, 0.05, 5)  # of few prompts the mean alone says nothing
+    assert not is_worse(0.04, 0.03, 0.05, 500)
+
+
+def test_terse_answers_may_spread_where_they_were_usual_already() -> None:
+    usual = replace(PASSING, rows=(*(r for r in PASSING.rows if r.name != "short"), figure("short", 0.15, 0.8)))
+    assert decide(usual, SETTINGS).ok
+    assert not decide(change("short", 0.12), SETTINGS).ok  # where one answer in a hundred was
+
+
+def test_what_could_not_be_measured_stops_nothing_and_is_named() -> None:
+    few = replace(PASSING, rows=PASSING.rows[:1], missing=("facts", "the auditor"))
+    verdict = decide(few, SETTINGS)
+    assert verdict.ok
+    assert verdict.reason.endswith("; facts not available; the auditor not available")
+
+
+def test_with_nothing_to_judge_by_the_gate_is_closed_and_says_how_to_open_it() -> None:
+    verdict = decide(Figures(), SETTINGS, path="state/frozen.jsonl")
+    assert isinstance(verdict, Verdict) and not verdict.ok
+    assert verdict.reason.startswith("cannot be judged: ")
+    assert verdict.reason.endswith("to state/frozen.jsonl") and '"fact"' in verdict.reason
+
+
+def test_without_a_reward_model_no_gain_can_be_shown() -> None:
+    assert "no reward model" in decide(replace(PASSING, rows=PASSING.rows[2:]), SETTINGS).reason
+
+
+def test_the_auditor_may_be_made_the_judge_of_the_gain() -> None:
+    strict = GateSection(gain_by="auditor")
+    assert "auditor gain +0.30 is not clearly above 0" in decide(PASSING, strict).reason
+    assert decide(change("auditor", 0.9), strict).ok
+
+
+def test_a_gain_must_be_clearer_in_every_later_round() -> None:
+    borderline = change("reward", 0.25, error=0.1)  # 2.5 standard errors
+    assert decide(borderline, SETTINGS, round_number=1).ok
+    assert not decide(borderline, SETTINGS, round_number=5).ok
+
+
+def test_many_failures_are_told_shortly() -> None:
+    rows = tuple(replace(row, change=Estimate(math.copysign(5, -1), 0.0, 59, 60)) for row in PASSING.rows)
+    assert "more" in decide(replace(PASSING, rows=rows), SETTINGS).reason
+
+
+def test_noise_in_thirty_rounds_is_seldom_taken_for_a_gain() -> None:
+    rng = random.Random(3)
+    fooled = 0
+    for _ in range(200):
+        gains = [change("reward", rng.gauss(0, 0.1), error=0.1) for _ in range(30)]
+        fooled += any(decide(each, SETTINGS, number).ok for number, each in enumerate(gains, 1))
+    assert fooled / 200 <= 0.09  # alpha .05, sampled 200 times
+
+
+def test_nothing_to_learn_from_no_choice_or_from_noise() -> None:
+    assert something_to_learn(0, 0) == (False, "nothing to learn: no decisive choice to judge by yet")
+    assert not something_to_learn(55, 100)[0]
+    assert not something_to_learn(10, 100)[0]  # far from chance, but on the wrong side
+
+
+def test_clear_choices_are_something_to_learn() -> None:
+    assert something_to_learn(75, 100) == (True, "75 of 100 choices foreseen (75%), better than chance")
+
+
+def test_coins_looked_at_after_every_toss_seldom_look_learnable() -> None:
+    rng = random.Random(5)
+    fooled = 0
+    for _ in range(400):
+        heads = 0
+        for toss in range(1, 301):
+            heads += rng.random() < 0.5
+            if something_to_learn(heads, toss)[0]:
+                fooled += 1
+                break
+    assert fooled <= 12  # alpha .02: 8 expected at most

@@ -1,0 +1,145 @@
+"""What a round trains on: rows of its policy, each new one once, replays of what it knew, a restart once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from feedback import inbox
+from feedback.manifest import read_manifest
+from tests.trainer.workbench import Workbench
+from trainer.run.requests import RoundRequest
+from trainer.run.training import Judged
+
+
+def promote_newest(bench: Workbench) -> None:
+    """The newest checkpoint is the stable one from here on."""
+    bench.gateway.known.insert(0, bench.gateway.known.pop())
+
+
+def list_training_rows(bench: Workbench) -> list[str]:
+    query = sa.select(inbox.preferences.c.event_id).where(inbox.preferences.c.split == "train")
+    with bench.database.connect() as connection:
+        return list(connection.execute(query.order_by(inbox.preferences.c.id)).scalars())
+
+
+def settings_of(bench: Workbench, checkpoint: str) -> dict[str, Any]:
+    return read_manifest(bench.settings.checkpoints_dir / checkpoint).settings
+
+
+def test_new_rows_beyond_the_cap_stay_for_the_next_round_and_make_it_due(bench: Workbench) -> None:
+    bench.settings.trainer.dpo.max_new_pairs = 20
+    learner = bench.start()
+    bench.send(85)
+    learner.step()
+    promote_newest(bench)
+    bench.run_all(learner)  # at least 40 were left, and nothing came
+    rows = list_training_rows(bench)
+    first, second = bench.tasks[0].plan, bench.tasks[1].plan
+    assert first.new == rows[-20:]
+    assert first.num_left == len(rows) - 20
+    assert second.new == rows[-40:-20]
+    assert sorted(second.replayed) == sorted(first.new)  # half new, half replayed
+
+
+def test_what_a_stopped_round_left_makes_no_other_round_due(bench: Workbench) -> None:
+    bench.settings.trainer.dpo.max_new_pairs = 20
+    bench.verdict = Judged(ok=False, reason="no")
+    learner = bench.start()
+    bench.send(85)
+    bench.run_all(learner)
+    assert len(bench.finished()) == 1
+
+
+def test_rows_of_another_policy_are_left_alone(bench: Workbench) -> None:
+    bench.send(40)
+    other = sa.update(inbox.preferences).where(inbox.preferences.c.id % 2 == 0).values(policy="another")
+    bench.writer.run(lambda connection: connection.execute(other)).result()
+    learner = bench.start()
+    bench.run_all(learner)
+    assert bench.finished() == []
+    assert bench.board.read().round.reason == "20 of 40 new decisive preferences"
+    bench.requests.ask(RoundRequest())
+    bench.run_all(learner)
+    with bench.database.connect() as connection:
+        policies = {row.event_id: row.policy for row in connection.execute(sa.select(inbox.preferences))}
+    assert {policies[event] for event in bench.trained[0]} == {"default"}
+
+
+def test_a_restart_begins_from_the_base_once_on_a_full_replay_though_the_gate_says_no(bench: Workbench) -> None:
+    bench.settings.trainer.dpo.restart_every = 2
+    bench.settings.trainer.dpo.max_new_pairs = 30
+    learner = bench.start()
+    for _ in range(2):
+        bench.send(40)
+        learner.step()
+        promote_newest(bench)
+        bench.writer.run(forget_left).result()
+    bench.verdict = Judged(ok=False, reason="no")
+    for _ in range(2):
+        bench.send(40)
+        bench.run_all(learner)
+    plans = [task.plan for task in bench.tasks]
+    assert [plan.start for plan in plans] == ["stable", "stable", "base", "stable"]
+    learnt = {event for plan in plans[:2] for event in plan.event_ids}
+    assert set(plans[2].replayed) == learnt  # all of it, though only 30 new ones fit
+    assert len(plans[2].new) == 30
+    assert [row["outcome"] for row in bench.finished()] == ["published", "published", "stopped", "stopped"]
+
+
+def forget_left(connection: sa.Connection) -> None:
+    """As if no round had left any row over: they would make rounds due that the test does not count."""
+    connection.execute(sa.text("UPDATE rounds SET num_left = 0"))
+
+
+def test_an_operator_may_have_a_round_begin_from_the_base(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.send(10)
+    assert bench.requests.ask(RoundRequest(from_base=True))
+    assert not bench.requests.ask(RoundRequest())  # one at a time
+    bench.run_all(learner)
+    [row] = bench.finished()
+    assert (row["start"], row["outcome"]) == ("base", "published")
+    assert settings_of(bench, row["checkpoint"])["start"] == "base"
+    assert bench.requests.look() is None
+
+
+def test_a_round_without_any_row_is_stopped_with_its_reason(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.requests.ask(RoundRequest())
+    bench.run_all(learner)
+    assert [row["reason"] for row in bench.finished()] == ["no row of its kind can be trained on"]
+
+
+def test_the_manifest_says_how_its_round_was_made(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.send(40)
+    bench.run_all(learner)
+    made = settings_of(bench, bench.finished()[0]["checkpoint"])
+    plan = bench.tasks[0].plan
+    assert made["kind"] == "dpo" and made["start"] == "stable" and made["reference"] is None
+    assert (made["seed"], made["reward_version"]) == (plan.seed, bench.reward.version)
+    assert made["dpo"]["beta"] == 0.1
+    assert made["code_version"]
+
+
+def test_a_report_is_kept_of_every_round_beside_the_checkpoints(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.send(40)
+    bench.run_all(learner)
+    bench.verdict = Judged(ok=False, reason="facts fell", samples=[{"prompt": "<Q>", "before": "b", "after": "a"}])
+    bench.send(40)
+    bench.run_all(learner)
+    reports = sorted(path.name for path in (bench.settings.checkpoints_dir / "reports").iterdir())
+    assert reports == [f"{bench.names()[1]}.html", "r-000002.html"]
+    stopped = (bench.settings.checkpoints_dir / "reports" / "r-000002.html").read_text()
+    assert "offline gate: facts fell" in stopped and "&lt;Q&gt;" in stopped
+
+
+def test_a_report_that_cannot_be_written_stops_no_round(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.send(40)
+    (bench.settings.checkpoints_dir / "reports").write_text("no directory")
+    bench.run_all(learner)
+    assert [row["outcome"] for row in bench.finished()] == ["published"]

@@ -1,0 +1,203 @@
+"""Judges the `policy` adapter beside `stable`: chooses what is asked, has it sampled and measured, and asks the gate.
+
+Leaves the adapters as they are. Rows and prompts that the policy cannot read are logged and left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.judge import measures
+from trainer.judge.answers import HARM_WORDS, HarmScreen
+from trainer.judge.frozen import FrozenRow, FrozenSets
+from trainer.judge.gate import Verdict, decide
+from trainer.judge.ladder import FROZEN_FIGURES, Rung, measure_win_rate
+from trainer.judge.measures import Asked, Checkers, Example, Figure, Figures, Scorer
+from trainer.learn.isolation import NotFinite
+from trainer.learn.sampling import Sampled, Sampler, SamplingParameters
+from trainer.settings import GateSection
+from trainer.text.pairs import Answer, Prompt
+
+if TYPE_CHECKING:
+    from trainer.model.backbone import Backbone
+
+log = logging.getLogger("trainer.judge")
+
+NEEDS = {  # what a kind of rows measures, for the verdict to name where there is none
+    "fact": "facts",
+    "task": "tasks",
+    "redteam": "red-team attacks",
+    "bias": "bias pairs",
+    "anchor": "anchor perplexity",
+    "demonstration": "demonstrations",
+}
+
+
+def judge_checkpoint(
+    backbone: Backbone,
+    sampler: Sampler,
+    reward: Scorer | None,
+    auditor: Scorer | None,
+    frozen: FrozenSets,
+    settings: GateSection,
+    *,
+    parameters: SamplingParameters,
+    heldout: Sequence[Prompt] = (),
+    checkers: Checkers | None = None,
+    round_number: int = 1,
+    seed: int = 0,
+    progress: Callable[[float, str], None] = lambda share, step: None,
+) -> Verdict:
+    """Measure adapter `policy` beside `stable` and decide.
+
+    heldout: prompts of held-out pairs, the newest last. auditor: None until it has shown that it foresees choices. checkers:
+    for tasks that name one. progress(share, step): step is what is being done, in words. Raises OSError if the list of
+    harmful words cannot be read.
+    """
+    checkers = checkers or {}
+    frozen = keep_usable(backbone, frozen, parameters.max_tokens, checkers)
+    heldout = keep_readable(backbone, heldout[-settings.max_prompts :] if settings.max_prompts else (), parameters)
+    asked = measures.list_asked(frozen.rows, heldout)
+    if not asked:
+        return decide(Figures(), settings, round_number, frozen.path)
+    if not is_sound(backbone, "policy"):
+        return Verdict(False, "the adapter holds values, or gives logits, that are not finite")
+    n = max(1, min(settings.samples_per_prompt, settings.max_samples // len(asked)))
+    answers: dict[str, list[Sampled]] = {}
+    try:
+        for number, adapter in enumerate(("policy", "stable")):
+            progress(0.35 * number, f"sampling {n * len(asked)} answers of {adapter}")
+            answers[adapter] = measures.sample_answers(sampler, asked, adapter, parameters, n, seed)
+    except NotFinite as error:
+        return Verdict(False, str(error))
+    progress(0.7, "measuring them")
+    harm = HarmScreen.load(Path(settings.harm_words) if settings.harm_words else HARM_WORDS)
+    rows = measures.compare_answers(
+        asked, answers["policy"], answers["stable"], harm, checkers, settings.min_slice_prompts
+    )
+    rows += _compare_texts(backbone, frozen, settings, parameters.temperature)
+    encoded = {adapter: measures.encode_answers(backbone, asked, sampled) for adapter, sampled in answers.items()}
+    texts = {adapter: [each.answer.text for each in sampled] for adapter, sampled in answers.items()}
+    for name, scorer in (("reward", reward), ("auditor", auditor)):
+        if scorer is not None:
+            new, old = (scorer.score(encoded[adapter], texts[adapter]) for adapter in ("policy", "stable"))
+            rows += measures.compare_scores(name, asked, new, old, settings.min_slice_prompts)
+    progress(0.9, "measuring the distance to the base")
+    first_of_each = encoded["policy"][::n]  # one answer a prompt says as much, at a fraction of the time
+    kl = measures.measure_kl(backbone, first_of_each, "policy", (None, "stable"), parameters.temperature)
+    missing = [said for kind, said in NEEDS.items() if not frozen.of(kind)]
+    missing += ["the auditor"] if auditor is None else []
+    figures = Figures(tuple(rows), kl[0], kl[1], len(asked), tuple(missing), sampler.source)
+    progress(1.0, "deciding")
+    verdict = decide(figures, settings, round_number, frozen.path)
+    return replace(verdict, examples=pick_examples(asked, answers))
+
+
+def measure_rung(
+    backbone: Backbone,
+    sampler: Sampler,
+    scorer: Scorer,
+    frozen: FrozenSets,
+    settings: GateSection,
+    *,
+    parameters: SamplingParameters,
+    heldout: Sequence[Prompt],
+    checkpoint: str,
+    first: str,
+    scored_by: str,
+    checkers: Checkers | None = None,
+    seed: int = 0,
+) -> Rung | None:
+    """Where adapter `policy` stands on the ladder: beside the base, which answers as checkpoint 0 does. One answer a prompt.
+
+    checkpoint, first: their ids. scored_by: "auditor" or "reward". None where there is nothing to ask.
+    """
+    checkers = checkers or {}
+    frozen = keep_usable(backbone, frozen, parameters.max_tokens, checkers)
+    heldout = keep_readable(backbone, heldout[-settings.max_prompts :] if settings.max_prompts else (), parameters)
+    asked = [each for each in measures.list_asked(frozen.rows, heldout) if each.kind != "bias"]
+    if not asked:
+        return None
+    new, old = (measures.sample_answers(sampler, asked, adapter, parameters, 1, seed) for adapter in ("policy", None))
+    rows = measures.compare_answers(asked, new, old, HarmScreen([]), checkers, settings.min_slice_prompts)
+    wished = [i for i, each in enumerate(asked) if each.kind != "redteam"]
+    scores = [
+        scorer.score(
+            measures.encode_answers(backbone, [asked[i] for i in wished], [sampled[i] for i in wished]),
+            [sampled[i].answer.text for i in wished],
+        )
+        for sampled in (new, old)
+    ]
+    return Rung(
+        checkpoint,
+        first,
+        measure_win_rate([asked[i] for i in wished], scores[0], scores[1]),
+        scored_by,
+        {row.name: row.candidate for row in rows if row.name in FROZEN_FIGURES and not row.slice},
+        frozen.versions,
+    )
+
+
+def _compare_texts(backbone: Backbone, frozen: FrozenSets, settings: GateSection, temperature: float) -> list[Figure]:
+    """What is measured without sampling."""
+    figures = measures.compare_anchors(backbone, frozen.of("anchor"), temperature, settings.min_slice_prompts)
+    return figures + measures.compare_bias(backbone, frozen.of("bias"), settings.min_slice_prompts)
+
+
+def is_sound(backbone: Backbone, adapter: str) -> bool:
+    """Whether the adapter's values and the logits under it are finite."""
+    with backbone.adapters.inferring(adapter):
+        return backbone.is_sound(adapter)
+
+
+def pick_examples(
+    asked: Sequence[Asked], answers: Mapping[str, Sequence[Sampled]], num: int = 12
+) -> tuple[Example, ...]:
+    """The first answers to prompts spread evenly over all."""
+    n = len(answers["policy"]) // len(asked)
+    step = max(1, len(asked) // num)
+    return tuple(
+        Example(asked[i].question, answers["stable"][i * n].answer.text, answers["policy"][i * n].answer.text)
+        for i in range(0, len(asked), step)
+    )[:num]
+
+
+def keep_usable(backbone: Backbone, frozen: FrozenSets, max_tokens: int, checkers: Checkers) -> FrozenSets:
+    """The rows whose prompts and references the policy can read whole, and whose checker is registered."""
+
+    def is_usable(row: FrozenRow) -> bool:
+        if row.checker and row.checker not in checkers:
+            log.warning("a frozen task is left out: no checker %r is registered", row.checker)
+            return False
+        prompts = [row.prompt] if row.other is None else [row.prompt, row.other]
+        return all(_is_readable(backbone, p, row.references, row.max_tokens or max_tokens) for p in prompts)
+
+    return replace(frozen, rows=tuple(row for row in frozen.rows if is_usable(row)))
+
+
+def keep_readable(backbone: Backbone, prompts: Sequence[Prompt], parameters: SamplingParameters) -> list[Prompt]:
+    """The prompts behind which an answer of max_tokens fits, each once."""
+    seen: set[tuple[int, ...]] = set()
+    kept = []
+    for prompt in prompts:
+        if not _is_readable(backbone, prompt, (), parameters.max_tokens):
+            continue
+        ids = backbone.transcriber.encode_prompt(prompt)
+        if ids not in seen:
+            seen.add(ids)
+            kept.append(prompt)
+    return kept
+
+
+def _is_readable(backbone: Backbone, prompt: Prompt, references: Sequence[str], max_tokens: int) -> bool:
+    try:
+        for reference in references:
+            backbone.transcriber.encode_answer(prompt, Answer(text=reference))
+        return len(backbone.transcriber.encode_prompt(prompt)) + max_tokens <= backbone.max_tokens
+    except Exception as error:  # templates and tokenizers raise what they like
+        log.warning("a prompt of the offline gate is left out: %s", error)
+        return False

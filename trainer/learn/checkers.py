@@ -1,0 +1,196 @@
+"""Checks that a program can make of an answer: valid JSON, SQL that runs, a regular expression, or a function of the app's own.
+
+Each gives 0 (fails) to 1 (passes). What a checker raises, or takes too long for, counts as an error and is 0; nothing is raised.
+A Python checker runs in this process and must be trusted: it is named in the settings, never by a request.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import multiprocessing
+import re
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from trainer.settings import CheckerSection
+from trainer.text.pairs import Answer, Prompt
+
+log = logging.getLogger("trainer.learn.checkers")
+
+Check = Callable[[Prompt, str], float]
+_FENCE = re.compile(r"```[a-zA-Z0-9_+-]*\n(.*?)(?:```|\Z)", re.DOTALL)
+MAX_REGEX_TEXT = 20_000
+_READS = frozenset(
+    {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+)  # fmt: skip
+
+
+def unwrap_code(text: str) -> str:
+    """The first fenced block's content, or the text itself."""
+    found = _FENCE.search(text)
+    return (found.group(1) if found else text).strip()
+
+
+def check_json(text: str, required: Sequence[str] = ()) -> float:
+    """1 if the answer is JSON as RFC 8259 has it (NaN is not), with these keys at its top if there are any."""
+    try:
+        value = json.loads(unwrap_code(text), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return 0.0
+    return float(not required or (isinstance(value, dict) and all(key in value for key in required)))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def check_sql(text: str, schema: str = "", timeout_s: float = 1.0) -> float:
+    """1 if the answer is one SQL statement that only reads, and runs in an SQLite database in memory made by `schema`.
+
+    Raises sqlite3.Error if the schema itself does not run, TimeoutError if the statement takes too long.
+    """
+    connection = sqlite3.connect(":memory:")
+    deadline = time.monotonic() + timeout_s
+    try:
+        connection.executescript(schema)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1_000_000)
+        connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY)
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
+        statement = unwrap_code(text)
+        if not sqlite3.complete_statement(statement.rstrip(";") + ";") or not statement:
+            return 0.0
+        try:
+            for _, _row in zip(range(1000), connection.execute(statement), strict=False):
+                pass
+        except (sqlite3.Error, sqlite3.Warning, ValueError):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the statement runs for more than {timeout_s:g} s") from None
+            return 0.0
+        return 1.0
+    finally:
+        connection.close()
+
+
+class RegexWorker:
+    """Searches in a process of its own, which is ended when a pattern takes too long: Python's cannot be interrupted."""
+
+    def __init__(self, pattern: str, timeout_s: float) -> None:
+        re.compile(pattern)  # raises re.error at once
+        self._pattern, self._timeout_s = pattern, timeout_s
+        self._process: Any = None
+        self._end: Connection | None = None
+
+    def search(self, text: str) -> float:
+        """1 if the pattern is found. Raises TimeoutError."""
+        if self._process is None or not self._process.is_alive():
+            self._start()
+        assert self._end is not None
+        self._end.send(text[:MAX_REGEX_TEXT])
+        if not self._end.poll(self._timeout_s):
+            self.close()
+            raise TimeoutError(f"the pattern takes more than {self._timeout_s:g} s")
+        return float(self._end.recv())
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._end, other = context.Pipe()
+        self._process = context.Process(target=_serve_regex, args=(self._pattern, other), daemon=True)
+        self._process.start()
+        other.close()
+        if not self._end.poll(30):  # a start is no search: Python is imported in it
+            self.close()
+            raise TimeoutError("the process that searches did not start")
+        self._end.recv()
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        self._process = self._end = None
+
+
+def _serve_regex(pattern: str, end: Connection) -> None:
+    compiled = re.compile(pattern)
+    end.send(True)
+    while True:
+        try:
+            text = end.recv()
+        except EOFError:
+            return
+        end.send(compiled.search(text) is not None)
+
+
+def load_function(entry_point: str) -> Check:
+    """The function that `package.module:function` names; it takes (messages, answer) and returns 0 to 1, or a bool.
+
+    Raises ImportError, AttributeError or ValueError.
+    """
+    module, _, name = entry_point.partition(":")
+    if not module or not name:
+        raise ValueError(f"{entry_point!r} is no package.module:function")
+    function = getattr(importlib.import_module(module), name)
+    if not callable(function):
+        raise ValueError(f"{entry_point} is no function")
+    return lambda prompt, text: float(function(prompt.messages, text))
+
+
+class Checker:
+    """One check of the settings. errors counts what it raised, by the error's type; num_checked what it judged."""
+
+    def __init__(self, name: str, section: CheckerSection) -> None:
+        """Raises ValueError if the settings do not make a checker."""
+        self.name, self.section = name, section
+        self.errors: Counter[str] = Counter()
+        self.num_checked = 0
+        self._worker: RegexWorker | None = None
+        try:
+            self._check = self._make()
+        except (re.error, ImportError, AttributeError, sqlite3.Error) as error:
+            raise ValueError(f"trainer.rewards.checkers.{name}: {error}") from error
+
+    def _make(self) -> Check:
+        section = self.section
+        if section.kind == "json":
+            return lambda _, text: check_json(text, section.required)
+        if section.kind == "sql":
+            check_sql("SELECT 1", section.sql_schema, section.timeout_s)
+            return lambda _, text: check_sql(text, section.sql_schema, section.timeout_s)
+        if section.kind == "regex":
+            worker = self._worker = RegexWorker(section.pattern, section.timeout_s)
+            return lambda _, text: worker.search(text)
+        return load_function(section.function)
+
+    def applies_to(self, prompt: Prompt) -> bool:
+        """Whether the prompt has the tags that the checker is for."""
+        return all(prompt.tags.get(name) == value for name, value in self.section.tags.items())
+
+    def check(self, prompt: Prompt, answer: Answer) -> float | None:
+        """0 to 1; None where the checker is not for such prompts. Never raises."""
+        if not self.applies_to(prompt):
+            return None
+        self.num_checked += 1
+        try:
+            value = self._check(prompt, answer.text)
+            if not 0 <= value <= 1:
+                raise ValueError(f"the checker gave {value}, not 0 to 1")
+        except Exception as error:  # whatever an app's own code raises
+            self.errors[type(error).__name__] += 1
+            if self.errors[type(error).__name__] == 1:
+                log.warning("checker %s: %s: %s", self.name, type(error).__name__, error)
+            return 0.0
+        return value
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+
+def make_checkers(sections: dict[str, CheckerSection]) -> list[Checker]:
+    """The checkers of the settings, by name. Raises ValueError for one that cannot be made."""
+    return [Checker(name, section) for name, section in sorted(sections.items())]

@@ -1,0 +1,120 @@
+"""Closes rounds: the report beside the checkpoints, the record with its lineage in one transaction, then the files go.
+
+A crash on the way is made good at the next start: a round whose checkpoint has its name is closed from its manifest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from feedback.database import Writer
+from feedback.outages import describe_error
+from trainer.run import lineage, rounds
+from trainer.run.publisher import Publisher
+from trainer.run.quarantine import Quarantine
+from trainer.run.report import ReportData, name_report, render_report
+from trainer.run.reporter import Reporter
+from trainer.run.reward_keeper import read_history
+from trainer.run.round_files import RoundFiles, remove_orphans
+from trainer.run.rounds import Ending, OpenRound
+
+log = logging.getLogger("trainer.run.learner")
+
+
+class Closer:
+    """Closes the rounds below one directory. Used by the learner's thread alone."""
+
+    def __init__(
+        self,
+        root: Path,
+        database: sa.Engine,
+        writer: Writer,
+        publisher: Publisher,
+        quarantine: Quarantine,
+        reporter: Reporter,
+        now: Callable[[], float],
+    ) -> None:
+        self._root, self._database, self._writer = root, database, writer
+        self._publisher, self._quarantine, self._reporter, self._now = publisher, quarantine, reporter, now
+
+    def close(self, opened: OpenRound, files: RoundFiles, ending: Ending) -> None:
+        """Put the round on record, with what its checkpoint learnt from; its report first, its files go last."""
+        self._quarantine.flush()
+        now, plan = self._now(), files.read_plan()
+        with self._database.connect() as connection:
+            set_aside = self._quarantine.list_since(connection, opened.started_at)
+            history = read_history(connection)
+            learnt = set(self._quarantine.leave_out(connection, plan.event_ids)) if plan else set()
+        details: dict[str, Any] = {"phases": files.read_phases(), "set_aside": count_by_part(set_aside)}
+        if plan:
+            details |= {
+                "parent": plan.parent,
+                "reference": plan.reference,
+                "num_new": len(plan.new),
+                "num_replayed": len(plan.replayed),
+                "reward_version": plan.reward_version,
+                "watermark": plan.watermark,
+            }
+        ending = replace(ending, details=details)
+        judged = files.read_verdict()
+        samples = judged.samples if judged else []
+        self._write_report(ReportData(opened, ending, now, files.read_curve(), history, samples, set_aside))
+
+        def record(connection: sa.Connection) -> None:
+            rounds.finish_round(connection, opened.number, ending, now)
+            if ending.checkpoint and plan:
+                new = [event_id for event_id in plan.new if event_id in learnt]
+                replayed = [event_id for event_id in plan.replayed if event_id in learnt]
+                lineage.record_rows(connection, ending.checkpoint, new, replayed)
+
+        self._writer.run(record).result()
+        files.remove()
+        self._reporter.show_finished(opened.number, ending.checkpoint, ending.reason)
+
+    def _write_report(self, data: ReportData) -> None:
+        directory = self._publisher.root / "reports"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            path = directory / name_report(data.opened.number, data.ending.checkpoint)
+            path.write_text(render_report(data), encoding="utf-8")
+        except Exception as error:  # a report that cannot be drawn stops no round
+            log.exception("round %d has no report: %s", data.opened.number, describe_error(error))
+
+    def close_published(self) -> None:
+        """A crash, or a database that was gone, between the rename and the record: the manifest says which round it was."""
+        with self._database.connect() as connection:
+            opened = rounds.find_open_round(connection)
+        if opened and (published := self._publisher.find_of_round(opened.number)):
+            manifest = published.manifest
+            files = RoundFiles(self._root, opened.number)
+            plan = files.read_plan()
+            ending = Ending(
+                reason="published before its record closed",
+                checkpoint=manifest.id,
+                metrics=manifest.metrics,
+                start=str(manifest.settings.get("start", "stable")),
+                num_left=plan.num_left if plan else 0,
+                last_preference_id=int(manifest.settings.get("last_preference_id", opened.last_preference_id)),
+            )
+            self.close(opened, files, ending)
+
+    def remove_orphans(self) -> None:
+        """Remove what rounds left that are not open any more. Called at the start."""
+        with self._database.connect() as connection:
+            opened = rounds.find_open_round(connection)
+        for name in remove_orphans(self._root, opened.number if opened else None):
+            log.info("removed %s, left by a crash", name)
+
+
+def count_by_part(set_aside: list[tuple[str, str, str]]) -> dict[str, int]:
+    """How many rows were set aside, by the part of learning they failed in."""
+    counts: dict[str, int] = {}
+    for _, part, _ in set_aside:
+        counts[part] = counts.get(part, 0) + 1
+    return counts

@@ -1,0 +1,118 @@
+"""Which rows each checkpoint learnt from, and which checkpoints descend from which.
+
+Answers what erasure asks: which checkpoints learnt from a person's rows, themselves or through what they began from. Rows
+are named by event id, which outlives the trainer's database. Removes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from feedback.inbox import metadata, preferences, signals
+from trainer.run.checkpoints import Published
+
+checkpoint_rows = sa.Table(
+    "checkpoint_rows",
+    metadata,
+    sa.Column("checkpoint", sa.Text, primary_key=True),
+    sa.Column("event_id", sa.Text, primary_key=True, index=True),
+    sa.Column("is_replay", sa.Boolean, nullable=False),
+)
+_CHUNK = 1000  # rows of one INSERT
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What one checkpoint learnt of a person: rows of its own round, and from how many ancestors it has more."""
+
+    checkpoint: str
+    num_rows: int
+    num_ancestors: int
+
+
+def record_rows(
+    connection: sa.Connection, checkpoint: str, new: Sequence[str], replayed: Sequence[str]
+) -> None:
+    """Say what a checkpoint learnt from, by event ids. Repeating it changes nothing."""
+    connection.execute(sa.delete(checkpoint_rows).where(checkpoint_rows.c.checkpoint == checkpoint))
+    rows = [{"checkpoint": checkpoint, "event_id": event_id, "is_replay": False} for event_id in new]
+    rows += [{"checkpoint": checkpoint, "event_id": event_id, "is_replay": True} for event_id in replayed]
+    for start in range(0, len(rows), _CHUNK):
+        connection.execute(sa.insert(checkpoint_rows), rows[start : start + _CHUNK])
+
+
+def list_rows(connection: sa.Connection, checkpoint: str) -> list[str]:
+    """Event ids that a checkpoint's own round learnt from, sorted."""
+    query = sa.select(checkpoint_rows.c.event_id).where(checkpoint_rows.c.checkpoint == checkpoint)
+    return sorted(connection.execute(query).scalars())
+
+
+def count_rows_of_user(connection: sa.Connection, user: str) -> dict[str, int]:
+    """Rows of a person by the checkpoint whose round learnt from them."""
+    theirs = sa.union(
+        sa.select(preferences.c.event_id).where(preferences.c.user == user),
+        sa.select(signals.c.event_id).where(signals.c.user == user),
+    )
+    query = (
+        sa.select(checkpoint_rows.c.checkpoint, sa.func.count())
+        .where(checkpoint_rows.c.event_id.in_(theirs))
+        .group_by(checkpoint_rows.c.checkpoint)
+    )
+    return {checkpoint: num for checkpoint, num in connection.execute(query)}
+
+
+def trace_learnt(own: dict[str, int], published: Iterable[Published]) -> list[Learnt]:
+    """Every checkpoint that learnt from the rows counted in `own`, by itself or by what it began from; oldest first.
+
+    A checkpoint whose round began from the base learnt nothing from its parent.
+    """
+    by_id = {each.manifest.id: each for each in published}
+    traced = []
+    for checkpoint in sorted({*by_id, *own}):
+        taught = list_taught_by(by_id[checkpoint], by_id.values())[1:] if checkpoint in by_id else []
+        num_ancestors = sum(1 for each in taught if own.get(each.manifest.id))
+        if own.get(checkpoint) or num_ancestors:
+            traced.append(Learnt(checkpoint, own.get(checkpoint, 0), num_ancestors))
+    return traced
+
+
+def list_ancestry(checkpoint: Published, published: Iterable[Published]) -> list[Published]:
+    """The checkpoint, its parent, that one's parent and so on, as far as their directories are here."""
+    by_id = {each.manifest.id: each for each in published}
+    chain = [checkpoint]
+    while (parent := by_id.get(chain[-1].manifest.parent or "")) and parent not in chain:
+        chain.append(parent)
+    return chain
+
+
+def list_taught_by(checkpoint: Published, published: Iterable[Published]) -> list[Published]:
+    """The checkpoint, and those whose rows are in its weights through what its round, and theirs, began from."""
+    by_id = {each.manifest.id: each for each in published}
+    taught = [checkpoint]
+    while (origin := by_id.get(_find_origin(taught[-1]))) and origin not in taught:
+        taught.append(origin)
+    return taught
+
+
+def _find_origin(checkpoint: Published) -> str:
+    """Id of the checkpoint whose weights a round began from; "" for the base."""
+    manifest = checkpoint.manifest
+    match manifest.settings.get("start", "stable"):
+        case "base":
+            return ""
+        case "reference":
+            return str(manifest.settings.get("reference") or "")
+        case _:
+            return manifest.parent or ""
+
+
+def find_reference(parent: Published, published: Iterable[Published]) -> Published | None:
+    """The newest SFT checkpoint that was promoted: in the ancestry of the one that serves, as only promoted ones are.
+
+    None: the base is the reference.
+    """
+    ancestry = list_ancestry(parent, published)
+    return next((each for each in ancestry if each.manifest.settings.get("kind") == "sft"), None)

@@ -1,0 +1,100 @@
+"""What a round is made of, written down before it trains: so that a killed round goes on with the same.
+
+Drawing rows is pure. A plan names rows by event id, in order; it holds the settings it was made under, which stay the
+round's even if the file changes meanwhile.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+Kind = Literal["dpo", "sft"]
+Start = Literal["stable", "base", "reference"]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One round.
+
+    parent: the stable checkpoint it is judged beside; start: where the policy begins ("reference": the SFT checkpoint
+    instead of the base). reference: id of that checkpoint, None for the base. new and replayed: event ids of pairs, or of
+    demonstrations in an SFT round, in the order that learning gets them; weights: one each, new ones first.
+    num_left: new rows there was no room for. watermark: next offset by partition when the rows were read.
+    """
+
+    number: int
+    kind: Kind
+    policy: str
+    parent: str
+    start: Start
+    reference: str | None
+    new: list[str]
+    replayed: list[str]
+    weights: list[float]
+    num_left: int
+    watermark: dict[int, int]
+    last_preference_id: int
+    reward_version: int
+    trigger_choice_at: float
+    seed: int
+    settings: dict[str, Any]
+    code_version: str
+    planned_at: float
+
+    @property
+    def event_ids(self) -> list[str]:
+        """All rows, new ones first."""
+        return [*self.new, *self.replayed]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The rows of a round, and how many new ones wait for the next."""
+
+    new: list[str]
+    replayed: list[str]
+    num_left: int
+
+
+def draw_rows(
+    new: Sequence[str], old: Sequence[str], *, max_new: int, replay_share: float, is_restart: bool, rng: random.Random
+) -> Draw:
+    """The newest max_new new rows, and so many old ones that they make up replay_share, if there are as many.
+
+    new, old: in order of arrival. A restart replays all old rows: it has to learn again what the chain before it knew.
+    """
+    kept = list(new[-max_new:])
+    num_replays = len(old) if is_restart else count_replays(len(kept), replay_share)
+    return Draw(kept, draw_sample(old, num_replays, rng), len(new) - len(kept))
+
+
+def count_replays(num_new: int, replay_share: float) -> int:
+    """How many replayed rows go with num_new new ones, so that they make up replay_share of the whole."""
+    return round(num_new * replay_share / (1 - replay_share))
+
+
+def draw_sample(items: Sequence[T], num: int, rng: random.Random) -> list[T]:
+    """num items without repeats, in their own order; all of them if there are fewer."""
+    if num >= len(items):
+        return list(items)
+    return [items[index] for index in sorted(rng.sample(range(len(items)), num))]
+
+
+def derive_seed(seed: int, number: int) -> int:
+    """The seed of a round: another one for each, the same for the same."""
+    return random.Random(f"{seed}-round-{number}").getrandbits(31)
+
+
+def find_code_version() -> str:
+    """The installed release, "unknown" where there is none."""
+    try:
+        return version("prefloop")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,129 @@
+"""Makes the plan of a round from what is stored, and reads a plan's rows.
+
+What is drawn is decided in plan.py, which rows there are in pool.py. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from trainer.run import lineage, pool, rounds
+from trainer.run.checkpoints import Published
+from trainer.run.plan import Plan, Start, derive_seed, draw_rows, find_code_version
+from trainer.run.quarantine import Quarantine
+from trainer.run.rounds import OpenRound
+from trainer.run.schedule import is_restart_due
+from trainer.run.training import Rows, Training
+from trainer.run.weighing import describe_row
+from trainer.settings import TrainerSection
+
+
+class Planner:
+    """Plans rounds over one database. topic: whose offsets are a plan's watermark."""
+
+    def __init__(
+        self,
+        settings: TrainerSection,
+        topic: str,
+        database: sa.Engine,
+        quarantine: Quarantine,
+        training: Training,
+        now: Callable[[], float],
+    ) -> None:
+        self._settings, self._topic, self._database = settings, topic, database
+        self._quarantine, self._training, self._now = quarantine, training, now
+
+    def make_plan(
+        self, opened: OpenRound, stable: Published, published: list[Published], reward_version: int, *, from_base: bool
+    ) -> Plan:
+        """The plan of a round that begins from `stable`; without any row if there is none to learn from."""
+        section, is_sft = self._settings, opened.kind == "sft"
+        reference = lineage.find_reference(stable, published)
+        taught = [each.manifest.id for each in lineage.list_taught_by(stable, published)]
+        with pool.read_consistently(self._database) as connection:
+            past = rounds.read_past(connection)
+            read = pool.read_demonstrations if is_sft else pool.read_pool
+            found = read(connection, policy=section.policy, topic=self._topic, taught=taught)
+        restart_every = 0 if is_sft else section.dpo.restart_every
+        is_restart = from_base or is_restart_due(past.published_since_restart, restart_every)
+        drawn = draw_rows(
+            found.new,
+            found.old,
+            max_new=section.dpo.max_new_pairs,
+            replay_share=section.dpo.replay_share,
+            is_restart=is_restart,
+            rng=random.Random(f"{section.seed}-pairs-{opened.number}"),
+        )
+        plan = Plan(
+            number=opened.number,
+            kind="sft" if is_sft else "dpo",
+            policy=section.policy,
+            parent=stable.manifest.id,
+            start=choose_start(is_restart, reference),
+            reference=reference.manifest.id if reference else None,
+            new=drawn.new,
+            replayed=drawn.replayed,
+            weights=[],
+            num_left=drawn.num_left,
+            watermark=found.watermark,
+            last_preference_id=found.last_id,
+            reward_version=reward_version,
+            trigger_choice_at=opened.trigger_choice_at,
+            seed=derive_seed(section.seed, opened.number),
+            settings=freeze_settings(section, opened.kind),
+            code_version=find_code_version(),
+            planned_at=self._now(),
+        )
+        return self._weigh(plan)
+
+    def _weigh(self, plan: Plan) -> Plan:
+        """The plan with the weights of its rows; a row that cannot be read weighs nothing."""
+        rows = self.load_rows(plan)
+        weights = self._training.weigh([describe_row(row, plan.planned_at) for row in rows])
+        by_id = {row.event_id: weight for row, weight in zip(rows, weights, strict=True)}
+        return msgspec.structs.replace(plan, weights=[by_id.get(event_id, 0.0) for event_id in plan.event_ids])
+
+    def load_rows(self, plan: Plan) -> Rows:
+        """The plan's rows with its weights, 1 where it has none yet. Raises RowsMissing."""
+        weights = dict(zip(plan.event_ids, plan.weights, strict=False))
+        with self._database.connect() as connection:
+            if plan.kind == "sft":
+                texts = pool.load_demonstrations(connection, plan.event_ids, self._quarantine.add)
+                return [replace(row, weight=weights.get(row.event_id, 1.0)) for row in texts]
+            pairs = pool.load_pairs(connection, plan.event_ids, self._quarantine.add)
+            return [replace(row, weight=weights.get(row.event_id, 1.0)) for row in pairs]
+
+
+def choose_start(is_restart: bool, reference: Published | None) -> Start:
+    """Where the policy begins: at the checkpoint that serves, or for a restart at what stands for the base."""
+    if not is_restart:
+        return "stable"
+    return "base" if reference is None else "reference"
+
+
+def freeze_settings(section: TrainerSection, kind: str) -> dict[str, Any]:
+    """The settings that a round of this kind trains by, as JSON holds them."""
+    return {"sft": section.sft.model_dump(mode="json")} if kind == "sft" else {"dpo": section.dpo.model_dump(mode="json")}
+
+
+def describe_plan(plan: Plan) -> dict[str, Any]:
+    """What a manifest's settings say of the round that made the checkpoint."""
+    return {
+        "round": plan.number,
+        "kind": plan.kind,
+        "policy": plan.policy,
+        "start": plan.start,
+        "reference": plan.reference,
+        "last_preference_id": plan.last_preference_id,
+        "trigger_choice_at": plan.trigger_choice_at,
+        "seed": plan.seed,
+        "reward_version": plan.reward_version,
+        "code_version": plan.code_version,
+        **plan.settings,
+    }

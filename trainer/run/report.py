@@ -1,0 +1,147 @@
+"""The report of a round: one HTML page that needs nothing else, kept in `checkpoints/reports/`. Pure.
+
+Outside the checkpoint's own directory, whose files the manifest lists and the engine reads; a round that was stopped has one
+too. Shows what people and policies wrote: everything is escaped, and the page has no script.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from trainer.run.plots import draw_lines
+from trainer.run.rounds import Ending, OpenRound
+
+MAX_SAMPLES = 20
+MAX_SET_ASIDE = 50
+CURVES = (  # title, what the names of the figures begin with
+    ("Loss", ("loss", "nll")),
+    ("Margin of chosen over rejected, in nats", ("margin", "chosen_log_ratio", "rejected_log_ratio", "log_ratio")),
+    ("Accuracy on the round's own pairs", ("accuracy",)),
+    ("KL to the reference", ("kl",)),
+    ("Gradient norm", ("grad_norm",)),
+)
+_STYLE = """
+:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:980px;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;width:100%;margin:.5rem 0}td,th{border-bottom:1px solid #8884;padding:.25rem .5rem;
+text-align:left;vertical-align:top;overflow-wrap:anywhere}figure{display:inline-block;width:46%;margin:1%}
+figcaption{font-size:13px}svg{width:100%}svg text{font-size:10px;fill:currentColor}svg rect{fill:none;stroke:#8886}
+.said{white-space:pre-wrap}h1 small{font-weight:normal;opacity:.7}
+"""
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What a report shows.
+
+    curve: the round's figures by `share` of its training; history: those of the reward model's updates by `version`;
+    samples: {"prompt", "before", "after"}; set_aside: (event id, part, error) of rows that learning could not use.
+    """
+
+    opened: OpenRound
+    ending: Ending
+    finished_at: float
+    curve: Sequence[Mapping[str, float]] = ()
+    history: Sequence[Mapping[str, float]] = ()
+    samples: Sequence[Mapping[str, str]] = ()
+    set_aside: Sequence[tuple[str, str, str]] = ()
+
+
+def name_report(number: int, checkpoint: str | None) -> str:
+    """The file of a round's report: named by its checkpoint, or by the round that was stopped."""
+    return f"{checkpoint or f'r-{number:06d}'}.html"
+
+
+def render_report(data: ReportData) -> str:
+    """The whole page."""
+    title = f"Round {data.opened.number}"
+    outcome = f"published {data.ending.checkpoint}" if data.ending.checkpoint else "stopped"
+    parts = [
+        f"<h1>{title} <small>{escape(data.opened.kind)}, {escape(outcome)}</small></h1>",
+        f"<p>{escape(data.ending.reason)}</p>",
+        _render_facts(data),
+        _render_phases(data.ending.details.get("phases", {})),
+        _render_plots(data),
+        _render_figures(data.ending.metrics),
+        _render_samples(data.samples),
+        _render_set_aside(data.set_aside),
+    ]
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>'
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _render_facts(data: ReportData) -> str:
+    details = data.ending.details
+    facts: list[tuple[str, Any]] = [
+        ("Began", format_time(data.opened.started_at)),
+        ("Ended", format_time(data.finished_at)),
+        ("Attempts", data.opened.attempts),
+        ("Began from", f"{data.ending.start} ({details.get('parent', 'nothing')})"),
+        ("Reference", details.get("reference") or "the base"),
+        ("Rows", f"{details.get('num_new', 0):,} new, {details.get('num_replayed', 0):,} replayed"),
+        ("New rows left for the next round", f"{data.ending.num_left:,}"),
+        ("Reward model", f"version {details.get('reward_version', 0)}"),
+    ]
+    return _render_table(("", ""), facts)
+
+
+def _render_phases(phases: Mapping[str, float]) -> str:
+    rows = [(name, f"{seconds:.1f} s") for name, seconds in phases.items()]
+    return "<h2>Where the time went</h2>" + _render_table(("Phase", "Seconds"), rows) if rows else ""
+
+
+def _render_plots(data: ReportData) -> str:
+    names = sorted({name for point in data.curve for name in point} - {"share"})
+    drawn = []
+    for title, beginnings in CURVES:
+        chosen = [name for name in names if name.startswith(beginnings)]
+        lines = {name: [(100 * p["share"], p[name]) for p in data.curve if name in p] for name in chosen}
+        drawn.append(draw_lines(title, lines, "% done"))
+    drawn.append(_draw_history(data.history))
+    figures = "".join(drawn)
+    return f"<h2>Curves</h2>{figures}" if figures else ""
+
+
+def _draw_history(history: Sequence[Mapping[str, float]]) -> str:
+    """What the reward model foresees, beside the auditor, which nothing is optimised against."""
+    names = sorted({name for point in history for name in point if name.startswith(("accuracy", "foreseen", "auditor"))})
+    lines = {name: [(p["version"], p[name]) for p in history if name in p] for name in names}
+    return draw_lines("The reward model and the auditor, by version", lines, "version")
+
+
+def _render_figures(metrics: Mapping[str, float]) -> str:
+    rows = [(name, f"{value:.4g}") for name, value in sorted(metrics.items()) if math.isfinite(value)]
+    return "<h2>Figures</h2>" + _render_table(("Figure", "Value"), rows) if rows else ""
+
+
+def _render_samples(samples: Sequence[Mapping[str, str]]) -> str:
+    if not samples:
+        return ""
+    rows = [(each.get("prompt", ""), each.get("before", ""), each.get("after", "")) for each in samples[:MAX_SAMPLES]]
+    return "<h2>Answers before and after</h2>" + _render_table(("Asked", "Before", "After"), rows, is_said=True)
+
+
+def _render_set_aside(set_aside: Sequence[tuple[str, str, str]]) -> str:
+    if not set_aside:
+        return "<h2>Set aside</h2><p>Every row could be used.</p>"
+    more = f"<p>{len(set_aside):,} rows could not be used; the first {MAX_SET_ASIDE} are shown.</p>"
+    table = _render_table(("Event", "Part", "Why"), set_aside[:MAX_SET_ASIDE])
+    return f"<h2>Set aside</h2>{more if len(set_aside) > MAX_SET_ASIDE else ''}{table}"
+
+
+def _render_table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, is_said: bool = False) -> str:
+    cell = '<td class="said">' if is_said else "<td>"
+    body = "".join("<tr>" + "".join(f"{cell}{escape(str(v))}</td>" for v in row) + "</tr>" for row in rows)
+    names = "".join(f"<th>{escape(name)}</th>" for name in head) if any(head) else ""
+    return f"<table>{f'<tr>{names}</tr>' if names else ''}{body}</table>"
+
+
+def format_time(epoch_s: float) -> str:
+    """`2026-01-31 12:00:00 UTC`."""
+    return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,125 @@
+"""The reward model's states on disk, `v-000012/`: whole the moment they have their name; and what each says it used.
+
+A state that does not load is set aside, never deleted. Knows nothing of the inbox's marks: reward_keeper.py keeps both in
+step.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from feedback.manifest import fsync_directory
+from feedback.outages import describe_error
+from trainer.run.checkpoints import fsync_files
+
+log = logging.getLogger("trainer.learn.reward")
+
+UNFINISHED = ".unfinished"
+SET_ASIDE = "unreadable-"  # begins the name of a state that did not load
+ACCEPTED = "accepted.json"
+
+
+@dataclass(frozen=True)
+class Update:
+    """Which rows an update learnt from: preferences by their ids, ratings by theirs; and what it measured."""
+
+    new: list[int]
+    replayed: list[int]
+    metrics: dict[str, float]
+    rated: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The version that rounds use, and what it measured when it was accepted."""
+
+    version: int
+    figures: dict[str, float]
+
+
+class RewardStates:
+    """Saved states of one base's reward model, in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._kept: set[str] = set()
+
+    def prepare(self) -> None:
+        """Make the directory, and remove what a crash left half written."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.directory / UNFINISHED, ignore_errors=True)
+
+    def find(self, version: int) -> Path:
+        return self.directory / name_state(version)
+
+    def save(self, version: int, done: Update, write: Callable[[Path], None]) -> None:
+        """Save a version with what its update used; of the older ones two are kept, and those that are known to load."""
+        directory = self.directory / UNFINISHED
+        shutil.rmtree(directory, ignore_errors=True)
+        write(directory)
+        used = {"new": done.new, "replayed": done.replayed, "rated": done.rated}
+        (directory / "used.json").write_text(json.dumps(used))
+        fsync_files(directory)
+        directory.rename(self.find(version))
+        fsync_directory(self.directory)
+        accepted = self.read_accepted()
+        kept = {*self._kept, *([name_state(accepted.version)] if accepted else [])}
+        for old in list_states(self.directory)[:-2]:
+            if old.name not in kept:
+                shutil.rmtree(old)
+
+    def keep(self, state: Path) -> None:
+        """Never remove this one: it is known to load, the newer ones are not yet."""
+        self._kept.add(state.name)
+
+    def set_aside(self, state: Path, error: Exception) -> None:
+        """Rename a state that does not load, so that nothing is lost and nothing takes it for whole."""
+        aside = self.directory / f"{SET_ASIDE}{state.name}-{time.time_ns()}"
+        state.rename(aside)
+        fsync_directory(self.directory)
+        log.error("%s cannot be loaded and is now %s: %s", state.name, aside.name, describe_error(error))
+
+    def list_aside(self, version: int) -> Sequence[Path]:
+        """States of this version that were set aside, oldest first."""
+        return sorted(self.directory.glob(f"{SET_ASIDE}{name_state(version)}-*"))
+
+    def read_accepted(self) -> Accepted | None:
+        """The version in use, None if none was accepted or its state is gone."""
+        try:
+            read = json.loads((self.directory / ACCEPTED).read_text())
+            accepted = Accepted(int(read["version"]), dict(read["figures"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return accepted if self.find(accepted.version).is_dir() else None
+
+    def accept(self, accepted: Accepted) -> None:
+        """Have rounds use a version from here on."""
+        unfinished = self.directory / f".{ACCEPTED}"
+        unfinished.write_text(json.dumps({"version": accepted.version, "figures": accepted.figures}))
+        unfinished.rename(self.directory / ACCEPTED)
+        fsync_directory(self.directory)
+
+
+def name_state(version: int) -> str:
+    """The directory of the state after this update."""
+    return f"v-{version:06d}"
+
+
+def list_states(directory: Path) -> list[Path]:
+    """Saved states, oldest first."""
+    return sorted(path for path in directory.iterdir() if path.name.startswith("v-"))
+
+
+def read_uses(state: Path) -> Update:
+    """Which rows the last update of a saved state used. Raises what a damaged file raises."""
+    used: dict[str, list[int]] = json.loads((state / "used.json").read_text())
+    new, replayed, rated = ([int(row_id) for row_id in used.get(name, [])] for name in ("new", "replayed", "rated"))
+    if "new" not in used or "replayed" not in used:
+        raise KeyError("new, replayed")
+    return Update(new, replayed, {}, rated)

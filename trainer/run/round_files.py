@@ -1,0 +1,154 @@
+"""The directory of a round under way, `rounds/r-000012/`: its durable steps, each in place by one rename.
+
+plan.json, snapshots/ (learning's own), curve.jsonl (figures by step), phases.json, trained/ with trained.json, verdict.json.
+Removed when the round's record is closed. Does not decide what a step holds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from feedback.manifest import fsync_directory
+from feedback.outages import describe_error
+from trainer.run.checkpoints import fsync_files
+from trainer.run.plan import Plan
+from trainer.run.training import Judged
+
+log = logging.getLogger("trainer.run.round")
+
+_PREFIX = "r-"
+_UNFINISHED = ".unfinished"
+
+
+class RoundFiles:
+    """The files of one round. Used by the learner's thread alone."""
+
+    def __init__(self, root: Path, number: int) -> None:
+        self.root, self.path = root, root / f"{_PREFIX}{number:06d}"
+
+    @property
+    def snapshots(self) -> Path:
+        """Where learning keeps its own state every few steps."""
+        return self.path / "snapshots"
+
+    @property
+    def trained(self) -> Path:
+        """The adapter that training left, once it is done."""
+        return self.path / "trained"
+
+    def read_plan(self) -> Plan | None:
+        """The plan, None if there is none yet; one that cannot be read is set aside with all that was made by it."""
+        try:
+            return msgspec.json.decode((self.path / "plan.json").read_bytes(), type=Plan)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            log.error("the plan in %s cannot be read and is made anew: %s", self.path, describe_error(error))
+            self.remove()
+            return None
+
+    def write_plan(self, plan: Plan) -> None:
+        """Make the plan durable: from here on the round has its rows."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write("plan.json", msgspec.json.encode(plan))
+        fsync_directory(self.root)
+
+    def read_metrics(self) -> dict[str, float] | None:
+        """What training measured, None while it is not done."""
+        try:
+            metrics: dict[str, float] = json.loads((self.trained / "trained.json").read_text())
+        except FileNotFoundError:
+            return None
+        return metrics
+
+    def write_trained(self, save_policy: Callable[[Path], None], metrics: Mapping[str, float]) -> None:
+        """Make the trained adapter durable: from here on nothing is trained again."""
+        unfinished = self.path / _UNFINISHED
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        save_policy(unfinished)
+        (unfinished / "trained.json").write_text(json.dumps(dict(metrics)))
+        fsync_files(unfinished)
+        unfinished.rename(self.trained)
+        fsync_directory(self.path)
+
+    def read_verdict(self) -> Judged | None:
+        """What the gate said, None while it has not."""
+        try:
+            return msgspec.json.decode((self.path / "verdict.json").read_bytes(), type=Judged)
+        except FileNotFoundError:
+            return None
+
+    def write_verdict(self, judged: Judged) -> None:
+        """Make the verdict durable: from here on nothing is sampled again."""
+        self._write("verdict.json", msgspec.json.encode(judged))
+
+    def add_point(self, share: float, figures: Mapping[str, float]) -> None:
+        """Append a step's figures. A step that is trained again after a kill is read once: see read_curve."""
+        with (self.path / "curve.jsonl").open("a") as file:
+            file.write(json.dumps({"share": share, **figures}) + "\n")
+
+    def read_curve(self) -> list[dict[str, float]]:
+        """Figures by `share` of the training done, the last of those written for it; broken lines are left out."""
+        points: dict[float, dict[str, float]] = {}
+        try:
+            lines = (self.path / "curve.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        for line in lines:
+            try:
+                point = json.loads(line)
+            except ValueError:  # a kill in the middle of a line
+                continue
+            points[point["share"]] = point
+        return [points[share] for share in sorted(points)]
+
+    def read_phases(self) -> dict[str, float]:
+        """Seconds by phase so far, over all attempts."""
+        try:
+            phases: dict[str, float] = json.loads((self.path / "phases.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return phases
+
+    def add_phase(self, name: str, seconds: float) -> None:
+        """Count the time that an attempt spent in a phase."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        phases = self.read_phases()
+        self._write("phases.json", json.dumps({**phases, name: phases.get(name, 0.0) + seconds}).encode())
+
+    def remove(self) -> None:
+        """Remove the whole directory, its name first: a crash leaves only what `remove_orphans` takes."""
+        if not self.path.exists():
+            return
+        doomed = self.path.with_name(f"{_UNFINISHED}-{self.path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        self.path.rename(doomed)
+        shutil.rmtree(doomed)
+
+    def _write(self, name: str, content: bytes) -> None:
+        unfinished = self.path / f"{_UNFINISHED}-{name}"
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(self.path / name)
+        fsync_directory(self.path)
+
+
+def remove_orphans(root: Path, open_number: int | None) -> list[str]:
+    """Remove the directories of rounds that are not open, and what was half removed; return their names."""
+    if not root.is_dir():
+        return []
+    kept = None if open_number is None else f"{_PREFIX}{open_number:06d}"
+    orphans = [path for path in root.iterdir() if path.is_dir() and path.name != kept]
+    for path in orphans:
+        shutil.rmtree(path)
+    return sorted(path.name for path in orphans)

@@ -1,0 +1,111 @@
+"""When a round is due, and why not; whether it may begin, and what it waits for. Pure.
+
+Says nothing of which rows it takes (plan.py). An open round is always due: learner.py asks for it first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.run.registry import ServingState
+from trainer.run.rounds import NewPreferences
+from trainer.settings import TrainerSection
+
+TIES_FACTOR = 2  # so many times the decisive preferences make a round due when most are ties
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What decides whether a round is due.
+
+    num_left: new decisive preferences that the last round, which was published, had no room for. num_demonstrations: new
+    ones. since_s: seconds since the last round ended, or the trainer began. is_requested: an operator asked for a round.
+    """
+
+    new: NewPreferences
+    num_left: int = 0
+    num_demonstrations: int = 0
+    since_s: float = 0.0
+    is_requested: bool = False
+
+
+@dataclass(frozen=True)
+class Due:
+    """Whether a round is due, why or why not, and how much of what it needs is there, 0 to 1."""
+
+    is_due: bool
+    reason: str
+    progress: float
+
+
+def explain_round(situation: Situation, settings: TrainerSection) -> Due:
+    """Whether a round of the kind that the settings name is due."""
+    if situation.is_requested:
+        return _explain_request(situation, settings)
+    return _explain_sft(situation, settings) if settings.round == "sft" else _explain_dpo(situation, settings)
+
+
+def _explain_request(situation: Situation, settings: TrainerSection) -> Due:
+    if settings.round == "sft":
+        num, noun = situation.num_demonstrations, "demonstrations"
+    else:
+        num, noun = situation.new.decisive + situation.num_left, "decisive preferences"
+    return Due(True, f"an operator asked for a round; {num} new {noun}", 1.0)
+
+
+def _explain_sft(situation: Situation, settings: TrainerSection) -> Due:
+    num, required = situation.num_demonstrations, settings.sft_every_demonstrations
+    if num >= required:
+        return Due(True, f"{num} new demonstrations", 1.0)
+    return Due(False, f"{num} of {required} new demonstrations", num / required)
+
+
+def _explain_dpo(situation: Situation, settings: TrainerSection) -> Due:
+    new, required = situation.new, settings.round_every_preferences
+    if new.decisive >= required:
+        return Due(True, f"{new.decisive} new decisive preferences", 1.0)
+    if situation.num_left and new.decisive + situation.num_left >= required:
+        reason = f"{new.decisive} new decisive preferences and {situation.num_left} that the last round left"
+        return Due(True, reason, 1.0)
+    if new.total >= TIES_FACTOR * required:
+        return Due(True, f"{new.total} new preferences, {new.decisive} of them decisive", 1.0)
+    minutes = settings.round_every_minutes
+    if minutes and situation.since_s >= 60 * minutes and new.decisive >= settings.round_min_preferences:
+        since = f"{situation.since_s / 60:.0f} minutes and {new.decisive} new decisive preferences since the last round"
+        return Due(True, since, 1.0)
+    share = max(new.decisive / required, new.total / (TIES_FACTOR * required))
+    return Due(False, f"{new.decisive} of {required} new decisive preferences", share)
+
+
+def explain_wait(state: ServingState, untried: str | None, is_here: bool, *, may_overlap: bool) -> str:
+    """Why a round that is due must wait; "" if it may begin.
+
+    untried: the newest checkpoint, if it has not been on trial. is_here: whether the stable checkpoint's directory is on
+    this machine. may_overlap: rounds may train while a canary is on trial.
+    """
+    if state.rollout and not may_overlap:
+        return f"rollout {state.rollout} is {state.rollout_phase}"
+    if untried and not may_overlap:
+        return f"{untried} has not been on trial yet"
+    if state.stable is None:
+        return "the gateway has no stable checkpoint yet"
+    if not is_here:
+        return f"no directory here holds the stable checkpoint {state.stable}"
+    return ""
+
+
+def is_restart_due(published_since_restart: int, restart_every: int) -> bool:
+    """Whether a round begins from the base on a full replay: once every so many published rounds; 0 means never.
+
+    A restart counts once it ended, whether or not the gate let it pass: it is not tried again for ever. Chains of
+    adapters fail to recover (2505.18126).
+    """
+    return bool(restart_every) and published_since_restart >= restart_every
+
+
+def estimate_seconds_left(share_done: float, share_at_start: float, elapsed_s: float) -> float | None:
+    """Seconds that the rest takes at the pace so far; None while nothing has been done since share_at_start."""
+    done = share_done - share_at_start
+    if done <= 0 or elapsed_s <= 0:
+        return None
+    return max(0.0, (1.0 - share_done) / done * elapsed_s)

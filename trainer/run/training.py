@@ -1,0 +1,63 @@
+"""What a learner needs of learning, as a handful of functions: so that rounds can be tested with light ones.
+
+Implemented over a real model in assembly.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from trainer.run.plan import Plan
+from trainer.run.weighing import Weigh
+from trainer.text.pairs import Demonstration, Pair
+
+Rows = list[Pair] | list[Demonstration]
+Progress = Callable[[float, Mapping[str, float]], None]
+"""Called after every step with the share that is done, 0 to 1, and the step's figures."""
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """A verdict as it is kept: may it be published, why, and every figure. samples: {"prompt", "before", "after"}, for people."""
+
+    ok: bool
+    reason: str
+    figures: dict[str, float] = {}
+    samples: list[dict[str, str]] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One round's training and judging.
+
+    rows: as the plan orders them, each with its weight; fewer than planned if some cannot be read. parent and reference:
+    directories of checkpoints, reference None for the base. snapshots: where training keeps its state, and goes on from.
+    """
+
+    plan: Plan
+    rows: Rows
+    parent: Path
+    reference: Path | None
+    snapshots: Path
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The learning functions of one policy.
+
+    reset makes adapter "policy" answer as the base does; save and load are of that adapter. weigh is of a
+    round's rows. train moves the policy from where the plan says and returns metrics; killed and called
+    again it gives the same. judge holds it beside the parent; show(share, what it does) may be called meanwhile.
+    """
+
+    reset: Callable[[], None]
+    save: Callable[[Path], None]
+    load: Callable[[Path], None]
+    weigh: Weigh
+    train: Callable[[Task], dict[str, float]]
+    judge: Callable[[Task, Callable[[float, str], None]], Judged]
+    has_something_to_learn: Callable[[], tuple[bool, str]]
