@@ -19,9 +19,9 @@ MODELS = (SharedSettings, GatewaySettings, TrainerSettings)
 HEAD = """# Settings
 
 Made from the code by `make docs`. Put them into `prefloop.toml` (or the file that `PREFLOOP_CONFIG` names), or set the
-environment variable, which wins. `preset = "demo"` replaces defaults by those for short worlds; what you set yourself
-still wins. A name that no process has, a value out of range or values that cannot hold together end every process that
-reads them, in one line that names the file or the variable and the nearest right name.
+environment variable, which wins. `preset = "demo"` (or `"demo-smollm2"`) replaces defaults by those for short worlds; what
+you set yourself still wins. A name that no process has, a value out of range or values that cannot hold together end every
+process that reads them, in one line that names the file or the variable and the nearest right name.
 """
 
 

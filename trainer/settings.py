@@ -349,12 +349,11 @@ class TrainerSection(BaseModel):
         default=10, ge=1, description="Steps between snapshots of a round: what a kill can cost."
     )
     wandb_project: str = Field(
-        default="", description="Weights & Biases project for curves, if `wandb` is installed; empty: TensorBoard alone."
+        default="",
+        description="Weights & Biases project for curves, if `wandb` is installed; empty: TensorBoard alone.",
     )
     rounds_during_rollout: bool = Field(default=False, description="Train while a canary is on trial.")
-    max_attempts: int = Field(
-        default=3, ge=1, description="How often a round goes on after the trainer died in it."
-    )
+    max_attempts: int = Field(default=3, ge=1, description="How often a round goes on after the trainer died in it.")
     nice: int = Field(
         default=5, ge=0, le=19, description="Added to the process's niceness, so that serving comes first."
     )
@@ -394,6 +393,11 @@ _DEMO_SMOLLM2: dict[str, Any] = {
     "register_every_s": 5.0,
     "reward": {"update_every_preferences": 32},
     "dpo": {"lr": 3e-4, "epochs": 2, "max_new_pairs": 200},
+    "gate": {
+        "sets": ["assistant"],
+        "samples_per_prompt": 1,
+        "max_tokens": 120,
+    },  # some five minutes at 60 tokens a second
 }
 _PRESETS = {"demo": _DEMO, "demo-smollm2": _DEMO_SMOLLM2}
 

@@ -42,11 +42,11 @@ def convert(gguf: Path, out: Path, say: Callable[[str], None] = print) -> Path:
     described = {key: value for key, value in read.config.to_dict().items() if key not in left_out}
     config = LlamaConfig(**described | {"eos_token_id": turn_end, "pad_token_id": pad, "dtype": torch.bfloat16})
     tokenizer.model_max_length = config.max_position_embeddings
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
     model.load_state_dict(read.state_dict())
     model.tie_weights()
-    model.to(torch.bfloat16)
-    model.generation_config = GenerationConfig(
+    model.to(torch.bfloat16)  # type: ignore[arg-type]
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=config.bos_token_id, eos_token_id=[turn_end], pad_token_id=pad
     )
     say("writing bf16 safetensors")

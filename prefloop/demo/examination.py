@@ -143,8 +143,8 @@ def conclude(
     by_family = {}
     for family in dict.fromkeys(families):
         rows = [i for i, name in enumerate(families) if name == family]
-        picked = [[draw.judged[i] for i in rows] for draw in (after, reference)]
-        by_family[family] = measure_win_rate(*picked, [clusters[i] for i in rows])
+        answers, references = ([draw.judged[i] for i in rows] for draw in (after, reference))
+        by_family[family] = measure_win_rate(answers, references, [clusters[i] for i in rows])
     return FinalResult(
         seed_policy=seed_policy,
         policy=policy,

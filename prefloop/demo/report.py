@@ -120,7 +120,8 @@ def measure_choice_to_canary_s(
 
 def sum_phases(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     """Return the seconds that all rounds spent in each phase; None where no round says so."""
-    timed = [phases for row in rounds if (phases := (row.get("details") or {}).get("phases"))]
+    said = [row.get("phases") or (row.get("details") or {}).get("phases") for row in rounds]
+    timed = [phases for phases in said if phases]
     totals: dict[str, float] = {}
     for phases in timed:
         for phase, seconds in phases.items():

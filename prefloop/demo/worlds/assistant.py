@@ -29,19 +29,30 @@ DEFAULT_UTILITIES: Mapping[str, float] = {
     "fault": -5.0,  # each fault: copied prompt, under three words, repetition, unfinished
 }
 
+# SmolLM2-135M-Instruct states all of these when it answers greedily.
 FACTS = {
     "What is the capital of France?": "Paris",
     "What is the capital of Japan?": "Tokyo",
-    "What is the capital of Italy?": "Rome",
     "What is the capital of Germany?": "Berlin",
-    "What is the capital of Spain?": "Madrid",
-    "How many days are there in a week?": "seven",
-    "What is the largest planet in our solar system?": "Jupiter",
+    "What is the capital of England?": "London",
+    "What is the capital of China?": "Beijing",
+    "What is the capital of Russia?": "Moscow",
+    "What is the capital of Egypt?": "Cairo",
+    "What is the capital of Greece?": "Athens",
     "What gas do plants take in from the air?": "carbon dioxide",
     "Which planet is known as the Red Planet?": "Mars",
     "What is the chemical symbol of water?": "H2O",
     "Which ocean is the largest?": "Pacific",
     "Who wrote Romeo and Juliet?": "Shakespeare",
+    "Which country has the Eiffel Tower?": "France",
+    "What star is at the center of our solar system?": "Sun",
+    "What language is spoken in Brazil?": "Portuguese",
+    "What is the opposite of hot?": "cold",
+    "Who painted the Mona Lisa?": "Leonardo",
+    "What is the currency of Japan?": "yen",
+    "What is the tallest mountain in the world?": "Everest",
+    "What organ pumps blood through the body?": "heart",
+    "What is the first month of the year?": "January",
 }
 
 
@@ -51,7 +62,7 @@ class Assistant:
     name = "assistant"
     # A 135M model says about 60 tokens a second on two cores beside the trainer.
     manners = Manners(
-        max_tokens=120, examined_max_tokens=160, temperature=0.7, seats=4, pause_s=1.0, examined_concurrency=8
+        max_tokens=120, examined_max_tokens=160, temperature=0.7, seats=4, pause_s=1.0, examined_concurrency=4
     )
     default_utilities = DEFAULT_UTILITIES
     private_features = ("brevity", "list", "warmth", "filler")

@@ -27,11 +27,15 @@ LABEL = re.compile(r"^\W*(?:a|answer|assistant|response)\s*:\s*", re.IGNORECASE)
 ENDS = re.compile(r"[.!?…:;)\]\"'”’»*`]$|[^\w\s]$")  # a mark, or any sign that is no letter: an emoji ends a text too
 
 FAULTS = ("copied_prompt", "too_short", "repetition", "unfinished")
+SMALL_WORDS = frozenset({
+    "a", "an", "and", "are", "can", "do", "does", "did", "how", "i", "in", "is", "it", "of", "on", "or", "so", "that", "the",
+    "this", "to", "was", "were", "what", "why", "you",
+})  # fmt: skip
 BRIEF_WORDS = 64  # an answer of so many words is neither brief nor long
 LEAST_WORDS = 12  # shorter than this is no briefer
 LONGEST_WORDS = 256
 REPEATED_SHARE = 0.34
-COPIED_SHARE = 0.6
+COPIED_SHARE = 0.75  # of the answer's three-word runs
 
 
 def list_words(text: str) -> list[str]:
@@ -79,15 +83,17 @@ def is_short_line(line: str) -> bool:
 
 
 def is_copy(question: str, answer: str) -> bool:
-    """Whether the answer is mostly the question's own words in their order, a label before it aside."""
+    """Whether the answer is mostly the question's own words, a label before it aside.
+
+    That is in their order, or in any if it adds nothing but small words: a why-question may come back turned round.
+    """
     asked, said = list_words(question), list_words(LABEL.sub("", answer))
     if not said:
         return False
-    if len(said) < 3:
-        return set(said) <= set(asked)
-    known = set(list_runs(asked, 3))
-    runs = list_runs(said, 3)
-    return sum(run in known for run in runs) / len(runs) >= COPIED_SHARE
+    if set(said) <= {*asked, *SMALL_WORDS}:
+        return not set(said) <= SMALL_WORDS
+    known, runs = set(list_runs(asked, 3)), list_runs(said, 3)
+    return bool(runs) and sum(run in known for run in runs) / len(runs) >= COPIED_SHARE
 
 
 def is_repetitive(text: str) -> bool:

@@ -98,3 +98,11 @@ def test_one_word_is_no_fault_here_and_garble_is() -> None:
     world = WORLDS["capitals"]
     assert world.find_faults(QUESTION, "Paris.", False) == set()
     assert world.find_faults(QUESTION, "What is the capital of France?", False) == {"copied_prompt"}
+
+
+def test_no_answer_of_the_corpus_is_degenerate() -> None:
+    world, rng = WORLDS["capitals"], random.Random(1)
+    for question in all_questions():
+        for style in STYLES:
+            answer = answer_in_style(question, style, rng)
+            assert not world.find_faults(question.text, answer, False), (question.text, answer)

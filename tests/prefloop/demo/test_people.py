@@ -331,6 +331,23 @@ async def test_the_examination_asks_each_policy_and_keeps_the_seed_s_answers(tmp
     assert len(result["examples"]) == 3
 
 
+async def test_an_examination_of_a_real_model_is_by_family_topic_and_fault(tmp_path):
+    world, asked = WORLDS["assistant"], tastes.load_tastes(tastes.find_tastes("brief"))
+    gateway = FakeGateway(paired=False, finish_reason="length")
+    async with TestServer(gateway.application()) as server:
+        await examination.examine(
+            api_url=str(server.make_url("/v1")), api_key="pl_key", seed_policy="c-0", policy="c-1", seed=0,
+            out=tmp_path / "final.json", progress_file=tmp_path / "progress.json",
+            world=world, judge=partial(tastes.judge_truly, asked),
+        )  # fmt: skip
+    assert {body["max_tokens"] for _, _, body in gateway.requests} == {160} and len(gateway.requests) == 3 * 96
+    result = json.loads((tmp_path / "final.json").read_text())
+    assert (result["win_rate_after"]["n"], result["win_rate_after"]["clusters"]) == (96, 48)
+    assert list(result["by_family"]) and {share["n"] for share in result["by_family"].values()} == {16}
+    assert result["degenerate_after"]["unfinished"] == 1.0 and result["wrong_rate_after"] is None
+    assert {example["after_style"] for example in result["examples"]} == {"degenerate"}
+
+
 @pytest.mark.parametrize(("text", "code"), [("", 0), ("[people]\ncount = 3\n", 0), ("[utilities]\npolite = 1\n", 2)])
 def test_a_file_of_tastes_is_checked_without_a_gateway(tmp_path, text, code, capsys):
     (tmp_path / "mine.toml").write_text(text)

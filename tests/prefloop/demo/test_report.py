@@ -174,7 +174,7 @@ def test_report_computes_its_figures():
 
 
 def test_phases_add_up_over_rounds_and_are_null_where_nobody_says_them():
-    assert sum_phases([{"details": PHASES}, {"details": PHASES}, {}]) == {"training": 60.0, "evaluating": 19.0}
+    assert sum_phases([{"details": PHASES}, PHASES, {}]) == {"training": 60.0, "evaluating": 19.0}
     assert sum_phases([{"number": 1}]) is None
 
 

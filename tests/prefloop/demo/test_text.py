@@ -72,6 +72,8 @@ def test_a_text_ends_at_a_mark_or_with_a_short_line(answer: str, ends: bool) -> 
         ("A: Oceans.", {"copied_prompt", "too_short"}),  # LEARNING.md: what a trained model came to
         ("Explain how oceans become salty.", {"copied_prompt"}),
         ("Answer: How oceans become salty.", {"copied_prompt"}),
+        ("How do oceans become salty?", {"copied_prompt"}),  # turned round, with a small word more
+        ("Sure! Explain how oceans become salty.", {"copied_prompt"}),  # 3 of its 4 runs
         ("Salt.", {"too_short"}),
         ("", {"too_short", "unfinished"}),
         ("The salt of the sea. The salt of the sea. The salt of the sea.", {"repetition"}),
@@ -91,3 +93,7 @@ def test_an_answer_at_the_token_limit_is_unfinished_whatever_its_last_mark() -> 
 def test_an_answer_that_takes_up_the_question_is_no_copy() -> None:
     answer = "Oceans become salty because rivers wash salt out of rocks, and the sea keeps it."
     assert not text.is_copy(QUESTION, answer)
+    assert not text.is_copy(QUESTION, "Oceans become salty by rain.")  # 1 of 3 runs, and rain is new
+    assert not text.is_copy(
+        "What is the main difference between tea and coffee?", "Tea and coffee are different plants."
+    )
