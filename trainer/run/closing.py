@@ -58,6 +58,7 @@ class Closer:
                 "reference": plan.reference,
                 "num_new": len(plan.new),
                 "num_replayed": len(plan.replayed),
+                "num_available": plan.num_available,
                 "reward_version": plan.reward_version,
                 "watermark": plan.watermark,
             }

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from feedback.database import Writer
 from feedback.outages import describe_error, log_failure
-from trainer.run import lineage, pool, rounds, rows
+from trainer.run import pool, rounds, rows
 from trainer.run.checkpoints import Published
 from trainer.run.closing import Closer
 from trainer.run.metrics import Curves, Metrics
@@ -61,6 +61,7 @@ class Learner:
         self._keeper, self._quarantine, self._training = keeper, quarantine, training
         self._database, self._gateway, self._publisher = database, gateway, publisher
         self._requests, self._stopping, self._now, self._started_at = requests, stopping, now, now()
+        self._counted: tuple[tuple[int, int], int] | None = None  # demonstrations, up to which rows
         self._reporter = Reporter(database, board, metrics, curves, publisher, settings.trainer)
         self._closer = Closer(settings.rounds_dir, database, writer, publisher, quarantine, self._reporter, now)
         self._runner = RoundRunner(
@@ -142,11 +143,12 @@ class Learner:
         return explain_round(situation, section)
 
     def _count_demonstrations(self, connection: sa.Connection) -> int:
-        """Demonstrations that no promoted checkpoint's ancestry, nor the newest checkpoint, learnt from."""
-        published = self._publisher.published
-        taught = [each.manifest.id for each in lineage.list_taught_by(published[-1], published)]
-        found = pool.read_demonstrations(connection, policy=self._settings.policy, topic=self._topic, taught=taught)
-        return len(found.new)
+        """Demonstrations that no finished SFT round has had before it, whatever became of that round."""
+        newest = pool.find_newest_demonstration(connection)
+        if self._counted is None or self._counted[0] != newest:  # they are read one by one: not twice a second
+            found = pool.read_demonstrations(connection, policy=self._settings.policy, topic=self._topic, taught=())
+            self._counted = newest, len(found.new)
+        return max(0, self._counted[1] - rounds.count_seen_demonstrations(connection))
 
     def _find_start(self, due: Due) -> Published | None:
         """The checkpoint that serves, to start from; None, with the reason on the board, if a round must wait."""

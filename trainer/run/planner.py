@@ -71,6 +71,7 @@ class Planner:
             replayed=drawn.replayed,
             weights=[],
             num_left=drawn.num_left,
+            num_available=len(found.new) + len(found.old),
             watermark=found.watermark,
             last_preference_id=found.last_id,
             reward_version=reward_version,

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from feedback import inbox
 from feedback.events import Choice
-from feedback.inbox import preferences, quarantine
+from feedback.inbox import demonstrations, preferences, quarantine
 from trainer.run import signal_queries
 from trainer.run.lineage import checkpoint_rows
 from trainer.text.pairs import DECISIVE, Demonstration, Pair, make_pair
@@ -74,6 +74,12 @@ def read_demonstrations(connection: sa.Connection, *, policy: str, topic: str, t
     """Demonstrations that an SFT round may take, as `read_pool` gives pairs."""
     ids = [each.event_id for each in signal_queries.load_demonstrations(connection, policy)]
     return _make_pool(connection, ids, topic, taught)
+
+
+def find_newest_demonstration(connection: sa.Connection) -> tuple[int, int]:
+    """Ids of the newest demonstration and of the newest signal, which may hold an edit."""
+    newest = sa.select(sa.func.coalesce(sa.func.max(demonstrations.c.id), 0))
+    return int(connection.execute(newest).scalar_one()), signal_queries.find_last_signal(connection)
 
 
 def _make_pool(connection: sa.Connection, event_ids: Sequence[str], topic: str, taught: Sequence[str]) -> Pool:

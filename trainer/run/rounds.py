@@ -174,6 +174,13 @@ def read_past(connection: sa.Connection) -> Past:
     return past
 
 
+def count_seen_demonstrations(connection: sa.Connection) -> int:
+    """How many demonstrations there were for the newest SFT round that ended, 0 before the first."""
+    query = sa.select(rounds.c.details).where(rounds.c.finished_at.is_not(None), rounds.c.kind == "sft")
+    newest = connection.execute(query.order_by(rounds.c.number.desc()).limit(1)).scalar()
+    return int(json.loads(newest or "{}").get("num_available", 0))
+
+
 def list_checkpoint_numbers(connection: sa.Connection) -> list[int]:
     """Numbers of the checkpoints that rounds published, whether or not their directories are still there."""
     ids = connection.execute(sa.select(rounds.c.checkpoint).where(rounds.c.checkpoint.is_not(None))).scalars()
