@@ -141,7 +141,7 @@ def learnt_by(checkpoint: Checkpoint, consumed: Sequence[Consumed]) -> list[str]
     rows = sorted(
         (row for row in consumed if checkpoint.after_id < row.id <= checkpoint.last_id), key=lambda row: row.id
     )
-    events = [row.event_id for row in rows if row.split == "train" and row.preferred in DECISIVE]
+    events = [row.event_id for row in rows if row.split == "train" and row.preferred in (*DECISIVE, "tie")]
     newest = events[len(events) - checkpoint.num_preferences :] if checkpoint.num_preferences <= len(events) else []
     return newest if digest_ids(newest) == checkpoint.ids_digest else None
 

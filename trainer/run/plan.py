@@ -26,7 +26,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     parent: the stable checkpoint it is judged beside; start: where the policy begins ("reference": the SFT checkpoint
     instead of the base). reference: id of that checkpoint, None for the base. new and replayed: event ids of pairs, or of
     demonstrations in an SFT round, in the order that learning gets them; weights: one each, new ones first.
-    num_left: new rows there was no room for; num_available: rows that could be drawn, new and old. watermark: next offset by partition when the rows were read.
+    num_left: new rows there was no room for; num_available: rows that could be drawn, new and old. watermark: next offset
+    by partition when the rows were read.
     """
 
     number: int
