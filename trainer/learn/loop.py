@@ -119,6 +119,7 @@ class Loop:
         Raises NotFinite, and whatever a part raises, with nothing changed.
         """
         self._optimizer.zero_grad(set_to_none=True)
+        generator = torch.get_rng_state()
         try:
             figures = add_up_over_processes(self._accumulate(parts), self._named.values())
             norm = torch.nn.utils.clip_grad_norm_(self._named.values(), self._clip or math.inf)
@@ -128,6 +129,9 @@ class Loop:
             for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * scale
             self._optimizer.step()
+        except BaseException:
+            torch.set_rng_state(generator)
+            raise
         finally:
             self._optimizer.zero_grad(set_to_none=True)
         self.step_number += 1
