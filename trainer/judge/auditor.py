@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.learn.prequential import Prequential
-from trainer.learn.reward import RewardModel, Scores
+from trainer.learn.reward import RewardModel
+from trainer.learn.reward_scores import Scores
 from trainer.math.intervals import log_evidence
 from trainer.text.rejected import Reject, log_rejected
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,26 +18,20 @@ import torch
 from torch import Tensor
 
 from trainer.learn import reward_state
-from trainer.learn.loop import Loop, ParameterGroup
-from trainer.learn.outcomes import name_group
 from trainer.learn.prequential import Foreseen, Prequential
-from trainer.learn.reservoir import Reservoir, Row
+from trainer.learn.reservoir import Reservoir
 from trainer.learn.reward_adapter import AdapterPart, Lesson
+from trainer.learn.reward_head import HeadPart
 from trainer.learn.reward_inputs import Read, compute_frozen_states, describe_answers, read_answer, read_pair
 from trainer.learn.reward_mix import Mix, fit_mix
+from trainer.learn.reward_rows import KINDS, RowMaker
+from trainer.learn.reward_scores import Measured, Scores, make_scores
 from trainer.math.choices import (
-    FIRST,
-    RATED,
-    SECOND,
-    TIE,
     ChoiceFit,
-    Choices,
     Prior,
-    choice_losses,
     fit_choices,
     win_probabilities,
 )
-from trainer.model.heads import EpistemicHead, Standardiser
 from trainer.settings import RewardSection
 from trainer.text.rejected import Reject, log_rejected
 from trainer.text.style import FEATURES, SPREADS
@@ -50,47 +42,9 @@ if TYPE_CHECKING:
     from trainer.text.pairs import Pair, Rated
 
 PART = "reward"
-KINDS = {"first": FIRST, "second": SECOND, "tie": TIE, "both_bad": TIE}
+BULK_FORESEEN = 64  # of a chunk: the record's window holds no more than some hundred
 Progress = Callable[[int, dict[str, float]], None]
 """Called with how many pairs were learnt from so far, and figures."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """draws: (answers, K); mean and std over draws, (answers,); `cautious` is mean - lambda std."""
-
-    draws: Tensor
-    mean: Tensor
-    std: Tensor
-    cautious: Tensor
-
-    def minus(self, other: Scores, pessimism: float = 1.0) -> Scores:
-        """Of the difference, which is taken per draw: what two answers share is no doubt about which is better."""
-        return make_scores(self.draws - other.draws, pessimism)
-
-
-def make_scores(draws: Tensor, pessimism: float) -> Scores:
-    """Scores of draws, (answers, K)."""
-    mean, std = draws.mean(1), draws.std(1)
-    return Scores(draws, mean, std, mean - pessimism * std)
-
-
-@lru_cache(maxsize=8192)
-def bootstrap_weights(event_id: str, num_draws: int) -> tuple[float, ...]:
-    """Exponential weights, one a draw, fixed by the event: a replayed pair weighs what it weighed (Rubin 1981)."""
-    digest = hashlib.shake_128(event_id.encode()).digest(4 * num_draws)
-    draws = [int.from_bytes(digest[4 * draw : 4 * draw + 4], "big") for draw in range(num_draws)]
-    return tuple(-math.log((draw + 0.5) / 2**32) for draw in draws)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Parts of the scores of some rows' answers, all (answers,) but features (answers, F) and doubts (answers, K)."""
-
-    features: Tensor
-    head: Tensor
-    doubts: Tensor
-    adapter: Tensor
 
 
 class RewardModel:
@@ -110,16 +64,13 @@ class RewardModel:
     ) -> None:
         self.backbone, self.settings, self.seed = backbone, settings or RewardSection(), seed
         self._reject = reject
-        section, device = self.settings, backbone.device
+        section = self.settings
         self.version = 0
         self.record = Prequential(section.window)
         self.mix = Mix()
-        self.standardiser = Standardiser(2 * backbone.hidden_size, section.hidden_features, seed).to(device)
-        size = self.standardiser.size
-        self.head = EpistemicHead(size, section.num_draws, section.head_width, seed).to(device)
-        self.loop = Loop([ParameterGroup("head", dict(self.head.named_parameters()), section.head_lr)], None)
+        self.head = HeadPart(backbone, section, seed)
         self.adapter = AdapterPart(backbone, adapter, section, seed)
-        self.reservoir = Reservoir(len(FEATURES), size, section.capacity, section.hidden_capacity, seed)
+        self.reservoir = Reservoir(len(FEATURES), self.head.size, section.capacity, section.hidden_capacity, seed)
         self.fit = self._fit_style()
         self.centre = torch.zeros(section.num_draws)
         noise = torch.randn(section.num_draws, len(FEATURES), generator=torch.Generator().manual_seed(seed))
@@ -146,7 +97,7 @@ class RewardModel:
         if not learnt:
             return {}
         ids = [row.event_id for row in learnt]
-        loss = self._train_heads(ids)
+        loss = self.head.train(self.reservoir, self.fit, ids)
         encoded = [row for row in learnt if len(row.answers) == 2]
         adapter_loss = self._train_adapter(encoded, self.adapter.max_pairs)
         self._finish()
@@ -165,11 +116,13 @@ class RewardModel:
             share = min(1.0, self.settings.hidden_capacity / total)
         budget = self.settings.bulk_adapter_pairs if self.adapter.max_pairs else 0
         for chunk in chunks:
-            learnt = self._take_in(chunk, [pair.weight for pair in chunk], {p.event_id for p in chunk}, (), share)
+            learnt = self._take_in(
+                chunk, [pair.weight for pair in chunk], {p.event_id for p in chunk}, (), share, BULK_FORESEEN
+            )
             if not learnt:
                 continue
             num_pairs += len(learnt)
-            self._train_heads([row.event_id for row in learnt])
+            self.head.train(self.reservoir, self.fit, [row.event_id for row in learnt])
             num_lessons = min(budget, self.adapter.max_pairs if not total else math.ceil(budget * len(chunk) / total))
             self._train_adapter(learnt, num_lessons)
             self.mix = fit_mix(self.record, self.fit.log_nu, self.adapter.has_learnt)
@@ -187,6 +140,7 @@ class RewardModel:
         is_new: set[str],
         rated: Sequence[Rated],
         hidden_share: float = 1.0,
+        max_foreseen: int | None = None,
     ) -> list[Read]:
         """Read rows, foresee those that are new, keep them and fit style. Returns what can be learnt from."""
         weight_of = {pair.event_id: weight for pair, weight in zip(pairs, weights, strict=True)}
@@ -203,13 +157,10 @@ class RewardModel:
         features = {row.event_id: describe_answers(self.backbone, row) for row in kept}
         if len(self.reservoir):  # before that it knows nothing
             news = [each for each in encoded if each.pair.event_id in is_new and each.pair.event_id in states]
-            self.record.add(self._foresee(news, features, states))
-        rows = [
-            self._make_row(each.pair, weight_of[each.pair.event_id], features, states)
-            for each in encoded
-            if each.pair.event_id in features
-        ]
-        rows += [self._make_rated_row(each, features, states) for read, each in answers if read.event_id in features]
+            self.record.add(self._foresee(news[:max_foreseen], features, states))
+        maker = RowMaker(self.settings, features, states)
+        rows = [maker.of_pair(p.pair, weight_of[p.pair.event_id]) for p in encoded if p.pair.event_id in features]
+        rows += [maker.of_rated(each) for read, each in answers if read.event_id in features]
         self.reservoir.add(rows)
         if kept:
             self.fit = self._fit_style()
@@ -236,80 +187,16 @@ class RewardModel:
             self._reject(row.event_id, PART, error)
 
         raw = compute_frozen_states(self.backbone, rows, fail)
-        if raw and not self.standardiser.is_fixed:
-            everything = torch.cat(list(raw.values()))
-            self.standardiser.fix(everything.to(self.backbone.device))
-            self.adapter.standardiser.fix(everything[:, : self.backbone.hidden_size].to(self.backbone.device))
-        return {rows[i].event_id: self.standardiser(state.to(self.backbone.device)).cpu() for i, state in raw.items()}
-
-    def _make_row(
-        self, pair: Pair, weight: float, features: dict[str, list[tuple[float, ...]]], states: dict[str, Tensor]
-    ) -> Row:
-        first, second = features[pair.event_id]
-        margin = self.settings.margin * (pair.strength or 0.0)
-        return Row(
-            event_id=pair.event_id, user=pair.user, kind=KINDS[pair.preferred], first=first, second=second,
-            hidden=states.get(pair.event_id), weight=weight, margin=margin,
-        )  # fmt: skip
-
-    def _make_rated_row(
-        self, rated: Rated, features: dict[str, list[tuple[float, ...]]], states: dict[str, Tensor]
-    ) -> Row:
-        hidden = states.get(rated.event_id)
-        return Row(
-            event_id=rated.event_id, user=name_group(rated), kind=RATED, first=features[rated.event_id][0], second=None,
-            hidden=None if hidden is None else torch.cat([hidden, torch.zeros_like(hidden)]),
-            weight=rated.weight * self.settings.rated_weight, value=rated.value,
-        )  # fmt: skip
+        if not raw:
+            return {}
+        everything = torch.cat(list(raw.values()))
+        self.adapter.standardiser.fix(everything[:, : self.backbone.hidden_size].to(self.backbone.device))
+        scaled = torch.split(self.head.standardise(everything), [len(state) for state in raw.values()])
+        return {rows[number].event_id: states for number, states in zip(raw, scaled, strict=True)}
 
     def _fit_style(self) -> ChoiceFit:
         prior = Prior(weight=[self.settings.style_prior * spread for spread in SPREADS])
         return fit_choices(self.reservoir.choices(), prior, smoothing=self.settings.label_smoothing)
-
-    def _train_heads(self, event_ids: Sequence[str]) -> float:
-        """Steps on rows with hidden states, half of them of this update; returns the mean loss of the point."""
-        everything, rows = self.reservoir.places_with_hidden(), self.reservoir.choices()
-        current = self.reservoir.find(event_ids)
-        current = current[self.reservoir.slots[current] >= 0]
-        if not len(current):
-            return 0.0
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.loop.step_number)
-        half = min(self.settings.head_batch_size // 2, len(everything))
-        losses = []
-        for _ in range(self.settings.head_steps):
-            drawn = [pool[torch.randint(len(pool), (half,), generator=generator)] for pool in (current, everything)]
-            places = torch.cat(drawn)
-            figures = self.loop.step([lambda places=places: self._compute_loss(places, rows, len(everything))])  # type: ignore[misc]
-            losses.append(figures["loss_point"])
-        return sum(losses) / max(1, len(losses))
-
-    def _compute_loss(self, places: Tensor, everything: Choices, num_rows: int) -> tuple[Tensor, dict[str, float]]:
-        """Weighted loss of the point and of every draw, each against its prior; style's part is given."""
-        device, num_draws = self.backbone.device, self.settings.num_draws
-        rows = everything.pick(places)
-        style = (rows.features @ self.fit.weights).to(device)
-        rows = rows.to_device(device)
-        point, doubts = self.head(self.reservoir.hidden_of(places).to(device))  # (rows, 2), (rows, 2, draws)
-        is_pair = (rows.kinds != RATED).float()
-        led = point[:, 0] - is_pair * point[:, 1]
-        doubted = doubts[:, 0] - is_pair[:, None] * doubts[:, 1]
-        known = {
-            "first_place": point.new_tensor(self.fit.first_place),
-            "log_nu": point.new_tensor(self.fit.log_nu),
-            "rated_intercept": point.new_tensor(self.fit.rated_intercept),
-            "smoothing": self.settings.label_smoothing,
-        }
-        losses = choice_losses(style + led, rows, **known)
-        draw_losses = choice_losses((style + led.detach())[:, None] + doubted, rows, **known)
-        boots = torch.tensor(
-            [bootstrap_weights(self.reservoir.ids[i], num_draws) for i in places.tolist()], device=device
-        )
-        total = rows.weights.sum().clamp(min=1e-6)
-        centred = self.settings.centre_weight * is_pair * point.sum(1).square()
-        of_point = (rows.weights * (losses + centred)).sum() / total
-        of_draws = (rows.weights[:, None] * boots * draw_losses).sum() / total
-        loss = of_point + of_draws + self.head.penalty().sum() / num_rows
-        return loss, {"loss_point": of_point.item()}
 
     def _train_adapter(self, rows: Sequence[Read], max_pairs: int) -> float:
         """One pass over at most max_pairs of the rows that are kept, in an order that the version fixes."""
@@ -322,9 +209,8 @@ class RewardModel:
             return 0.0
         at = torch.tensor([places[row.event_id] for row in chosen])
         taken = self.reservoir.choices().pick(at)
-        with torch.no_grad():
-            point, _ = self.head(self.reservoir.hidden_of(at).to(self.backbone.device))
-        offsets = taken.features @ self.fit.weights + self.mix.head * (point[:, 0] - point[:, 1]).cpu()
+        point, _ = self.head.score(self.reservoir.hidden_of(at))
+        offsets = taken.features @ self.fit.weights + self.mix.head * (point[:, 0] - point[:, 1])
         rejected: list[str] = []
 
         def fail(row: Read, error: Exception) -> None:
@@ -341,10 +227,8 @@ class RewardModel:
         self.version += 1
         places = self.reservoir.places_with_hidden()[-256:]
         if len(places):
-            with torch.no_grad():
-                point, doubts = self.head(self.reservoir.hidden_of(places)[:, 0].to(self.backbone.device))
-            features = self.reservoir.features[places, 0]
-            measured = Measured(features, point.cpu(), doubts.cpu(), torch.zeros(len(places)))
+            point, doubts = self.head.score(self.reservoir.hidden_of(places)[:, 0])
+            measured = Measured(self.reservoir.features[places, 0], point, doubts, torch.zeros(len(places)))
             self.centre = self._draw(measured).mean(0)
 
     def forget(self, event_ids: Iterable[str]) -> None:
@@ -379,15 +263,13 @@ class RewardModel:
         if not rows:
             none = torch.zeros(0)
             return Measured(torch.zeros(0, len(FEATURES)), none, torch.zeros(0, self.settings.num_draws), none)
-        with torch.no_grad():
-            stacked = torch.cat([states[row.event_id] for row in rows]).to(self.backbone.device)
-            point, doubts = self.head(stacked)
+        point, doubts = self.head.score(torch.cat([states[row.event_id] for row in rows]))
         adapted = self.adapter.score(rows, _raise) if self.adapter.has_learnt and self.mix.adapter > 0 else {}
         blank = [torch.zeros(len(row.answers)) for row in rows]
         return Measured(
             features=torch.tensor([each for row in rows for each in features[row.event_id]]),
-            head=point.cpu(),
-            doubts=doubts.cpu(),
+            head=point,
+            doubts=doubts,
             adapter=torch.cat([adapted.get(i, zeros) for i, zeros in enumerate(blank)]),
         )
 
@@ -406,9 +288,7 @@ class RewardModel:
         """The rows that can be scored, and draws (answers, K) of theirs."""
         raw = compute_frozen_states(self.backbone, rows, fail)
         readable = [rows[i] for i in sorted(raw)]
-        states = {
-            rows[i].event_id: self.standardiser(raw[i].to(self.backbone.device)).cpu().half().float() for i in raw
-        }
+        states = {rows[i].event_id: self.head.rescale(raw[i]) for i in raw}
         features = {row.event_id: describe_answers(self.backbone, row) for row in readable}
         return readable, self._draw(self._measure(readable, features, states)) - self.centre
 

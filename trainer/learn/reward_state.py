@@ -59,10 +59,10 @@ def collect(model: RewardModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All that the model's next step hangs on: tensors, and what JSON takes."""
     kept, ids = model.reservoir.state()
     groups = {
-        "scale": model.standardiser.state_dict(),
+        "scale": model.head.standardiser.state_dict(),
         "adapter_scale": model.adapter.standardiser.state_dict(),
-        "head": model.head.state_dict(),
-        "head_loop": model.loop.state(),
+        "head": model.head.network.state_dict(),
+        "head_loop": model.head.loop.state(),
         "adapter_loop": model.adapter.loop.state(),
         "kept": kept,
         "fit": {"weights": model.fit.weights, "covariance": model.fit.covariance, "centre": model.centre},
@@ -82,7 +82,7 @@ def collect(model: RewardModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "version": model.version,
         "fit": fit,
         "mix": {"head": model.mix.head, "adapter": model.mix.adapter},
-        "steps": {"head": model.loop.step_number, "adapter": model.adapter.loop.step_number},
+        "steps": {"head": model.head.loop.step_number, "adapter": model.adapter.loop.step_number},
         "kept": ids,
         "record": model.record.state(),
     }
@@ -99,10 +99,10 @@ def apply(model: RewardModel, tensors: dict[str, Tensor], state: dict[str, Any])
         groups.setdefault(group, {})[name] = tensor
     record, version = Prequential.from_state(state["record"]), int(state["version"])
     model.reservoir.restore(groups["kept"], state["kept"])
-    model.standardiser.load_state_dict(groups["scale"])
+    model.head.standardiser.load_state_dict(groups["scale"])
     model.adapter.standardiser.load_state_dict(groups["adapter_scale"])
-    model.head.load_state_dict(groups["head"])
-    model.loop.restore(groups["head_loop"], int(state["steps"]["head"]))
+    model.head.network.load_state_dict(groups["head"])
+    model.head.loop.restore(groups["head_loop"], int(state["steps"]["head"]))
     model.adapter.loop.restore(groups["adapter_loop"], int(state["steps"]["adapter"]))
     model.fit = ChoiceFit(weights=groups["fit"]["weights"], covariance=groups["fit"]["covariance"], **state["fit"])
     model.centre = groups["fit"]["centre"]

@@ -1,4 +1,6 @@
-"""A batch that fails: the row to blame is found, the others run once. What rounds and updates make of it is tested with them."""
+"""A batch that fails: the row to blame is found, the others are run once. How each part uses it is in the part's own tests."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 

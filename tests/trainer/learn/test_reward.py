@@ -15,7 +15,9 @@ from tests.trainer.learn.people import (
     write_answer,
 )
 from tests.trainer.tiny import build_tiny_backbone, encode, make_prompt
-from trainer.learn.reward import RewardModel, bootstrap_weights, make_scores
+from trainer.learn.reward import RewardModel
+from trainer.learn.reward_head import bootstrap_weights
+from trainer.learn.reward_scores import make_scores
 from trainer.model.adapters import AdapterMismatch
 from trainer.model.backbone import Backbone
 from trainer.model.logprobs import score_answers
@@ -66,10 +68,10 @@ def reading() -> Backbone:
 def test_an_easy_taste_is_learnt_from_few_choices_of_people_who_err(reading: Backbone, taste, number: int) -> None:
     """85% consistent people: .85 is all that can be foreseen of them."""
     right = total = 0
-    for seed in range(3):
+    for seed in range(2):
         reward = RewardModel(reading, FAST, seed=seed)
         learn(reward, make_pairs(number, taste, seed=seed))
-        one, all_of_them = reward.accuracy(make_pairs(150, taste, seed=100 + seed))
+        one, all_of_them = reward.accuracy(make_pairs(100, taste, seed=100 + seed))
         right, total = right + one, total + all_of_them
     assert right / total >= 0.75
 
@@ -93,8 +95,7 @@ def test_the_weights_of_style_say_what_people_like(reading: Backbone) -> None:
 
 
 def test_the_head_learns_what_style_does_not_see(reading: Backbone) -> None:
-    reward, blind = RewardModel(reading, FAST.model_copy(update={"head_steps": 40})), RewardModel(reading, FAST)
-    blind.settings = FAST.model_copy(update={"head_steps": 0})
+    reward, blind = (RewardModel(reading, FAST.model_copy(update={"head_steps": steps})) for steps in (40, 0))
     pairs, held_out = make_pairs(160, likes_science), make_pairs(150, likes_science, consistency=1, seed=9)
     figures = learn(reward, pairs)
     learn(blind, pairs)
