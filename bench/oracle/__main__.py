@@ -129,7 +129,10 @@ def main() -> None:
     arguments = parse_arguments()
     python = install_trl(FOLDER, arguments.trl)
     tiny = build_tiny_model(FOLDER)
-    models = arguments.model or [tiny, *([SMOLLM] if (SMOLLM / "config.json").exists() else [])]
+    models = [model.resolve() for model in arguments.model or ()] or [
+        tiny,
+        *([SMOLLM] if (SMOLLM / "config.json").exists() else []),
+    ]
     peer = Path(__file__).parents[1] / "trl" / "peer.py"
     worker = Worker([str(python), str(peer)], {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}, FOLDER)
     worst: dict[str, float] = {}

@@ -241,7 +241,7 @@ def main() -> None:
     repeats = arguments.repeats or (3 if arguments.quick else 5)
     sizes = Sizes(repeats, 64, 32) if arguments.quick else Sizes(repeats, 10_000, 256)
     python = install_trl(FOLDER, arguments.trl)
-    subjects = list_subjects(FOLDER, arguments.smollm, arguments.device, arguments.quick)
+    subjects = list_subjects(FOLDER, arguments.smollm.resolve(), arguments.device, arguments.quick)
     figures: dict[str, Any] = {}
     for subject in subjects:
         is_first = subject is subjects[0]

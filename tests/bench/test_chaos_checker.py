@@ -16,7 +16,7 @@ def consumed(number: int, comparison: str, **changes: object) -> Consumed:
         event_id=f"event-{comparison}",
         comparison=comparison,
         preferred=PREFERRED[comparison],
-        split="heldout_user" if comparison == "e" else "train",
+        split="heldout" if comparison == "e" else "train",
         used_as_new=0 if comparison in "de" else 1,
     )
     return replace(row, **changes)
@@ -35,7 +35,7 @@ GOOD = Evidence(
     consumed=ROWS,
     updates=[1, 2],
     reward_version=2,
-    checkpoints=[checkpoint(0, "", 0, 0), checkpoint(1, "a", 0, 1, "c-0"), checkpoint(2, "b", 1, 5, "c-1")],
+    checkpoints=[checkpoint(0, "", 0, 0), checkpoint(1, "a", 0, 1, "c-0"), checkpoint(2, "bc", 1, 5, "c-1")],
 )
 
 
@@ -44,7 +44,7 @@ def test_a_run_that_kept_every_promise_is_found_so():
     assert findings.broken == []
     assert (findings.acknowledged, findings.lost, findings.duplicated, findings.trained_twice) == (5, 0, 0, 0)
     assert (findings.trained, findings.unaccounted) == (3, 0)
-    assert findings.set_aside == {"heldout_user": 1, "skip": 1}
+    assert findings.set_aside == {"heldout": 1, "skip": 1}
 
 
 def test_what_was_sent_and_never_acknowledged_may_be_stored():
@@ -94,23 +94,23 @@ def test_an_update_that_was_saved_and_not_marked_or_marked_and_not_saved_is_foun
 
 
 def test_a_preference_that_is_new_twice_in_one_lineage_is_found():
-    overlapping = [*GOOD.checkpoints[:2], checkpoint(2, "ab", 0, 5, "c-1")]
+    overlapping = [*GOOD.checkpoints[:2], checkpoint(2, "abc", 0, 5, "c-1")]
     assert check(replace(GOOD, checkpoints=overlapping)).broken == ["trained twice: event-a"]
 
 
 def test_two_checkpoints_of_one_parent_may_learn_from_the_same():
-    siblings = [*GOOD.checkpoints[:2], checkpoint(2, "ab", 0, 5, "c-0")]
+    siblings = [*GOOD.checkpoints[:2], checkpoint(2, "abc", 0, 5, "c-0")]
     assert check(replace(GOOD, checkpoints=siblings)).broken == []
 
 
 def test_a_round_that_takes_fewer_than_there_are_takes_the_newest():
-    newest, oldest = checkpoint(1, "b", 0, 5, "c-0"), checkpoint(1, "a", 0, 5, "c-0")
+    newest, oldest = checkpoint(1, "c", 0, 5, "c-0"), checkpoint(1, "a", 0, 5, "c-0")
     assert check(replace(GOOD, checkpoints=[GOOD.checkpoints[0], newest])).broken == []
     assert check(replace(GOOD, checkpoints=[GOOD.checkpoints[0], oldest])).trained_twice == 1
 
 
 def test_a_checkpoint_that_learnt_from_other_events_than_it_says_is_found():
-    wrong = [*GOOD.checkpoints[:2], replace(checkpoint(2, "b", 1, 5, "c-1"), ids_digest=digest_ids(["event-e"]))]
+    wrong = [*GOOD.checkpoints[:2], replace(checkpoint(2, "bc", 1, 5, "c-1"), ids_digest=digest_ids(["event-e"]))]
     assert check(replace(GOOD, checkpoints=wrong)).trained_twice == 1
 
 
@@ -121,7 +121,7 @@ def test_a_choice_that_still_waits_for_an_update_is_unaccounted():
 
 def test_a_dead_letter_is_set_aside_with_its_reason():
     findings = check(replace(GOOD, consumed=ROWS[:3] + ROWS[4:], dead_letters=["d"]))
-    assert (findings.broken, findings.set_aside) == ([], {"dead_letter": 1, "heldout_user": 1})
+    assert (findings.broken, findings.set_aside) == ([], {"dead_letter": 1, "heldout": 1})
 
 
 def test_an_answer_that_no_client_may_get_breaks_the_run():

@@ -48,7 +48,7 @@ class References:
         keys = np.array([digest_answer(answer) for answer in answers], dtype=np.uint64)
         known, sums = _read(path)
         _, firsts = np.unique(keys, return_index=True)
-        missing = firsts[~np.isin(keys[firsts], known)]
+        missing = np.sort(firsts[~np.isin(keys[firsts], known)])  # a pair's answers stay together: they share a row
         for start in range(0, len(missing), BLOCK):
             chosen = missing[start : start + BLOCK]
             scored = score_answers(backbone, [answers[i] for i in chosen], adapter)[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from trainer.text.batches import Batch, plan_batches
+from trainer.text.batches import Batch, count_row, plan_batches
 from trainer.text.transcript import EncodedAnswer
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 BYTES_PER_LOGIT = (
     18  # in the backward pass: bfloat16 logits, float32 copy, log-softmax, its gradient, and that in bfloat16
 )
+
+MOST_SHARED = 4  # answers to one prompt in one row: more save little, and the mask grows with the row's square
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,25 @@ def score_answers(
 ) -> tuple[Tensor, Tensor]:
     """Sums and token counts of encoded answers, both (answers,), on the CPU, without gradients."""
     sums, counts = torch.zeros(len(answers)), torch.zeros(len(answers), dtype=torch.long)
+    groups = group_by_prompt(answers, MOST_SHARED if backbone.shares_prompt else 1)
+    items = [(answers[group[0]].prompt, [answers[i].answer for i in group]) for group in groups]
     with backbone.adapters.inferring(adapter):
-        for chosen in plan_batches([answer.length for answer in answers], backbone.token_budget):
-            batch = backbone.make_batch([(answers[i].prompt, [answers[i].answer]) for i in chosen])
+        for chosen in plan_batches([count_row(*item) for item in items], backbone.token_budget):
+            batch = backbone.make_batch([items[i] for i in chosen])
             total, number = answer_logprobs(backbone, batch, temperature)
-            sums[chosen], counts[chosen] = total.cpu(), number.cpu()
+            where = [i for group in chosen for i in groups[group]]
+            sums[where], counts[where] = total.cpu(), number.cpu()
     return sums, counts
+
+
+def group_by_prompt(answers: Sequence[EncodedAnswer], most: int) -> list[list[int]]:
+    """Indices of answers, those to one prompt together, at most so many: they share a row."""
+    groups: list[list[int]] = []
+    open_groups: dict[tuple[int, ...], list[int]] = {}
+    for index, answer in enumerate(answers):
+        group = open_groups.get(answer.prompt)
+        if group is None or len(group) == most:
+            group = open_groups[answer.prompt] = []
+            groups.append(group)
+        group.append(index)
+    return groups
