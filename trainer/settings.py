@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from feedback.database import locate_store
 from feedback.settings import DatabaseUrl, HttpUrl, SharedSettings, load_settings
 
-
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes
 
 
