@@ -143,16 +143,16 @@ def load_function(entry_point: str) -> Check:
 class Checker:
     """One check of the settings. errors counts what it raised, by the error's type; num_checked what it judged."""
 
-    def __init__(self, name: str, section: CheckerSection) -> None:
+    def __init__(self, section: CheckerSection) -> None:
         """Raises ValueError if the settings do not make a checker."""
-        self.name, self.section = name, section
+        self.name, self.section = section.name, section
         self.errors: Counter[str] = Counter()
         self.num_checked = 0
         self._worker: RegexWorker | None = None
         try:
             self._check = self._make()
         except (re.error, ImportError, AttributeError, sqlite3.Error) as error:
-            raise ValueError(f"trainer.rewards.checkers.{name}: {error}") from error
+            raise ValueError(f"trainer.rewards.checkers: {self.name}: {error}") from error
 
     def _make(self) -> Check:
         section = self.section
@@ -204,6 +204,6 @@ def list_functions(checkers: Sequence[Checker]) -> dict[str, Callable[[str], flo
     return {checker.name: bind(checker) for checker in checkers}
 
 
-def make_checkers(sections: dict[str, CheckerSection]) -> list[Checker]:
-    """The checkers of the settings, by name. Raises ValueError for one that cannot be made."""
-    return [Checker(name, section) for name, section in sorted(sections.items())]
+def make_checkers(sections: Sequence[CheckerSection]) -> list[Checker]:
+    """The checkers of the settings. Raises ValueError for one that cannot be made."""
+    return [Checker(section) for section in sections]
