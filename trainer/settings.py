@@ -123,6 +123,7 @@ class RewardSection(BaseModel):
 class CheckerSection(BaseModel):
     """A check that a program makes of answers, and what it counts in a round's reward."""
 
+    name: str = Field(min_length=1, description="The part of the reward, and what frozen tasks call it by.")
     kind: Literal["json", "sql", "regex", "python"] = Field(description="What is checked.")
     weight: float = Field(default=1.0, description="What a passed check adds to the reward.")
     tags: dict[str, str] = Field(
@@ -161,7 +162,15 @@ class RewardsSection(BaseModel):
         default=0.5, description="Weight of how likely an answer's style makes success, by reported outcomes."
     )
     min_outcomes: int = Field(default=50, ge=1, description="Outcomes without which they have no part in the sum.")
-    checkers: dict[str, CheckerSection] = Field(default_factory=dict, description="Checks by name.")
+    checkers: list[CheckerSection] = Field(default_factory=list, description="Checks, each under a name of its own.")
+
+    @model_validator(mode="after")
+    def refuse_one_name_twice(self) -> Self:
+        """Raises ValueError if two checkers have one name."""
+        names = [checker.name for checker in self.checkers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"checkers of one name: {', '.join(sorted(names))}")
+        return self
 
 
 class DpoSection(BaseModel):

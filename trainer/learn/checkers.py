@@ -9,15 +9,13 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import multiprocessing
 import re
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
-from typing import Any
 
+from trainer.learn.regex_worker import RegexWorker
 from trainer.settings import CheckerSection
 from trainer.text.pairs import Answer, Prompt
 
@@ -25,7 +23,6 @@ log = logging.getLogger("trainer.learn.checkers")
 
 Check = Callable[[Prompt, str], float]
 _FENCE = re.compile(r"```[a-zA-Z0-9_+-]*\n(.*?)(?:```|\Z)", re.DOTALL)
-MAX_REGEX_TEXT = 20_000
 MAX_SQL_ROWS = 1000
 _READS = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
@@ -77,55 +74,6 @@ def check_sql(text: str, schema: str = "", timeout_s: float = 1.0) -> float:
         connection.close()
 
 
-class RegexWorker:
-    """Searches in a process of its own, which is ended when a pattern takes too long: Python's cannot be interrupted."""
-
-    def __init__(self, pattern: str, timeout_s: float) -> None:
-        re.compile(pattern)  # raises re.error at once
-        self._pattern, self._timeout_s = pattern, timeout_s
-        self._process: Any = None
-        self._end: Connection | None = None
-
-    def search(self, text: str) -> float:
-        """1 if the pattern is found. Raises TimeoutError."""
-        if self._process is None or not self._process.is_alive():
-            self._start()
-        assert self._end is not None
-        self._end.send(text[:MAX_REGEX_TEXT])
-        if not self._end.poll(self._timeout_s):
-            self.close()
-            raise TimeoutError(f"the pattern takes more than {self._timeout_s:g} s")
-        return float(self._end.recv())
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._end, other = context.Pipe()
-        self._process = context.Process(target=_serve_regex, args=(self._pattern, other), daemon=True)
-        self._process.start()
-        other.close()
-        if not self._end.poll(30):  # a start is no search: Python is imported in it
-            self.close()
-            raise TimeoutError("the process that searches did not start")
-        self._end.recv()
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-        self._process = self._end = None
-
-
-def _serve_regex(pattern: str, end: Connection) -> None:
-    compiled = re.compile(pattern)
-    end.send(True)
-    while True:
-        try:
-            text = end.recv()
-        except EOFError:
-            return
-        end.send(compiled.search(text) is not None)
-
-
 def load_function(entry_point: str) -> Check:
     """The function that `package.module:function` names; it takes (messages, answer) and returns 0 to 1, or a bool.
 
@@ -143,16 +91,16 @@ def load_function(entry_point: str) -> Check:
 class Checker:
     """One check of the settings. errors counts what it raised, by the error's type; num_checked what it judged."""
 
-    def __init__(self, name: str, section: CheckerSection) -> None:
+    def __init__(self, section: CheckerSection) -> None:
         """Raises ValueError if the settings do not make a checker."""
-        self.name, self.section = name, section
+        self.name, self.section = section.name, section
         self.errors: Counter[str] = Counter()
         self.num_checked = 0
         self._worker: RegexWorker | None = None
         try:
             self._check = self._make()
         except (re.error, ImportError, AttributeError, sqlite3.Error) as error:
-            raise ValueError(f"trainer.rewards.checkers.{name}: {error}") from error
+            raise ValueError(f"trainer.rewards.checkers: {self.name}: {error}") from error
 
     def _make(self) -> Check:
         section = self.section
@@ -204,6 +152,6 @@ def list_functions(checkers: Sequence[Checker]) -> dict[str, Callable[[str], flo
     return {checker.name: bind(checker) for checker in checkers}
 
 
-def make_checkers(sections: dict[str, CheckerSection]) -> list[Checker]:
-    """The checkers of the settings, by name. Raises ValueError for one that cannot be made."""
-    return [Checker(name, section) for name, section in sorted(sections.items())]
+def make_checkers(sections: Sequence[CheckerSection]) -> list[Checker]:
+    """The checkers of the settings. Raises ValueError for one that cannot be made."""
+    return [Checker(section) for section in sections]

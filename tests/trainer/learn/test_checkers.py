@@ -37,7 +37,7 @@ def give_two(messages: list, answer: str) -> float:
 
 
 def check(section: CheckerSection, text: str) -> float | None:
-    checker = Checker("it", section)
+    checker = Checker(section)
     try:
         return checker.check(make_prompt(), Answer(text=text))
     finally:
@@ -46,7 +46,7 @@ def check(section: CheckerSection, text: str) -> float | None:
 
 @pytest.fixture
 def slow_regex() -> Iterator[Checker]:
-    checker = Checker("slow", CheckerSection(kind="regex", pattern=r"^(a+)+$", timeout_s=0.3))
+    checker = Checker(CheckerSection(name="slow", kind="regex", pattern=r"^(a+)+$", timeout_s=0.3))
     yield checker
     checker.close()
 
@@ -94,13 +94,13 @@ def test_sql_that_does_not_end_is_stopped() -> None:
     with pytest.raises(TimeoutError):
         check_sql(ENDLESS, timeout_s=0.2)
     assert time.monotonic() - started < 5
-    checker = Checker("sql", CheckerSection(kind="sql", timeout_s=0.1))
+    checker = Checker(CheckerSection(name="sql", kind="sql", timeout_s=0.1))
     assert (checker.check(make_prompt(), Answer(text=ENDLESS)), checker.errors) == (0, {"TimeoutError": 1})
 
 
 def test_a_regular_expression_is_searched() -> None:
-    assert check(CheckerSection(kind="regex", pattern=r"\b\d{4}\b"), "In 1789.") == 1
-    assert check(CheckerSection(kind="regex", pattern=r"\b\d{4}\b"), "Long ago.") == 0
+    assert check(CheckerSection(name="it", kind="regex", pattern=r"\b\d{4}\b"), "In 1789.") == 1
+    assert check(CheckerSection(name="it", kind="regex", pattern=r"\b\d{4}\b"), "Long ago.") == 0
 
 
 def test_a_search_that_does_not_end_is_stopped_and_the_next_one_works(slow_regex: Checker) -> None:
@@ -114,14 +114,14 @@ def test_a_search_that_does_not_end_is_stopped_and_the_next_one_works(slow_regex
 
 
 def test_a_function_of_the_apps_own_is_called() -> None:
-    section = CheckerSection(kind="python", function="tests.trainer.learn.test_checkers:count_words")
+    section = CheckerSection(name="it", kind="python", function="tests.trainer.learn.test_checkers:count_words")
     assert check(section, "two words") == 1
     assert check(section, "three words here") == 0.25
 
 
 @pytest.mark.parametrize(("name", "error"), [("fail", "OSError"), ("give_two", "ValueError")])
 def test_what_a_function_does_wrong_is_counted_and_not_raised(name: str, error: str) -> None:
-    checker = Checker("mine", CheckerSection(kind="python", function=f"tests.trainer.learn.test_checkers:{name}"))
+    checker = Checker(CheckerSection(name="mine", kind="python", function=f"tests.trainer.learn.test_checkers:{name}"))
     assert [checker.check(make_prompt(), Answer(text="x")) for _ in range(3)] == [0, 0, 0]
     assert checker.errors == {error: 3}
 
@@ -133,19 +133,22 @@ def test_a_function_that_is_none_is_refused_at_once(function: str) -> None:
     with pytest.raises((ImportError, AttributeError, ValueError)):
         load_function(function)
     with pytest.raises(ValueError):
-        Checker("mine", CheckerSection(kind="python", function=function))
+        Checker(CheckerSection(name="mine", kind="python", function=function))
 
 
 def test_settings_that_make_no_checker_are_refused() -> None:
-    for section in (CheckerSection(kind="regex", pattern="("), CheckerSection(kind="sql", sql_schema="CREATE TABL")):
-        with pytest.raises(ValueError, match=r"trainer\.rewards\.checkers\.it"):
-            Checker("it", section)
+    for section in (
+        CheckerSection(name="it", kind="regex", pattern="("),
+        CheckerSection(name="it", kind="sql", sql_schema="CREATE TABL"),
+    ):
+        with pytest.raises(ValueError, match=r"trainer\.rewards\.checkers: it"):
+            Checker(section)
     with pytest.raises(ValidationError, match="needs pattern"):
-        CheckerSection(kind="regex")
+        CheckerSection(name="it", kind="regex")
 
 
 def test_a_checker_is_for_prompts_with_its_tags() -> None:
-    checker = Checker("json", CheckerSection(kind="json", tags={"task": "extract"}))
+    checker = Checker(CheckerSection(name="json", kind="json", tags={"task": "extract"}))
     answer = Answer(text="no json")
     assert checker.check(make_prompt(tags={"task": "chat"}), answer) is None
     assert checker.check(make_prompt(tags={"task": "extract", "language": "en"}), answer) == 0
@@ -153,7 +156,9 @@ def test_a_checker_is_for_prompts_with_its_tags() -> None:
 
 
 def test_checkers_serve_frozen_tasks_by_name() -> None:
-    checkers = make_checkers({"b": CheckerSection(kind="json", tags={"task": "x"}), "a": CheckerSection(kind="sql")})
-    assert [each.name for each in checkers] == ["a", "b"]
+    checkers = make_checkers(
+        [CheckerSection(name="b", kind="json", tags={"task": "x"}), CheckerSection(name="a", kind="sql")]
+    )
+    assert [each.name for each in checkers] == ["b", "a"]
     functions = list_functions(checkers)
     assert (functions["b"]("[]"), functions["b"]("["), functions["a"]("SELECT 1")) == (1, 0, 1)

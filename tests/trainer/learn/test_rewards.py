@@ -115,7 +115,7 @@ def test_the_settings_state_the_sum() -> None:
     settings = RewardsSection(
         length_weight=0.5,
         max_words=5,
-        checkers={"shape": CheckerSection(kind="json", weight=3.0, tags={"kind": "Explain"})},
+        checkers=[CheckerSection(name="shape", kind="json", weight=3.0, tags={"kind": "Explain"})],
     )
     rewards = make_rewards(settings, model, make_checkers(settings.checkers), is_harmful=lambda text: 0.0)
     assert rewards.describe() == {"preference": 1, "length": 0.5, "harm": 2, "checker:shape": 3}
