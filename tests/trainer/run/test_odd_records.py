@@ -102,13 +102,15 @@ def test_odd_headers_make_dead_letters(log: SqliteLog, database: sa.Engine, cons
 def test_a_value_that_nobody_thought_of_makes_one_dead_letter(
     log: SqliteLog, database: sa.Engine, consume: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = intake._build_preference
+    read = intake._read_row
 
-    def build_odd(event_id: str, choice: Any) -> dict[str, Any]:
-        row = build(event_id, choice)
-        return {**row, "used_as_new": 10**30} if event_id == "event-1" else row
+    def read_odd(record: Record) -> Any:
+        row = read(record)
+        if row is not None and row.values["event_id"] == "event-1":
+            row.values["used_as_new"] = 10**30
+        return row
 
-    monkeypatch.setattr(intake, "_build_preference", build_odd)
+    monkeypatch.setattr(intake, "_read_row", read_odd)
     log.append(TOPIC, [make_record(number) for number in range(4)])
     consume()
     assert list_stored(database) == {"event-0", "event-2", "event-3"}
@@ -135,10 +137,10 @@ def test_a_database_that_is_gone_makes_no_dead_letters(
 ) -> None:
     log.append(TOPIC, [make_record(0), make_record(1)])
 
-    def refuse(connection: sa.Connection, record: Record) -> bool:
+    def refuse(connection: sa.Connection, *_: Any) -> int:
         raise OperationalError("INSERT", {}, Exception("server closed the connection"))
 
-    monkeypatch.setattr(intake, "store", refuse)
+    monkeypatch.setattr(intake, "_store_rows", refuse)
     with pytest.raises(OperationalError):
         consume()
     monkeypatch.undo()
