@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -81,9 +81,8 @@ class HeadPart:
         for _ in range(self._settings.head_steps):
             drawn = [pool[torch.randint(len(pool), (half,), generator=generator)] for pool in (current, everything)]
             places = torch.cat(drawn)
-            figures = self.loop.step(
-                [lambda places=places: self._compute_loss(Draw(places, rows, len(everything)), reservoir, fit)]
-            )  # type: ignore[misc]
+            loss = partial(self._compute_loss, Draw(places, rows, len(everything)), reservoir, fit)
+            figures = self.loop.step([loss])
             losses.append(figures["loss_point"])
         return sum(losses) / max(1, len(losses))
 
