@@ -191,7 +191,9 @@ def test_no_more_answers_are_under_way_than_allowed(backbone: Backbone, engine: 
 def test_the_base_is_sampled_as_an_adapter_that_changes_nothing(
     backbone: Backbone, engine: FakeEngine, tmp_path: Path
 ) -> None:
+    backbone.adapters.reset("stable", like="policy")
     make_sampler(backbone, engine, tmp_path).sample(PROMPTS, None, **HOW)
+    backbone.adapters.reset("stable")
     tensors = load(engine.weights[0])
     assert all(not tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
 
