@@ -11,13 +11,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from trainer.learn import reward_state
 from trainer.learn.prequential import Foreseen, Prequential
 from trainer.learn.reservoir import Reservoir
 from trainer.learn.reward_adapter import AdapterPart, Lesson
@@ -26,6 +24,7 @@ from trainer.learn.reward_inputs import Read, compute_frozen_states, describe_an
 from trainer.learn.reward_mix import Mix, fit_mix
 from trainer.learn.reward_rows import KINDS, RowMaker
 from trainer.learn.reward_scores import Measured, Scores, make_scores
+from trainer.learn.reward_state import RewardState
 from trainer.math.choices import (
     ChoiceFit,
     Prior,
@@ -47,7 +46,7 @@ Progress = Callable[[int, dict[str, float]], None]
 """Called with how many pairs were learnt from so far, and figures."""
 
 
-class RewardModel:
+class RewardModel(RewardState):
     """Learns from pairs and rated answers, and scores answers under one adapter.
 
     version counts the updates; record is what was foreseen since the first; fit holds the weights of style, nu and place.
@@ -348,14 +347,6 @@ class RewardModel:
             "head_share": self.mix.head,
             "adapter_share": self.mix.adapter,
         }
-
-    def save(self, out_dir: str | Path) -> None:
-        """Writes all that the next update needs: a model that is loaded goes on in the same bits."""
-        reward_state.save(self, Path(out_dir))
-
-    def load(self, path: str | Path) -> None:
-        """Takes up where `save` left off. Whatever it raises (OSError, ValueError, AdapterMismatch), nothing was changed."""
-        reward_state.load(self, Path(path))
 
 
 def _draw_share(event_id: str) -> float:

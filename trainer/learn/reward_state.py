@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,18 +15,41 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.learn.prequential import Prequential
+from trainer.learn.reservoir import Reservoir
+from trainer.learn.reward_adapter import AdapterPart
+from trainer.learn.reward_head import HeadPart
 from trainer.learn.reward_mix import Mix
 from trainer.math.choices import ChoiceFit
 from trainer.model.adapters import AdapterMismatch
-
-if TYPE_CHECKING:
-    from trainer.learn.reward import RewardModel
+from trainer.model.backbone import Backbone
 
 TENSORS, STATE = "reward.safetensors", "reward.json"
 FORMAT = 2
 
 
-def save(model: RewardModel, out: Path) -> None:
+class RewardState:
+    """What a reward model has learnt: everything its next update and its scores hang on."""
+
+    backbone: Backbone
+    adapter: AdapterPart
+    head: HeadPart
+    reservoir: Reservoir
+    fit: ChoiceFit
+    centre: Tensor
+    mix: Mix
+    record: Prequential
+    version: int
+
+    def save(self, out_dir: str | Path) -> None:
+        """Writes all that the next update needs: a model that is loaded goes on in the same bits."""
+        _save(self, Path(out_dir))
+
+    def load(self, path: str | Path) -> None:
+        """Takes up where `save` left off. Whatever it raises (OSError, ValueError, AdapterMismatch), nothing was changed."""
+        _load(self, Path(path))
+
+
+def _save(model: RewardState, out: Path) -> None:
     """Writes the adapter as PEFT does, and the rest beside it."""
     model.backbone.adapters.save(model.adapter.adapter, out)
     tensors, state = collect(model)
@@ -34,7 +57,7 @@ def save(model: RewardModel, out: Path) -> None:
     (out / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
 
-def load(model: RewardModel, path: Path) -> None:
+def _load(model: RewardState, path: Path) -> None:
     """Raises OSError, ValueError or AdapterMismatch, and then the model is as it was."""
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     try:
@@ -55,7 +78,7 @@ def load(model: RewardModel, path: Path) -> None:
         raise
 
 
-def collect(model: RewardModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def collect(model: RewardState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All that the model's next step hangs on: tensors, and what JSON takes."""
     kept, ids = model.reservoir.state()
     groups = {
@@ -89,7 +112,7 @@ def collect(model: RewardModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, state
 
 
-def apply(model: RewardModel, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+def apply(model: RewardState, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Puts a collected state into a model; raises what a state of another form raises, half done."""
     if state["format"] != FORMAT:
         raise AdapterMismatch(f"the state has format {state['format']}, not {FORMAT}")

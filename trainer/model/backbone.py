@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from trainer.model.adapters import Adapters
-from trainer.model.logprobs import locate_answers, read_scaling
+from trainer.model.lm_head import read_scaling
 from trainer.model.presets import PRESETS, plan_memory, resolve_preset
 from trainer.settings import ModelSection
-from trainer.text.batches import Batch, Item, make_batch
+from trainer.text.batches import Batch, Item, locate_answers, make_batch
 from trainer.text.transcript import Transcriber
 
 log = logging.getLogger("trainer.model")

@@ -116,3 +116,13 @@ def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         else:
             batches.append([index])
     return batches
+
+
+def locate_answers(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(row, column that predicts, column predicted, number of the answer) of every answer token, all (tokens,)."""
+    counts = batch.ends - batch.starts
+    answers = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    offsets = torch.arange(len(answers), device=counts.device) - (counts.cumsum(0) - counts)[answers]
+    predicted = batch.starts[answers] + offsets
+    predicting = torch.where(offsets == 0, batch.prompt_last[answers], predicted - 1)
+    return batch.answer_rows[answers], predicting, predicted, answers

@@ -23,7 +23,10 @@ FEATURES = (
     "copied",  # share of its three-word runs that stand in the prompt
 )
 TYPICAL_WORDS = 30
-SPREADS = (3.0, *[1.0] * (len(FEATURES) - 1))  # how large weights are expected beside each other: length decides most often
+SPREADS = (
+    3.0,
+    *[1.0] * (len(FEATURES) - 1),
+)  # how large weights are expected beside each other: length decides most often
 
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 _LIST_LINE = re.compile(r"^\s{0,6}(?:[-*•+]|\d{1,3}[.)])\s+\S", re.MULTILINE)

@@ -17,7 +17,8 @@ from transformers import (
 
 from tests.trainer.tiny import TEXTS, build_tiny_backbone, build_tiny_tokenizer, encode
 from trainer.model.backbone import Backbone
-from trainer.model.logprobs import Scaling, answer_logprobs, head_logprobs, score_answers
+from trainer.model.lm_head import Scaling, head_logprobs
+from trainer.model.logprobs import answer_logprobs, score_answers
 from trainer.settings import ModelSection
 from trainer.text.batches import make_batch
 

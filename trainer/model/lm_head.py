@@ -1,0 +1,64 @@
+"""From hidden states to log-probabilities of tokens, a part of the vocabulary's rows at a time.
+
+Logits are never held for a whole batch: they are computed in chunks, and computed again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+BYTES_PER_LOGIT = (
+    18  # in the backward pass: bfloat16 logits, float32 copy, log-softmax, its gradient, and that in bfloat16
+)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What a model does to its lm_head's output: times `factor`, then cap * tanh(logits / cap)."""
+
+    factor: float = 1.0
+    cap: float | None = None
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Scaled logits, of the same shape."""
+        if self.factor != 1.0:
+            logits = logits * self.factor
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+def read_scaling(config: Any) -> Scaling:
+    """The scaling of a model: `final_logit_softcapping` (Gemma 2), `logit_scale` (Cohere), `logits_scaling` (Granite)."""
+    factor = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Scaling(factor, None if cap is None else float(cap))
+
+
+def head_logprobs(
+    head: Any, scaling: Scaling, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, logits_mb: int = 128
+) -> Tensor:
+    """log p(target) of each hidden state, (tokens,) float32, differentiable in hidden and in the head's weights.
+
+    hidden: (tokens, width); targets: (tokens,). Logits are computed for as many tokens at a time as fit logits_mb.
+    """
+
+    def score(part: Tensor, expected: Tensor) -> Tensor:
+        logits = scaling.apply(head(part).float())
+        return -functional.cross_entropy(
+            logits / temperature if temperature != 1 else logits, expected, reduction="none"
+        )
+
+    rows = max(1, (logits_mb << 20) // (BYTES_PER_LOGIT * int(head.weight.shape[0])))
+    is_training = torch.is_grad_enabled()
+    scored = [
+        checkpoint(score, part, expected, use_reentrant=False, preserve_rng_state=False)
+        if is_training
+        else score(part, expected)
+        for part, expected in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    ]
+    return torch.cat(scored) if scored else hidden.new_zeros(0, dtype=torch.float32)
