@@ -161,14 +161,17 @@ def keep_finite(metrics: Mapping[str, float]) -> dict[str, float]:
 def read_past(connection: sa.Connection) -> Past:
     """What the finished rounds leave to the next one."""
     finished = sa.select(rounds).where(rounds.c.finished_at.is_not(None)).order_by(rounds.c.number)
-    past = Past()
+    past, last_left = Past(), 0
     for row in connection.execute(finished):
         is_published = row.outcome == "published"
+        # A round that leaves as many as the one before began where that one did: its checkpoint was not promoted.
+        has_less = is_published and (not last_left or row.num_left < last_left)
+        last_left = row.num_left if is_published else last_left
         since = 0 if row.start != "stable" else past.published_since_restart
         past = Past(
             last_preference_id=max(past.last_preference_id, row.last_preference_id),
             finished_at=row.finished_at,
-            num_left=row.num_left if is_published else 0,
+            num_left=row.num_left if has_less else 0,
             published_since_restart=since + is_published,
         )
     return past
