@@ -148,7 +148,7 @@ class _Objective:
         self._rows, self._smoothing = rows, smoothing
         is_rated = (rows.kinds == RATED).double()
         self._design = torch.cat([rows.features, (1 - is_rated)[:, None], -is_rated[:, None]], 1)
-        each = [prior.weight] * rows.features.shape[1] if isinstance(prior.weight, float) else list(prior.weight)
+        each = [prior.weight] * rows.features.shape[1] if isinstance(prior.weight, int | float) else list(prior.weight)
         spreads = [*each, prior.first_place, prior.rated_intercept]
         self._precision = torch.tensor(spreads, dtype=torch.float64) ** -2
         self._nu_shape, self._nu_rate = prior.nu_shape - 1, (prior.nu_shape - 1) / math.log(START_NU)
