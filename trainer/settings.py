@@ -354,6 +354,15 @@ class TrainerSection(BaseModel):
     sft_every_demonstrations: int = Field(
         default=100, ge=1, description="New demonstrations that make an sft round due."
     )
+    edit_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="What an edited text, preferred over the answer it was made of, counts beside a choice; 0: edits make no"
+        " pairs.",
+    )
+    recency_half_life_days: float = Field(
+        default=90.0, gt=0, description="Age at which a choice counts half in rounds and in the reward model's updates."
+    )
     snapshot_every_steps: int = Field(
         default=10, ge=1, description="Steps between snapshots of a round: what a kill can cost."
     )

@@ -45,7 +45,7 @@ PROBE_TEXT = "Which of these two answers do you prefer, and why?"
 RECENT_PAIRS = 200  # held-out pairs that say how apps have their answers sampled
 AUDITOR_CHUNK = 16  # rows of one update of the auditor: whole ones alone, so that its state follows from its rows
 BULK_CHUNKS = 20
-HALF_LIFE_S = 90 * 86400.0  # a choice that old counts half
+DAY_S = 86_400.0
 
 
 class Learning:
@@ -85,7 +85,8 @@ class Learning:
 
     def make_weigher(self) -> Weigh:
         """Weights by what the reward model's record says of people."""
-        return make_weigher(lambda: find_reliability(self.reward.record), HALF_LIFE_S)
+        half_life_s = DAY_S * self._settings.trainer.recency_half_life_days
+        return make_weigher(lambda: find_reliability(self.reward.record), half_life_s)
 
     # Training
 

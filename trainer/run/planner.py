@@ -48,8 +48,11 @@ class Planner:
         taught = [each.manifest.id for each in lineage.list_taught_by(stable, published)]
         with pool.read_consistently(self._database) as connection:
             past = rounds.read_past(connection)
-            read = pool.read_demonstrations if is_sft else pool.read_pool
-            found = read(connection, policy=section.policy, topic=self._topic, taught=taught)
+            whose = {"policy": section.policy, "topic": self._topic}
+            if is_sft:
+                found = pool.read_demonstrations(connection, **whose, taught=taught)
+            else:
+                found = pool.read_pool(connection, **whose, taught=taught, edit_weight=section.edit_weight)
         restart_every = 0 if is_sft else section.dpo.restart_every
         is_restart = from_base or is_restart_due(past.published_since_restart, restart_every)
         drawn = draw_rows(
@@ -97,7 +100,9 @@ class Planner:
             if plan.kind == "sft":
                 texts = pool.load_demonstrations(connection, plan.policy, plan.event_ids, self._quarantine.add)
                 return [replace(row, weight=weights.get(row.event_id, row.weight)) for row in texts]
-            pairs = pool.load_pairs(connection, plan.policy, plan.event_ids, self._quarantine.add)
+            pairs = pool.load_pairs(
+                connection, plan.policy, plan.event_ids, self._settings.edit_weight, self._quarantine.add
+            )
             return [replace(row, weight=weights.get(row.event_id, row.weight)) for row in pairs]
 
 

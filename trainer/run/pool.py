@@ -23,7 +23,6 @@ from trainer.text.pairs import DECISIVE, Demonstration, Pair, make_pair
 from trainer.text.rejected import Reject
 
 Row = TypeVar("Row")
-EDIT_WEIGHT = 1.0  # of an edited text that is preferred over what it was made of, beside a choice
 _CHUNK = 500  # ids of one query: databases bound the parameters of a statement
 _DIRECTED = (*DECISIVE, "tie")  # what a DPO loss can use
 
@@ -54,8 +53,11 @@ def read_consistently(database: sa.Engine) -> Iterator[sa.Connection]:
         yield connection
 
 
-def read_pool(connection: sa.Connection, *, policy: str, topic: str, taught: Sequence[str]) -> Pool:
-    """Pairs that a round may take. taught: checkpoints whose rows are in the weights it starts from."""
+def read_pool(connection: sa.Connection, *, policy: str, topic: str, taught: Sequence[str], edit_weight: float) -> Pool:
+    """Pairs that a round may take. taught: checkpoints whose rows are in the weights it starts from.
+
+    edit_weight: of an edited text that is preferred over what it was made of, beside a choice; 0: edits make no pairs.
+    """
     columns = preferences.c
     set_aside = sa.exists().where(quarantine.c.event_id == columns.event_id)
     query = sa.select(columns.event_id).where(
@@ -64,7 +66,7 @@ def read_pool(connection: sa.Connection, *, policy: str, topic: str, taught: Seq
         columns.preferred.in_(_DIRECTED),
         sa.not_(set_aside),
     )
-    edits = signal_queries.load_edit_pairs(connection, policy, EDIT_WEIGHT)
+    edits = signal_queries.load_edit_pairs(connection, policy, edit_weight) if edit_weight else []
     ids = list(connection.execute(query.order_by(columns.id)).scalars())  # edits last: few, and never cut by the cap
     ids += [edit.event_id for edit in edits]
     return _make_pool(connection, ids, topic, taught)
@@ -92,7 +94,9 @@ def _make_pool(connection: sa.Connection, event_ids: Sequence[str], topic: str, 
     return Pool(new, old, last_id, inbox.load_offsets(connection, topic))
 
 
-def load_pairs(connection: sa.Connection, policy: str, event_ids: Sequence[str], reject: Reject) -> list[Pair]:
+def load_pairs(
+    connection: sa.Connection, policy: str, event_ids: Sequence[str], edit_weight: float, reject: Reject
+) -> list[Pair]:
     """The pairs of these events, choices or edits, in their order; what cannot be read is rejected. Raises RowsMissing.
 
     Also what is in quarantine by now: a round that goes on has the rows that it began with.
@@ -113,7 +117,7 @@ def load_pairs(connection: sa.Connection, policy: str, event_ids: Sequence[str],
             except (ValueError, RecursionError) as error:  # bytes that a disk or another release changed
                 reject(row.event_id, "load", error)
     if len(found) < len(set(event_ids)):
-        edits = signal_queries.load_edit_pairs(connection, policy, EDIT_WEIGHT)
+        edits = signal_queries.load_edit_pairs(connection, policy, edit_weight)
         read |= {edit.event_id: edit for edit in edits if edit.event_id not in found}
     return _put_in_order(connection, event_ids, read, found)
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from feedback import inbox
+from feedback.log import NewRecord
 from feedback.manifest import read_manifest
+from tests.feedback.samples import make_record as make_signal_record
+from tests.feedback.samples import make_signal
 from tests.trainer.workbench import Workbench
+from trainer.learn.prequential import Prequential
+from trainer.math.weights import WeightedRow
+from trainer.run import pool
+from trainer.run.assembly import Learning
 from trainer.run.requests import RoundRequest
 from trainer.run.training import Judged
+from trainer.settings import TrainerSettings
+from trainer.text.rejected import log_rejected
 
 
 def promote_newest(bench: Workbench) -> None:
@@ -143,3 +154,31 @@ def test_a_report_that_cannot_be_written_stops_no_round(bench: Workbench) -> Non
     (bench.settings.checkpoints_dir / "reports").write_text("no directory")
     bench.run_all(learner)
     assert [row["outcome"] for row in bench.finished()] == ["published"]
+
+
+def test_edits_make_pairs_of_the_weight_that_the_settings_say_and_none_at_nought(bench: Workbench) -> None:
+    bench.settings.trainer.edit_weight = 0.25
+    bench.send(40)
+    record = make_signal_record(
+        0, make_signal(messages=[{"role": "user", "content": "something else"}]), event_id="edit"
+    )
+    bench.send_records([NewRecord(key=record.key, value=record.value, headers=record.headers)])
+    in_training = sa.update(inbox.signals).values(split="train")
+    bench.writer.run(lambda connection: connection.execute(in_training)).result()
+    bench.error = RuntimeError("no")
+    bench.run_all(bench.start())
+    [edit] = [row for row in bench.tasks[0].rows if row.event_id == "edit"]
+    with bench.database.connect() as connection:
+        [pair] = pool.load_pairs(connection, "default", ["edit"], 0.25, log_rejected)
+        without = pool.read_pool(connection, policy="default", topic="t", taught=[], edit_weight=0.0)
+    assert (edit.prompt.messages[0]["content"], pair.weight) == ("something else", 0.25)
+    assert "edit" not in without.new
+
+
+def test_a_choice_counts_half_after_the_half_life_of_the_settings() -> None:
+    settings = TrainerSettings(trainer={"recency_half_life_days": 2})
+    learning = SimpleNamespace(_settings=settings, reward=SimpleNamespace(record=Prequential()))
+    weigh = Learning.make_weigher(learning)  # type: ignore[arg-type]
+    rows = [WeightedRow(f"user-{n}", f"app-{n % 20}", 2 * 86400.0 * (n % 2)) for n in range(40)]
+    weights = weigh(rows)
+    assert weights[1] == pytest.approx(weights[0] / 2)
