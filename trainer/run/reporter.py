@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trainer.run.learner")
 
+LOG_EVERY_S = 60.0  # of a reason to wait whose numbers alone change
+
 
 class Reporter:
     """What the learner and its rounds report to. Used by the learner's thread alone."""
@@ -39,7 +42,7 @@ class Reporter:
         self.board, self.metrics, self.curves = board, metrics, curves
         self._database, self._publisher, self._settings = database, publisher, settings
         self._clock = clock
-        self._logged_reason = ""
+        self._logged, self._logged_at = ("", ""), -LOG_EVERY_S  # state and reason
         self._phase = ("waiting", "the trainer is starting")
         self._began: tuple[float, float] | None = None  # share and time at the phase's first report of progress
 
@@ -57,9 +60,10 @@ class Reporter:
         if view.accuracy_heldout is not None:
             self.metrics.reward_accuracy.set(view.accuracy_heldout)
 
-    def show_reward_version(self, version: int) -> None:
-        """The reward model learnt; what it foresees is measured later."""
-        self.board.update(reward=replace(self.board.read().reward, version=version))
+    def show_reward_version(self, version: int, prequential_accuracy: float | None) -> None:
+        """The reward model learnt; what it foresees of held-out choices is measured later."""
+        view = replace(self.board.read().reward, version=version, prequential_accuracy=prequential_accuracy)
+        self.board.update(reward=view)
         self.metrics.reward_version.set(version)
 
     def begin_round(self, number: int, reason: str) -> None:
@@ -100,9 +104,14 @@ class Reporter:
         self.show_waiting("idle", f"round {number} {outcome}: {reason}")
 
     def show_waiting(self, state: str, reason: str, progress: float = 0.0) -> None:
-        """Why no round is under way, and how much of what it needs is there; logged when the reason changes."""
-        if reason != self._logged_reason:
-            self._logged_reason = reason
+        """Why no round is under way, and how much of what it needs is there.
+
+        Logged when the kind of reason changes, once a minute where its numbers alone do.
+        """
+        now, (logged_state, logged_reason) = self._clock(), self._logged
+        is_other = (state, _mask_numbers(reason)) != (logged_state, _mask_numbers(logged_reason))
+        if is_other or (reason != logged_reason and now - self._logged_at >= LOG_EVERY_S):
+            self._logged, self._logged_at = (state, reason), now
             log.info("%s: %s", state, reason)
         self._phase = state, reason
         self.board.show_round(state, reason, progress=progress)
@@ -130,6 +139,11 @@ def show_inbox(database: sa.Engine, board: Board, metrics: Metrics, settings: Tr
     metrics.preferences.set(totals.usable)
     metrics.dead_letters.set(num_dead)
     metrics.quarantined.set(num_quarantined)
+
+
+def _mask_numbers(reason: str) -> str:
+    """What a reason says, whatever its counts; ids of checkpoints and rollouts stay."""
+    return re.sub(r"(?<![\w-])[\d,.]+(?![\w-])", "#", reason)
 
 
 def describe_metrics(metrics: Mapping[str, float]) -> str:

@@ -233,7 +233,7 @@ class RewardKeeper:
     def _show(self, reporter: Reporter, metrics: Mapping[str, float]) -> None:
         version = self.reward.version
         reporter.curves.add("reward", metrics, version)
-        reporter.show_reward_version(version)
+        reporter.show_reward_version(version, read_prequential(metrics))
         log.info("reward model %d: %s", version, describe_metrics(metrics))
 
     # What rounds use
@@ -242,6 +242,7 @@ class RewardKeeper:
         """Measure the newest version once, and accept it for use or say why not. Shown to whoever looks."""
         with self._database.connect() as connection:
             held_out = rows.load_held_out(connection, self._policy, reject=self._quarantine.add)
+            newest = read_history(connection, 1)
         correct, total = self.reward.accuracy(held_out)
         self._quarantine.flush()
         self._decide(self._figures((correct, total)))
@@ -254,6 +255,7 @@ class RewardKeeper:
                 version=self.reward.version,
                 accuracy_heldout=figures.get("accuracy_heldout"),
                 num_heldout=total,
+                prequential_accuracy=read_prequential(newest[-1]) if newest else None,
                 version_in_use=self.version_in_use,
                 refused=self._refused,
             )
@@ -288,6 +290,11 @@ class RewardKeeper:
             yield
         finally:
             self.reward.load(self._states.find(newest))
+
+
+def read_prequential(metrics: Mapping[str, float]) -> float | None:
+    """What share of the last choices an update's model had foreseen; None if it foresaw none yet."""
+    return metrics.get("accuracy_prequential") if metrics.get("num_foreseen") else None
 
 
 def read_history(connection: sa.Connection, limit: int = 400) -> list[dict[str, float]]:

@@ -197,7 +197,11 @@ def list_finished(connection: sa.Connection, limit: int = 50) -> list[dict[str, 
         "number", "kind", "started_at", "finished_at", "outcome", "reason", "checkpoint", "trigger_choice_at", "start",
     )  # fmt: skip
     return [
-        {**{name: row[name] for name in shown}, "metrics": json.loads(row["metrics"])}
+        {
+            **{name: row[name] for name in shown},
+            "metrics": json.loads(row["metrics"]),
+            "phases": json.loads(row["details"]).get("phases", {}),  # seconds by phase
+        }
         for row in reversed(connection.execute(query).mappings().all())
     ]
 

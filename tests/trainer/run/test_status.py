@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from prefloop.demo.report import build_report
 from tests.trainer.workbench import Workbench
 from trainer.run import learner as learner_module
+from trainer.run.reporter import Reporter
 from trainer.run.status import Board
 from trainer.run.training import Judged
 
@@ -90,3 +94,31 @@ def test_figures_that_are_no_numbers_reach_neither_manifest_nor_status(bench: Wo
     assert "kl" not in finished["metrics"] and finished["metrics"]["gain"] == 0.5
     bench.start()  # reads the manifest again
     assert bench.publisher.published[-1].manifest.metrics["gain"] == 0.5
+
+
+def test_a_reason_whose_numbers_alone_change_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    board = Board()
+    reporter = Reporter(None, board, None, None, None, None, lambda: now[0])  # type: ignore[arg-type]
+    with caplog.at_level(logging.INFO, "trainer.run.learner"):
+        for number in range(121):  # two a second
+            now[0] = number / 2
+            reporter.show_waiting("idle", f"{number} of 400 new decisive preferences")
+            assert board.read().round.reason.startswith(f"{number} of")
+        reporter.show_waiting("idle", "round 1 published: it passed")
+        reporter.show_waiting("waiting", "400 new decisive preferences; c-000001-a has not been on trial yet")
+        reporter.show_waiting("waiting", "400 new decisive preferences; c-000002-b has not been on trial yet")
+    assert [record.getMessage().split(" ")[1] for record in caplog.records] == ["0", "120", "round", "400", "400"]
+
+
+def test_the_demo_reads_phases_and_what_was_foreseen_from_the_status(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.send(41)
+    bench.run_all(learner)
+    status = asdict(bench.board.read())
+    report = build_report(
+        seed=0, started_at=0, now=1, people={}, gateway={}, trainer=status, rollouts=[], final=None, rss_peak_mb=1
+    )
+    assert report.reward_accuracy_prequential == status["reward"]["prequential_accuracy"] == 0.75
+    assert set(report.seconds_by_phase or {}) == {"preparing", "training", "judging", "publishing"}
+    assert bench.start() and bench.board.read().reward.prequential_accuracy == 0.75  # also after a restart
