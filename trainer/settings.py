@@ -444,6 +444,11 @@ class TrainerSettings(SharedSettings):
         return self.state_dir / "reward"
 
     @property
+    def auditor_dir(self) -> Path:
+        """Where the auditor's state is kept."""
+        return self.state_dir / "auditor"
+
+    @property
     def rounds_dir(self) -> Path:
         """Where the round under way keeps its steps."""
         return self.state_dir / "rounds"

@@ -71,9 +71,12 @@ class FakeReward:
         self.version = 0
         self.seen: list[tuple[list[str], list[str]]] = []
         self.num_measured: list[int] = []
+        self.known: set[str] = set()
+        self.forgotten: list[str] = []
 
     def update(self, new, replay, weights=None, rated=()):
         self.version += 1
+        self.known |= {pair.event_id for pair in new}
         self.seen.append(([pair.event_id for pair in new], [pair.event_id for pair in replay]))
         return {"loss": 0.5, "accuracy_prequential": 0.75, "num_foreseen": 16.0}
 
@@ -83,8 +86,16 @@ class FakeReward:
         for chunk in chunks:
             events += [pair.event_id for pair in chunk]
             progress(len(events), {})
+        self.known |= set(events)
         self.seen.append((events, []))
         return {"loss": 0.4, "bulk": 1.0}
+
+    def list_known(self):
+        return sorted(self.known)
+
+    def forget(self, event_ids):
+        self.forgotten += event_ids
+        self.known -= set(event_ids)
 
     def accuracy(self, pairs):
         self.num_measured.append(len(pairs))

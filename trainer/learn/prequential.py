@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -60,6 +60,11 @@ class Prequential:
     def add(self, rows: Sequence[Foreseen]) -> None:
         self.rows.extend(rows)
         self.num_seen += len(rows)
+
+    def drop(self, event_ids: Collection[str]) -> None:
+        """Leave choices out, as if they had not been foreseen."""
+        kept = [row for row in self.rows if row.event_id not in event_ids]
+        self.rows = deque(kept, maxlen=self.rows.maxlen)
 
     @property
     def decisive(self) -> list[Foreseen]:

@@ -231,8 +231,14 @@ class RewardModel(RewardState):
             self.centre = self._draw(measured).mean(0)
 
     def forget(self, event_ids: Iterable[str]) -> None:
-        """Leave rows out of every later fit: of a person who asked for it, say."""
-        self.reservoir.drop(event_ids)
+        """Leave rows out of every later fit and of the record: of a person who asked for it, say."""
+        gone = set(event_ids)
+        self.reservoir.drop(gone)
+        self.record.drop(gone)
+
+    def list_known(self) -> list[str]:
+        """Event ids of all rows that it keeps something of."""
+        return sorted({*self.reservoir.ids, *(row.event_id for row in self.record.rows)})
 
     # Foreseeing and scoring
 

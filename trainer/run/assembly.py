@@ -31,6 +31,7 @@ from trainer.learn.sft import run_sft
 from trainer.learn.version_gate import VersionFigures, judge_version, read_figures
 from trainer.model.backbone import Backbone
 from trainer.run import rows
+from trainer.run.auditor_keeper import AuditorKeeper
 from trainer.run.training import Judged, Show, Task, Training
 from trainer.run.weighing import Weigh, find_reliability, make_weigher
 from trainer.settings import DpoSection, SftSection, TrainerSettings
@@ -43,8 +44,6 @@ log = logging.getLogger("trainer.run.learner")
 MAX_PROBE_TOKENS = 64
 PROBE_TEXT = "Which of these two answers do you prefer, and why?"
 RECENT_PAIRS = 200  # held-out pairs that say how apps have their answers sampled
-AUDITOR_CHUNK = 16  # rows of one update of the auditor: whole ones alone, so that its state follows from its rows
-BULK_CHUNKS = 20
 DAY_S = 86_400.0
 
 
@@ -64,7 +63,8 @@ class Learning:
         self._settings, self._backbone, self.reward = settings, backbone, reward
         self._database, self._base_digest, self._reject = database, base_digest, reject
         self.auditor = Auditor(backbone, section.reward, reject=reject, seed=section.seed)
-        self._audited: set[str] = set()
+        directory = settings.auditor_dir / base_digest[:12]
+        self._auditing = AuditorKeeper(self.auditor, database, directory, section.policy, reject)
         self._references = References(settings.references_dir, base_digest)
         self._checkers = make_checkers(section.rewards.checkers)
         self._sampler = self._make_sampler()
@@ -150,7 +150,7 @@ class Learning:
         section = self._settings.trainer
         self._backbone.adapters.load("stable", task.parent)
         show(0.0, "the auditor learns what is new")
-        self._teach_auditor()
+        self._auditing.teach()
         with self._database.connect() as connection:
             prompts = rows.list_prompts(connection, section.policy, section.gate.max_prompts, reject=self._reject)
             recent = rows.load_held_out(connection, section.policy, RECENT_PAIRS, self._reject)
@@ -174,20 +174,6 @@ class Learning:
             {"prompt": each.question, "before": each.stable, "after": each.candidate} for each in verdict.examples
         ]
         return Judged(ok=verdict.ok, reason=verdict.reason, figures=verdict.figures, samples=samples)
-
-    def _teach_auditor(self) -> None:
-        """Have the auditor learn its rows, in whole chunks in the order of arrival; after a restart, all of them again."""
-        with self._database.connect() as connection:
-            pairs = rows.load_auditor(connection, self._settings.trainer.policy, reject=self._reject)
-        new = [pair for pair in pairs if pair.event_id not in self._audited]
-        chunks = [new[start : start + AUDITOR_CHUNK] for start in range(0, len(new), AUDITOR_CHUNK)]
-        chunks = [chunk for chunk in chunks if len(chunk) == AUDITOR_CHUNK]
-        if len(chunks) > BULK_CHUNKS:
-            self.auditor.model.learn_in_bulk(chunks, total=len(chunks) * AUDITOR_CHUNK)
-        else:
-            for chunk in chunks:
-                self.auditor.update(chunk, [])
-        self._audited |= {pair.event_id for chunk in chunks for pair in chunk}
 
     def load_frozen(self) -> FrozenSets:
         """The operator's frozen sets, else those beside the base, and the shipped ones that are asked for."""

@@ -1,7 +1,7 @@
 """Which rows each checkpoint learnt from, and which checkpoints descend from which.
 
 Answers what erasure asks: which checkpoints learnt from a person's rows, themselves or through what they began from. Rows
-are named by event id, which outlives the trainer's database. Removes nothing.
+are named by event id and by whose they are, a keyed hash: the answer stays when the rows are erased. Removes nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from feedback.inbox import metadata, preferences, signals
+from feedback.inbox import demonstrations, metadata, preferences, signals
 from trainer.run.checkpoints import Published
 
 checkpoint_rows = sa.Table(
@@ -20,8 +20,9 @@ checkpoint_rows = sa.Table(
     sa.Column("checkpoint", sa.Text, primary_key=True),
     sa.Column("event_id", sa.Text, primary_key=True, index=True),
     sa.Column("is_replay", sa.Boolean, nullable=False),
+    sa.Column("user", sa.Text, nullable=False, server_default="", index=True),
 )
-_CHUNK = 1000  # rows of one INSERT
+_CHUNK = 500  # rows or ids of one statement
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,27 @@ class Learnt:
 
 
 def record_rows(connection: sa.Connection, checkpoint: str, new: Sequence[str], replayed: Sequence[str]) -> None:
-    """Say what a checkpoint learnt from, by event ids. Repeating it changes nothing."""
+    """Say what a checkpoint learnt from, by event ids, and from whom. Repeating it changes nothing."""
     connection.execute(sa.delete(checkpoint_rows).where(checkpoint_rows.c.checkpoint == checkpoint))
-    rows = [{"checkpoint": checkpoint, "event_id": event_id, "is_replay": False} for event_id in new]
-    rows += [{"checkpoint": checkpoint, "event_id": event_id, "is_replay": True} for event_id in replayed]
+    users = _find_users(connection, [*new, *replayed])
+    rows = [
+        {"checkpoint": checkpoint, "event_id": event_id, "is_replay": is_replay, "user": users.get(event_id, "")}
+        for event_ids, is_replay in ((new, False), (replayed, True))
+        for event_id in event_ids
+    ]
     for start in range(0, len(rows), _CHUNK):
         connection.execute(sa.insert(checkpoint_rows), rows[start : start + _CHUNK])
+
+
+def _find_users(connection: sa.Connection, event_ids: Sequence[str]) -> dict[str, str]:
+    """Whose the rows of these events are, by event id."""
+    users: dict[str, str] = {}
+    for start in range(0, len(event_ids), _CHUNK):
+        some = list(event_ids[start : start + _CHUNK])
+        for table in (preferences, signals, demonstrations):
+            query = sa.select(table.c.event_id, table.c.user).where(table.c.event_id.in_(some))
+            users |= {event_id: user for event_id, user in connection.execute(query)}
+    return users
 
 
 def list_rows(connection: sa.Connection, checkpoint: str) -> list[str]:
@@ -49,14 +65,12 @@ def list_rows(connection: sa.Connection, checkpoint: str) -> list[str]:
 
 
 def count_rows_of_user(connection: sa.Connection, user: str) -> dict[str, int]:
-    """Rows of a person by the checkpoint whose round learnt from them."""
-    theirs = sa.union(
-        sa.select(preferences.c.event_id).where(preferences.c.user == user),
-        sa.select(signals.c.event_id).where(signals.c.user == user),
-    )
+    """Rows of a person by the checkpoint whose round learnt from them, whether or not they are still there."""
+    if not user:  # of rows that nobody put a name to
+        return {}
     query = (
         sa.select(checkpoint_rows.c.checkpoint, sa.func.count())
-        .where(checkpoint_rows.c.event_id.in_(theirs))
+        .where(checkpoint_rows.c.user == user)
         .group_by(checkpoint_rows.c.checkpoint)
     )
     return {checkpoint: num for checkpoint, num in connection.execute(query)}

@@ -26,6 +26,7 @@ from feedback.inbox import mark_used, metadata
 from feedback.outages import describe_error
 from trainer.math.weights import WeightedRow
 from trainer.run import rows, signal_queries
+from trainer.run.erased import ErasedRows
 from trainer.run.plan import count_replays, draw_sample
 from trainer.run.quarantine import Quarantine
 from trainer.run.reporter import Reporter, describe_metrics
@@ -85,6 +86,7 @@ class RewardKeeper:
         self._quarantine, self._weigh, self._figures, self._refuse = quarantine, weigh, figures, refuse
         self._now, self._policy = now, policy
         self._rated_until = 0
+        self._erased = ErasedRows(database)
         self._unsettled: Update | None = None
         self._refused = ""
 
@@ -156,6 +158,7 @@ class RewardKeeper:
     def update(self) -> dict[str, float]:
         """One update with what is new, at most a batch of it. Returns {} if nothing is new."""
         self._settle()
+        self._forget_erased()
         section, reject = self._settings, self._quarantine.add
         rng = random.Random(f"{self._seed}-reward-{self.reward.version}")
         with self._database.connect() as connection:
@@ -171,6 +174,12 @@ class RewardKeeper:
         self._settle()
         return metrics
 
+    def _forget_erased(self) -> None:
+        """Have the model learn on without the rows that are gone; the next state is without them."""
+        if gone := self._erased.find(self.reward.list_known()):
+            log.info("the reward model forgets %d rows that were erased", len(gone))
+            self.reward.forget(gone)
+
     def _load_rated(self, connection: sa.Connection) -> tuple[list[Rated], int]:
         """Ratings that no update has taken yet, at most so many signals' worth; and up to which signal they are."""
         last = signal_queries.find_last_signal(connection)
@@ -182,6 +191,7 @@ class RewardKeeper:
     def _learn_in_bulk(self, reporter: Reporter, check: Callable[[], None]) -> dict[str, float]:
         """One pass over all that is new, a chunk in memory at a time. Killed, it begins again: nothing is marked yet."""
         self._settle()
+        self._forget_erased()
         with self._database.connect() as connection:
             unused = rows.list_unused(connection, self._policy)
         now, ids = self._now(), [row.row_id for row in unused]
@@ -290,6 +300,7 @@ class RewardKeeper:
             yield
         finally:
             self.reward.load(self._states.find(newest))
+            self._erased.look_again()
 
 
 def read_prequential(metrics: Mapping[str, float]) -> float | None:

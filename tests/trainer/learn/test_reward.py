@@ -383,6 +383,7 @@ def test_what_is_forgotten_moves_no_later_fit() -> None:
     other.update(kind_pairs(16), [])
     other.update(kind_pairs(16, seed=1), [])
     assert torch.allclose(reward.fit.weights, other.fit.weights)
+    assert not any(event_id.startswith("gone-") for event_id in reward.list_known())
 
 
 def test_bootstrap_weights_are_fixed_by_the_event_and_average_one() -> None:

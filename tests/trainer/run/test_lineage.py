@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import sqlalchemy as sa
+
+from feedback import inbox
 from feedback.manifest import Manifest, Probe
 from tests.trainer.workbench import Workbench
 from trainer.run import lineage
@@ -73,3 +76,24 @@ def test_published_rounds_say_which_of_a_persons_rows_they_learnt_from(bench: Wo
         assert rows == sorted(bench.trained[0])
         assert lineage.count_rows_of_user(connection, user) == {checkpoint: 1}
         assert lineage.count_rows_of_user(connection, "nobody") == {}
+
+
+def test_whom_a_checkpoint_learnt_from_is_known_when_the_rows_are_gone_and_the_reward_model_forgets_them(
+    bench: Workbench,
+) -> None:
+    learner = bench.start()
+    bench.send(40)
+    bench.run_all(learner)
+    checkpoint, erased = bench.finished()[0]["checkpoint"], bench.trained[0][:2]
+    is_erased = inbox.preferences.c.event_id.in_(erased)
+    bench.writer.run(lambda connection: connection.execute(sa.delete(inbox.preferences).where(is_erased))).result()
+    with bench.database.connect() as connection:
+        for event_id in erased:
+            user = f"user-{event_id.removeprefix('event-')}"
+            assert lineage.count_rows_of_user(connection, user) == {checkpoint: 1}
+    assert bench.reward.forgotten == []
+    bench.send(16)
+    bench.run_all(learner)
+    assert sorted(bench.reward.forgotten) == sorted(erased)
+    bench.run_all(learner)
+    assert len(bench.reward.forgotten) == 2
