@@ -45,6 +45,8 @@ class Workbench:
     tasks: list[Task] = field(default_factory=list)
     num_judged: int = 0
     may_learn: bool = True
+    frozen_prompts: frozenset[str] = frozenset()
+    foreseen: list[tuple[str, bool]] = field(default_factory=list)
     verdict: Judged = field(default_factory=lambda: Judged(ok=True, reason="passed"))
     refusal: str = ""
     error: BaseException | None = None
@@ -118,6 +120,8 @@ class Workbench:
             train=self.train,
             judge=self.judge,
             has_something_to_learn=self.has_something_to_learn,
+            list_frozen_prompts=lambda: self.frozen_prompts,
+            list_foreseen=lambda: self.foreseen,
         )
 
     def judge(self, task: Task, show: Any) -> Judged:

@@ -27,7 +27,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     instead of the base). reference: id of that checkpoint, None for the base. new and replayed: event ids of pairs, or of
     demonstrations in an SFT round, in the order that learning gets them; weights: one each, new ones first.
     num_left: new rows there was no room for; num_available: rows that could be drawn, new and old. watermark: next offset
-    by partition when the rows were read.
+    by partition when the rows were read. num_frozen: rows left out because a frozen set asks the same.
     """
 
     number: int
@@ -49,6 +49,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any]
     code_version: str
     planned_at: float
+    num_frozen: int = 0
 
     @property
     def event_ids(self) -> list[str]:

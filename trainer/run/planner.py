@@ -5,6 +5,7 @@ What is drawn is decided in plan.py, which rows there are in pool.py. Writes not
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from trainer.judge.frozen import digest_prompt
 from trainer.run import lineage, pool, rounds
 from trainer.run.checkpoints import Published
 from trainer.run.plan import Plan, Start, derive_seed, draw_rows, find_code_version
@@ -22,6 +24,8 @@ from trainer.run.schedule import is_restart_due
 from trainer.run.training import Rows, Training
 from trainer.run.weighing import describe_row
 from trainer.settings import TrainerSection
+
+log = logging.getLogger("trainer.run.learner")
 
 
 class Planner:
@@ -84,7 +88,19 @@ class Planner:
             code_version=find_code_version(),
             planned_at=self._now(),
         )
-        return self._weigh(plan)
+        return self._weigh(self._leave_out_frozen(plan))
+
+    def _leave_out_frozen(self, plan: Plan) -> Plan:
+        """The plan without rows whose question a frozen set asks."""
+        frozen_prompts = self._training.list_frozen_prompts()
+        if not frozen_prompts:
+            return plan
+        frozen = {row.event_id for row in self.load_rows(plan) if digest_prompt(row.prompt.messages) in frozen_prompts}
+        if not frozen:
+            return plan
+        log.info("round %d leaves out %d rows: frozen prompt", plan.number, len(frozen))
+        new, replayed = ([name for name in names if name not in frozen] for names in (plan.new, plan.replayed))
+        return msgspec.structs.replace(plan, new=new, replayed=replayed, num_frozen=len(frozen))
 
     def _weigh(self, plan: Plan) -> Plan:
         """The plan with the weights of its rows; a row that cannot be read weighs nothing."""

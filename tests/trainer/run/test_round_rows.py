@@ -14,9 +14,10 @@ from feedback.manifest import read_manifest
 from tests.feedback.samples import make_record as make_signal_record
 from tests.feedback.samples import make_signal
 from tests.trainer.workbench import Workbench
+from trainer.judge.frozen import digest_prompt
 from trainer.learn.prequential import Prequential
 from trainer.math.weights import WeightedRow
-from trainer.run import pool
+from trainer.run import pool, rounds
 from trainer.run.assembly import Learning
 from trainer.run.requests import RoundRequest
 from trainer.run.training import Judged
@@ -182,3 +183,20 @@ def test_a_choice_counts_half_after_the_half_life_of_the_settings() -> None:
     rows = [WeightedRow(f"user-{n}", f"app-{n % 20}", 2 * 86400.0 * (n % 2)) for n in range(40)]
     weights = weigh(rows)
     assert weights[1] == pytest.approx(weights[0] / 2)
+
+
+def test_rows_that_a_frozen_set_asks_are_left_out_and_counted(bench: Workbench) -> None:
+    messages = [{"role": "user", "content": "Question, 7!"}]
+    bench.frozen_prompts = frozenset({digest_prompt(messages)})
+    learner = bench.start()
+    bench.send(40)
+    in_training = sa.update(inbox.preferences).values(split="train")
+    bench.writer.run(lambda connection: connection.execute(in_training)).result()
+    bench.run_all(learner)
+    assert set(list_training_rows(bench)) - set(bench.trained[0]) == {"event-7"}
+    plan = bench.tasks[0].plan
+    assert (plan.num_frozen, len(plan.weights)) == (1, 39)
+    checkpoint = bench.finished()[0]["checkpoint"]
+    with bench.database.connect() as connection:
+        assert rounds.find_round(connection, 1)["details"]["num_frozen"] == 1
+    assert "frozen prompt" in (bench.settings.checkpoints_dir / "reports" / f"{checkpoint}.html").read_text()

@@ -78,3 +78,20 @@ def test_an_sft_round_that_was_stopped_is_not_due_again_for_the_same_demonstrati
         learner.step()
     assert [each["outcome"] for each in bench.finished()] == ["stopped"]
     bench.writer.close()
+
+
+def test_held_out_demonstrations_judge_a_round(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path, round="sft")
+    learner = bench.start()
+    bench.send_records([make_demonstration(number) for number in range(10)])
+    number = sa.func.substr(inbox.demonstrations.c.event_id, 12)
+    for split, is_of in (("train", number < "8"), ("heldout", number >= "8")):
+        bench.writer.run(
+            lambda connection, split=split, is_of=is_of: connection.execute(
+                sa.update(inbox.demonstrations).where(is_of).values(split=split)
+            )
+        ).result()
+    bench.run_all(learner)
+    [judged] = bench.said
+    assert "policy_rouge_l" in judged.figures and "demonstrations not available" not in judged.reason
+    bench.writer.close()
