@@ -162,8 +162,34 @@ def show_round(number: NumberArgument, as_json: JsonOption = False, gateway: Gat
     for name, value in sorted(row.metrics.items()):
         figures.add_row(name, f"{value:.4g}")
     plain.print(figures)
+    if parts := details.get("reward_parts"):
+        reward = Table("reward", "weight", "before", "after")
+        for part in parts:
+            reward.add_row(part["name"], f"{part['weight']:g}", f"{part['before']:+.4g}", f"{part['after']:+.4g}")
+        plain.print(reward)
+    if rung := details.get("rung"):
+        plain.print(f"beside {rung['first']}: {describe_rung(rung)}")
+    for sentence in details.get("ladder", []):
+        plain.print(f"ladder: {sentence}")
     if row.has_report:
         plain.print(f"report: {url}/rounds/{number}/report")
+
+
+def describe_rung(rung: dict[str, Any]) -> str:
+    """`wins 55% (45% to 65%) by the auditor`."""
+    wins = rung["win_rate"]
+    return f"wins {wins['value']:.0%} ({wins['low']:.0%} to {wins['high']:.0%}) by the {rung['judge']}"
+
+
+def list_columns(row: ShownRound) -> dict[str, float]:
+    """All numbers of a round by name: seconds by phase, the reward's parts, the ladder, and its figures."""
+    details = row.details
+    columns = {f"seconds {name}": seconds for name, seconds in details.get("phases", {}).items()}
+    columns |= {f"reward {part['name']}": part["after"] - part["before"] for part in details.get("reward_parts", [])}
+    if rung := details.get("rung"):
+        columns["ladder wins"] = rung["win_rate"]["value"]
+        columns |= {f"ladder {name}": value for name, value in rung["frozen"].items()}
+    return {**columns, **row.metrics}
 
 
 @commands.command("compare")
@@ -171,7 +197,7 @@ def compare_rounds(first: NumberArgument, second: NumberArgument, gateway: Gatew
     """Show the figures and phases of two rounds side by side."""
     url = find_url(gateway)
     rows = [ask(url, f"/rounds/{number}", ShownRound) for number in (first, second)]
-    columns = [{**{f"seconds {n}": s for n, s in r.details.get("phases", {}).items()}, **r.metrics} for r in rows]
+    columns = [list_columns(row) for row in rows]
     table = Table("", f"round {first}", f"round {second}", "change")
     table.add_row("outcome", rows[0].outcome or "", rows[1].outcome or "", "")
     for name in sorted({*columns[0], *columns[1]}):

@@ -291,6 +291,10 @@ class GateSection(BaseModel):
     alpha: float = Field(
         default=0.05, gt=0, lt=0.5, description="Chance that all rounds together take noise for a gain."
     )
+    ladder: bool = Field(
+        default=True,
+        description="Ask a checkpoint that passes beside checkpoint 0 too, for the ladder; one answer a prompt.",
+    )
     gain_by: Literal["reward", "auditor"] = Field(
         default="reward",
         description="Whose mean difference must be clearly above 0; the auditor's may never clearly fall.",
@@ -414,6 +418,7 @@ _DEMO_SMOLLM2: dict[str, Any] = {
     "gate": {
         "sets": ["assistant"],
         "samples_per_prompt": 1,
+        "ladder": False,
         "max_tokens": 120,
     },  # some five minutes at 60 tokens a second
 }

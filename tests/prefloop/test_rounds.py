@@ -34,6 +34,12 @@ class FakeArchive:
         if number > 2:
             return None
         details = {"phases": {"training": 10.0 * number}, "num_new": 40, "num_replayed": 20, "parent": "c-0"}
+        win_rate = {"value": 0.5 + number / 10, "low": 0.45, "high": 0.75, "n": 100}
+        details |= {
+            "rung": {"first": "c-0", "win_rate": win_rate, "judge": "auditor", "frozen": {"facts": 0.9}},
+            "ladder": ["facts is 90% at c-1, it was 99% at c-0"],
+            "reward_parts": [{"name": "harm", "weight": 2.0, "before": 0.0, "after": -0.5 * number}],
+        }
         listed = self.list_rounds()[number - 1]
         return {**listed, "metrics": {"loss": 0.5 / number}, "details": details, "num_rows": 60, "has_report": True}
 
@@ -64,8 +70,11 @@ def test_rounds_are_listed_shown_and_compared(trainer: object) -> None:
     assert listed.index("facts fell") < listed.index("c-000001-aaaaaaaaaaaa")
     shown = run("show", "1").stdout
     assert "40 new rows and 20 replayed" in shown and "/rounds/1/report" in shown and "10.0" in shown
+    assert "beside c-0: wins 60% (45% to 75%) by the auditor" in shown
+    assert "ladder: facts is 90% at c-1" in shown and "harm" in shown and "-0.5" in shown
     assert '"num_rows": 60' in run("show", "1", "--json").stdout
     compared = run("compare", "1", "2").stdout
+    assert "ladder wins" in compared and "+0.1" in compared and "reward harm" in compared
     assert "-0.25" in compared and "seconds training" in compared and "+10" in compared
     assert "there is no round 3" in run("show", "3", code=1).stderr
 

@@ -17,7 +17,9 @@ from trainer.judge.frozen import FrozenRow, FrozenSets
 from trainer.judge.gate import Verdict, decide
 from trainer.judge.ladder import FROZEN_FIGURES, Rung, measure_win_rate
 from trainer.judge.measures import Asked, Checkers, Example, Figure, Figures, Scorer
+from trainer.judge.parts import compare_rewards
 from trainer.learn.isolation import NotFinite
+from trainer.learn.rewards import Rewards
 from trainer.learn.sampling import Sampled, Sampler, SamplingParameters
 from trainer.settings import GateSection
 from trainer.text.pairs import Answer, Prompt
@@ -48,6 +50,7 @@ def judge_checkpoint(
     parameters: SamplingParameters,
     heldout: Sequence[Prompt] = (),
     checkers: Checkers | None = None,
+    rewards: Rewards | None = None,
     round_number: int = 1,
     seed: int = 0,
     progress: Callable[[float, str], None] = lambda share, step: None,
@@ -55,8 +58,8 @@ def judge_checkpoint(
     """Measure adapter `policy` beside `stable` and decide.
 
     heldout: prompts of held-out pairs, the newest last. auditor: None until it has shown that it foresees choices. checkers:
-    for tasks that name one. progress(share, step): step is what is being done, in words. Raises OSError if the list of
-    harmful words cannot be read.
+    for tasks that name one. rewards: the parts of the round's reward, shown beside the gate's figures. progress(share, step):
+    step is what is being done, in words. Raises OSError if the list of harmful words cannot be read.
     """
     checkers = checkers or {}
     frozen = keep_usable(backbone, frozen, parameters.max_tokens, checkers)
@@ -86,6 +89,8 @@ def judge_checkpoint(
         if scorer is not None:
             new, old = (scorer.score(encoded[adapter], texts[adapter]) for adapter in ("policy", "stable"))
             rows += measures.compare_scores(name, asked, new, old, settings.min_slice_prompts)
+    if rewards is not None:
+        rows += compare_rewards(rewards, asked, answers, encoded)
     progress(0.9, "measuring the distance to the base")
     first_of_each = encoded["policy"][::n]  # one answer a prompt says as much, at a fraction of the time
     kl = likelihoods.measure_kl(backbone, first_of_each, "policy", (None, "stable"), parameters.temperature)

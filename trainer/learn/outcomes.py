@@ -6,6 +6,7 @@ however it is answered. A handful of weights; says nothing of causes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,8 @@ from trainer.math.ratings import compare_with_usual
 from trainer.text.pairs import Answer, Prompt, Rated
 from trainer.text.style import FEATURES, SPREADS, describe_style
 from trainer.text.transcript import flatten_messages
+
+log = logging.getLogger("trainer.learn.reward")
 
 STYLE_PRIOR = 0.6
 
@@ -61,3 +64,18 @@ class OutcomeModel:
     def describe_features(self) -> dict[str, float]:
         """What style goes with success: the weight of each feature."""
         return dict(zip(FEATURES, self._fit.weights.tolist(), strict=True))
+
+
+def make_outcome_model(rated: Sequence[Rated]) -> OutcomeModel | None:
+    """Fitted to those of the rows that are outcomes of a prompt that is text; None without any."""
+    outcomes = [each for each in rated if each.kind == "outcome" and _is_text(each.prompt)]
+    return OutcomeModel(outcomes) if outcomes else None
+
+
+def _is_text(prompt: Prompt) -> bool:
+    try:
+        flatten_messages(prompt.messages)
+    except ValueError as error:
+        log.info("an outcome is left out: %s", error)
+        return False
+    return True

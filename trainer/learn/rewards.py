@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from trainer.learn.checkers import Checker
 from trainer.learn.outcomes import OutcomeModel
@@ -18,10 +18,16 @@ from trainer.text.style import split_words
 from trainer.text.transcript import EncodedAnswer
 
 if TYPE_CHECKING:
-    from trainer.learn.reward import RewardModel
+    from trainer.learn.reward_scores import Scores
     from trainer.settings import RewardsSection
 
 Curve = Callable[[float], float]
+
+
+class Scorer(Protocol):
+    """A reward model, as far as the preference part asks it."""
+
+    def score(self, answers: Sequence[EncodedAnswer], texts: Sequence[str]) -> Scores: ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def _mean(values: Sequence[float]) -> float:
 # The parts that the settings name
 
 
-def preference_part(model: RewardModel, weight: float) -> Part:
+def preference_part(model: Scorer, weight: float) -> Part:
     """The reward model's cautious score: its mean less its doubt."""
 
     def measure(samples: Sequence[Sample]) -> list[float]:
@@ -153,7 +159,7 @@ def outcome_part(model: OutcomeModel, weight: float) -> Part:
 
 def make_rewards(
     settings: RewardsSection,
-    model: RewardModel,
+    model: Scorer,
     checkers: Sequence[Checker] = (),
     *,
     is_harmful: Callable[[str], float] | None = None,

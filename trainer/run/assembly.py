@@ -6,36 +6,42 @@ Imports torch. Decides nothing of its own: each function puts adapters where a p
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 import sqlalchemy as sa
 import torch
 
 from feedback.manifest import Probe, read_manifest
+from feedback.outages import describe_error
+from trainer.judge.answers import HARM_WORDS, HarmScreen
 from trainer.judge.auditor import Auditor
-from trainer.judge.frozen import FrozenSets, list_set_files, load_frozen_sets
-from trainer.judge.judge import judge_checkpoint
+from trainer.judge.frozen import FrozenSets, list_set_files, load_frozen_sets, make_demonstration_rows
+from trainer.judge.judge import judge_checkpoint, measure_rung
+from trainer.judge.measures import Checkers
+from trainer.judge.parts import ScoredOnce, describe_parts
 from trainer.learn.checkers import list_functions, make_checkers
 from trainer.learn.dpo import run_dpo
 from trainer.learn.engine_sampler import EngineSampler
 from trainer.learn.loop import Snapshots
+from trainer.learn.outcomes import make_outcome_model
 from trainer.learn.prequential import Count, something_to_learn
 from trainer.learn.references import References
 from trainer.learn.reward import RewardModel
-from trainer.learn.sampling import LocalSampler, PreferredSampler, Sampler, choose_parameters
+from trainer.learn.rewards import Rewards, make_rewards
+from trainer.learn.sampling import LocalSampler, PreferredSampler, Sampler, SamplingParameters, choose_parameters
 from trainer.learn.sft import run_sft
 from trainer.learn.version_gate import VersionFigures, judge_version, read_figures
 from trainer.model.backbone import Backbone
-from trainer.run import rows
+from trainer.run import rows, signal_queries
 from trainer.run.auditor_keeper import AuditorKeeper
 from trainer.run.training import Judged, Show, Task, Training
 from trainer.run.weighing import Weigh, find_reliability, make_weigher
 from trainer.settings import DpoSection, SftSection, TrainerSettings
-from trainer.text.pairs import Answer, Demonstration, Pair
+from trainer.text.pairs import Answer, Demonstration, Pair, Prompt
 from trainer.text.rejected import Reject
 from trainer.text.transcript import EncodedAnswer
 
@@ -44,7 +50,18 @@ log = logging.getLogger("trainer.run.learner")
 MAX_PROBE_TOKENS = 64
 PROBE_TEXT = "Which of these two answers do you prefer, and why?"
 RECENT_PAIRS = 200  # held-out pairs that say how apps have their answers sampled
+RECENT_SIGNALS = 5000  # whose outcomes the reward's outcome part is fitted to
+LADDER_PROMPTS = 32  # held-out prompts that a rung asks, the newest, beside the frozen rows
 DAY_S = 86_400.0
+
+
+class Asking(TypedDict):
+    """How the gate and the ladder ask."""
+
+    parameters: SamplingParameters
+    heldout: Sequence[Prompt]
+    checkers: Checkers
+    seed: int
 
 
 class Learning:
@@ -81,6 +98,8 @@ class Learning:
             train=self.train,
             judge=self.judge,
             has_something_to_learn=lambda: something_to_learn(self.reward.record, *self._heldout),
+            list_frozen_prompts=lambda: self.load_frozen().digests,
+            list_foreseen=self.list_foreseen,
         )
 
     def make_weigher(self) -> Weigh:
@@ -146,34 +165,98 @@ class Learning:
     # Judging
 
     def judge(self, task: Task, show: Show) -> Judged:
-        """The offline gate on adapter "policy" beside the parent."""
+        """The offline gate on adapter "policy" beside the parent, the reward part by part, and a rung if it passes."""
         section = self._settings.trainer
         self._backbone.adapters.load("stable", task.parent)
         show(0.0, "the auditor learns what is new")
         self._auditing.teach()
+        auditor = self.auditor if self.auditor.may_judge else None
+        scorer, frozen = ScoredOnce(self.reward), self.load_frozen()
         with self._database.connect() as connection:
             prompts = rows.list_prompts(connection, section.policy, section.gate.max_prompts, reject=self._reject)
             recent = rows.load_held_out(connection, section.policy, RECENT_PAIRS, self._reject)
+            taught = signal_queries.load_demonstrations(
+                connection, section.policy, split="heldout", reject=self._reject
+            )
+        taught = taught[-section.gate.max_prompts :] if section.gate.max_prompts else []
+        rewards = self._make_rewards(scorer)
+        asking: Asking = {
+            "parameters": choose_parameters(
+                recent, temperature=section.gate.temperature, max_tokens=section.gate.max_tokens
+            ),
+            "heldout": prompts[::-1],  # the newest last
+            "checkers": list_functions(self._checkers),
+            "seed": task.plan.seed,
+        }
         verdict = judge_checkpoint(
             self._backbone,
             self._sampler,
-            self.reward,
-            self.auditor if self.auditor.may_judge else None,
-            self.load_frozen(),
+            scorer,
+            auditor,
+            replace(frozen, rows=(*frozen.rows, *make_demonstration_rows(taught))),
             section.gate,
-            parameters=choose_parameters(
-                recent, temperature=section.gate.temperature, max_tokens=section.gate.max_tokens
-            ),
-            heldout=prompts[::-1],  # the newest last
-            checkers=list_functions(self._checkers),
+            **asking,
+            rewards=rewards,
             round_number=task.plan.number,
-            seed=task.plan.seed,
             progress=show,
         )
+        rung = None
+        if verdict.ok and section.gate.ladder:
+            show(1.0, "asking it beside checkpoint 0")
+            rung = self._measure_rung(auditor, frozen, asking)
         samples = [
             {"prompt": each.question, "before": each.stable, "after": each.candidate} for each in verdict.examples
         ]
-        return Judged(ok=verdict.ok, reason=verdict.reason, figures=verdict.figures, samples=samples)
+        return Judged(
+            ok=verdict.ok,
+            reason=verdict.reason,
+            figures={**verdict.figures, **self._describe_record()},
+            samples=samples,
+            reward_parts=describe_parts(rewards, verdict.table),
+            rung=rung,
+        )
+
+    def _make_rewards(self, scorer: ScoredOnce) -> Rewards:
+        """The parts of the reward that the settings state, with outcomes as they are known now."""
+        section = self._settings.trainer
+        with self._database.connect() as connection:
+            last = signal_queries.find_last_signal(connection)
+            rated = signal_queries.load_rated(
+                connection, section.policy, max(0, last - RECENT_SIGNALS), reject=self._reject
+            )
+        harm = HarmScreen.load(Path(section.gate.harm_words) if section.gate.harm_words else HARM_WORDS)
+        return make_rewards(
+            section.rewards, scorer, self._checkers, is_harmful=harm.is_harmful, outcomes=make_outcome_model(rated)
+        )
+
+    def _measure_rung(self, auditor: Auditor | None, frozen: FrozenSets, asking: Asking) -> dict[str, Any] | None:
+        """Where the policy stands beside checkpoint 0; closing names both. None, logged, where it cannot be said."""
+        fewer: Asking = {**asking, "heldout": asking["heldout"][-LADDER_PROMPTS:]}
+        try:
+            rung = measure_rung(
+                self._backbone,
+                self._sampler,
+                auditor or self.reward,
+                frozen,
+                self._settings.trainer.gate,
+                **fewer,
+                checkpoint="",
+                first="",
+                scored_by="auditor" if auditor else "reward",
+            )
+        except Exception as error:  # a checkpoint that passed is published for all that
+            log.warning("the ladder has no rung of this round: %s", describe_error(error))
+            return None
+        return rung.as_dict() if rung else None
+
+    def _describe_record(self) -> dict[str, float]:
+        """What drift is told by, beside the gate's figures: how much the reward model foresaw."""
+        record = self.reward.record
+        return {"reward_accuracy": record.accuracy} if record.count[1] else {}
+
+    def list_foreseen(self) -> list[tuple[str, bool]]:
+        """Recent decisive choices by event id, and whether the reward model foresaw them."""
+        return [(row.event_id, row.is_right) for row in self.reward.record.decisive]
 
     def load_frozen(self) -> FrozenSets:
         """The operator's frozen sets, else those beside the base, and the shipped ones that are asked for."""

@@ -51,6 +51,7 @@ class Closer:
             set_aside = self._quarantine.list_since(connection, opened.started_at)
             history = read_history(connection)
             learnt = set(self._quarantine.leave_out(connection, plan.event_ids)) if plan else set()
+            rungs = rounds.list_rungs(connection)
         details: dict[str, Any] = {"phases": files.read_phases(), "set_aside": count_by_part(set_aside)}
         if plan:
             details |= {
@@ -60,12 +61,18 @@ class Closer:
                 "num_replayed": len(plan.replayed),
                 "num_available": plan.num_available,
                 "reward_version": plan.reward_version,
+                "num_frozen": plan.num_frozen,
                 "watermark": plan.watermark,
             }
-        ending = replace(ending, details=details)
         judged = files.read_verdict()
+        if judged:
+            details["reward_parts"] = judged.reward_parts
+            if judged.rung and ending.checkpoint:
+                details |= self._climb(judged.rung, ending.checkpoint, rungs)
+        ending = replace(ending, details=details)
         samples = judged.samples if judged else []
-        self._write_report(ReportData(opened, ending, now, files.read_curve(), history, samples, set_aside))
+        shown = [*rungs, details["rung"]] if "rung" in details else rungs
+        self._write_report(ReportData(opened, ending, now, files.read_curve(), history, samples, set_aside, shown))
 
         def record(connection: sa.Connection) -> None:
             rounds.finish_round(connection, opened.number, ending, now)
@@ -77,6 +84,13 @@ class Closer:
         self._writer.run(record).result()
         files.remove()
         self._reporter.show_finished(opened.number, ending.checkpoint, ending.reason)
+
+    def _climb(self, rung: dict[str, Any], checkpoint: str, below: list[dict[str, Any]]) -> dict[str, Any]:
+        """The checkpoint's rung under its name, and what an operator should know of the ladder."""
+        from trainer.judge.ladder import describe_ladder, read_rung  # imports torch, which is loaded by now
+
+        named = {**rung, "checkpoint": checkpoint, "first": self._publisher.name_first()}
+        return {"rung": named, "ladder": describe_ladder([read_rung(each) for each in (*below, named)])}
 
     def _write_report(self, data: ReportData) -> None:
         directory = self._publisher.root / "reports"

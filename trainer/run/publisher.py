@@ -86,6 +86,10 @@ class Publisher:
         """The checkpoint that a round published."""
         return next((p for p in self.published if p.manifest.settings.get("round") == number), None)
 
+    def name_first(self) -> str:
+        """The id of checkpoint 0, "checkpoint 0" where its directory is gone."""
+        return next((each.manifest.id for each in self.published if each.manifest.number == 0), "checkpoint 0")
+
     def _next_number(self) -> int:
         with self._database.connect() as connection:
             taken = rounds.list_checkpoint_numbers(connection)

@@ -39,7 +39,8 @@ class ReportData:
     """What a report shows.
 
     curve: the round's figures by `share` of its training; history: those of the reward model's updates by `version`;
-    samples: {"prompt", "before", "after"}; set_aside: (event id, part, error) of rows that learning could not use.
+    samples: {"prompt", "before", "after"}; set_aside: (event id, part, error) of rows that learning could not use; rungs:
+    of the ladder, oldest first, this round's last.
     """
 
     opened: OpenRound
@@ -49,6 +50,7 @@ class ReportData:
     history: Sequence[Mapping[str, float]] = ()
     samples: Sequence[Mapping[str, str]] = ()
     set_aside: Sequence[tuple[str, str, str]] = ()
+    rungs: Sequence[Mapping[str, Any]] = ()
 
 
 def name_report(number: int, checkpoint: str | None) -> str:
@@ -66,6 +68,8 @@ def render_report(data: ReportData) -> str:
         _render_facts(data),
         _render_phases(data.ending.details.get("phases", {})),
         _render_plots(data),
+        _render_reward(data.ending.details.get("reward_parts", [])),
+        _render_ladder(data.rungs, data.ending.details.get("ladder", [])),
         _render_figures(data.ending.metrics),
         _render_samples(data.samples),
         _render_set_aside(data.set_aside),
@@ -85,6 +89,7 @@ def _render_facts(data: ReportData) -> str:
         ("Began from", f"{data.ending.start} ({details.get('parent', 'nothing')})"),
         ("Reference", details.get("reference") or "the base"),
         ("Rows", f"{details.get('num_new', 0):,} new, {details.get('num_replayed', 0):,} replayed"),
+        ("Left out: frozen prompt", f"{details.get('num_frozen', 0):,}"),
         ("New rows left for the next round", f"{data.ending.num_left:,}"),
         ("Reward model", f"version {details.get('reward_version', 0)}"),
     ]
@@ -115,6 +120,33 @@ def _draw_history(history: Sequence[Mapping[str, float]]) -> str:
     )
     lines = {name: [(p["version"], p[name]) for p in history if name in p] for name in names}
     return draw_lines("The reward model and the auditor, by version", lines, "version")
+
+
+def _render_reward(parts: Sequence[Mapping[str, Any]]) -> str:
+    """What each part of the reward adds to an answer, before and after, on the gate's samples."""
+    rows = [(p["name"], f"{p['weight']:g}", f"{p['before']:+.4g}", f"{p['after']:+.4g}") for p in parts]
+    return (
+        "<h2>The reward, part by part</h2>" + _render_table(("Part", "Weight", "Before", "After"), rows) if rows else ""
+    )
+
+
+def _render_ladder(rungs: Sequence[Mapping[str, Any]], sentences: Sequence[str]) -> str:
+    """Every checkpoint beside checkpoint 0."""
+    if not rungs:
+        return ""
+    names = sorted({name for rung in rungs for name in rung["frozen"]})
+    rows = [
+        (
+            rung["checkpoint"],
+            f"{rung['win_rate']['value']:.0%} ({rung['win_rate']['low']:.0%} to {rung['win_rate']['high']:.0%})",
+            rung["judge"],
+            *(f"{rung['frozen'][name]:.0%}" if name in rung["frozen"] else "" for name in names),
+        )
+        for rung in rungs
+    ]
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    table = _render_table(("Checkpoint", "Wins", "Judged by the", *names), rows)
+    return f"<h2>The ladder: beside {escape(str(rungs[-1]['first']))}</h2>{said}{table}"
 
 
 def _render_figures(metrics: Mapping[str, float]) -> str:

@@ -201,9 +201,17 @@ def list_finished(connection: sa.Connection, limit: int = 50) -> list[dict[str, 
             **{name: row[name] for name in shown},
             "metrics": json.loads(row["metrics"]),
             "phases": json.loads(row["details"]).get("phases", {}),  # seconds by phase
+            "reward_parts": json.loads(row["details"]).get("reward_parts", []),
         }
         for row in reversed(connection.execute(query).mappings().all())
     ]
+
+
+def list_rungs(connection: sa.Connection) -> list[dict[str, Any]]:
+    """Where the published checkpoints stand on the ladder, oldest first; those that were measured."""
+    query = sa.select(rounds.c.details).where(rounds.c.outcome == "published").order_by(rounds.c.number)
+    found = [json.loads(details).get("rung") for details in connection.execute(query).scalars()]
+    return [rung for rung in found if rung]
 
 
 def find_round(connection: sa.Connection, number: int) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -24,12 +25,19 @@ Show = Callable[[float, str], None]
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
-    """A verdict as it is kept: may it be published, why, and every figure. samples: {"prompt", "before", "after"}, for people."""
+    """A verdict as it is kept: may it be published, why, and every figure.
+
+    samples: {"prompt", "before", "after"}, for people. reward_parts: {"name", "weight", "before", "after"} of each part of the
+    reward and of their sum. rung: where it stands on the ladder (judge/ladder.Rung), its checkpoint not yet named; None if it
+    did not pass or was not measured.
+    """
 
     ok: bool
     reason: str
     figures: dict[str, float] = {}
     samples: list[dict[str, str]] = []
+    reward_parts: list[dict[str, Any]] = []
+    rung: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +60,10 @@ class Task:
 class Training:
     """The learning functions of one policy.
 
-    reset makes adapter "policy" answer as the base does; save and load are of that adapter. weigh is of a
-    round's rows. train moves the policy from where the plan says and returns metrics; killed and called
-    again it gives the same. judge holds it beside the parent; show(share, what it does) may be called meanwhile.
+    reset makes adapter "policy" answer as the base does; save and load are of that adapter. weigh is of a round's rows.
+    train moves the policy from where the plan says and returns metrics; killed and called again it gives the same. judge
+    holds it beside the parent; show(share, what it does) may be called meanwhile. list_frozen_prompts names what must not be
+    trained on (judge/frozen.digest_prompt); list_foreseen gives (event id, whether it was foreseen) of recent choices.
     """
 
     reset: Callable[[], None]
@@ -64,3 +73,5 @@ class Training:
     train: Callable[[Task], dict[str, float]]
     judge: Callable[[Task, Show], Judged]
     has_something_to_learn: Callable[[], tuple[bool, str]]
+    list_frozen_prompts: Callable[[], frozenset[str]] = frozenset
+    list_foreseen: Callable[[], list[tuple[str, bool]]] = list

@@ -6,10 +6,13 @@ Each of ten seeds is killed in one phase; PREFLOOP_RESUME_SEEDS=50 plays fifty, 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -17,7 +20,10 @@ from sqlalchemy import select
 from feedback import inbox
 from tests.trainer.real import RealWorkbench
 from tests.trainer.workbench import Killed
-from trainer.run import lineage, round
+from trainer.judge.gate import Verdict
+from trainer.judge.judge import judge_checkpoint
+from trainer.judge.ladder import read_rung
+from trainer.run import assembly, lineage, round, rounds
 from trainer.settings import TrainerSettings
 
 NUM_SEEDS = int(os.environ.get("PREFLOOP_RESUME_SEEDS", "10"))
@@ -79,8 +85,16 @@ def test_a_kill_in_any_phase_changes_no_bit_of_what_is_published(
         assert not list(bench.settings.rounds_dir.iterdir())
 
 
-def test_a_round_of_real_parts_leaves_report_lineage_and_marks(tmp_path: Path) -> None:
+def let_pass(*arguments: Any, **more: Any) -> Verdict:
+    """The gate's figures, and a verdict that opens it."""
+    return replace(judge_checkpoint(*arguments, **more), ok=True, reason="passed")
+
+
+def test_a_round_of_real_parts_leaves_report_lineage_and_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly, "judge_checkpoint", let_pass)
     bench = make_bench(tmp_path, 0)
+    fact = {"messages": [{"role": "user", "content": "capital?"}], "fact": "Paris"}
+    bench.settings.frozen_set.write_text(json.dumps(fact) + "\n")
     learner = bench.start()
     bench.send(24)
     bench.run_all(learner)
@@ -94,4 +108,14 @@ def test_a_round_of_real_parts_leaves_report_lineage_and_marks(tmp_path: Path) -
     assert "<svg" in page and "Where the time went" in page
     assert list(bench.settings.references_dir.glob("*.safetensors"))
     assert bench.reward.version >= 1
+    with bench.database.connect() as connection:
+        details = rounds.find_round(connection, 1)["details"]
+    assert [part["name"] for part in details["reward_parts"]] == ["sum", "preference", "length", "harm"]
+    assert row["reward_parts"] == details["reward_parts"]
+    assert "part by part" in page and "policy_reward_harm" in row["metrics"]
+    assert "reward_accuracy" in row["metrics"]
+    zero = bench.publisher.published[0].manifest.id
+    rung = read_rung(details["rung"])
+    assert (rung.checkpoint, rung.first, rung.judge) == (row["checkpoint"], zero, "reward")
+    assert rung.win_rate.n > 0 and f"beside {zero}" in page
     bench.writer.close()

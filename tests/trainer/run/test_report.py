@@ -53,3 +53,25 @@ def test_lines_lie_where_their_numbers_say_and_what_is_not_finite_is_left_out() 
     assert 'points="52.0,156.0 412.0,10.0"' in drawn
     assert draw_lines("t", {"a": [(0, 1)], "b": []}) == ""
     assert draw_lines("flat", {"a": [(0, 3), (1, 3)]}).count("83.0") == 2  # in the middle, and no division by nothing
+
+
+def test_the_ladder_and_the_parts_of_the_reward_are_shown() -> None:
+    win_rate = {"value": 0.55, "low": 0.45, "high": 0.65, "n": 100}
+    rung = {"checkpoint": "c-3", "first": "c-0", "win_rate": win_rate, "judge": "auditor", "frozen": {"facts": 0.9}}
+    details = {
+        "ladder": ["facts is 90% at c-3"],
+        "reward_parts": [{"name": "harm", "weight": 2.0, "before": 0, "after": -1}],
+    }
+    ending = Ending(reason="passed", checkpoint="c-3", details=details)
+    page = render_report(ReportData(OPENED, ending, 1_760_000_100.0, rungs=[rung]))
+    for words in (
+        "beside c-0",
+        "55% (45% to 65%)",
+        "auditor",
+        "90%",
+        "facts is 90% at c-3",
+        "part by part",
+        "harm",
+        "-1",
+    ):
+        assert words in page
