@@ -29,6 +29,7 @@ from trainer.run.round import RoundAborted, RoundRunner
 from trainer.run.schedule import Due, Situation, explain_round, explain_wait
 from trainer.run.status import Board
 from trainer.run.training import Training
+from trainer.run.watch import TrafficWatch
 from trainer.settings import TrainerSettings
 
 log = logging.getLogger("trainer.run.learner")
@@ -64,6 +65,7 @@ class Learner:
         self._counted: tuple[tuple[int, int], int] | None = None  # demonstrations, up to which rows
         self._reporter = Reporter(database, board, metrics, curves, publisher, settings.trainer)
         self._closer = Closer(settings.rounds_dir, database, writer, publisher, quarantine, self._reporter, now)
+        self._watch = TrafficWatch(database, gateway, self._reporter, settings.trainer, training.list_foreseen)
         self._runner = RoundRunner(
             settings=settings,
             keeper=keeper,
@@ -113,6 +115,7 @@ class Learner:
         self._quarantine.flush()
         self._reporter.show_store()
         self._closer.close_published()
+        self._watch.look()
         due = self._explain_round()
         stable = self._find_start(due) if due.is_due else None
         if stable is not None:

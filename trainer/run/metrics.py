@@ -47,6 +47,11 @@ class Metrics:
         self.reward_accuracy = Gauge(
             "prefloop_reward_accuracy", "Accuracy on held-out decisive preferences.", registry=self.registry
         )
+        self.drift = Gauge(
+            "prefloop_drifted_figures",
+            "Figures of the stable checkpoint that are clearly other in traffic than when it was judged.",
+            registry=self.registry,
+        )
         self.rounds = Counter("prefloop_rounds", "Finished rounds.", ["outcome"], registry=self.registry)
         self.round_progress = Gauge("prefloop_round_progress", "Progress of the round, 0 to 1.", registry=self.registry)
         self.checkpoints = Gauge("prefloop_checkpoints", "Published checkpoints.", registry=self.registry)

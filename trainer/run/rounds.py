@@ -207,6 +207,15 @@ def list_finished(connection: sa.Connection, limit: int = 50) -> list[dict[str, 
     ]
 
 
+def find_metrics_of(connection: sa.Connection, checkpoint: str) -> dict[str, float] | None:
+    """What was measured of a checkpoint in its round; None for one that no round here published."""
+    found = connection.execute(sa.select(rounds.c.metrics).where(rounds.c.checkpoint == checkpoint)).scalar()
+    if found is None:
+        return None
+    metrics: dict[str, float] = json.loads(found)
+    return metrics
+
+
 def list_rungs(connection: sa.Connection) -> list[dict[str, Any]]:
     """Where the published checkpoints stand on the ladder, oldest first; those that were measured."""
     query = sa.select(rounds.c.details).where(rounds.c.outcome == "published").order_by(rounds.c.number)

@@ -48,6 +48,8 @@ class StatusView:
     """The answer of /status. lag: records in the log that are not consumed; rounds are finished ones, oldest first.
 
     uses: choices by what became of them, see text/pairs.explain_use. quarantined: preferences that learning could not use.
+    drift: what the stable checkpoint does otherwise in traffic than when it was judged, in sentences. satisfaction: of those
+    who were asked at random, by arm and slice (feedback/quality/satisfaction.Satisfaction).
     """
 
     preferences: int = 0
@@ -64,6 +66,8 @@ class StatusView:
     reward: RewardView = field(default_factory=RewardView)
     round: RoundView = field(default_factory=RoundView)
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    drift: list[str] = field(default_factory=list)
+    satisfaction: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Board:
