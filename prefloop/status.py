@@ -73,6 +73,7 @@ class TrainerStatus(msgspec.Struct, frozen=True):
     rounds: list[PastRound]
     preferences: int = 0
     new_since_round: int = 0
+    drift: list[str] = []
 
 
 def show_status(
@@ -137,5 +138,7 @@ def _add_gateway(table: Table, status: GatewayStatus) -> None:
 def _add_trainer(table: Table, status: TrainerStatus) -> None:
     table.add_row("trainer", describe_round(status.round))
     table.add_row("preferences", f"{status.preferences}, {status.new_since_round} since the last round")
+    for sentence in status.drift:
+        table.add_row("drift", sentence)
     for past in status.rounds[-5:]:
         table.add_row(f"round {past.number}", f"{past.outcome}: {past.reason or past.checkpoint}")

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from feedback import inbox, signals
 from feedback.choices import choices, comparisons, count_outbox, outbox
 from feedback.log.base import Log
+from feedback.quality.satisfaction import Satisfaction
 
 DAY_S = 86_400
 
@@ -74,13 +75,14 @@ class TrainerCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Each side None where it is not there; lag is the sum over the partitions."""
+    """Each side None where it is not there; lag is the sum over the partitions. satisfaction: of the installation's policy."""
 
     topic: str
     gateway: GatewayCounts | None
     log: list[LogCounts] | None
     lag: int | None
     trainer: TrainerCounts | None
+    satisfaction: list[Satisfaction] = []
 
 
 def count_gateway(connection: sa.Connection, now: float) -> GatewayCounts:

@@ -25,6 +25,7 @@ from feedback.import_export import ROWS, Kind, append_events, make_rows, read_ev
 from feedback.import_export.files import check_format, read_rows, write_rows
 from feedback.import_export.foreign import Origin
 from feedback.log import Record
+from feedback.quality.satisfaction import load_opinions, measure_satisfaction
 from feedback.quality.statistics import Statistics, count_gateway, count_log, count_trainer
 from feedback.replay import is_open_elsewhere, replay
 from feedback.scan import find_ends, find_last, find_starts, follow, scan
@@ -209,6 +210,7 @@ def collect_statistics(sources: Sources) -> Statistics:
     with opened_to_read(sources.trainer_database, inbox.preferences) as connection:
         trainer = None if connection is None else count_trainer(connection, sources.topic)
         stored = None if connection is None else inbox.load_offsets(connection, sources.topic)
+        opinions = [] if connection is None else load_opinions(connection, sources.policy)
     with opened_to_read(sources.gateway_database, comparisons) as connection:
         gateway = None if connection is None else count_gateway(connection, time.time())
     partitions = None
@@ -216,7 +218,14 @@ def collect_statistics(sources: Sources) -> Statistics:
         with opened_log(sources) as log:
             partitions = count_log(log, sources.topic, GROUP, stored)
     lag = None if partitions is None else sum(row.lag for row in partitions)
-    return Statistics(topic=sources.topic, gateway=gateway, log=partitions, lag=lag, trainer=trainer)
+    return Statistics(
+        topic=sources.topic,
+        gateway=gateway,
+        log=partitions,
+        lag=lag,
+        trainer=trainer,
+        satisfaction=measure_satisfaction(opinions),
+    )
 
 
 def check_file(path: Path, origin: Origin) -> tuple[int, list[str]]:

@@ -6,6 +6,7 @@ What users wrote is shown as quoted text without control characters: it can neit
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +18,8 @@ from feedback.dead_letters import DeadLetter
 from feedback.errors import EventError
 from feedback.events import Choice, Comparison, Demonstration, Erasure, Event, Signal, decode_event
 from feedback.log.base import Record
+from feedback.quality.bias import Interval
+from feedback.quality.satisfaction import Satisfaction
 from feedback.quality.statistics import Counts, Statistics
 
 _STYLES = {
@@ -95,6 +98,8 @@ def print_statistics(console: Console, found: Statistics) -> None:
             {"policy": side.by_policy, "app": side.by_app, "verdict": side.by_verdict, "asked": side.by_asked},
             side.by_day,
         )
+    if found.satisfaction:
+        _print_satisfaction(console, found.satisfaction)
 
 
 def print_letters(console: Console, letters: list[DeadLetter]) -> None:
@@ -199,6 +204,25 @@ def _print_log(console: Console, found: Statistics) -> None:
             values = (row.partition, row.begin, row.end, row.stored, row.committed, row.lag)
             table.add_row(*("-" if value is None else f"{value:,}" for value in values))
         console.print(table)
+
+
+def _print_satisfaction(console: Console, rows: Sequence[Satisfaction]) -> None:
+    """Of those who were asked at random: the share to whom one answer at least would do."""
+    table = Table("asked at random", "slice", "verdicts", "satisfied", "thumbs", "up")
+    for row in rows:
+        table.add_row(
+            Text(quote(row.arm, 30)[1:-1]),
+            Text(quote(row.slice, 40)[1:-1]),
+            f"{row.satisfied.num:,}",
+            _share(row.satisfied),
+            f"{row.thumbs_up.num:,}",
+            _share(row.thumbs_up),
+        )
+    console.print(table)
+
+
+def _share(found: Interval) -> str:
+    return f"{found.estimate:.0%} ({found.low:.0%} to {found.high:.0%})" if found.num else ""
 
 
 def _print_counts(console: Console, columns: dict[str, Counts], days: Counts) -> None:

@@ -135,7 +135,10 @@ def test_stats_count_every_side_of_the_road(state: Path) -> None:
     assert (trainer["preferences"], trainer["signals"], after["lag"]) == (7, 1, 0)
     assert trainer["dead_letters"] == {"FutureVersion": 1, "PoisonEvent": 1} and trainer["gaps"] == []
     assert sum(row["end"] for row in after["log"]) == 10
+    [content] = [row for row in after["satisfaction"] if row["slice"] == "all"]
+    assert (content["arm"], content["num_wins"], content["thumbs_up"]["num"]) == ("stable", 0, 1)  # nobody at random
     shown = run(state, "stats").stdout
+    assert "asked at random" in shown and "100% (21% to 100%)" in shown
     assert "10 comparisons, 8 choices (80% of what was shown)" in shown and "2 dead letters" in shown
 
 
