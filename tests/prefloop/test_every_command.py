@@ -112,9 +112,11 @@ def test_status_shows_gateway_and_trainer(gateway: LiveGateway) -> None:
     try:
         assert "waiting: the trainer is starting" in ask(gateway, "status", **trainer).stdout
         board.begin_round(3, "1,000 new preferences")
-        board.show_progress(0.4)
+        board.show_round("training", "1,000 new preferences", progress=0.4)
+        board.update(drift=["refusals: 20% in traffic, 2% when it was judged (100 prompts)"])
         shown = ask(gateway, "status", **trainer).stdout
         assert "training round 3, 40%: 1,000 new preferences" in shown
+        assert "refusals: 20% in traffic" in shown
         assert json.loads(ask(gateway, "status", "--json", **trainer).stdout)["trainer"]["round"]["number"] == 3
     finally:
         server.shutdown()
