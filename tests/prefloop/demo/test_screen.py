@@ -22,7 +22,7 @@ STATUS = {
     },
     "trainer": {
         "round": {"state": "training", "number": 2, "progress": 0.5, "reason": ""},
-        "reward": {"accuracy_heldout": 0.74, "num_heldout": 60},
+        "reward": {"prequential_accuracy": 0.74, "num_foreseen": 60},
         "rounds": [{"number": 1, "outcome": "stopped", "reason": "nothing to learn", "checkpoint": None}],
     },
     "gateway": {
