@@ -73,7 +73,7 @@ def test_dashboard_shows_every_station():
     for part in (
         "512 (0 failed)",
         "480 of 490",
-        "74% of 60",
+        "74% of the last 60",
         "round 2 training",
         "50%",
         "1 (1 stopped)",
