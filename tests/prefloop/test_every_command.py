@@ -112,7 +112,7 @@ def test_status_shows_gateway_and_trainer(gateway: LiveGateway) -> None:
     try:
         assert "waiting: the trainer is starting" in ask(gateway, "status", **trainer).stdout
         board.begin_round(3, "1,000 new preferences")
-        board.show_progress(0.4)
+        board.show_round("training", "1,000 new preferences", progress=0.4)
         shown = ask(gateway, "status", **trainer).stdout
         assert "training round 3, 40%: 1,000 new preferences" in shown
         assert json.loads(ask(gateway, "status", "--json", **trainer).stdout)["trainer"]["round"]["number"] == 3
