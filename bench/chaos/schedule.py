@@ -14,7 +14,7 @@ from typing import Literal
 
 Moment = Literal["running", "starting", "round"]
 
-SHARES = {"gateway": 0.26, "engine": 0.26, "trainer": 0.16, "broker": 0.16, "postgresql": 0.16}
+SHARES = {"gateway": 0.24, "engine": 0.24, "trainer": 0.22, "broker": 0.15, "postgresql": 0.15}
 SECONDS_A_KILL = 7.5  # of the whole run
 _RECOVERY_S = {
     "gateway": 5.0,
@@ -41,9 +41,12 @@ _CYCLES: Mapping[str, Sequence[tuple[Moment, str]]] = {
         ("running", "consumer.read"),
         ("running", "consumer.committed"),
         ("running", "reward.saved"),
+        ("running", "round.prepared"),
+        ("running", "round.step"),
+        ("running", "round.trained"),
+        ("running", "round.judged"),
         ("running", "round.published"),
         ("round", ""),
-        ("starting", ""),
         ("starting", ""),
     ],
     "broker": [("running", ""), ("running", ""), ("running", ""), ("starting", "")],
@@ -56,6 +59,10 @@ CHANCES = {
     "consumer.read": 0.05,
     "consumer.committed": 0.05,
     "reward.saved": 0.3,
+    "round.prepared": 1.0,
+    "round.step": 0.1,
+    "round.trained": 1.0,
+    "round.judged": 1.0,
     "round.published": 1.0,
 }
 

@@ -132,7 +132,7 @@ def list_rows(status: Status) -> list[tuple[str, str]]:
     reward = get_section(trainer, "reward")
     requests = f"{counters.get('requests', 0)} ({counters.get('failed_requests', 0)} failed)"
     chosen = f"{counters.get('acks', counters.get('choices', 0))} of {counters.get('comparisons', 0)} comparisons"
-    accuracy = f"{format_share(reward.get('accuracy_heldout'))} of {reward.get('num_heldout', 0)} held-out choices"
+    accuracy = f"{format_share(reward.get('prequential_accuracy'))} of the last {reward.get('num_foreseen', 0)} choices foreseen"
     styles = sorted(get_section(people, "recent_styles").items(), key=lambda item: -item[1])
     rows = [
         ("time", format_seconds(status.get("elapsed_s") or 0.0)),
@@ -207,7 +207,7 @@ def format_line(status: Status) -> str:
         f"[{format_seconds(status.get('elapsed_s') or 0.0)}]",
         f"requests {people.get('requests', 0)} failed {people.get('failed_requests', 0)}",
         f"choices {people.get('acks', people.get('choices', 0))}",
-        f"reward {format_share(get_section(trainer, 'reward').get('accuracy_heldout'))}",
+        f"reward {format_share(get_section(trainer, 'reward').get('prequential_accuracy'))}",
         f"rounds {describe_last_round(trainer)}",
         f"canary {rollout}" + ("" if evidence is None else f", e {evidence:.3g}"),
         f"promotions {status.get('promotions', 0)}",

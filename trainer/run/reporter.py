@@ -60,9 +60,14 @@ class Reporter:
         if view.accuracy_heldout is not None:
             self.metrics.reward_accuracy.set(view.accuracy_heldout)
 
-    def show_reward_version(self, version: int, prequential_accuracy: float | None) -> None:
+    def show_reward_version(self, version: int, prequential_accuracy: float | None, num_foreseen: int) -> None:
         """The reward model learnt; what it foresees of held-out choices is measured later."""
-        view = replace(self.board.read().reward, version=version, prequential_accuracy=prequential_accuracy)
+        view = replace(
+            self.board.read().reward,
+            version=version,
+            prequential_accuracy=prequential_accuracy,
+            num_foreseen=num_foreseen,
+        )
         self.board.update(reward=view)
         self.metrics.reward_version.set(version)
 

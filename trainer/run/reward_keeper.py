@@ -243,7 +243,7 @@ class RewardKeeper:
     def _show(self, reporter: Reporter, metrics: Mapping[str, float]) -> None:
         version = self.reward.version
         reporter.curves.add("reward", metrics, version)
-        reporter.show_reward_version(version, read_prequential(metrics))
+        reporter.show_reward_version(version, *read_prequential(metrics))
         log.info("reward model %d: %s", version, describe_metrics(metrics))
 
     # What rounds use
@@ -256,6 +256,7 @@ class RewardKeeper:
         correct, total = self.reward.accuracy(held_out)
         self._quarantine.flush()
         self._decide(self._figures((correct, total)))
+        prequential, num_foreseen = read_prequential(newest[-1] if newest else {})
         figures = {"heldout_correct": float(correct), "heldout_total": float(total)}
         if total:
             figures["accuracy_heldout"] = correct / total
@@ -265,7 +266,8 @@ class RewardKeeper:
                 version=self.reward.version,
                 accuracy_heldout=figures.get("accuracy_heldout"),
                 num_heldout=total,
-                prequential_accuracy=read_prequential(newest[-1]) if newest else None,
+                prequential_accuracy=prequential,
+                num_foreseen=num_foreseen,
                 version_in_use=self.version_in_use,
                 refused=self._refused,
             )
@@ -303,9 +305,10 @@ class RewardKeeper:
             self._erased.look_again()
 
 
-def read_prequential(metrics: Mapping[str, float]) -> float | None:
-    """What share of the last choices an update's model had foreseen; None if it foresaw none yet."""
-    return metrics.get("accuracy_prequential") if metrics.get("num_foreseen") else None
+def read_prequential(metrics: Mapping[str, float]) -> tuple[float | None, int]:
+    """What share of the last choices an update's model had foreseen, None for none yet; and how many those are."""
+    num = int(metrics.get("num_foreseen", 0))
+    return (metrics.get("accuracy_prequential") if num else None), num
 
 
 def read_history(connection: sa.Connection, limit: int = 400) -> list[dict[str, float]]:

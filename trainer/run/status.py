@@ -16,13 +16,14 @@ class RewardView:
     """The reward model. version is the newest, version_in_use the one rounds use; refused: why that is an older one.
 
     accuracy_heldout: on held-out choices, measured before rounds. prequential_accuracy: of the last choices, each foreseen
-    before it was learnt from, at every update. None before the first of each.
+    before it was learnt from, at every update; num_foreseen: how many those are. None before the first of each.
     """
 
     version: int = 0
     accuracy_heldout: float | None = None
     num_heldout: int = 0
     prequential_accuracy: float | None = None
+    num_foreseen: int = 0
     version_in_use: int = 0
     refused: str = ""
 

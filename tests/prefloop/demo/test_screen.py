@@ -22,7 +22,7 @@ STATUS = {
     },
     "trainer": {
         "round": {"state": "training", "number": 2, "progress": 0.5, "reason": ""},
-        "reward": {"accuracy_heldout": 0.74, "num_heldout": 60},
+        "reward": {"prequential_accuracy": 0.74, "num_foreseen": 60},
         "rounds": [{"number": 1, "outcome": "stopped", "reason": "nothing to learn", "checkpoint": None}],
     },
     "gateway": {
@@ -73,7 +73,7 @@ def test_dashboard_shows_every_station():
     for part in (
         "512 (0 failed)",
         "480 of 490",
-        "74% of 60",
+        "74% of the last 60",
         "round 2 training",
         "50%",
         "1 (1 stopped)",
