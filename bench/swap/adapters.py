@@ -19,7 +19,11 @@ from torch.nn import functional
 
 from bench.swap.sentences import QUESTIONS, SENTENCES
 from feedback.manifest import Probe
-from trainer.model.stack import PolicyStack
+from trainer.model.backbone import Backbone
+from trainer.settings import ModelSection
+from trainer.text.batches import locate_answers
+from trainer.text.pairs import Answer, Prompt
+from trainer.text.transcript import EncodedAnswer
 
 MARKER = "adapters.json"
 BATCH_SIZE = 8
@@ -37,63 +41,68 @@ def digest_inputs(seed_dir: Path) -> str:
     return digest.hexdigest()
 
 
-def encode_rows(stack: PolicyStack, sentence: str) -> list[tuple[list[int], int]]:
-    return [stack.encode([{"role": "user", "content": question}], sentence) for question in QUESTIONS]
+def encode_row(backbone: Backbone, question: str, sentence: str) -> EncodedAnswer:
+    prompt = Prompt(messages=[{"role": "user", "content": question}])
+    return backbone.transcriber.encode_answer(prompt, Answer(text=sentence))
 
 
-def compute_logits(stack: PolicyStack, rows: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
+def encode_rows(backbone: Backbone, sentence: str) -> list[EncodedAnswer]:
+    return [encode_row(backbone, question, sentence) for question in QUESTIONS]
+
+
+def compute_logits(backbone: Backbone, rows: list[EncodedAnswer]) -> tuple[Tensor, Tensor]:
     """(logits, targets) of the answers' tokens alone: (tokens, vocabulary) and (tokens,)."""
-    batch = stack.collate(rows)
-    hidden = stack.causal_lm.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
-    keep = batch.answer_mask[:, 1:]
-    return stack.causal_lm.lm_head(hidden[keep]).float(), batch.ids[:, 1:][keep]
+    batch = backbone.make_batch([(row.prompt, [row.answer]) for row in rows])
+    lines, predicting, predicted, _ = locate_answers(batch)
+    hidden = backbone.hidden(batch)[lines, predicting].float()
+    return backbone.lm_head(hidden).float(), batch.ids[lines, predicted]
 
 
-def measure_margin(stack: PolicyStack, rows: list[tuple[list[int], int]]) -> float:
+def measure_margin(backbone: Backbone, rows: list[EncodedAnswer]) -> float:
     """The smallest lead of a right token over the next likeliest, in nats; below 0 if one is not the likeliest."""
-    with stack.inferring("policy"):
-        logits, targets = compute_logits(stack, rows)
+    with backbone.adapters.inferring("policy"):
+        logits, targets = compute_logits(backbone, rows)
     right = logits.gather(1, targets[:, None]).squeeze(1)
     others = logits.scatter(1, targets[:, None], float("-inf")).amax(1)
     return float((right - others).min())
 
 
-def train_adapter(stack: PolicyStack, sentence: str) -> tuple[int, float]:
+def train_adapter(backbone: Backbone, sentence: str) -> tuple[int, float]:
     """Trains adapter "policy" from nothing until it says the sentence; (steps, margin). Raises RuntimeError."""
-    rows = encode_rows(stack, sentence)
+    rows = encode_rows(backbone, sentence)
     for num_before, lr in enumerate(LRS):
-        for step, margin in train_steps(stack, rows, lr):
+        for step, margin in train_steps(backbone, rows, lr):
             if margin >= MIN_MARGIN:
                 return num_before * MAX_STEPS + step, margin
     raise RuntimeError(f"no adapter learnt to say {sentence!r} in {MAX_STEPS} steps at any of {LRS}")
 
 
-def train_steps(stack: PolicyStack, rows: list[tuple[list[int], int]], lr: float) -> Iterator[tuple[int, float]]:
+def train_steps(backbone: Backbone, rows: list[EncodedAnswer], lr: float) -> Iterator[tuple[int, float]]:
     """(steps, margin) every now and then, of an adapter that begins anew."""
-    stack.reset_adapter("policy", like=None)
+    backbone.adapters.reset("policy")
     generator = torch.Generator().manual_seed(0)
     optimizer: torch.optim.Optimizer | None = None
     for step in range(1, MAX_STEPS + 1):
-        with stack.training("policy") as parameters:
+        with backbone.adapters.training("policy") as parameters:
             optimizer = optimizer or torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
             chosen = torch.randperm(len(rows), generator=generator)[:BATCH_SIZE]
-            logits, targets = compute_logits(stack, [rows[i] for i in chosen])
+            logits, targets = compute_logits(backbone, [rows[i] for i in chosen])
             optimizer.zero_grad(set_to_none=True)
             functional.cross_entropy(logits, targets).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
         if step % LOOK_EVERY == 0:
-            yield step, measure_margin(stack, rows)
+            yield step, measure_margin(backbone, rows)
 
 
-def make_probe(stack: PolicyStack, sentence: str) -> Probe:
+def make_probe(backbone: Backbone, sentence: str) -> Probe:
     """The beginning of the sentence after a question, under adapter "policy" and under the base."""
-    ids, _ = stack.encode([{"role": "user", "content": QUESTIONS[0]}], sentence)
-    ids = ids[:MAX_PROBE_TOKENS]
+    row = encode_row(backbone, QUESTIONS[0], sentence)
+    ids = [*row.prompt, *row.answer][:MAX_PROBE_TOKENS]
     return Probe(
         prompt_token_ids=ids,
-        logprobs=stack.prompt_logprobs(ids, "policy"),
-        base_logprobs=stack.prompt_logprobs(ids, None),
+        logprobs=backbone.prompt_logprobs(ids, "policy"),
+        base_logprobs=backbone.prompt_logprobs(ids, None),
     )
 
 
@@ -105,12 +114,12 @@ def build_adapters(seed_dir: Path, out: Path) -> None:
         print(f"adapters: already in {out}")
         return
     shutil.rmtree(out, ignore_errors=True)
-    stack = PolicyStack.load(seed_dir, seed=0, device="cpu")
+    backbone = Backbone.load(seed_dir, ModelSection(dtype="float32"), seed=0, device="cpu")
     for number, sentence in enumerate(SENTENCES):
         started = time.monotonic()
-        num_steps, margin = train_adapter(stack, sentence)
-        stack.save_adapter("policy", out / str(number))
-        probe = make_probe(stack, sentence)
+        num_steps, margin = train_adapter(backbone, sentence)
+        backbone.adapters.save("policy", out / str(number))
+        probe = make_probe(backbone, sentence)
         fields = {
             "prompt_token_ids": probe.prompt_token_ids,
             "logprobs": probe.logprobs,
