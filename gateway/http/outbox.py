@@ -58,6 +58,10 @@ def _write(transport: asyncio.Transport, data: bytes) -> None:
             transport.abort()
 
 
+def _drop(data: bytes) -> None:
+    """A write after the end."""
+
+
 class Outlet:
     """A connection's transport as a protocol uses it: writes wait for the end of the turn, an end waits for writes."""
 
@@ -70,8 +74,10 @@ class Outlet:
         self.can_write_eof = transport.can_write_eof
 
     def write_eof(self) -> None:
+        """End what we say; an answer that is still on its way to this connection goes nowhere."""
         self._outbox.flush()
         self._transport.write_eof()
+        self.write = _drop
 
     def close(self) -> None:
         self._outbox.flush()

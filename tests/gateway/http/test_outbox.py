@@ -85,6 +85,15 @@ async def test_the_end_of_a_connection_waits_for_what_was_written() -> None:
     assert said == ["one a", "one eof", "two b", "two closed"]
 
 
+async def test_an_answer_that_comes_after_the_end_of_its_connection_goes_nowhere() -> None:
+    one, two, said = open_two()
+    one.write_eof()
+    one.write(b"late")
+    two.write(b"b")
+    await asyncio.sleep(0)
+    assert said == ["one eof", "two b"]
+
+
 async def test_a_connection_that_was_aborted_takes_nothing_more() -> None:
     one, two, said = open_two()
     one.write(b"a")
