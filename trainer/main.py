@@ -182,7 +182,8 @@ def build_learner(parts: Parts, stopping: threading.Event) -> Learner:
     from trainer.run.assembly import Learning, refuse_version
 
     torch.set_num_threads(section.torch_threads)
-    backbone = Backbone.load(settings.base, section.model, seed=section.seed)
+    share = settings.engine_gpu_share
+    backbone = Backbone.load(settings.base, section.model, seed=section.seed, engine_share=share)
     base_digest = digest_base(settings.base, str(getattr(backbone.causal_lm.config, "_commit_hash", "") or ""))
     quarantine = Quarantine(parts.writer)
     reward = RewardModel(backbone, section.reward, reject=quarantine.add, seed=section.seed)
