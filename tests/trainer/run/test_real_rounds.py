@@ -10,15 +10,19 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import select
 
 from feedback import inbox
 from tests.trainer.real import RealWorkbench
 from tests.trainer.workbench import Killed
-from trainer.run import lineage, round
-from trainer.settings import TrainerSettings
+from trainer.learn.dpo import train_preferences
+from trainer.learn.worker import Job
+from trainer.run import assembly, lineage, round
+from trainer.settings import DpoSection, TrainerSettings
 
 NUM_SEEDS = int(os.environ.get("PREFLOOP_RESUME_SEEDS", "10"))
 POINTS = ["round.prepared", "round.step", "round.trained", "round.judged", "round.published"]
@@ -95,3 +99,28 @@ def test_a_round_of_real_parts_leaves_report_lineage_and_marks(tmp_path: Path) -
     assert list(bench.settings.references_dir.glob("*.safetensors"))
     assert bench.reward.version >= 1
     bench.writer.close()
+
+
+def test_workers_are_given_all_that_a_round_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they train from the job alone is published, and is what one process trains."""
+    alone = play(make_bench(tmp_path / "alone", 0))
+    bench = make_bench(tmp_path / "shared", 0)
+    bench.settings.trainer.num_processes = 2
+    jobs: list[Job] = []
+
+    def train(job: Job, directory: Path, num_processes: int, **functions: Any) -> dict[str, float]:
+        jobs.append(msgspec.json.decode(msgspec.json.encode(job), type=Job))
+        assert num_processes == 2 and directory.parent == Path(job.snapshots).parent
+        return train_preferences(
+            bench.backbone,
+            jobs[0].preferences,
+            DpoSection.model_validate(jobs[0].section),
+            seed=jobs[0].seed,
+            progress=functions["progress"],
+        )
+
+    monkeypatch.setattr(assembly, "train_in_processes", train)
+    assert play(bench) == alone
+    (job,) = jobs
+    assert (job.kind, job.device, job.base) == ("dpo", "cpu", bench.settings.base)
+    assert job.section["lr"] == 1e-3 and job.model["lora_rank"] == 16
