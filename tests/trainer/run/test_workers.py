@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
 
 from tests.trainer.learn.pairs import encode_all, make_kind_pairs, refer_to_base
 from tests.trainer.tiny import SIZE, build_tiny_tokenizer
@@ -136,5 +137,7 @@ def test_an_error_of_one_process_ends_all_and_says_why(base: Path, tmp_path: Pat
 
 def test_gpus_are_launched_by_accelerate() -> None:
     command = build_command(Path("job"), "cuda", 4)
-    assert command[2] == "accelerate.commands.launch" and command[command.index("--num_processes") + 1] == "4"
-    assert command[-3:] == ["-m", "trainer.learn.worker", "job"]
+    assert command[1:3] == ["-m", "accelerate.commands.launch"]
+    read = launch_command_parser().parse_args(command[3:])
+    assert (read.multi_gpu, read.num_processes, read.num_machines, read.main_process_port) == (True, 4, 1, 0)
+    assert (read.module, read.training_script, read.training_script_args) == (True, "trainer.learn.worker", ["job"])
