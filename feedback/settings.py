@@ -140,6 +140,14 @@ class SharedSettings(BaseSettings):
         " model is a real one.",
     )
 
+    engine_gpu_share: float = Field(
+        default=0.5,
+        ge=0,
+        lt=1,
+        description="Share of the GPU's memory that the engine of `prefloop up` takes, where the trainer computes on it too;"
+        " the trainer plans with the rest. 0: each has a GPU of its own.",
+    )
+
     @property
     def log(self) -> str:
         """The log's URL, with the default filled in."""

@@ -120,10 +120,13 @@ class GatewaySection(BaseModel):
         default=1.0, gt=0, description="Pause before an engine that is out is tried; doubled by every failed trial."
     )
     breaker_max_backoff_s: float = Field(default=30.0, gt=0, description="Longest pause before such a trial.")
-    probe_tolerance: float = Field(
-        default=1e-3,
+    engine_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="What the engines compute in; `prefloop up` says it of its own."
+    )
+    probe_tolerance: float | None = Field(
+        default=None,
         gt=0,
-        description="Largest difference of a probe's log-probabilities, in nats (about 0.2 on GPU, bf16).",
+        description="Largest difference of a probe's log-probabilities, in nats; None: .001 by engine_dtype float32, else .2.",
     )
     price_per_million_prompt_tokens: float = Field(
         default=0.0, ge=0, description="What a million prompt tokens cost; keys' budgets are in the same currency."
@@ -171,6 +174,11 @@ class GatewaySection(BaseModel):
         if len({url.rstrip("/") for url in engines}) < len(engines):
             raise ValueError("an engine is listed twice")
         return engines
+
+    @property
+    def max_probe_difference(self) -> float:
+        """Nats by which a probe may be off: what was asked for, else what the engines' rounding explains."""
+        return self.probe_tolerance or (1e-3 if self.engine_dtype == "float32" else 0.2)
 
     @model_validator(mode="after")
     def refuse_contradictions(self) -> Self:

@@ -88,12 +88,12 @@ def up(
     port: PortOption = 8800,
 ) -> None:
     """Serve a model, ask, learn, canary and promote, until Ctrl-C."""
-    from feedback.settings import SharedSettings
+    from prefloop.machine import MachineSettings
     from prefloop.services import Layout
     from prefloop.startup import choose_max_model_len, find_model
     from prefloop.up import run_up
 
-    settings = SharedSettings()
+    settings = MachineSettings()
     state_dir = (state_dir or settings.state_dir).resolve()
     model = find_model(model or settings.base_model, state_dir)
     layout = Layout(
@@ -104,6 +104,8 @@ def up(
         preset=settings.preset,
         max_model_len=choose_max_model_len(model, max_model_len),
         engine_args=engine_arg or (),
+        lora_rank=settings.lora_rank,
+        gpu_share=settings.engine_gpu_share,
     )
     gateway = {"PREFLOOP_ROLLOUT__AUTO_APPROVE": "true"} if auto_approve else {}
     run(run_up(layout, console, gateway))

@@ -7,11 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from prefloop.engine_host import EngineHost, RequiredModel
 from prefloop.gateway_client import read_admin_key
 from prefloop.supervisor import Service, Supervisor
+
+MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be
+DEFAULT_RANK = 16  # of the trainer's adapters where trainer.model.lora_rank is not set
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class Layout:
     """Where one machine's prefloop lives. engine_url: an engine that already runs, else one is started.
 
     log_url and the database URLs: empty for the embedded ones. device: "cpu", "cuda" or "" for what the machine has.
+    lora_rank: of the trainer's adapters; gpu_share: of a GPU's memory for the engine, 0 for vLLM's own choice.
     """
 
     state_dir: Path
@@ -32,6 +37,22 @@ class Layout:
     gateway_database: str = ""
     trainer_database: str = ""
     device: str = ""
+    lora_rank: int = DEFAULT_RANK
+    gpu_share: float = 0.0
+
+    @property
+    def engine_dtype(self) -> str:
+        """What the engine computes in: float32 on a CPU, where it costs nothing and makes the probe of an adapter exact."""
+        asked = [b for a, b in pairwise(self.engine_args) if a == "--dtype"]
+        asked += [a.removeprefix("--dtype=") for a in self.engine_args if a.startswith("--dtype=")]
+        if asked and asked[-1] != "auto":
+            return {"float": "float32", "half": "float16"}.get(asked[-1], asked[-1])
+        return "float32" if self.is_on_cpu else "bfloat16"
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether the engine computes on the CPU."""
+        return (self.device or find_device()) == "cpu"
 
     @property
     def gateway_url(self) -> str:
@@ -69,6 +90,14 @@ class Layout:
         }
 
 
+def choose_max_lora_rank(rank: int) -> int:
+    """The least --max-lora-rank that takes adapters of a rank. Raises ValueError above what vLLM knows."""
+    fitting = [known for known in MAX_LORA_RANKS if known >= rank]
+    if not fitting:
+        raise ValueError(f"vLLM takes adapters up to rank {MAX_LORA_RANKS[-1]}, not {rank}")
+    return fitting[0]
+
+
 def log_path(layout: Layout, name: str) -> Path:
     """Where a service's output goes."""
     return layout.state_dir / "logs" / f"{name}.log"
@@ -77,7 +106,15 @@ def log_path(layout: Layout, name: str) -> Path:
 def engine_service(layout: Layout) -> Service:
     """vLLM with runtime LoRA."""
     argv = _serve_model(layout, layout.model_path, "base", layout.port + 1)
-    argv += ["--enable-lora", "--max-lora-rank", "16", "--max-loras", "4", "--max-cpu-loras", "8"]
+    argv += [
+        "--enable-lora",
+        "--max-lora-rank",
+        str(choose_max_lora_rank(layout.lora_rank)),
+        "--max-loras",
+        "4",
+        "--max-cpu-loras",
+        "8",
+    ]
     env = _engine_environment(layout.model_path) | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     return Service("engine", [*argv, *layout.engine_args], log_path(layout, "engine"), env)
 
@@ -101,8 +138,10 @@ def _serve_model(layout: Layout, model: str, name: str, port: int) -> list[str]:
     argv += ["--model", model, "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
     argv += ["--scheduling-policy", "priority", "--logprobs-mode", "processed_logprobs"]
     argv += ["--disable-uvicorn-access-log"]
-    if (layout.device or find_device()) == "cpu":  # float32 costs nothing there, and the probe of an adapter is exact
+    if layout.is_on_cpu:
         argv += ["--enforce-eager", "--dtype", "float32", "--max-num-seqs", "64"]
+    elif layout.gpu_share:
+        argv += ["--gpu-memory-utilization", f"{layout.gpu_share:g}"]
     if layout.max_model_len:
         argv += ["--max-model-len", str(layout.max_model_len)]
     return argv
@@ -142,6 +181,8 @@ def gateway_service(layout: Layout, extra: dict[str, str] | None = None) -> Serv
         "PREFLOOP_GATEWAY__PORT": str(layout.port),
         "PREFLOOP_GATEWAY__ENGINES": f'["{layout.engine_address}"]',
     }
+    if not layout.engine_url:  # else only who runs the engine knows
+        env["PREFLOOP_GATEWAY__ENGINE_DTYPE"] = layout.engine_dtype
     return Service("gateway", [sys.executable, "-m", "gateway.app"], log_path(layout, "gateway"), env | (extra or {}))
 
 

@@ -43,6 +43,7 @@ log = logging.getLogger("trainer")
 
 STOP_WITHIN_S = 1.5
 SHOW_EVERY_S = 0.5
+KEPT_PRIMITIVES = "32"  # oneDNN keeps 1,024 by default, each with its code and memory, one for every shape of a batch
 SEED_MARKER = "seed.json"  # written last by trainer.seed
 
 
@@ -67,6 +68,7 @@ def main() -> int:
     _stop_on_signals(stopping)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load_settings(TrainerSettings)
+    limit_kept_primitives()
     if settings.trainer.nice:
         os.nice(settings.trainer.nice)
     database = open_database(settings.trainer_database)
@@ -117,6 +119,11 @@ def main() -> int:
         server.shutdown()
     log.info("stopped")
     return 0
+
+
+def limit_kept_primitives() -> None:
+    """Keep few of oneDNN's compiled products: batches have hundreds of shapes. Before torch computes for the first time."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_PRIMITIVES)
 
 
 def _stop_on_signals(stopping: threading.Event) -> None:
@@ -182,7 +189,8 @@ def build_learner(parts: Parts, stopping: threading.Event) -> Learner:
     from trainer.run.assembly import Learning, refuse_version
 
     torch.set_num_threads(section.torch_threads)
-    backbone = Backbone.load(settings.base, section.model, seed=section.seed)
+    share = settings.engine_gpu_share
+    backbone = Backbone.load(settings.base, section.model, seed=section.seed, engine_share=share)
     base_digest = digest_base(settings.base, str(getattr(backbone.causal_lm.config, "_commit_hash", "") or ""))
     quarantine = Quarantine(parts.writer)
     reward = RewardModel(backbone, section.reward, reject=quarantine.add, seed=section.seed)

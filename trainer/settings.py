@@ -48,7 +48,8 @@ class ModelSection(BaseModel):
     memory_mb: int | None = Field(
         default=None,
         ge=0,
-        description="Memory for training in MiB: batches and gradient checkpointing follow from it. 0: no limit.",
+        description="Memory for training in MiB: batches and gradient checkpointing follow from it. 0: no limit. None: the"
+        " preset's; on a GPU what engine_gpu_share leaves.",
     )
     share_prompt: Literal["auto", "never"] = Field(
         default="auto", description="Compute a prompt once for both of its answers, where the model can."
@@ -375,9 +376,20 @@ class TrainerSection(BaseModel):
         description="Weights & Biases project for curves, if `wandb` is installed; empty: TensorBoard alone.",
     )
     rounds_during_rollout: bool = Field(default=False, description="Train while a canary is on trial.")
-    max_attempts: int = Field(default=3, ge=1, description="How often a round goes on after the trainer died in it.")
+    max_attempts: int = Field(
+        default=3, ge=1, description="How often the trainer may die in a round that comes no further between."
+    )
     nice: int = Field(
         default=5, ge=0, le=19, description="Added to the process's niceness, so that serving comes first."
+    )
+    num_processes: int = Field(
+        default=1,
+        ge=1,
+        description="Processes that train a round, each on a GPU of its own; the model is split among them (preset fsdp) if"
+        " one cannot hold it.",
+    )
+    worker_device: Literal["", "cpu", "cuda"] = Field(
+        default="", description="Where these processes compute, if there are several; empty: where the trainer does."
     )
     torch_threads: int = Field(default=1, ge=1, description="Threads of torch on CPU.")
     poll_s: float = Field(default=0.5, gt=0, description="Pause of the learner when there is nothing to do.")

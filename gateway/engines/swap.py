@@ -272,7 +272,7 @@ class Swap:
             if status >= 500 or status == 404:  # it restarted since the load
                 raise EngineUnavailable(f"{state.url}: the probe got {status}")
             raise SwapError(f"{state.url}: the probe of {row.id} got {status}: {_message(body)}")
-        reason = judge_probe(read_probe_logprobs(body, ids), manifest, self._settings.probe_tolerance)
+        reason = judge_probe(read_probe_logprobs(body, ids), manifest, self._settings.max_probe_difference)
         if reason is not None:
             raise SwapError(f"{state.url}: {row.id} {reason}")
 

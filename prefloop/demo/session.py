@@ -28,6 +28,7 @@ from prefloop.demo.report import (
 from prefloop.demo.screen import Screen
 from prefloop.demo.snapshot import Snapshot, get_json
 from prefloop.gateway_client import read_admin_key
+from prefloop.machine import MachineSettings
 from prefloop.services import Layout, log_path
 from prefloop.supervisor import Service, Supervisor
 
@@ -73,12 +74,15 @@ class Session:
     def __init__(self, options: DemoOptions, console: Console) -> None:
         self.options, self.console = options, console
         self.started_at = read_start_time(os.environ)
+        machine = MachineSettings()
         # Every demo is a new world, beside the seed policy that all of them share.
         self.layout = Layout(
             state_dir=options.state_dir / "demo",
             port=options.port,
             model=str(options.state_dir / "seed"),
             preset="demo-smollm2" if options.model else "demo",
+            lora_rank=machine.lora_rank,
+            gpu_share=machine.engine_gpu_share,
         )
         self.tastes: dict[str, str] = {}  # world and taste, as the people name them
         self.supervisor = Supervisor()

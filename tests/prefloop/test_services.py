@@ -5,8 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from gateway.settings import GatewaySection
 from prefloop.engine_host import RequiredModel
-from prefloop.services import Layout, engine_service, find_device, full_engine_service, trainer_service
+from prefloop.machine import MachineSettings
+from prefloop.services import (
+    Layout,
+    engine_service,
+    find_device,
+    full_engine_service,
+    gateway_service,
+    trainer_service,
+)
+from trainer.model.presets import PRESETS
 
 
 def read_options(argv: list[str]) -> dict[str, str]:
@@ -65,3 +75,38 @@ def test_a_gpu_is_found_by_its_driver_unless_it_is_hidden(tmp_path: Path, monkey
 def test_the_trainer_reads_no_longer_rows_than_the_engine(tmp_path: Path) -> None:
     assert trainer_service(Layout(tmp_path, max_model_len=512)).env["PREFLOOP_TRAINER__MODEL__MAX_TOKENS"] == "512"
     assert "PREFLOOP_TRAINER__MODEL__MAX_TOKENS" not in trainer_service(Layout(tmp_path)).env
+
+
+def test_the_engine_takes_adapters_of_the_trainers_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_max_rank(rank: int) -> str:
+        return read_options(list(engine_service(Layout(tmp_path, lora_rank=rank)).argv))["--max-lora-rank"]
+
+    assert [find_max_rank(rank) for rank in (1, 8, 16, 320, 512)] == ["8", "8", "16", "320", "512"]
+    with pytest.raises(ValueError, match="up to rank 512"):
+        find_max_rank(513)
+    monkeypatch.setenv("PREFLOOP_CONFIG", str(tmp_path / "prefloop.toml"))
+    (tmp_path / "prefloop.toml").write_text("[trainer.model]\nlora_rank = 64\n")
+    assert MachineSettings().lora_rank == 64
+    (tmp_path / "prefloop.toml").write_text("")
+    assert {preset.lora_rank for preset in PRESETS.values()} == {MachineSettings().lora_rank} == {16}
+
+
+def test_engine_and_trainer_share_a_gpu_by_one_setting(tmp_path: Path) -> None:
+    def read(device: str, share: float) -> dict[str, str]:
+        return read_options(list(engine_service(Layout(tmp_path, device=device, gpu_share=share)).argv))
+
+    assert read("cuda", 0.4)["--gpu-memory-utilization"] == "0.4"
+    assert "--gpu-memory-utilization" not in read("cuda", 0.0) | read("cpu", 0.4)
+
+
+def test_the_probes_tolerance_follows_what_the_engine_computes_in(tmp_path: Path) -> None:
+    def find_dtype(device: str, *args: str, url: str = "") -> str | None:
+        layout = Layout(tmp_path, device=device, engine_args=args, engine_url=url)
+        return gateway_service(layout).env.get("PREFLOOP_GATEWAY__ENGINE_DTYPE")
+
+    assert (find_dtype("cpu"), find_dtype("cuda")) == ("float32", "bfloat16")
+    assert find_dtype("cuda", "--dtype", "half") == "float16" and find_dtype("cuda", "--dtype=float32") == "float32"
+    assert find_dtype("cuda", "--dtype", "auto") == "bfloat16" and find_dtype("cuda", url="http://engine") is None
+    assert GatewaySection(engine_dtype="float32").max_probe_difference == 0.001
+    assert GatewaySection(engine_dtype="bfloat16").max_probe_difference == 0.2
+    assert GatewaySection(engine_dtype="bfloat16", probe_tolerance=0.05).max_probe_difference == 0.05

@@ -52,16 +52,39 @@ def run_dpo(
     decisive pair is usable.
     """
 
+    given = [pair.pair.weight for pair in pairs] if weights is None else weights
+    preferences = make_preferences(pairs, references, given, blame_row(backbone, reject))
+    return train_preferences(
+        backbone, preferences, settings, seed=seed, snapshots=snapshots, progress=progress, reject=reject
+    )
+
+
+def blame_row(backbone: Backbone, reject: Reject) -> Callable[[str, Exception], None]:
+    """Rejects a row by its event id, or raises its error if the policy itself is not sound."""
+
     def blame(event_id: str, error: Exception) -> None:
         if not backbone.is_sound("policy"):
             raise error
         reject(event_id, PART, error)
 
-    given = [pair.pair.weight for pair in pairs] if weights is None else weights
-    preferences = make_preferences(pairs, references, given, blame)
+    return blame
+
+
+def train_preferences(
+    backbone: Backbone,
+    preferences: Sequence[Preference],
+    settings: DpoSection,
+    *,
+    seed: int,
+    snapshots: Snapshots | None = None,
+    progress: Progress = ignore_progress,
+    reject: Reject = log_rejected,
+) -> dict[str, float]:
+    """The training of `run_dpo`, on pairs that have their references. All processes of a distributed run do it alike."""
+    blame = blame_row(backbone, reject)
     num_ties = sum(preference.is_tie for preference in preferences)
     if num_ties == len(preferences):
-        raise NothingToTrainOn(f"{len(pairs)} pairs, none of them decisive and usable")
+        raise NothingToTrainOn(f"{len(preferences)} pairs, none of them decisive and usable")
     plan = plan_steps(
         [preference.event_id for preference in preferences],
         [preference.length for preference in preferences],

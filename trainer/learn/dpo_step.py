@@ -24,6 +24,7 @@ from trainer.math.losses import (
     tie_loss,
 )
 from trainer.model.logprobs import answer_logprobs
+from trainer.model.sharding import count_processes
 from trainer.settings import DpoSection
 from trainer.text.batches import plan_batches
 
@@ -73,7 +74,7 @@ class DpoStep:
     def make_parts(self, rows: Sequence[Preference]) -> list[Part]:
         """The step's micro-batches within the token budget; each computes its share of the loss."""
         total = self._mean_weight * len(rows)
-        plans = plan_batches([row.length for row in rows], self._backbone.token_budget)
+        plans = plan_batches([row.length for row in rows], self._backbone.token_budget, count_processes())
         chunks = [[rows[i] for i in plan] for plan in plans]
         if self._settings.kind in STEP_WIDE and len(chunks) > 1:
             return self._make_step_wide(chunks, total)

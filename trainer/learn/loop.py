@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 
 from trainer.learn.isolation import NotFinite
+from trainer.model.sharding import count_processes, find_rank
 
 log = logging.getLogger("trainer.learn")
 
@@ -69,17 +70,35 @@ def find_rate(group: ParameterGroup, schedule: Schedule | None) -> float:
 def add_up_over_processes(figures: dict[str, float], parameters: Iterable[nn.Parameter]) -> dict[str, float]:
     """Sums of gradients and figures over all processes of a torch.distributed run; alone, figures as they are.
 
-    Each process computes its own micro-batches, of which it needs at least one, of the same step.
+    Each process computes its own micro-batches (see deal_parts) of the same step.
     """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    if count_processes() == 1:
         return figures
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         distributed.all_reduce(parameter.grad)
-    added: list[dict[str, float] | None] = [None] * distributed.get_world_size()
+    added: list[dict[str, float] | None] = [None] * count_processes()
     distributed.all_gather_object(added, figures)
     return {name: sum((each or {}).get(name, 0.0) for each in added) for name in figures}
+
+
+def deal_parts(parts: Sequence[Part]) -> list[Part]:
+    """This process's share of a step's micro-batches: each process gets as many, since all take part in every forward.
+
+    Where they do not come out even, a process computes one of them again, and it counts nothing.
+    """
+    number = count_processes()
+    dealt = [*parts, *[_make_idle(parts[0])] * (-len(parts) % number)]
+    return dealt[find_rank() :: number]
+
+
+def _make_idle(part: Part) -> Part:
+    def idle() -> tuple[Tensor, dict[str, float]]:
+        loss, figures = part()
+        return loss * 0.0, dict.fromkeys(figures, 0.0)
+
+    return idle
 
 
 class Loop:
@@ -184,7 +203,7 @@ class Loop:
 
 
 class Snapshots:
-    """The newest state of a run in one file, replaced by one rename."""
+    """The newest state of a run in one file, replaced by one rename. Of several processes the first writes, all read."""
 
     def __init__(self, directory: Path, every: int) -> None:
         if every < 1:
@@ -198,6 +217,8 @@ class Snapshots:
 
     def save(self, loop: Loop) -> None:
         """Write the loop's state, then put it in the place of the one before."""
+        if find_rank() > 0:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         written = self.path.with_suffix(".part")
         about = json.dumps({"step_number": loop.step_number, "memo": loop.memo})

@@ -18,6 +18,7 @@ from trainer.learn.steps import count_steps, plan_steps
 from trainer.learn.training import RATES, NothingToTrainOn, Progress, Task, ignore_progress, run_steps
 from trainer.math.losses import answer_nll
 from trainer.model.logprobs import answer_logprobs
+from trainer.model.sharding import count_processes
 from trainer.settings import SftSection
 from trainer.text.batches import plan_batches
 from trainer.text.rejected import Reject, log_rejected
@@ -57,9 +58,38 @@ def run_sft(
     of the last epoch. Raises NothingToTrainOn if no row is usable.
     """
     given = [1.0] * len(rows) if weights is None else weights
-    examples = [Example(i, row, w) for i, row, w in zip(ids, rows, given, strict=True) if w > 0 and row.answer]
+    return train_examples(
+        backbone,
+        make_examples(rows, ids, given),
+        settings,
+        adapter=adapter,
+        seed=seed,
+        snapshots=snapshots,
+        progress=progress,
+        reject=reject,
+    )
+
+
+def make_examples(rows: Sequence[EncodedAnswer], ids: Sequence[str], weights: Sequence[float]) -> list[Example]:
+    """The answers that have tokens and a weight. Raises NothingToTrainOn if there are none."""
+    examples = [Example(i, row, w) for i, row, w in zip(ids, rows, weights, strict=True) if w > 0 and row.answer]
     if not examples:
         raise NothingToTrainOn(f"{len(rows)} answers, none of them usable")
+    return examples
+
+
+def train_examples(
+    backbone: Backbone,
+    examples: Sequence[Example],
+    settings: SftSection,
+    *,
+    adapter: str | None = "policy",
+    seed: int = 0,
+    snapshots: Snapshots | None = None,
+    progress: Progress = ignore_progress,
+    reject: Reject = log_rejected,
+) -> dict[str, float]:
+    """The training of `run_sft`. All processes of a distributed run do it alike; those can train adapters alone."""
     plan = plan_steps(
         [example.row_id for example in examples],
         [example.encoded.length for example in examples],
@@ -112,7 +142,7 @@ class SftStep:
     def make_parts(self, rows: Sequence[Example]) -> list[Part]:
         """The step's micro-batches within the token budget."""
         total = self._mean_weight * sum(len(row.encoded.answer) for row in rows)
-        plans = plan_batches([row.encoded.length for row in rows], self._backbone.token_budget)
+        plans = plan_batches([row.encoded.length for row in rows], self._backbone.token_budget, count_processes())
         return [self._make_part([rows[i] for i in plan], total) for plan in plans]
 
     def _make_part(self, rows: Sequence[Example], total: float) -> Part:

@@ -16,7 +16,8 @@ from torch import nn
 
 from feedback.errors import FeedbackError
 from trainer.learn.isolation import NotFinite, run_isolated
-from trainer.learn.loop import Loop, Part, Snapshots
+from trainer.learn.loop import Loop, Part, Snapshots, deal_parts
+from trainer.model.sharding import count_processes
 
 T = TypeVar("T")
 Figures = dict[str, float]
@@ -121,6 +122,8 @@ def _take(loop: Loop, task: Task[T], chosen: Sequence[int], rejected: set[int]) 
     except (SQLAlchemyError, FeedbackError):
         raise
     except Exception as error:  # whatever a row can do to the model
+        if count_processes() > 1 and not isinstance(error, NotFinite):
+            raise  # the other processes know nothing of it: only what is added up fails for all alike
         before = len(rejected)
         _find_culprits(task, chosen, rejected)
         if len(rejected) == before:
@@ -130,7 +133,7 @@ def _take(loop: Loop, task: Task[T], chosen: Sequence[int], rejected: set[int]) 
 
 
 def _step(loop: Loop, task: Task[T], chosen: Sequence[int]) -> Figures:
-    figures = loop.step(task.make_parts([task.rows[i] for i in chosen]))
+    figures = loop.step(deal_parts(task.make_parts([task.rows[i] for i in chosen])))
     return task.summarise(figures)
 
 

@@ -39,9 +39,14 @@ class Adapters:
         self.peft: Any = get_peft_model(model, config, adapter_name=self.NAMES[0])
         for name in self.NAMES[1:]:
             self.peft.add_adapter(name, deepcopy(config))
-        self.rank = rank
+        self.rank, self.alpha = rank, alpha
         self._layers: list[Any] = [module for module in self.peft.modules() if isinstance(module, BaseTunerLayer)]
         self._activate(None)
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """The settings of a model section that another process needs for adapters of this shape."""
+        return {"lora_rank": self.rank, "lora_alpha": self.alpha}
 
     def parameters_of(self, name: str) -> dict[str, nn.Parameter]:
         """The adapter's LoRA matrices by name."""

@@ -17,11 +17,13 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from trainer.model.adapters import Adapters
 from trainer.model.lm_head import read_scaling
-from trainer.model.presets import PRESETS, plan_memory, resolve_preset
+from trainer.model.presets import PRESETS, budget_beside_engine, fits_one_device, plan_memory, resolve_preset
+from trainer.model.sharding import count_processes, shard_base, take_least
 from trainer.settings import ModelSection
 from trainer.text.batches import Batch, Item, locate_answers, make_batch
 from trainer.text.transcript import Transcriber
@@ -62,17 +64,30 @@ class Backbone:
     """A causal LM, its tokenizer and its adapters.
 
     `preset` is the resolved one: other parts choose their learning rates by it. `dtype` is what products are computed in.
+    In a torch.distributed run every process makes one alike; by the preset fsdp each holds a share of the base, and all must
+    take part in every forward.
     """
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: ModelSection, seed: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: ModelSection,
+        seed: int,
+        device: torch.device | None = None,
+        engine_share: float = 0.0,
+    ) -> None:
         torch.manual_seed(seed)
         self.settings = settings
         self.tokenizer: Any = tokenizer
-        self.device: torch.device = next(model.parameters()).device
+        self.device: torch.device = device or next(model.parameters()).device
         self.dtype = choose_dtypes(settings.dtype, self.device)[1]
         self.num_parameters = sum(p.numel() for p in model.parameters())
         asked = settings.preset
-        self.preset = resolve_preset(self.num_parameters, self.device.type) if asked == "auto" else asked
+        num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        fits = bool(take_least(fits_one_device(num_bytes, count_device_bytes(self.device)), self.device))
+        resolved = resolve_preset(self.num_parameters, self.device.type, count_processes(), fits)
+        self.preset = resolved if asked == "auto" else asked
         values = PRESETS[self.preset]
         self.logits_mb = settings.logits_mb or values.logits_mb
         config = model.config.get_text_config()
@@ -93,28 +108,44 @@ class Backbone:
         )
         self.causal_lm: Any = self.adapters.peft.get_base_model()
         self.lm_head: Any = self.causal_lm.get_output_embeddings()
+        if self.preset == "fsdp" and count_processes() > 1:
+            shard_base(self.causal_lm, self.device)
+        else:
+            self.causal_lm.to(self.device)
         refuse_other_logits(self)
         self.free_tokens = sys.maxsize
         self._checkpointing = prepare_checkpointing(self.causal_lm)
         self.shares_prompt = settings.share_prompt == "auto" and can_share_prompt(self)
         memory_mb = values.memory_mb if settings.memory_mb is None else settings.memory_mb
+        if settings.memory_mb is None and self.device.type == "cuda":
+            memory_mb = budget_beside_engine(count_device_bytes(self.device) >> 20, engine_share)
         plan = plan_memory(
             settings.token_budget or values.token_budget,
             int(TAKEN_PER_KEPT * count_kept_bytes(self)) // PROBE_TOKENS,
             find_free_mb(self, memory_mb) if memory_mb and self._checkpointing else None,
         )
-        self.token_budget, self.free_tokens = plan.token_budget, plan.free_tokens
+        self.token_budget = take_least(plan.token_budget, self.device)
+        self.free_tokens = take_least(plan.free_tokens, self.device)
 
     @classmethod
-    def load(cls, base: str | Path, settings: ModelSection, *, seed: int, device: str = "") -> Backbone:
-        """Load a Hugging Face directory or hub id, safetensors alone."""
+    def load(
+        cls, base: str | Path, settings: ModelSection, *, seed: int, device: str = "", engine_share: float = 0.0
+    ) -> Backbone:
+        """Load a Hugging Face directory or hub id, safetensors alone. engine_share: of a GPU's memory, which an engine has."""
         where = choose_device(device or settings.device)
         weights, _ = choose_dtypes(settings.dtype, where)
         tokenizer = AutoTokenizer.from_pretrained(base)
         model: Any = AutoModelForCausalLM.from_pretrained(
             base, dtype=weights, use_safetensors=True, attn_implementation="sdpa"
         )
-        return cls(model.to(where), tokenizer, settings, seed)
+        return cls(model, tokenizer, settings, seed, where, engine_share)
+
+    @property
+    def held_share(self) -> float:
+        """Share of the base's weights that this process holds between forwards: below 1 where they are split."""
+        base = [p for name, p in self.causal_lm.named_parameters() if "lora_" not in name]
+        held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in base)
+        return float(held / sum(p.numel() for p in base))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Products in `dtype`, over weights of any."""
@@ -154,6 +185,13 @@ class Backbone:
             logits = self.causal_lm(input_ids=ids, use_cache=False).logits[0, :-1].float()
         scored: list[float] = torch.log_softmax(logits, -1).gather(1, ids[0, 1:, None]).squeeze(1).tolist()
         return scored
+
+
+def count_device_bytes(device: torch.device) -> int:
+    """Memory that one process may take on a device: a GPU's, or its part of the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total) // count_processes()
 
 
 def find_turn_ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -228,7 +266,8 @@ def prepare_checkpointing(model: Any) -> list[Any]:
 def count_kept_bytes(backbone: Backbone) -> int:
     """What the backward pass of PROBE_TOKENS tokens under an adapter keeps, without weights: measured by a forward."""
     kept: dict[int, int] = {}
-    weights = {p.untyped_storage().data_ptr() for p in backbone.causal_lm.parameters()}
+    whole = [p for p in backbone.causal_lm.parameters() if not isinstance(p, DTensor)]
+    weights = {p.untyped_storage().data_ptr() for p in whole}
     matrices = [p.shape for p in backbone.causal_lm.parameters() if p.dim() == 2]
     shapes = {*matrices, *((width, height) for height, width in matrices)}  # of their bfloat16 copies, too
 

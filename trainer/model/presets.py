@@ -30,12 +30,31 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def resolve_preset(num_parameters: int, device: str, num_processes: int = 1) -> PresetName:
-    """The preset of a model on a device ("cpu" or "cuda"): by size up to a billion parameters, then by the machine."""
+WEIGHTS_SHARE = 0.6  # of a device's memory that weights may take: activations, adapters and logits need the rest
+
+
+def fits_one_device(num_bytes: int, device_bytes: int) -> bool:
+    """Whether a model of so many bytes can be trained on a device without being split."""
+    return num_bytes <= WEIGHTS_SHARE * device_bytes
+
+
+TRAINER_RESERVE = 0.05  # of a GPU: contexts and fragments that nobody counts
+
+
+def budget_beside_engine(total_mb: int, engine_share: float) -> int:
+    """MiB of a GPU's memory that training may take beside an engine with a share of it; 0, no limit, if it has none."""
+    return int(total_mb * (1 - engine_share - TRAINER_RESERVE)) if engine_share else 0
+
+
+def resolve_preset(num_parameters: int, device: str, num_processes: int = 1, fits: bool = True) -> PresetName:
+    """The preset of a model on a device ("cpu" or "cuda"): by size up to a billion parameters, then by the machine.
+
+    fits: whether one device can hold it; if not, several processes split it.
+    """
+    if num_processes > 1 and not fits:
+        return "fsdp"
     if num_parameters < TINY_PARAMETERS:
         return "tiny"
-    if num_processes > 1:
-        return "fsdp"
     return "gpu" if device == "cuda" and num_parameters >= SMALL_PARAMETERS else "small"
 
 

@@ -24,7 +24,8 @@ from trainer.judge.judge import judge_checkpoint, measure_rung
 from trainer.judge.measures import Checkers
 from trainer.judge.parts import ScoredOnce, describe_parts
 from trainer.learn.checkers import list_functions, make_checkers
-from trainer.learn.dpo import run_dpo
+from trainer.learn.dpo import blame_row, make_preferences, run_dpo
+from trainer.learn.dpo_step import Preference
 from trainer.learn.engine_sampler import EngineSampler
 from trainer.learn.loop import Snapshots
 from trainer.learn.outcomes import make_outcome_model
@@ -33,13 +34,16 @@ from trainer.learn.references import References
 from trainer.learn.reward import RewardModel
 from trainer.learn.rewards import Rewards, make_rewards
 from trainer.learn.sampling import LocalSampler, PreferredSampler, Sampler, SamplingParameters, choose_parameters
-from trainer.learn.sft import run_sft
+from trainer.learn.sft import Example, make_examples, train_examples
+from trainer.learn.training import RATES
 from trainer.learn.version_gate import VersionFigures, judge_version, read_figures
+from trainer.learn.worker import Job
 from trainer.model.backbone import Backbone
 from trainer.run import rows, signal_queries
 from trainer.run.auditor_keeper import AuditorKeeper
 from trainer.run.training import Judged, Show, Task, Training
 from trainer.run.weighing import Weigh, find_reliability, make_weigher
+from trainer.run.workers import train_in_processes
 from trainer.settings import DpoSection, SftSection, TrainerSettings
 from trainer.text.pairs import Answer, Demonstration, Pair, Prompt
 from trainer.text.rejected import Reject
@@ -120,6 +124,8 @@ class Learning:
             adapters.reset("policy")
         else:
             adapters.load("policy", task.parent if plan.start == "stable" or reference is None else reference)
+        if self._settings.trainer.num_processes > 1:
+            return self._train_in_processes(task)
         snapshots = Snapshots(task.snapshots, self._settings.trainer.snapshot_every_steps)
         if plan.kind == "sft":
             return self._train_sft(task, snapshots)
@@ -143,6 +149,18 @@ class Learning:
         return lambda answers: self._references.get(self._backbone, answers, adapter, digest)
 
     def _train_sft(self, task: Task, snapshots: Snapshots) -> dict[str, float]:
+        return train_examples(
+            self._backbone,
+            self._make_examples(task),
+            SftSection.model_validate(task.plan.settings["sft"]),
+            seed=task.plan.seed,
+            snapshots=snapshots,
+            progress=task.progress,
+            reject=self._reject,
+        )
+
+    def _make_examples(self, task: Task) -> list[Example]:
+        """The task's demonstrations. Raises NothingToTrainOn."""
         encoded: list[tuple[Demonstration, EncodedAnswer]] = []
         for row in task.rows:
             assert isinstance(row, Demonstration)
@@ -150,14 +168,41 @@ class Learning:
                 encoded.append((row, self._backbone.transcriber.encode_answer(row.prompt, row.answer)))
             except Exception as error:  # templates and tokenizers raise what they like
                 self._reject(row.event_id, "round", error)
-        return run_sft(
-            self._backbone,
-            [answer for _, answer in encoded],
-            SftSection.model_validate(task.plan.settings["sft"]),
-            ids=[row.event_id for row, _ in encoded],
-            weights=[row.weight for row, _ in encoded],
-            seed=task.plan.seed,
-            snapshots=snapshots,
+        return make_examples(
+            [answer for _, answer in encoded], [row.event_id for row, _ in encoded], [row.weight for row, _ in encoded]
+        )
+
+    def _train_in_processes(self, task: Task) -> dict[str, float]:
+        """Train in several processes, from the adapter as it stands; references are computed and cached by this one."""
+        section, plan, adapters = self._settings.trainer, task.plan, self._backbone.adapters
+        learnt = dict(plan.settings[plan.kind])
+        learnt["lr"] = learnt["lr"] or RATES[self._backbone.preset]
+        preferences: list[Preference] = []
+        if plan.kind == "dpo":
+            pairs = self._backbone.transcriber.encode_pairs(list_pairs(task), "round", self._reject)
+            weights = [pair.pair.weight for pair in pairs]
+            blame = blame_row(self._backbone, self._reject)
+            preferences = make_preferences(pairs, self._make_references(task.reference), weights, blame)
+        job = Job(
+            kind=plan.kind,
+            base=self._settings.base,
+            device=section.worker_device or self._backbone.device.type,
+            model=section.model.model_dump() | adapters.shape,
+            section=learnt,
+            seed=plan.seed,
+            engine_share=self._settings.engine_gpu_share,
+            torch_threads=section.torch_threads,
+            snapshots=str(task.snapshots),
+            snapshot_every=section.snapshot_every_steps,
+            preferences=preferences,
+            examples=self._make_examples(task) if plan.kind == "sft" else [],
+        )
+        return train_in_processes(
+            job,
+            task.snapshots.with_name("workers"),
+            section.num_processes,
+            save_start=lambda directory: adapters.save("policy", directory),
+            load_trained=lambda directory: adapters.load("policy", directory),
             progress=task.progress,
             reject=self._reject,
         )

@@ -79,8 +79,9 @@ class RoundRunner:
         self._reporter.begin_round(opened.number, f"{reason}; from {stable.manifest.id}")
         log.info("round %d begins from %s (attempt %d): %s", opened.number, stable.manifest.id, opened.attempts, reason)
         try:
-            if opened.attempts > self._settings.max_attempts:
-                ending = Ending(reason=f"the trainer died in it {opened.attempts - 1} times")
+            num_deaths = files.count_deaths(opened.attempts)
+            if num_deaths >= self._settings.max_attempts:
+                ending = Ending(reason=f"the trainer died in it {num_deaths} times without coming further")
             else:
                 ending = self._see_through(opened, stable, files, from_base)
         except RoundAborted:

@@ -1,6 +1,7 @@
 """The directory of a round under way, `rounds/r-000012/`: its durable steps, each in place by one rename.
 
-plan.json, snapshots/ (learning's own), curve.jsonl (figures by step), phases.json, trained/ with trained.json, verdict.json.
+plan.json, attempts.json, snapshots/ and workers/ (learning's own), curve.jsonl (figures by step), phases.json, trained/ with
+trained.json, verdict.json.
 Removed when the round's record is closed. Does not decide what a step holds.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
+from safetensors import SafetensorError, safe_open
 
 from feedback.manifest import fsync_directory
 from feedback.outages import describe_error
@@ -25,6 +27,14 @@ log = logging.getLogger("trainer.run.round")
 
 _PREFIX = "r-"
 _UNFINISHED = ".unfinished"
+_TRAINED, _JUDGED = 1 << 40, 1 << 41  # as progress: more than any number of steps
+
+
+class _Attempts(msgspec.Struct, frozen=True):
+    """progress: the furthest that was seen, at the beginning of an attempt; attempt: the last one that came further."""
+
+    progress: int = 0
+    attempt: int = 0
 
 
 class RoundFiles:
@@ -78,6 +88,31 @@ class RoundFiles:
         fsync_files(unfinished)
         unfinished.rename(self.trained)
         fsync_directory(self.path)
+
+    def count_deaths(self, attempt: int) -> int:
+        """How often the trainer died since the round last came further, by durable steps. attempt: this one's number, from 1."""
+        try:
+            last = msgspec.json.decode((self.path / "attempts.json").read_bytes(), type=_Attempts)
+        except (FileNotFoundError, ValueError):
+            last = _Attempts()
+        progress = self._measure_progress()
+        if progress > last.progress:
+            last = _Attempts(progress, attempt - 1)
+            self._write("attempts.json", msgspec.json.encode(last))
+        return attempt - 1 - last.attempt
+
+    def _measure_progress(self) -> int:
+        """Optimizer steps in the newest snapshot, or more if training or judging is done."""
+        if (self.path / "verdict.json").exists():
+            return _JUDGED
+        if self.trained.exists():
+            return _TRAINED
+        try:
+            with safe_open(self.snapshots / "snapshot.safetensors", framework="np") as file:
+                loop = json.loads(file.metadata()["loop"])
+            return int(loop["memo"].get("position", loop["step_number"]))
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError):
+            return 0
 
     def read_verdict(self) -> Judged | None:
         """What the gate said, None while it has not."""

@@ -104,10 +104,11 @@ def count_row(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> int:
     return len(prompt) + sum(len(answer) for answer in answers)
 
 
-def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], token_budget: int, num_processes: int = 1) -> list[list[int]]:
     """Indices of rows in batches, the shortest first: rows x the longest of a batch <= token_budget.
 
-    A row longer than the budget stands alone. Rows of one length keep their order.
+    A row longer than the budget stands alone. Rows of one length keep their order. For several processes the largest batches
+    are halved until all processes get as many, as far as there are rows.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
@@ -115,6 +116,15 @@ def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
             batches[-1].append(index)
         else:
             batches.append([index])
+    while len(batches) % num_processes:
+        place = max(range(len(batches)), key=lambda i: (len(batches[i]) * lengths[batches[i][-1]], len(batches[i])))
+        if len(batches[place]) == 1:
+            place = max(range(len(batches)), key=lambda i: len(batches[i]))
+        largest = batches[place]
+        if len(largest) == 1:
+            break
+        half = len(largest) // 2
+        batches[place : place + 1] = [largest[:half], largest[half:]]
     return batches
 
 

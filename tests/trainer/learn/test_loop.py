@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, multiprocessing, nn
 
 from trainer.learn.isolation import NotFinite
-from trainer.learn.loop import Loop, ParameterGroup, Schedule, Snapshots
+from trainer.learn.loop import Loop, ParameterGroup, Schedule, Snapshots, deal_parts
 
 ROWS = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
 TARGETS = torch.randn(8, generator=torch.Generator().manual_seed(2))
@@ -148,3 +148,19 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert found["losses"].tolist() == pytest.approx(losses, abs=1e-5)
         torch.testing.assert_close(found["weight"], model.weight.detach(), atol=1e-5, rtol=0)
+
+
+def test_a_process_without_a_micro_batch_computes_one_that_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model = make()
+    parts = [lambda s=s: part(model, s) for s in (slice(0, 3), slice(3, 6), slice(6, 8))]  # type: ignore[misc]
+    assert deal_parts(parts) == parts
+    monkeypatch.setattr("trainer.learn.loop.count_processes", lambda: 2)
+    dealt = []
+    for rank in (0, 1):
+        monkeypatch.setattr("trainer.learn.loop.find_rank", lambda rank=rank: rank)
+        dealt.append(deal_parts(parts))
+    assert dealt[0] == [parts[0], parts[2]] and dealt[1][0] is parts[1]
+    loss, figures = dealt[1][1]()
+    assert loss.item() == 0 and figures == {"num_rows": 0.0}
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert model.weight.grad is not None and not model.weight.grad.any()

@@ -11,21 +11,33 @@ from tests.trainer.model.test_logprobs import ITEMS, SIZES
 from tests.trainer.tiny import SIZE, build_tiny_backbone, build_tiny_tokenizer, encode
 from trainer.model.backbone import Backbone, UnsupportedModel, choose_dtypes, find_turn_ends
 from trainer.model.logprobs import answer_logprobs, score_answers
-from trainer.model.presets import plan_memory, resolve_preset
+from trainer.model.presets import budget_beside_engine, fits_one_device, plan_memory, resolve_preset
 from trainer.seed import build_model
 from trainer.settings import ModelSection
 
 
 @pytest.mark.parametrize(
-    ("parameters", "device", "processes", "preset"),
+    ("parameters", "device", "processes", "fits", "preset"),
     [
-        (3_400_000, "cpu", 1, "tiny"), (3_400_000, "cuda", 1, "tiny"), (135_000_000, "cpu", 1, "small"),
-        (135_000_000, "cuda", 1, "small"), (8_000_000_000, "cuda", 1, "gpu"), (8_000_000_000, "cpu", 1, "small"),
-        (8_000_000_000, "cuda", 4, "fsdp"),
+        (3_400_000, "cpu", 1, True, "tiny"), (3_400_000, "cuda", 4, True, "tiny"), (135_000_000, "cpu", 1, True, "small"),
+        (135_000_000, "cuda", 1, True, "small"), (8_000_000_000, "cuda", 1, True, "gpu"),
+        (8_000_000_000, "cpu", 1, True, "small"), (8_000_000_000, "cuda", 4, True, "gpu"),
+        (8_000_000_000, "cuda", 4, False, "fsdp"), (8_000_000_000, "cuda", 1, False, "gpu"),
     ],
 )  # fmt: skip
-def test_the_preset_follows_size_and_machine(parameters: int, device: str, processes: int, preset: str) -> None:
-    assert resolve_preset(parameters, device, processes) == preset
+def test_the_preset_follows_size_and_machine(
+    parameters: int, device: str, processes: int, fits: bool, preset: str
+) -> None:
+    assert resolve_preset(parameters, device, processes, fits) == preset
+
+
+def test_the_trainer_plans_with_what_the_engine_leaves_of_a_gpu() -> None:
+    assert budget_beside_engine(80_000, 0.5) == 36_000
+    assert budget_beside_engine(80_000, 0.0) == 0
+
+
+def test_a_model_fits_a_device_that_its_weights_leave_room_on() -> None:
+    assert fits_one_device(16_000_000_000, 80 << 30) and not fits_one_device(140_000_000_000, 80 << 30)
 
 
 def test_weights_stay_float32_on_a_cpu_and_are_bfloat16_on_a_gpu() -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import select
 
@@ -23,8 +24,10 @@ from tests.trainer.workbench import Killed
 from trainer.judge.gate import Verdict
 from trainer.judge.judge import judge_checkpoint
 from trainer.judge.ladder import read_rung
+from trainer.learn.dpo import train_preferences
+from trainer.learn.worker import Job
 from trainer.run import assembly, lineage, round, rounds
-from trainer.settings import TrainerSettings
+from trainer.settings import DpoSection, TrainerSettings
 
 NUM_SEEDS = int(os.environ.get("PREFLOOP_RESUME_SEEDS", "10"))
 POINTS = ["round.prepared", "round.step", "round.trained", "round.judged", "round.published"]
@@ -119,3 +122,28 @@ def test_a_round_of_real_parts_leaves_report_lineage_and_marks(tmp_path: Path, m
     assert (rung.checkpoint, rung.first, rung.judge) == (row["checkpoint"], zero, "reward")
     assert rung.win_rate.n > 0 and f"beside {zero}" in page
     bench.writer.close()
+
+
+def test_workers_are_given_all_that_a_round_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they train from the job alone is published, and is what one process trains."""
+    alone = play(make_bench(tmp_path / "alone", 0))
+    bench = make_bench(tmp_path / "shared", 0)
+    bench.settings.trainer.num_processes = 2
+    jobs: list[Job] = []
+
+    def train(job: Job, directory: Path, num_processes: int, **functions: Any) -> dict[str, float]:
+        jobs.append(msgspec.json.decode(msgspec.json.encode(job), type=Job))
+        assert num_processes == 2 and directory.parent == Path(job.snapshots).parent
+        return train_preferences(
+            bench.backbone,
+            jobs[0].preferences,
+            DpoSection.model_validate(jobs[0].section),
+            seed=jobs[0].seed,
+            progress=functions["progress"],
+        )
+
+    monkeypatch.setattr(assembly, "train_in_processes", train)
+    assert play(bench) == alone
+    (job,) = jobs
+    assert (job.kind, job.device, job.base) == ("dpo", "cpu", bench.settings.base)
+    assert job.section["lr"] == 1e-3 and job.model["lora_rank"] == 16

@@ -3,8 +3,10 @@ import sys
 import urllib.request
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
+from safetensors.numpy import save_file
 from sqlalchemy.exc import OperationalError
 
 from feedback import inbox
@@ -14,6 +16,7 @@ from trainer.run import rounds, rows
 from trainer.run.metrics import Curves
 from trainer.run.reward_keeper import updates
 from trainer.run.round import RoundAborted
+from trainer.run.round_files import RoundFiles
 from trainer.run.server import start_status_server
 from trainer.run.training import Judged
 from trainer.settings import TrainerSettings
@@ -178,7 +181,24 @@ def test_a_round_that_keeps_killing_the_trainer_is_given_up(bench):
         with pytest.raises(Killed):
             bench.run_all(bench.start())
     bench.run_all(bench.start())
-    assert [row["reason"] for row in bench.finished()] == ["the trainer died in it 3 times"]
+    assert [row["reason"] for row in bench.finished()] == ["the trainer died in it 3 times without coming further"]
+
+
+def test_deaths_count_only_while_a_round_comes_no_further(bench):
+    """Five deaths with a step between them, then three at the same step."""
+    bench.send(40)
+    bench.error = Killed()
+    learner, files = bench.start(), RoundFiles(bench.settings.rounds_dir, 1)
+    for position in [1, 2, 3, 4, 5, 5, 5, 5]:
+        assert bench.finished() == []
+        with pytest.raises(Killed):
+            bench.run_all(learner)
+        files.snapshots.mkdir(exist_ok=True)
+        about = json.dumps({"step_number": 0, "memo": {"position": position}})
+        save_file({"x": np.zeros(1)}, files.snapshots / "snapshot.safetensors", metadata={"loop": about})
+        learner = bench.start()
+    bench.run_all(learner)
+    assert [row["reason"] for row in bench.finished()] == ["the trainer died in it 3 times without coming further"]
 
 
 def test_a_kill_between_rename_and_record_publishes_once(bench):

@@ -44,3 +44,12 @@ def test_an_item_needs_prompt_and_answers(item: tuple[tuple[int, ...], list[tupl
 def test_batches_hold_rows_of_like_length_up_to_the_budget() -> None:
     assert plan_batches([9, 2, 3, 2, 30, 10], 20) == [[1, 3, 2], [0, 5], [4]]
     assert plan_batches([], 20) == []
+
+
+def test_several_processes_get_as_many_batches_as_far_as_there_are_rows() -> None:
+    lengths = [5, 5, 5, 5, 9, 1]
+    plan = plan_batches(lengths, 1000, 4)
+    assert len(plan) == 4 and sorted(i for batch in plan for i in batch) == list(range(6))
+    assert plan_batches([3, 4], 1000, 4) == [[0], [1]]
+    assert plan_batches(lengths, 10, 1) == plan_batches(lengths, 10)
+    assert len(plan_batches([9] * 7, 9, 2)) == 7  # a row each: nothing can be halved

@@ -1,0 +1,143 @@
+"""A round in two processes gives what one gives: the same losses and the same adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.commands.launch import launch_command_parser
+
+from tests.trainer.learn.pairs import encode_all, make_kind_pairs, refer_to_base
+from tests.trainer.tiny import SIZE, build_tiny_tokenizer
+from trainer.learn.dpo import blame_row, make_preferences, train_preferences
+from trainer.learn.dpo_step import Preference
+from trainer.learn.loop import Snapshots
+from trainer.learn.worker import Job
+from trainer.model.backbone import Backbone
+from trainer.run.workers import WorkersFailed, build_command, train_in_processes
+from trainer.seed import build_model
+from trainer.settings import DpoSection, ModelSection
+from trainer.text.rejected import log_rejected
+
+SECTION = DpoSection(lr=3e-3, epochs=1, batch_size=6)
+MODEL = {"dtype": "float32", "preset": "fsdp", "token_budget": 128}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("base")
+    tokenizer = build_tiny_tokenizer()
+    build_model(SIZE, tokenizer).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def load(base: Path, seed: int) -> Backbone:
+    return Backbone.load(base, ModelSection.model_validate(MODEL), seed=seed, device="cpu")
+
+
+def prepare(backbone: Backbone, number: int = 20) -> list[Preference]:
+    pairs = make_kind_pairs(number)
+    return make_preferences(
+        encode_all(backbone, pairs),
+        refer_to_base(backbone),
+        [1.0 + 0.1 * (i % 7) for i in range(number)],
+        blame_row(backbone, log_rejected),
+    )
+
+
+def make_job(base: Path, directory: Path, preferences: list[Preference]) -> Job:
+    return Job(
+        kind="dpo",
+        base=str(base),
+        device="cpu",
+        model=MODEL,
+        section=SECTION.model_dump(),
+        seed=5,
+        torch_threads=1,
+        snapshots=str(directory / "snapshots"),
+        snapshot_every=2,
+        preferences=preferences,
+    )
+
+
+def weights_of(backbone: Backbone) -> dict[str, torch.Tensor]:
+    return backbone.adapters.state("policy")
+
+
+class Stopped(Exception):
+    """What ends a run from outside."""
+
+
+def test_two_processes_that_split_the_base_train_as_one_does_even_if_they_are_stopped_and_start_again(
+    base: Path, tmp_path: Path
+) -> None:
+    backbone = load(base, seed=3)
+    preferences = prepare(backbone)
+    start = weights_of(backbone)
+    one: list[dict[str, float]] = []
+    expected = train_preferences(
+        backbone, preferences, SECTION, seed=5, progress=lambda share, figures: one.append({"share": share, **figures})
+    )
+    trained = weights_of(backbone)
+    backbone.adapters.restore("policy", start)
+    seen: list[dict[str, float]] = []
+
+    def progress(share: float, figures: Any) -> None:
+        seen.append({"share": share, **figures})
+        if len(seen) == 3:
+            raise Stopped
+
+    def run() -> dict[str, float]:
+        return train_in_processes(
+            make_job(base, tmp_path, preferences),
+            tmp_path / "workers",
+            2,
+            save_start=lambda directory: backbone.adapters.save("policy", directory),
+            load_trained=lambda directory: backbone.adapters.load("policy", directory),
+            progress=progress,
+            reject=log_rejected,
+        )
+
+    with pytest.raises(Stopped):
+        run()
+    assert Snapshots(tmp_path / "snapshots", 2).path.exists()
+    metrics = run()
+    by_share = {row["share"]: row for row in seen}  # a step that was repeated is the same again
+    assert sorted(by_share) == pytest.approx([row["share"] for row in one])
+    for row in one:
+        for name, value in row.items():
+            assert by_share[row["share"]][name] == pytest.approx(value, abs=1e-5), name
+    assert metrics["loss"] == pytest.approx(expected["loss"], abs=1e-5) and metrics["num_processes"] == 2
+    assert 0.5 < metrics["held_share"] < 0.75  # half of the layers, and the whole embeddings
+    found = weights_of(backbone)
+    assert max((found[name] - start[name]).abs().max().item() for name in found) > 1e-3
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, trained[name], atol=1e-5, rtol=0)
+
+
+def test_an_error_of_one_process_ends_all_and_says_why(base: Path, tmp_path: Path) -> None:
+    backbone = load(base, seed=3)
+    bad = [dataclasses.replace(prepare(backbone, 2)[0], chosen=(99_999,))] * 2
+    with pytest.raises(WorkersFailed, match=r"process [01]: IndexError"):
+        train_in_processes(
+            make_job(base, tmp_path, bad),
+            tmp_path / "workers",
+            2,
+            save_start=lambda directory: backbone.adapters.save("policy", directory),
+            load_trained=lambda directory: None,
+            progress=lambda share, figures: None,
+            reject=log_rejected,
+        )
+
+
+def test_gpus_are_launched_by_accelerate() -> None:
+    command = build_command(Path("job"), "cuda", 4)
+    assert command[1:3] == ["-m", "accelerate.commands.launch"]
+    read = launch_command_parser().parse_args(command[3:])
+    assert (read.multi_gpu, read.num_processes, read.num_machines, read.main_process_port) == (True, 4, 1, 0)
+    assert (read.module, read.training_script, read.training_script_args) == (True, "trainer.learn.worker", ["job"])

@@ -1,0 +1,128 @@
+"""Trains a round in several processes: writes the job into a directory, launches them, relays their progress, reads the result.
+
+The trainer itself stays one process. If it ends, however that may be, so do the workers; started again, it launches them anew
+and they go on from the newest snapshot. An error of one ends them all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from trainer.learn.training import NothingToTrainOn
+from trainer.learn.worker import Job, Result
+from trainer.text.rejected import Reject
+
+POLL_S = 0.1
+STOP_TIMEOUT_S = 10.0
+PR_SET_PDEATHSIG = 1
+
+
+class WorkersFailed(Exception):
+    """A process of a distributed training ended with an error."""
+
+
+class RejectedByWorker(ValueError):
+    """A row could not be learnt from; the text is the worker's."""
+
+
+def build_command(directory: Path, device: str, num_processes: int) -> list[str]:
+    """`accelerate launch` on GPUs; on CPUs, where it wants MPI, the torchrun beneath it, whose environment it reads alike."""
+    worker = ["-m", "trainer.learn.worker", str(directory)]
+    if device == "cpu":
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    else:
+        launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+        launcher += ["--dynamo_backend", "no", "--main_process_port", "0", "--num_processes", str(num_processes)]
+    return [sys.executable, "-m", *launcher, *worker]
+
+
+def train_in_processes(
+    job: Job,
+    directory: Path,
+    num_processes: int,
+    *,
+    save_start: Callable[[Path], None],
+    load_trained: Callable[[Path], None],
+    progress: Callable[[float, Mapping[str, float]], None],
+    reject: Reject,
+) -> dict[str, float]:
+    """Returns the training's metrics, with the policy as it was trained loaded.
+
+    save_start, load_trained: of adapter "policy". progress may raise to stop the run. Raises NothingToTrainOn, WorkersFailed.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    save_start(directory / "start")
+    (directory / "job.json").write_bytes(msgspec.json.encode(job))
+    with (directory / "workers.log").open("ab") as log:
+        process = subprocess.Popen(
+            build_command(directory, job.device, num_processes),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=_die_with_parent,
+        )
+    try:
+        _follow(process, directory / "progress.jsonl", progress)
+    finally:
+        _end(process)
+    if process.returncode != 0:
+        raise WorkersFailed(_find_error(directory, process.returncode))
+    result = msgspec.json.decode((directory / "result.json").read_bytes(), type=Result)
+    for row in result.rejected:
+        reject(row.event_id, row.part, RejectedByWorker(row.reason))
+    if result.nothing_usable:
+        raise NothingToTrainOn(result.nothing_usable)
+    load_trained(directory / "trained")
+    return result.metrics
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # the launcher then ends its workers
+
+
+def _follow(
+    process: subprocess.Popen[bytes], path: Path, progress: Callable[[float, Mapping[str, float]], None]
+) -> None:
+    """Hand on whole lines as they come, until the process has ended."""
+    read = 0
+    while True:
+        has_ended = process.poll() is not None
+        lines = path.read_bytes()[read:].splitlines(keepends=True) if path.exists() else []
+        for line in lines:
+            if line.endswith(b"\n"):
+                read += len(line)
+                figures = json.loads(line)
+                progress(figures.pop("share"), figures)
+        if has_ended:
+            return
+        time.sleep(POLL_S)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _find_error(directory: Path, returncode: int) -> str:
+    try:
+        said = (directory / "error.txt").read_text()
+    except FileNotFoundError:
+        lines = (directory / "workers.log").read_text(errors="replace").splitlines()
+        said = next((line for line in reversed(lines) if "Error" in line), "no process said why")
+    return f"training in several processes ended with code {returncode}: {said}"[:500]
