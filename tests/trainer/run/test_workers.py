@@ -108,7 +108,8 @@ def test_two_processes_that_split_the_base_train_as_one_does_even_if_they_are_st
     assert Snapshots(tmp_path / "snapshots", 2).path.exists()
     metrics = run()
     by_share = {round(row["share"], 6): row for row in one}
-    assert len({row["share"] for row in seen}) >= 3  # the last step may be done before the stop is heard: it is not told again
+    # The last step may be done before the stop is heard: then it is not told again.
+    assert len({row["share"] for row in seen}) >= 3
     for row in seen:  # a step that was repeated is the same again
         for name, value in row.items():
             assert by_share[round(row["share"], 6)][name] == pytest.approx(value, abs=1e-5), name
