@@ -21,11 +21,17 @@ MAY_IMPORT = {
     "prefloop": {"prefloop", "feedback"},
 }
 HEAVY = {"torch", "transformers", "scipy", "vllm", "peft", "accelerate"}
-GATEWAY_ORDER = [  # from the top; what stands in one line stands side by side
-    ["app", "opening", "workers", "siblings"],
-    ["api"], ["web"], ["telemetry"], ["serving"], ["rollout"], ["engines"], ["access"], ["http"], ["tables"],
-    ["settings"], ["errors"],
-]  # fmt: skip
+ORDER = {  # from the top; what stands in one line stands side by side
+    "gateway": [
+        ["app"],
+        ["api"], ["telemetry"], ["serving"], ["rollout"], ["engines"], ["access"], ["http"], ["tables"],
+        ["settings"], ["errors"],
+    ],
+    "trainer": [
+        ["main", "seed", "full_model", "smollm"],
+        ["run"], ["judge"], ["learn"], ["model"], ["text"], ["math"], ["settings"], ["sections"],
+    ],
+}  # fmt: skip
 PURE = [  # decisions and statistics: no package above them, no input or output
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gateway/rollout/pure").glob("*.py")),
     "gateway/tables/rows.py",
@@ -92,19 +98,23 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def find_floor(module: str) -> int:
-    """How far below the top of the gateway a module stands."""
-    folder = module.split(".")[1] if "." in module else ""
-    return next((floor for floor, names in enumerate(GATEWAY_ORDER) if folder in names), 0)
+    """How far below the top of its package a module stands."""
+    package, _, rest = module.partition(".")
+    folder = rest.partition(".")[0]
+    return next((floor for floor, names in enumerate(ORDER[package]) if folder in names), 0)
 
 
-@pytest.mark.parametrize("folder", [name for names in GATEWAY_ORDER for name in names])
-def test_a_folder_of_the_gateway_imports_only_those_below_it(folder: str) -> None:
-    paths = [path for path in list_modules("gateway") if name_module(path).split(".")[1:2] == [folder]]
+@pytest.mark.parametrize(
+    ("package", "folder"), [(package, name) for package, floors in ORDER.items() for names in floors for name in names]
+)
+def test_a_folder_imports_only_those_below_it(package: str, folder: str) -> None:
+    paths = [path for path in list_modules(package) if name_module(path).split(".")[1:2] == [folder]]
+    assert paths
     up = [
         f"{name_module(path)} -> {name}"
         for path in paths
         for name in imported_modules(path)
-        if name.startswith("gateway.") and find_floor(name) < find_floor(name_module(path))
+        if name.startswith(f"{package}.") and find_floor(name) < find_floor(name_module(path))
     ]
     assert up == []
 

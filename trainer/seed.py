@@ -23,7 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trainer.learn.sft import run_sft
 from trainer.model.backbone import Backbone
-from trainer.settings import ModelSection, SftSection
+from trainer.sections.model import ModelSection
+from trainer.sections.training import SftSection
 from trainer.text.pairs import Answer, Prompt
 from trainer.text.transcript import EncodedAnswer, Transcriber
 

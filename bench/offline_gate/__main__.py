@@ -27,7 +27,8 @@ from trainer.judge.judge import judge_checkpoint
 from trainer.learn.reward import RewardModel
 from trainer.learn.sampling import LocalSampler, Sampled, SamplingParameters
 from trainer.model.backbone import Backbone
-from trainer.settings import GateSection, ModelSection
+from trainer.sections.judging import GateSection
+from trainer.sections.model import ModelSection
 from trainer.text.pairs import Pair, Prompt
 
 ROOT = Path(__file__).parents[2] / "state"

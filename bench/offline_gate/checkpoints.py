@@ -18,8 +18,9 @@ from trainer.learn.sampling import LocalSampler, Sampled
 from trainer.learn.sft import run_sft
 from trainer.model.backbone import Backbone
 from trainer.model.logprobs import score_answers
+from trainer.sections.model import ModelSection
+from trainer.sections.training import DpoSection, SftSection
 from trainer.seed import SeedSettings, build_model
-from trainer.settings import DpoSection, ModelSection, SftSection
 from trainer.text.pairs import Answer, Pair, Prompt
 from trainer.text.rejected import log_rejected
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from bench.swap.sentences import QUESTIONS, SENTENCES
 from feedback.manifest import Probe
 from trainer.model.backbone import Backbone
-from trainer.settings import ModelSection
+from trainer.sections.model import ModelSection
 from trainer.text.batches import locate_answers
 from trainer.text.pairs import Answer, Prompt
 from trainer.text.transcript import EncodedAnswer

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainer.model.backbone import Backbone
+from trainer.sections.model import ModelSection
 from trainer.seed import build_tokenizer
-from trainer.settings import ModelSection
 
 TINY_VOCABULARY = 8192
 WORDS = [

@@ -24,7 +24,8 @@ from trainer.learn.reward import RewardModel
 from trainer.learn.sft import run_sft
 from trainer.math.losses import rao_kupper_logprobs
 from trainer.model.backbone import Backbone
-from trainer.settings import DpoSection, RewardSection, SftSection
+from trainer.sections.reward import RewardSection
+from trainer.sections.training import DpoSection, SftSection
 from trainer.text.batches import plan_batches
 from trainer.text.pairs import Answer, Pair, Prompt
 from trainer.text.transcript import EncodedAnswer, EncodedPair

@@ -3,8 +3,8 @@
 from typing import Any
 
 from trainer.model.backbone import Backbone
+from trainer.sections.model import ModelSection
 from trainer.seed import SeedSettings, build_model, build_tokenizer
-from trainer.settings import ModelSection
 from trainer.text.pairs import Answer, Prompt
 from trainer.text.transcript import EncodedAnswer
 

@@ -17,7 +17,7 @@ from trainer.text.rejected import Reject, log_rejected
 
 if TYPE_CHECKING:
     from trainer.model.backbone import Backbone
-    from trainer.settings import RewardSection
+    from trainer.sections.reward import RewardSection
     from trainer.text.pairs import Pair, Rated
     from trainer.text.transcript import EncodedAnswer
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from trainer.judge.measures import Example, Figure, Figures
 from trainer.math.intervals import Estimate, spend_alpha
-from trainer.settings import GateSection
+from trainer.sections.judging import GateSection
 
 ALARM_ALPHA = 0.01  # of a broken budget; degenerate answers are stopped on weaker evidence
 STRICT_ALPHA = 0.05

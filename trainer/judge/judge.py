@@ -21,7 +21,7 @@ from trainer.judge.parts import compare_rewards
 from trainer.learn.isolation import NotFinite
 from trainer.learn.rewards import Rewards
 from trainer.learn.sampling import Sampled, Sampler, SamplingParameters
-from trainer.settings import GateSection
+from trainer.sections.judging import GateSection
 from trainer.text.pairs import Answer, Prompt
 
 if TYPE_CHECKING:

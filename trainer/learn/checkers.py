@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from trainer.learn.regex_worker import RegexWorker
-from trainer.settings import CheckerSection
+from trainer.sections.reward import CheckerSection
 from trainer.text.pairs import Answer, Prompt
 
 log = logging.getLogger("trainer.learn.checkers")

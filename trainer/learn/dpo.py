@@ -18,7 +18,7 @@ from trainer.learn.isolation import NotFinite, run_isolated
 from trainer.learn.loop import Loop, ParameterGroup, Schedule, Snapshots
 from trainer.learn.steps import count_steps, plan_steps
 from trainer.learn.training import RATES, NothingToTrainOn, Progress, Task, ignore_progress, run_steps
-from trainer.settings import DpoSection
+from trainer.sections.training import DpoSection
 from trainer.text.rejected import Reject, log_rejected
 from trainer.text.transcript import EncodedAnswer, EncodedPair
 

@@ -25,7 +25,7 @@ from trainer.math.losses import (
 )
 from trainer.model.logprobs import answer_logprobs
 from trainer.model.sharding import count_processes
-from trainer.settings import DpoSection
+from trainer.sections.training import DpoSection
 from trainer.text.batches import plan_batches
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 
 from trainer.learn.sampling import EngineFailed, Sampled, fit_limit
-from trainer.settings import SamplingSection
+from trainer.sections.judging import SamplingSection
 from trainer.text.pairs import Answer, Prompt
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from trainer.math.choices import (
     fit_choices,
     win_probabilities,
 )
-from trainer.settings import RewardSection
+from trainer.sections.reward import RewardSection
 from trainer.text.rejected import Reject, log_rejected
 from trainer.text.style import FEATURES, SPREADS
 from trainer.text.transcript import EncodedAnswer, EncodedPair

@@ -22,7 +22,7 @@ from trainer.text.batches import plan_batches
 
 if TYPE_CHECKING:
     from trainer.model.backbone import Backbone
-    from trainer.settings import RewardSection
+    from trainer.sections.reward import RewardSection
 
 ADAPTER_RATES = {"tiny": 1e-3, "small": 2e-4}
 LARGE_RATE = 5e-5

@@ -22,7 +22,7 @@ from trainer.model.heads import EpistemicHead, Standardiser
 
 if TYPE_CHECKING:
     from trainer.model.backbone import Backbone
-    from trainer.settings import RewardSection
+    from trainer.sections.reward import RewardSection
 
 
 @lru_cache(maxsize=8192)

@@ -14,7 +14,7 @@ from trainer.learn.reservoir import Row
 from trainer.math.choices import FIRST, RATED, SECOND, TIE
 
 if TYPE_CHECKING:
-    from trainer.settings import RewardSection
+    from trainer.sections.reward import RewardSection
     from trainer.text.pairs import Pair, Rated
 
 KINDS = {"first": FIRST, "second": SECOND, "tie": TIE, "both_bad": TIE}

@@ -19,7 +19,7 @@ from trainer.text.transcript import EncodedAnswer
 
 if TYPE_CHECKING:
     from trainer.learn.reward_scores import Scores
-    from trainer.settings import RewardsSection
+    from trainer.sections.reward import RewardsSection
 
 Curve = Callable[[float], float]
 

@@ -19,7 +19,7 @@ from trainer.learn.training import RATES, NothingToTrainOn, Progress, Task, igno
 from trainer.math.losses import answer_nll
 from trainer.model.logprobs import answer_logprobs
 from trainer.model.sharding import count_processes
-from trainer.settings import SftSection
+from trainer.sections.training import SftSection
 from trainer.text.batches import plan_batches
 from trainer.text.rejected import Reject, log_rejected
 from trainer.text.transcript import EncodedAnswer

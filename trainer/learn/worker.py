@@ -69,7 +69,8 @@ def train_job(directory: Path) -> None:
     from trainer.learn.sft import train_examples
     from trainer.learn.training import NothingToTrainOn
     from trainer.model.backbone import Backbone
-    from trainer.settings import DpoSection, ModelSection, SftSection
+    from trainer.sections.model import ModelSection
+    from trainer.sections.training import DpoSection, SftSection
 
     job = msgspec.json.decode((directory / "job.json").read_bytes(), type=Job)
     torch.set_num_threads(job.torch_threads)

@@ -24,7 +24,7 @@ from trainer.model.adapters import Adapters
 from trainer.model.lm_head import read_scaling
 from trainer.model.presets import PRESETS, budget_beside_engine, fits_one_device, plan_memory, resolve_preset
 from trainer.model.sharding import count_processes, shard_base, take_least
-from trainer.settings import ModelSection
+from trainer.sections.model import ModelSection
 from trainer.text.batches import Batch, Item, locate_answers, make_batch
 from trainer.text.transcript import Transcriber
 

@@ -44,7 +44,8 @@ from trainer.run.auditor_keeper import AuditorKeeper
 from trainer.run.training import Judged, Show, Task, Training
 from trainer.run.weighing import Weigh, find_reliability, make_weigher
 from trainer.run.workers import train_in_processes
-from trainer.settings import DpoSection, SftSection, TrainerSettings
+from trainer.sections.training import DpoSection, SftSection
+from trainer.settings import TrainerSettings
 from trainer.text.pairs import Answer, Demonstration, Pair, Prompt
 from trainer.text.rejected import Reject
 from trainer.text.transcript import EncodedAnswer

@@ -33,7 +33,7 @@ from trainer.run.reporter import Reporter, describe_metrics
 from trainer.run.reward_states import Accepted, RewardStates, Update, list_states, name_state, read_uses
 from trainer.run.status import RewardView
 from trainer.run.weighing import Weigh, describe_row
-from trainer.settings import RewardSection
+from trainer.sections.reward import RewardSection
 from trainer.text.pairs import Pair, Rated
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from tests.trainer.learn.people import build_reading_backbone, likes_short, make
 from tests.trainer.tiny import encode
 from trainer.judge.auditor import Auditor
 from trainer.learn.reward import RewardModel
-from trainer.settings import RewardSection
+from trainer.sections.reward import RewardSection
 from trainer.text.pairs import Pair
 
 FAST = RewardSection(head_steps=10)

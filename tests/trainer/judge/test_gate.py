@@ -11,7 +11,7 @@ import pytest
 from trainer.judge.gate import RULES, Verdict, decide, is_worse
 from trainer.judge.measures import Figure, Figures
 from trainer.math.intervals import Estimate
-from trainer.settings import GateSection
+from trainer.sections.judging import GateSection
 
 SETTINGS = GateSection()
 

@@ -14,7 +14,7 @@ from trainer.judge.frozen import FrozenSets, digest_prompt, read_row
 from trainer.judge.judge import judge_checkpoint, keep_readable, keep_usable, measure_rung
 from trainer.learn.sampling import LocalSampler, SamplingParameters
 from trainer.model.backbone import Backbone
-from trainer.settings import GateSection
+from trainer.sections.judging import GateSection
 from trainer.text.pairs import Prompt
 from trainer.text.transcript import EncodedAnswer
 

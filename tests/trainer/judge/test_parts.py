@@ -15,7 +15,8 @@ from trainer.judge.measures import Asked
 from trainer.judge.parts import ScoredOnce, compare_rewards, describe_parts
 from trainer.learn.rewards import make_rewards
 from trainer.learn.sampling import LocalSampler, Sampled, SamplingParameters
-from trainer.settings import GateSection, RewardsSection
+from trainer.sections.judging import GateSection
+from trainer.sections.reward import RewardsSection
 from trainer.text.pairs import Answer
 from trainer.text.transcript import EncodedAnswer
 

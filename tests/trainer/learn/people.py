@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from tests.trainer.tiny import SIZE, TEXTS, build_tiny_backbone, make_prompt
 from trainer.model.backbone import Backbone
+from trainer.sections.model import ModelSection
 from trainer.seed import build_model, build_tokenizer
-from trainer.settings import ModelSection
 from trainer.text.pairs import Answer, Pair
 
 SUBJECTS = ("tea", "rain", "bread", "music", "the moon", "paper", "salt", "glass", "wool", "honey", "chess", "rivers")

@@ -16,7 +16,7 @@ from trainer.learn.checkers import (
     make_checkers,
     unwrap_code,
 )
-from trainer.settings import CheckerSection
+from trainer.sections.reward import CheckerSection
 from trainer.text.pairs import Answer
 
 SCHEMA = "CREATE TABLE tea (name TEXT, grams REAL); INSERT INTO tea VALUES ('assam', 100), ('sencha', 50);"

@@ -19,7 +19,8 @@ from trainer.learn.isolation import NotFinite
 from trainer.learn.loop import Snapshots
 from trainer.model.backbone import Backbone
 from trainer.model.logprobs import score_answers
-from trainer.settings import DpoSection, TrainerSettings
+from trainer.sections.training import DpoSection
+from trainer.settings import TrainerSettings
 from trainer.text.pairs import Pair
 
 ROUND = DpoSection(lr=3e-3, epochs=2, batch_size=8)

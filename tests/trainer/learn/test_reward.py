@@ -21,7 +21,7 @@ from trainer.learn.reward_scores import make_scores
 from trainer.model.adapters import AdapterMismatch
 from trainer.model.backbone import Backbone
 from trainer.model.logprobs import score_answers
-from trainer.settings import RewardSection
+from trainer.sections.reward import RewardSection
 from trainer.text.pairs import Answer, Pair, Rated
 
 KIND, GRUFF = "Gladly: Paris is the capital of France.", "Go away."

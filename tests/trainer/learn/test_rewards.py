@@ -10,7 +10,7 @@ from trainer.learn.checkers import make_checkers
 from trainer.learn.outcomes import OutcomeModel
 from trainer.learn.reward import RewardModel
 from trainer.learn.rewards import Part, Rewards, Sample, excess_curve, harm_part, length_part, make_rewards
-from trainer.settings import CheckerSection, RewardSection, RewardsSection
+from trainer.sections.reward import CheckerSection, RewardSection, RewardsSection
 from trainer.text.pairs import Answer, Rated
 from trainer.text.transcript import EncodedAnswer
 

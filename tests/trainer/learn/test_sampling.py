@@ -25,7 +25,7 @@ from trainer.learn.sampling import (
 )
 from trainer.model.backbone import Backbone
 from trainer.model.logprobs import score_answers
-from trainer.settings import SamplingSection
+from trainer.sections.judging import SamplingSection
 from trainer.text.pairs import Answer, Pair
 from trainer.text.transcript import EncodedAnswer
 

@@ -13,7 +13,7 @@ from trainer.learn.sft import Example, SftStep, run_sft
 from trainer.learn.training import NothingToTrainOn
 from trainer.model.backbone import Backbone
 from trainer.model.logprobs import score_answers
-from trainer.settings import SftSection
+from trainer.sections.training import SftSection
 
 ROUND = SftSection(lr=1e-2, epochs=4, batch_size=4)
 

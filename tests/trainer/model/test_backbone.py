@@ -12,8 +12,8 @@ from tests.trainer.tiny import SIZE, build_tiny_backbone, build_tiny_tokenizer, 
 from trainer.model.backbone import Backbone, UnsupportedModel, choose_dtypes, find_turn_ends
 from trainer.model.logprobs import answer_logprobs, score_answers
 from trainer.model.presets import budget_beside_engine, fits_one_device, plan_memory, resolve_preset
+from trainer.sections.model import ModelSection
 from trainer.seed import build_model
-from trainer.settings import ModelSection
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tests.trainer.tiny import TEXTS, build_tiny_backbone, build_tiny_tokenizer,
 from trainer.model.backbone import Backbone
 from trainer.model.lm_head import Scaling, head_logprobs
 from trainer.model.logprobs import answer_logprobs, score_answers
-from trainer.settings import ModelSection
+from trainer.sections.model import ModelSection
 from trainer.text.batches import make_batch
 
 ITEMS = [((5, 6, 7), [(8, 9, 2), (10, 2)]), ((5, 6, 7, 8, 9), [(11,), (12, 13, 14, 2)])]

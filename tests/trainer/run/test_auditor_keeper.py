@@ -16,7 +16,8 @@ from trainer.judge.auditor import Auditor
 from trainer.model.backbone import Backbone
 from trainer.run.auditor_keeper import AuditorKeeper
 from trainer.run.reward_states import list_states
-from trainer.settings import RewardSection, TrainerSettings
+from trainer.sections.reward import RewardSection
+from trainer.settings import TrainerSettings
 from trainer.text.rejected import log_rejected
 
 

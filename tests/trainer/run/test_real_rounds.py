@@ -27,7 +27,8 @@ from trainer.judge.ladder import read_rung
 from trainer.learn.dpo import train_preferences
 from trainer.learn.worker import Job
 from trainer.run import assembly, lineage, round, rounds
-from trainer.settings import DpoSection, TrainerSettings
+from trainer.sections.training import DpoSection
+from trainer.settings import TrainerSettings
 
 NUM_SEEDS = int(os.environ.get("PREFLOOP_RESUME_SEEDS", "10"))
 POINTS = ["round.prepared", "round.step", "round.trained", "round.judged", "round.published"]

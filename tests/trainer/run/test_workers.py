@@ -18,8 +18,9 @@ from trainer.learn.loop import Snapshots
 from trainer.learn.worker import Job
 from trainer.model.backbone import Backbone
 from trainer.run.workers import WorkersFailed, build_command, train_in_processes
+from trainer.sections.model import ModelSection
+from trainer.sections.training import DpoSection
 from trainer.seed import build_model
-from trainer.settings import DpoSection, ModelSection
 from trainer.text.rejected import log_rejected
 
 SECTION = DpoSection(lr=3e-3, epochs=1, batch_size=6)
