@@ -15,6 +15,7 @@ from prefloop.gateway_client import read_admin_key
 from prefloop.supervisor import Service, Supervisor
 
 MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be
+SAMPLING = "PREFLOOP_TRAINER__SAMPLING__ENGINES"
 DEFAULT_RANK = 16  # of the trainer's adapters where trainer.model.lora_rank is not set
 
 
@@ -194,4 +195,6 @@ def trainer_service(layout: Layout, extra: dict[str, str] | None = None) -> Serv
     }
     if layout.max_model_len:
         env["PREFLOOP_TRAINER__MODEL__MAX_TOKENS"] = str(layout.max_model_len)
+    if not layout.engine_url and SAMPLING not in os.environ:  # an engine elsewhere does not see the trainer's files
+        env[SAMPLING] = f'["{layout.engine_address}"]'
     return Service("trainer", [sys.executable, "-m", "trainer.main"], log_path(layout, "trainer"), env | (extra or {}))

@@ -110,3 +110,14 @@ def test_the_probes_tolerance_follows_what_the_engine_computes_in(tmp_path: Path
     assert GatewaySection(engine_dtype="float32").max_probe_difference == 0.001
     assert GatewaySection(engine_dtype="bfloat16").max_probe_difference == 0.2
     assert GatewaySection(engine_dtype="bfloat16", probe_tolerance=0.05).max_probe_difference == 0.05
+
+
+def test_a_checkpoint_is_judged_by_answers_of_the_engine_that_sees_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "PREFLOOP_TRAINER__SAMPLING__ENGINES"
+    monkeypatch.delenv(name, raising=False)
+    assert trainer_service(Layout(tmp_path, port=7000)).env[name] == '["http://127.0.0.1:7001"]'
+    assert name not in trainer_service(Layout(tmp_path, engine_url="http://gpu:8000")).env
+    monkeypatch.setenv(name, "[]")
+    assert name not in trainer_service(Layout(tmp_path)).env

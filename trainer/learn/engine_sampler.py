@@ -1,8 +1,8 @@
 """Samples from the serving engine: the adapter is loaded under a new name, asked at low priority, and unloaded after.
 
 Speaks vLLM's HTTP: load_lora_adapter, completions by token ids, unload_lora_adapter. What a killed trainer left behind is
-unloaded first. The engine must see the trainer's files, and is never asked for the bare base (TRAPS: a batch that mixes it
-with adapters answers wrong on CPU): that is an adapter whose B is zero.
+unloaded first. The engine must see the trainer's files, and is never asked for the bare base (vLLM on CPU
+answers wrong where a batch mixes it with adapters): that is an adapter whose B is zero.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_a_text_ends_at_a_mark_or_with_a_short_line(answer: str, ends: bool) -> 
     ("answer", "faults"),
     [
         ("Rivers carry salt from rocks into the sea, where it stays.", set()),
-        ("A: Oceans.", {"copied_prompt", "too_short"}),  # LEARNING.md: what a trained model came to
+        ("A: Oceans.", {"copied_prompt", "too_short"}),  # what a trained model came to
         ("Explain how oceans become salty.", {"copied_prompt"}),
         ("Answer: How oceans become salty.", {"copied_prompt"}),
         ("How do oceans become salty?", {"copied_prompt"}),  # turned round, with a small word more
