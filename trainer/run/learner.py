@@ -18,6 +18,7 @@ from feedback.outages import describe_error, log_failure
 from trainer.run import pool, rounds, rows
 from trainer.run.checkpoints import Published
 from trainer.run.closing import Closer
+from trainer.run.memory import release_memory
 from trainer.run.metrics import Curves, Metrics
 from trainer.run.publisher import Publisher, Trained
 from trainer.run.quarantine import Quarantine
@@ -121,7 +122,10 @@ class Learner:
         if stable is not None:
             request = self._requests.look()
             self._requests.clear()
-            self._runner.run(stable, due.reason, from_base=bool(request and request.from_base))
+            try:
+                self._runner.run(stable, due.reason, from_base=bool(request and request.from_base))
+            finally:
+                release_memory()
             return True
         if self._keeper.is_due():
             self._keeper.learn_next(self._reporter, self._runner.check_stopping)

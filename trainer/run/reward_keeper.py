@@ -27,6 +27,7 @@ from feedback.outages import describe_error
 from trainer.math.weights import WeightedRow
 from trainer.run import rows, signal_queries
 from trainer.run.erased import ErasedRows
+from trainer.run.memory import release_memory
 from trainer.run.plan import count_replays, draw_sample
 from trainer.run.quarantine import Quarantine
 from trainer.run.reporter import Reporter, describe_metrics
@@ -207,6 +208,7 @@ class RewardKeeper:
                     pairs = rows.load_ids(connection, self._policy, some, self._quarantine.add)
                 yield [replace(pair, weight=weights[pair.row_id]) for pair in pairs]
                 learnt.extend(self._list_used(pairs))
+                release_memory()
 
         reporter.show_phase("learning", f"the reward model learns {len(ids):,} choices in one pass")
         metrics = self.reward.learn_in_bulk(
