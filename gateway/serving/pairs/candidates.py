@@ -171,9 +171,9 @@ async def offer_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str
     max_bytes = context.settings.gateway.max_event_bytes
     if len(msgspec.json.encode(comparison)) > max_bytes:
         comparison = drop_token_ids(comparison)
-    if len(msgspec.json.encode(comparison)) > max_bytes:  # longer than was foreseen
-        count_unasked(exchange, "size")
-        return None
+        if len(msgspec.json.encode(comparison)) > max_bytes:  # longer than was foreseen
+            count_unasked(exchange, "size")
+            return None
     wait_s = context.settings.gateway.comparison_commit_ms / 1000
     if not await context.recorder.record(comparison, wait_s, exchange.call.log_fields):
         count_unasked(exchange, "database" if context.recorder.is_failing else "late")
