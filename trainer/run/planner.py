@@ -45,8 +45,8 @@ class Planner:
 
     def make_plan(
         self, opened: OpenRound, stable: Published, published: list[Published], reward_version: int, *, from_base: bool
-    ) -> Plan:
-        """The plan of a round that begins from `stable`; without any row if there is none to learn from."""
+    ) -> tuple[Plan, Rows]:
+        """The plan of a round that begins from `stable`, with its rows; without any if there is none to learn from."""
         section, is_sft = self._settings, opened.kind == "sft"
         reference = lineage.find_reference(stable, published)
         taught = [each.manifest.id for each in lineage.list_taught_by(stable, published)]
@@ -88,38 +88,48 @@ class Planner:
             code_version=find_code_version(),
             planned_at=self._now(),
         )
-        return self._weigh(self._leave_out_frozen(plan))
+        rows = self.load_rows(plan)
+        plan = self._weigh(self._leave_out_frozen(plan, rows), rows)
+        return plan, give_weights(plan, rows)
 
-    def _leave_out_frozen(self, plan: Plan) -> Plan:
+    def _leave_out_frozen(self, plan: Plan, rows: Rows) -> Plan:
         """The plan without rows whose question a frozen set asks."""
         frozen_prompts = self._training.list_frozen_prompts()
         if not frozen_prompts:
             return plan
-        frozen = {row.event_id for row in self.load_rows(plan) if digest_prompt(row.prompt.messages) in frozen_prompts}
+        frozen = {row.event_id for row in rows if digest_prompt(row.prompt.messages) in frozen_prompts}
         if not frozen:
             return plan
         log.info("round %d leaves out %d rows: frozen prompt", plan.number, len(frozen))
         new, replayed = ([name for name in names if name not in frozen] for names in (plan.new, plan.replayed))
         return msgspec.structs.replace(plan, new=new, replayed=replayed, num_frozen=len(frozen))
 
-    def _weigh(self, plan: Plan) -> Plan:
+    def _weigh(self, plan: Plan, rows: Rows) -> Plan:
         """The plan with the weights of its rows; a row that cannot be read weighs nothing."""
-        rows = self.load_rows(plan)
-        weights = self._training.weigh([describe_row(row, plan.planned_at) for row in rows])
-        by_id = dict(zip([row.event_id for row in rows], weights, strict=True))
+        planned = frozenset(plan.event_ids)
+        weighed = [row for row in rows if row.event_id in planned]
+        weights = self._training.weigh([describe_row(row, plan.planned_at) for row in weighed])
+        by_id = dict(zip([row.event_id for row in weighed], weights, strict=True))
         return msgspec.structs.replace(plan, weights=[by_id.get(event_id, 0.0) for event_id in plan.event_ids])
 
     def load_rows(self, plan: Plan) -> Rows:
         """The plan's rows with its weights, their own where it has none yet. Raises RowsMissing."""
-        weights = dict(zip(plan.event_ids, plan.weights, strict=False))
         with self._database.connect() as connection:
             if plan.kind == "sft":
                 texts = pool.load_demonstrations(connection, plan.policy, plan.event_ids, self._quarantine.add)
-                return [replace(row, weight=weights.get(row.event_id, row.weight)) for row in texts]
+                return give_weights(plan, texts)
             pairs = pool.load_pairs(
                 connection, plan.policy, plan.event_ids, self._settings.edit_weight, self._quarantine.add
             )
-            return [replace(row, weight=weights.get(row.event_id, row.weight)) for row in pairs]
+            return give_weights(plan, pairs)
+
+
+def give_weights(plan: Plan, rows: Rows) -> Rows:
+    """Those of the rows that the plan has, with its weights; all of them, with their own, where it has no weights yet."""
+    if not plan.weights:
+        return rows
+    weights = dict(zip(plan.event_ids, plan.weights, strict=True))
+    return [replace(row, weight=weights[row.event_id]) for row in rows if row.event_id in weights]  # type: ignore[return-value]
 
 
 def choose_start(is_restart: bool, reference: Published | None) -> Start:

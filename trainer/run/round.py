@@ -115,7 +115,7 @@ class RoundRunner:
                 refused = self._refresh_reward(opened)
                 if refused:
                     return Ending(reason=refused)
-                plan = self._planner.make_plan(
+                plan, planned = self._planner.make_plan(
                     opened, stable, self._publisher.published, self._keeper.version_in_use, from_base=from_base
                 )
                 if not plan.event_ids:
@@ -124,8 +124,8 @@ class RoundRunner:
                     )
                 files.write_plan(plan)
             reach("round.prepared")
-            found = plan, self._planner.load_rows(plan)
-        plan, planned = found
+        else:
+            plan, planned = found
         task = self._make_task(plan, planned, files)
         metrics = dict(self._train(task, files))
         judged = self._judge(task, files)
