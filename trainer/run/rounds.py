@@ -160,9 +160,16 @@ def keep_finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def read_past(connection: sa.Connection) -> Past:
     """What the finished rounds leave to the next one."""
-    finished = sa.select(rounds).where(rounds.c.finished_at.is_not(None)).order_by(rounds.c.number)
+    names = (
+        "outcome",
+        "num_left",
+        "start",
+        "last_preference_id",
+        "finished_at",
+    )  # not the figures: it is asked all the time
+    finished = sa.select(*(rounds.c[name] for name in names)).where(rounds.c.finished_at.is_not(None))
     past, last_left = Past(), 0
-    for row in connection.execute(finished):
+    for row in connection.execute(finished.order_by(rounds.c.number)):
         is_published = row.outcome == "published"
         # A round that leaves as many as the one before began where that one did: its checkpoint was not promoted.
         has_less = is_published and (not last_left or row.num_left < last_left)
@@ -196,15 +203,18 @@ def list_finished(connection: sa.Connection, limit: int = 50) -> list[dict[str, 
     shown = (
         "number", "kind", "started_at", "finished_at", "outcome", "reason", "checkpoint", "trigger_choice_at", "start",
     )  # fmt: skip
-    return [
-        {
-            **{name: row[name] for name in shown},
-            "metrics": json.loads(row["metrics"]),
-            "phases": json.loads(row["details"]).get("phases", {}),  # seconds by phase
-            "reward_parts": json.loads(row["details"]).get("reward_parts", []),
-        }
-        for row in reversed(connection.execute(query).mappings().all())
-    ]
+    listed = []
+    for row in reversed(connection.execute(query).mappings().all()):
+        details = json.loads(row["details"])
+        listed.append(
+            {
+                **{name: row[name] for name in shown},
+                "metrics": json.loads(row["metrics"]),
+                "phases": details.get("phases", {}),  # seconds by phase
+                "reward_parts": details.get("reward_parts", []),
+            }
+        )
+    return listed
 
 
 def find_metrics_of(connection: sa.Connection, checkpoint: str) -> dict[str, float] | None:
