@@ -98,15 +98,22 @@ def _follow(
     read = 0
     while True:
         has_ended = process.poll() is not None
-        lines = path.read_bytes()[read:].splitlines(keepends=True) if path.exists() else []
-        for line in lines:
-            if line.endswith(b"\n"):
-                read += len(line)
-                figures = json.loads(line)
-                progress(figures.pop("share"), figures)
+        for line in _read_lines(path, read):
+            read += len(line)
+            figures = json.loads(line)
+            progress(figures.pop("share"), figures)
         if has_ended:
             return
         time.sleep(POLL_S)
+
+
+def _read_lines(path: Path, start: int) -> list[bytes]:
+    """Whole lines behind `start` bytes; none before the file is there."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(start)
+        return [line for line in file if line.endswith(b"\n")]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
