@@ -78,9 +78,10 @@ class HarmScreen:
         self._pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)") if alternatives else None
 
     @classmethod
-    def load(cls, path: Path) -> HarmScreen:
-        """Raises OSError if the list cannot be read."""
-        lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    def load(cls, path: str | Path) -> HarmScreen:
+        """The list in a file; "" is the shipped one. Raises OSError if it cannot be read."""
+        text = Path(path or HARM_WORDS).read_text(encoding="utf-8")
+        lines = [line.partition("#")[0].strip() for line in text.splitlines()]
         return cls([line for line in lines if line])
 
     def is_harmful(self, answer: str) -> bool:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.judge import likelihoods, measures
-from trainer.judge.answers import HARM_WORDS, HarmScreen
+from trainer.judge.answers import HarmScreen
 from trainer.judge.frozen import FrozenRow, FrozenSets
 from trainer.judge.gate import Verdict, decide
 from trainer.judge.ladder import FROZEN_FIGURES, Rung, measure_win_rate
@@ -78,7 +77,7 @@ def judge_checkpoint(
     except NotFinite as error:
         return Verdict(False, str(error))
     progress(0.7, "measuring them")
-    harm = HarmScreen.load(Path(settings.harm_words) if settings.harm_words else HARM_WORDS)
+    harm = HarmScreen.load(settings.harm_words)
     rows = measures.compare_answers(
         asked, answers["policy"], answers["stable"], harm, checkers, settings.min_slice_prompts
     )

@@ -17,7 +17,7 @@ import torch
 
 from feedback.manifest import Probe, read_manifest
 from feedback.outages import describe_error
-from trainer.judge.answers import HARM_WORDS, HarmScreen
+from trainer.judge.answers import HarmScreen
 from trainer.judge.auditor import Auditor
 from trainer.judge.frozen import FrozenSets, list_set_files, load_frozen_sets, make_demonstration_rows
 from trainer.judge.judge import judge_checkpoint, measure_rung
@@ -270,7 +270,7 @@ class Learning:
             rated = signal_queries.load_rated(
                 connection, section.policy, max(0, last - RECENT_SIGNALS), reject=self._reject
             )
-        harm = HarmScreen.load(Path(section.gate.harm_words) if section.gate.harm_words else HARM_WORDS)
+        harm = HarmScreen.load(section.gate.harm_words)
         return make_rewards(
             section.rewards, scorer, self._checkers, is_harmful=harm.is_harmful, outcomes=make_outcome_model(rated)
         )

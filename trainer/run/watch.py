@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import msgspec
 import sqlalchemy as sa
@@ -16,7 +15,7 @@ import sqlalchemy as sa
 from feedback.events import Choice
 from feedback.inbox import preferences
 from feedback.quality.satisfaction import load_opinions, measure_satisfaction
-from trainer.judge.answers import HARM_WORDS, HarmScreen
+from trainer.judge.answers import HarmScreen
 from trainer.judge.drift import Served, describe_drift, measure_live
 from trainer.math.intervals import Estimate, estimate_mean
 from trainer.run import rounds
@@ -71,7 +70,7 @@ class TrafficWatch:
         self._tell(stable, [] if judged is None else self._describe(judged, served, event_ids))
 
     def _describe(self, judged: dict[str, float], served: list[Served], event_ids: set[str]) -> list[str]:
-        harm = HarmScreen.load(Path(self._harm_words) if self._harm_words else HARM_WORDS)
+        harm = HarmScreen.load(self._harm_words)
         live = measure_live(served, harm)
         foreseen = [(event_id, is_right) for event_id, is_right in self._list_foreseen() if event_id in event_ids]
         if live and foreseen:
