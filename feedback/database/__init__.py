@@ -11,6 +11,7 @@ from feedback.database.tables import (
     locate_store,
     lock_schema,
     metadata,
+    split_parameters,
 )
 from feedback.database.writer import Writer
 
@@ -24,6 +25,7 @@ __all__ = [
     "lock_schema",
     "metadata",
     "open_database",
+    "split_parameters",
     "sqlite_path",
     "wait_for_database",
     "write_transaction",

@@ -5,9 +5,9 @@ Each module declares its own tables on `metadata`; migrations (feedback/schema.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -20,6 +20,8 @@ Store = Literal["gateway", "completions", "trainer"]
 metadata = sa.MetaData()
 """The gateway's tables. Each module declares its own on it; the log and the trainer have theirs."""
 
+_MAX_PARAMETERS = 500  # of one statement: databases bound them
+T = TypeVar("T")
 _SCHEMA_LOCK = 0x70726566  # any number that nobody else takes
 
 
@@ -59,6 +61,12 @@ def insert_missing(connection: sa.Connection, table: sa.Table, rows: Sequence[Ma
     """Insert the rows that no unique key holds already."""
     if rows:
         connection.execute(_insert_ignoring(connection, table), rows)
+
+
+def split_parameters(values: Sequence[T]) -> Iterator[list[T]]:
+    """The values in lists that one statement takes, in their order."""
+    for start in range(0, len(values), _MAX_PARAMETERS):
+        yield list(values[start : start + _MAX_PARAMETERS])
 
 
 def _insert_ignoring(connection: sa.Connection, table: sa.Table) -> sa.Insert:

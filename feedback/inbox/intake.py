@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from feedback.database import insert_missing, insert_or_ignore
+from feedback.database import insert_missing, insert_or_ignore, split_parameters
 from feedback.errors import EventError, PoisonEvent, PositionMismatch
 from feedback.events import decode_event
 from feedback.inbox.new_rows import NewRow, build_row
@@ -31,8 +31,6 @@ from feedback.inbox.tables import (
 )
 from feedback.log.base import Record
 from feedback.outages import describe_error, is_of_data, make_storable
-
-MAX_PARAMETERS = 500  # of one statement
 
 
 def load_offset(connection: sa.Connection, topic: str, partition: int) -> int:
@@ -164,8 +162,8 @@ def _leave_out_stored(connection: sa.Connection, rows: Sequence[NewRow]) -> list
     stored: set[tuple[str, str]] = set()
     for table in (preferences, signals, demonstrations):
         ids = [row.values["event_id"] for row in rows if row.table is table]
-        for start in range(0, len(ids), MAX_PARAMETERS):
-            query = sa.select(table.c.event_id).where(table.c.event_id.in_(ids[start : start + MAX_PARAMETERS]))
+        for some in split_parameters(ids):
+            query = sa.select(table.c.event_id).where(table.c.event_id.in_(some))
             stored.update((table.name, event_id) for event_id in connection.execute(query).scalars())
     new = []
     for row in rows:

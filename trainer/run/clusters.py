@@ -7,7 +7,7 @@ work for a row does not grow with the number of clusters. What is similar is tra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, cast
@@ -15,7 +15,7 @@ from typing import Any, cast
 import msgspec
 import sqlalchemy as sa
 
-from feedback.database import insert_missing
+from feedback.database import insert_missing, split_parameters
 from feedback.events import Choice, Demonstration, Signal
 from feedback.inbox import (
     Arrival,
@@ -38,7 +38,6 @@ from trainer.math.splits import (
     sign_prompt,
 )
 
-_MAX_PARAMETERS = 900  # of one statement
 _LOCK = 0x70726567  # any number that nobody else takes
 
 
@@ -174,16 +173,10 @@ def _load_begun_by(connection: sa.Connection, numbers: Iterable[int]) -> dict[in
     found = {}
     columns = prompt_clusters.c
     query = sa.select(columns.cluster, columns.split, columns.signature)
-    for chunk in _split(numbers):
+    for chunk in split_parameters(sorted(numbers)):
         for row in connection.execute(query.where(columns.cluster.in_(chunk))):
             found[row.cluster] = _Cluster(row.cluster, row.split, row.signature)
     return found
-
-
-def _split(numbers: Iterable[int]) -> Iterator[list[int]]:
-    ordered = sorted(numbers)
-    for start in range(0, len(ordered), _MAX_PARAMETERS):
-        yield ordered[start : start + _MAX_PARAMETERS]
 
 
 def _load(connection: sa.Connection, bands: Iterable[int]) -> dict[int, _Cluster]:
@@ -194,7 +187,7 @@ def _load(connection: sa.Connection, bands: Iterable[int]) -> dict[int, _Cluster
     )
     found = {}
     clusters: dict[int, _Cluster] = {}
-    for chunk in _split(bands):
+    for chunk in split_parameters(sorted(bands)):
         for row in connection.execute(query.where(prompt_bands.c.band.in_(chunk))):
             cluster = clusters.setdefault(row.cluster, _Cluster(row.cluster, row.split, row.signature))
             found[row.band] = cluster

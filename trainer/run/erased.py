@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
+from feedback.database import split_parameters
 from feedback.inbox import preferences, signals
-
-_CHUNK = 500  # ids of one query: databases bound the parameters of a statement
 
 
 class ErasedRows:
@@ -33,8 +32,7 @@ class ErasedRows:
             if gone == self._gone:
                 return []
             held: set[str] = set()
-            for start in range(0, len(known), _CHUNK):
-                some = list(known[start : start + _CHUNK])
+            for some in split_parameters(known):
                 for table in (preferences, signals):
                     query = sa.select(table.c.event_id).where(table.c.event_id.in_(some))
                     held |= set(connection.execute(query).scalars())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from feedback.database import split_parameters
 from feedback.inbox import demonstrations, metadata, preferences, signals
 from trainer.run.checkpoints import Published
 
@@ -22,7 +23,6 @@ checkpoint_rows = sa.Table(
     sa.Column("is_replay", sa.Boolean, nullable=False),
     sa.Column("user", sa.Text, nullable=False, server_default="", index=True),
 )
-_CHUNK = 500  # rows or ids of one statement
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,14 @@ def record_rows(connection: sa.Connection, checkpoint: str, new: Sequence[str], 
         for event_ids, is_replay in ((new, False), (replayed, True))
         for event_id in event_ids
     ]
-    for start in range(0, len(rows), _CHUNK):
-        connection.execute(sa.insert(checkpoint_rows), rows[start : start + _CHUNK])
+    for some in split_parameters(rows):
+        connection.execute(sa.insert(checkpoint_rows), some)
 
 
 def _find_users(connection: sa.Connection, event_ids: Sequence[str]) -> dict[str, str]:
     """Whose the rows of these events are, by event id."""
     users: dict[str, str] = {}
-    for start in range(0, len(event_ids), _CHUNK):
-        some = list(event_ids[start : start + _CHUNK])
+    for some in split_parameters(event_ids):
         for table in (preferences, signals, demonstrations):
             query = sa.select(table.c.event_id, table.c.user).where(table.c.event_id.in_(some))
             users |= {event_id: user for event_id, user in connection.execute(query)}

@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 
 from feedback import inbox
+from feedback.database import split_parameters
 from feedback.events import Choice
 from feedback.inbox import demonstrations, preferences, quarantine
 from trainer.run import signal_queries
@@ -23,7 +24,6 @@ from trainer.text.pairs import DECISIVE, Demonstration, Pair, make_pair
 from trainer.text.rejected import Reject
 
 Row = TypeVar("Row")
-_CHUNK = 500  # ids of one query: databases bound the parameters of a statement
 _DIRECTED = (*DECISIVE, "tie")  # what a DPO loss can use
 
 
@@ -105,9 +105,8 @@ def load_pairs(
     wanted = (columns.id, columns.event_id, columns.prompt_key, columns.split, columns.choice_json)
     read: dict[str, Pair] = {}
     found: set[str] = set()
-    for start in range(0, len(event_ids), _CHUNK):
-        some = columns.event_id.in_(list(event_ids[start : start + _CHUNK]))
-        for row in connection.execute(sa.select(*wanted).where(some)):
+    for some in split_parameters(event_ids):
+        for row in connection.execute(sa.select(*wanted).where(columns.event_id.in_(some))):
             found.add(row.event_id)
             try:
                 choice = msgspec.json.decode(row.choice_json, type=Choice)
@@ -135,9 +134,9 @@ def _put_in_order(
 ) -> list[Row]:
     """The rows in the order of the events. Raises RowsMissing for any that is neither read, rejected, nor set aside."""
     missing = list(set(event_ids) - read.keys() - rejected)
-    for start in range(0, len(missing), _CHUNK):
-        some = quarantine.c.event_id.in_(missing[start : start + _CHUNK])
-        rejected |= set(connection.execute(sa.select(quarantine.c.event_id).where(some)).scalars())
+    for some in split_parameters(missing):
+        query = sa.select(quarantine.c.event_id).where(quarantine.c.event_id.in_(some))
+        rejected |= set(connection.execute(query).scalars())
     if gone := set(missing) - rejected:
         raise RowsMissing(f"{len(gone)} of {len(event_ids)} rows are gone")
     return [read[event_id] for event_id in event_ids if event_id in read]

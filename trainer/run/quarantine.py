@@ -13,12 +13,10 @@ from collections.abc import Callable, Sequence
 import sqlalchemy as sa
 
 from feedback import inbox, quarantine
-from feedback.database import Writer
+from feedback.database import Writer, split_parameters
 from feedback.outages import describe_error
 
 log = logging.getLogger("trainer.run.quarantine")
-
-_CHUNK = 500  # ids of one query: databases bound the parameters of a statement
 
 
 class Quarantine:
@@ -56,8 +54,7 @@ class Quarantine:
     def leave_out(self, connection: sa.Connection, event_ids: Sequence[str]) -> list[str]:
         """Those of the events that are not in quarantine, nor on their way there, in their order."""
         table, rejected = inbox.quarantine.c, set(self._pending)
-        for start in range(0, len(event_ids), _CHUNK):
-            chunk = list(event_ids[start : start + _CHUNK])
+        for chunk in split_parameters(event_ids):
             rejected |= set(connection.execute(sa.select(table.event_id).where(table.event_id.in_(chunk))).scalars())
         return [event_id for event_id in event_ids if event_id not in rejected]
 

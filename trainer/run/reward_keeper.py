@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from feedback.database import Writer
+from feedback.database import Writer, split_parameters
 from feedback.faults import reach
 from feedback.inbox import mark_used, metadata
 from feedback.outages import describe_error
@@ -53,7 +53,6 @@ updates = sa.Table(
 BULK_UPDATES = 20  # so many updates' worth of new rows are learnt in one pass
 BULK_CHUNK = 500  # rows in memory at a time in such a pass
 MAX_SIGNALS = 256  # signals looked at for ratings by one update
-_MARKED = 500  # ids of one statement: databases bound its parameters
 
 Measure = Callable[[tuple[int, int]], dict[str, Any]]
 Refuse = Callable[[Mapping[str, Any], Mapping[str, Any]], str]
@@ -237,9 +236,9 @@ class RewardKeeper:
     def _mark(self, connection: sa.Connection, done: Update) -> None:
         known = sa.select(updates.c.version).where(updates.c.version == self.reward.version)
         if connection.execute(known).first() is None:
-            for new, replayed in _pair_chunks(done.new, done.replayed):
-                mark_used(connection, new, as_new=True)
-                mark_used(connection, replayed, as_new=False)
+            for ids, as_new in ((done.new, True), (done.replayed, False)):
+                for some in split_parameters(ids):
+                    mark_used(connection, some, as_new=as_new)
             connection.execute(sa.insert(updates).values(version=self.reward.version, metrics=json.dumps(done.metrics)))
 
     def _show(self, reporter: Reporter, metrics: Mapping[str, float]) -> None:
@@ -318,9 +317,3 @@ def read_history(connection: sa.Connection, limit: int = 400) -> list[dict[str, 
     query = sa.select(updates).order_by(updates.c.version.desc()).limit(limit)
     rows = connection.execute(query).all()
     return [{"version": float(row.version), **json.loads(row.metrics)} for row in reversed(rows)]
-
-
-def _pair_chunks(first: list[int], second: list[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Both lists side by side, cut into pieces."""
-    for start in range(0, max(len(first), len(second)), _MARKED):
-        yield first[start : start + _MARKED], second[start : start + _MARKED]

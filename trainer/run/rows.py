@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from feedback.database import split_parameters
 from feedback.events import Choice
 from feedback.inbox import preferences, quarantine
 from trainer.run.rounds import NewPreferences
@@ -23,7 +24,6 @@ from trainer.text.pairs import DECISIVE, Pair, Prompt, Use, explain_use, make_pa
 from trainer.text.rejected import Reject, log_rejected
 
 MAX_JUDGED = 200  # pairs that measure a version: always the same ones, as far as they are there
-_MAX_PARAMETERS = 500  # of one statement
 _PROMPT_POOL = 8  # how many prompts are looked at for one that is taken
 _QUARANTINED = sa.exists().where(quarantine.c.event_id == preferences.c.event_id)
 _USABLE = sa.and_(preferences.c.preferred != "skip", sa.not_(_QUARANTINED))
@@ -99,9 +99,7 @@ def list_replayable(connection: sa.Connection, policy: str, max_replays: int) ->
 
 def load_ids(connection: sa.Connection, policy: str, ids: Sequence[int], reject: Reject = log_rejected) -> list[Pair]:
     """These pairs, in the order of their ids; a skip among them, or another policy's, is left out."""
-    wanted = sorted(ids)
-    chunks = [wanted[start : start + _MAX_PARAMETERS] for start in range(0, len(wanted), _MAX_PARAMETERS)]
-    is_wanted = [sa.and_(_of(policy), preferences.c.id.in_(chunk)) for chunk in chunks]
+    is_wanted = [sa.and_(_of(policy), preferences.c.id.in_(some)) for some in split_parameters(sorted(ids))]
     return [pair for where in is_wanted for pair in _load(connection, where, reject)]
 
 
@@ -196,8 +194,7 @@ def forget_uses(connection: sa.Connection, policy: str) -> None:
 def forget_uses_of(connection: sa.Connection, new: Sequence[int], replayed: Sequence[int]) -> None:
     """Take one use back: of the rows that were new, and of those that were replayed."""
     for column, ids in ((preferences.c.used_as_new, new), (preferences.c.used_as_replay, replayed)):
-        for start in range(0, len(ids), _MAX_PARAMETERS):
-            some = list(ids[start : start + _MAX_PARAMETERS])
+        for some in split_parameters(ids):
             used = sa.update(preferences).where(preferences.c.id.in_(some), column > 0)
             connection.execute(used.values({column: column - 1}))
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import sqlalchemy as sa
 
+from feedback.database import split_parameters
 from feedback.events import Demonstration as DemonstrationEvent
 from feedback.events import Signal
 from feedback.inbox import demonstrations, quarantine, signals
@@ -19,7 +20,6 @@ from trainer.text.pairs import Demonstration, Pair, Rated
 from trainer.text.rejected import Reject, log_rejected
 from trainer.text.signal_rows import is_edit, make_demonstration, make_edit, make_edit_pair, make_rated
 
-_MAX_PARAMETERS = 500  # of one statement
 _Body = TypeVar("_Body", Signal, DemonstrationEvent)
 _Rows = Iterable[Any]
 
@@ -128,8 +128,11 @@ def _select_demonstrations(
     query = query.where(_is_of(columns.policy, policy), columns.split == split, sa.not_(set_aside)).order_by(columns.id)
     if event_ids is None:
         return connection.execute(query)
-    chunks = [event_ids[start : start + _MAX_PARAMETERS] for start in range(0, len(event_ids), _MAX_PARAMETERS)]
-    rows = [row for chunk in chunks for row in connection.execute(query.where(columns.event_id.in_(list(chunk)))).all()]
+    rows = [
+        row
+        for some in split_parameters(event_ids)
+        for row in connection.execute(query.where(columns.event_id.in_(some))).all()
+    ]
     return sorted(rows, key=lambda row: row.id)
 
 

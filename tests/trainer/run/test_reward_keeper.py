@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from feedback import inbox
+from feedback.database import tables
 from tests.trainer.workbench import Killed, Workbench
 from trainer.run import reward_keeper
 from trainer.run.reward_keeper import list_states, updates
@@ -104,7 +105,7 @@ def count_marks(bench: Workbench) -> Counter[int]:
 
 def test_many_choices_are_learnt_in_one_pass_and_marked_once(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reward_keeper, "BULK_CHUNK", 50)
-    monkeypatch.setattr(reward_keeper, "_MARKED", 70)
+    monkeypatch.setattr(tables, "_MAX_PARAMETERS", 70)
     learner = bench.start()
     bench.send(600)  # 20 updates of 16 rows, and those that are held out
     learner.step()
