@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from trainer.run import rows
 from trainer.run.erased import ErasedRows
-from trainer.run.reward_states import RewardStates, Update, list_states
+from trainer.run.reward_states import RewardStates, Update
 from trainer.text.rejected import Reject
 
 if TYPE_CHECKING:
@@ -39,18 +39,16 @@ class AuditorKeeper:
     def restore(self) -> None:
         """Take up the newest state that loads; without any, the auditor learns all its rows again."""
         self._states.prepare()
-        self._learnt = set()
-        for state in reversed(list_states(self._states.directory)):
-            try:
-                learnt = [str(event_id) for event_id in json.loads((state / LEARNT).read_text())]
-                self.auditor.load(state)
-            except Exception as error:  # whatever a damaged disk can do: the rows are still there
-                self._states.set_aside(state, error)
-                continue
-            self._states.keep(state)
-            self._learnt = set(learnt)
+        learnt = self._states.load_newest(self._load)
+        self._learnt = learnt or set()
+        if learnt is not None:
             log.info("auditor %d is restored", self.auditor.version)
-            return
+
+    def _load(self, state: Path) -> set[str]:
+        """Load a state; returns the event ids that it has learnt from."""
+        learnt = {str(event_id) for event_id in json.loads((state / LEARNT).read_text())}
+        self.auditor.load(state)
+        return learnt
 
     def teach(self) -> None:
         """Learn what is new, in whole chunks in the order of arrival, and save what came of it. Restores at first."""

@@ -95,19 +95,19 @@ class RewardKeeper:
     def restore(self) -> None:
         """Take up the newest state that loads; without any, begin anew with every row unused."""
         self._states.prepare()
-        for state in reversed(list_states(self._states.directory)):
-            try:
-                done = read_uses(state)
-                self.reward.load(state)
-            except Exception as error:  # whatever a damaged disk can do: the preferences are still there
-                self._states.set_aside(state, error)
-                continue
-            self._states.keep(state)
-            self._rated_until = done.rated_until
-            self._writer.run(partial(self._take_up, done=done)).result()
-            log.info("reward model %d is restored", self.reward.version)
+        done = self._states.load_newest(self._load)
+        if done is None:
+            self._writer.run(self._begin_anew).result()
             return
-        self._writer.run(self._begin_anew).result()
+        self._rated_until = done.rated_until
+        self._writer.run(partial(self._take_up, done=done)).result()
+        log.info("reward model %d is restored", self.reward.version)
+
+    def _load(self, state: Path) -> Update:
+        """Load a state; returns what its last update used."""
+        done = read_uses(state)
+        self.reward.load(state)
+        return done
 
     def _take_up(self, connection: sa.Connection, done: Update) -> None:
         """Undo the marks of updates whose states are set aside, and make good those of the one that is restored."""

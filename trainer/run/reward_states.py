@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from feedback.manifest import fsync_directory
 from feedback.outages import describe_error
 from trainer.run.checkpoints import fsync_files
 
+T = TypeVar("T")
 log = logging.getLogger("trainer.learn.reward")
 
 UNFINISHED = ".unfinished"
@@ -75,11 +76,19 @@ class RewardStates:
             if old.name not in kept:
                 shutil.rmtree(old)
 
-    def keep(self, state: Path) -> None:
-        """Never remove this one: it is known to load, the newer ones are not yet."""
-        self._kept.add(state.name)
+    def load_newest(self, load: Callable[[Path], T]) -> T | None:
+        """What `load` gives for the newest state that loads; those that do not are set aside. None if there is none."""
+        for state in reversed(list_states(self.directory)):
+            try:
+                loaded = load(state)
+            except Exception as error:  # whatever a damaged disk can do: the rows it learnt from are still there
+                self._set_aside(state, error)
+                continue
+            self._kept.add(state.name)  # it is known to load, the newer ones are not yet
+            return loaded
+        return None
 
-    def set_aside(self, state: Path, error: Exception) -> None:
+    def _set_aside(self, state: Path, error: Exception) -> None:
         """Rename a state that does not load, so that nothing is lost and nothing takes it for whole."""
         aside = self.directory / f"{SET_ASIDE}{state.name}-{time.time_ns()}"
         state.rename(aside)
