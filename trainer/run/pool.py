@@ -11,16 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-import msgspec
 import sqlalchemy as sa
 
 from feedback import inbox
 from feedback.database import split_parameters
-from feedback.events import Choice
 from feedback.inbox import demonstrations, preferences, quarantine
 from trainer.run import signal_queries
 from trainer.run.lineage import checkpoint_rows
-from trainer.text.pairs import DECISIVE, Demonstration, Pair, make_pair
+from trainer.run.rows import PAIR_COLUMNS, read_pair
+from trainer.text.pairs import DECISIVE, Demonstration, Pair
 from trainer.text.rejected import Reject
 
 Row = TypeVar("Row")
@@ -101,20 +100,13 @@ def load_pairs(
 
     Also what is in quarantine by now: a round that goes on has the rows that it began with.
     """
-    columns = preferences.c
-    wanted = (columns.id, columns.event_id, columns.prompt_key, columns.split, columns.choice_json)
     read: dict[str, Pair] = {}
     found: set[str] = set()
     for some in split_parameters(event_ids):
-        for row in connection.execute(sa.select(*wanted).where(columns.event_id.in_(some))):
+        for row in connection.execute(sa.select(*PAIR_COLUMNS).where(preferences.c.event_id.in_(some))):
             found.add(row.event_id)
-            try:
-                choice = msgspec.json.decode(row.choice_json, type=Choice)
-                read[row.event_id] = make_pair(
-                    choice, event_id=row.event_id, prompt_key=row.prompt_key, split=row.split, row_id=row.id
-                )
-            except (ValueError, RecursionError) as error:  # bytes that a disk or another release changed
-                reject(row.event_id, "load", error)
+            if (pair := read_pair(row, reject)) is not None:
+                read[row.event_id] = pair
     if len(found) < len(set(event_ids)):
         edits = signal_queries.load_edit_pairs(connection, policy, edit_weight)
         read |= {edit.event_id: edit for edit in edits if edit.event_id not in found}

@@ -28,7 +28,7 @@ _PROMPT_POOL = 8  # how many prompts are looked at for one that is taken
 _QUARANTINED = sa.exists().where(quarantine.c.event_id == preferences.c.event_id)
 _USABLE = sa.and_(preferences.c.preferred != "skip", sa.not_(_QUARANTINED))
 _DECISIVE = preferences.c.preferred.in_(DECISIVE)
-_COLUMNS = [preferences.c[name] for name in ("id", "event_id", "prompt_key", "split", "choice_json")]
+PAIR_COLUMNS = [preferences.c[name] for name in ("id", "event_id", "prompt_key", "split", "choice_json")]
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def list_prompts(
     where = _of(policy, split)
     if apps is not None:
         where = sa.and_(where, preferences.c.app.in_(list(apps)))
-    query = sa.select(*_COLUMNS, preferences.c.cluster).where(where).order_by(preferences.c.id.desc())
+    query = sa.select(*PAIR_COLUMNS, preferences.c.cluster).where(where).order_by(preferences.c.id.desc())
     by_tags: dict[tuple[tuple[str, str], ...], list[Prompt]] = {}
     seen: set[Any] = set()
     for row in connection.execute(query.limit(_PROMPT_POOL * limit)):
@@ -242,14 +242,16 @@ def _load_sample(connection: sa.Connection, policy: str, split: str, limit: int 
 def _load(
     connection: sa.Connection, where: sa.ColumnElement[bool], reject: Reject, *, limit: int | None = None
 ) -> list[Pair]:
-    query = sa.select(*_COLUMNS).where(where).order_by(preferences.c.id).limit(limit)
-    pairs = []
-    for row in connection.execute(query).all():
-        try:
-            choice = msgspec.json.decode(row.choice_json, type=Choice)
-            pair = make_pair(choice, event_id=row.event_id, prompt_key=row.prompt_key, split=row.split, row_id=row.id)
-        except (ValueError, RecursionError) as error:  # bytes that a disk or another release changed
-            reject(row.event_id, "load", error)
-        else:
-            pairs.append(pair)
-    return pairs
+    query = sa.select(*PAIR_COLUMNS).where(where).order_by(preferences.c.id).limit(limit)
+    read = (read_pair(row, reject) for row in connection.execute(query).all())
+    return [pair for pair in read if pair is not None]
+
+
+def read_pair(row: Any, reject: Reject) -> Pair | None:
+    """The pair of a row of PAIR_COLUMNS; None, and rejected, if it cannot be read."""
+    try:
+        choice = msgspec.json.decode(row.choice_json, type=Choice)
+        return make_pair(choice, event_id=row.event_id, prompt_key=row.prompt_key, split=row.split, row_id=row.id)
+    except (ValueError, RecursionError) as error:  # bytes that a disk or another release changed
+        reject(row.event_id, "load", error)
+        return None
