@@ -6,12 +6,9 @@ It has an adapter, heads, a seed and choices of its own: rows of the split `audi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.learn.prequential import Prequential
 from trainer.learn.reward import RewardModel
-from trainer.learn.reward_scores import Scores
 from trainer.math.intervals import log_evidence
 from trainer.text.rejected import Reject, log_rejected
 
@@ -19,28 +16,19 @@ if TYPE_CHECKING:
     from trainer.model.backbone import Backbone
     from trainer.sections.reward import RewardSection
     from trainer.text.pairs import Pair, Rated
-    from trainer.text.transcript import EncodedAnswer
 
 ADAPTER = SPLIT = "auditor"
 SEED_SHIFT = 1_000_003
 EVIDENCE = 3.0  # log e-value of its record at which it may judge: 20 to 1 that it foresees better than a coin
 
 
-class Auditor:
-    """Learns from choices of its own split and scores answers, as a RewardModel does."""
+class Auditor(RewardModel):
+    """Learns from choices of its own split and scores answers."""
 
     def __init__(
         self, backbone: Backbone, settings: RewardSection | None = None, *, reject: Reject = log_rejected, seed: int = 0
     ) -> None:
-        self.model = RewardModel(backbone, settings, adapter=ADAPTER, reject=reject, seed=seed + SEED_SHIFT)
-
-    @property
-    def version(self) -> int:
-        return self.model.version
-
-    @property
-    def record(self) -> Prequential:
-        return self.model.record
+        super().__init__(backbone, settings, adapter=ADAPTER, reject=reject, seed=seed + SEED_SHIFT)
 
     @property
     def may_judge(self) -> bool:
@@ -61,18 +49,4 @@ class Auditor:
             raise ValueError(
                 f"rows of the split {', '.join(sorted(splits - {SPLIT}))}: the auditor learns from its own alone"
             )
-        return self.model.update(new, replay, weights, rated)
-
-    def score(self, answers: Sequence[EncodedAnswer], texts: Sequence[str]) -> Scores:
-        """As RewardModel.score."""
-        return self.model.score(answers, texts)
-
-    def accuracy(self, pairs: Sequence[Pair]) -> tuple[int, int]:
-        """As RewardModel.accuracy, on any split's pairs."""
-        return self.model.accuracy(pairs)
-
-    def save(self, out_dir: str | Path) -> None:
-        self.model.save(out_dir)
-
-    def load(self, path: str | Path) -> None:
-        self.model.load(path)
+        return super().update(new, replay, weights, rated)

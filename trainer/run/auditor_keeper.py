@@ -55,7 +55,7 @@ class AuditorKeeper:
         if self._learnt is None:
             self.restore()
         assert self._learnt is not None
-        self.auditor.model.forget(self._erased.find(self.auditor.model.list_known()))
+        self.auditor.forget(self._erased.find(self.auditor.list_known()))
         with self._database.connect() as connection:
             pairs = rows.load_auditor(connection, self._policy, reject=self._reject)
         new = [pair for pair in pairs if pair.event_id not in self._learnt]
@@ -64,7 +64,7 @@ class AuditorKeeper:
         if not chunks:
             return
         if len(chunks) > BULK_CHUNKS:
-            self.auditor.model.learn_in_bulk(chunks, total=len(chunks) * CHUNK)
+            self.auditor.learn_in_bulk(chunks, total=len(chunks) * CHUNK)
         else:
             for chunk in chunks:
                 self.auditor.update(chunk, [])

@@ -46,15 +46,15 @@ def test_a_restart_goes_on_from_the_state_and_learns_nothing_twice(bench: Workbe
     first = start(bench, backbone)
     first.teach()
     assert first.auditor.version == 2  # two whole chunks of 16, and 8 wait
-    known = first.auditor.model.list_known()
+    known = first.auditor.list_known()
     again = start(bench, backbone)
     again.teach()
-    assert (again.auditor.version, again.auditor.model.list_known()) == (2, known)
+    assert (again.auditor.version, again.auditor.list_known()) == (2, known)
     assert again.auditor.record.state() == first.auditor.record.state()
     shutil.rmtree(bench.settings.auditor_dir)
     anew = start(bench, backbone)
     anew.teach()
-    assert anew.auditor.model.list_known() == known
+    assert anew.auditor.list_known() == known
 
 
 def test_a_state_that_does_not_load_is_set_aside_and_the_rows_are_learnt_again(
@@ -72,8 +72,8 @@ def test_a_state_that_does_not_load_is_set_aside_and_the_rows_are_learnt_again(
 def test_rows_that_are_erased_are_forgotten(bench: Workbench, backbone: Backbone) -> None:
     keeper = start(bench, backbone)
     keeper.teach()
-    gone, *known = keeper.auditor.model.list_known()
+    gone, *known = keeper.auditor.list_known()
     is_gone = inbox.preferences.c.event_id == gone
     bench.writer.run(lambda connection: connection.execute(sa.delete(inbox.preferences).where(is_gone))).result()
     keeper.teach()
-    assert keeper.auditor.model.list_known() == known
+    assert keeper.auditor.list_known() == known
