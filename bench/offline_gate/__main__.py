@@ -96,10 +96,7 @@ def make_judge(
 def examine(sampler: CachingSampler, adapter: str, taste: str, seed: int) -> tuple[list[float], float]:
     """(utilities, share of wrong answers) on questions that nobody asks."""
     questions = random.Random(seed).sample(world.held_out_questions(), NUM_EXAMINED)
-    sampled = sampler.sample(
-        [make_prompt(question) for question in questions], adapter,
-        n=1, temperature=HOW.temperature, top_p=1.0, max_tokens=HOW.max_tokens, seed=seed,
-    )  # fmt: skip
+    sampled = sampler.sample([make_prompt(question) for question in questions], adapter, n=1, parameters=HOW, seed=seed)
     styles = [world.classify(q, s[0].answer.text) for q, s in zip(questions, sampled, strict=True)]
     return [TASTES[taste][style] for style in styles], styles.count("wrong") / len(styles)
 

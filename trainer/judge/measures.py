@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from trainer.judge import frozen
@@ -126,10 +126,8 @@ def sample_answers(
         by_limit.setdefault(limit, []).append(i)
     answers: list[list[Sampled]] = [[] for _ in asked]
     for limit, places in sorted(by_limit.items()):
-        sampled = sampler.sample(
-            [asked[i].prompt for i in places], adapter,
-            n=n, temperature=parameters.temperature, top_p=parameters.top_p, max_tokens=limit, seed=seed + limit,
-        )  # fmt: skip
+        limited = replace(parameters, max_tokens=limit)
+        sampled = sampler.sample([asked[i].prompt for i in places], adapter, n=n, parameters=limited, seed=seed + limit)
         for i, mine in zip(places, sampled, strict=True):
             answers[i] = mine
     return [each for mine in answers for each in mine]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
-from trainer.learn.sampling import EngineFailed, Sampled, fit_limit
+from trainer.learn.sampling import EngineFailed, Sampled, SamplingParameters, fit_limit
 from trainer.sections.judging import SamplingSection
 from trainer.text.pairs import Answer, Prompt
 
@@ -60,15 +60,12 @@ class EngineSampler:
         adapter: str | None,
         *,
         n: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
+        parameters: SamplingParameters,
         seed: int,
     ) -> list[list[Sampled]]:
         """As the protocol says. Raises EngineFailed if any engine fails; nothing stays loaded but where that is away."""
         transcriber = self._backbone.transcriber
         encoded = [transcriber.encode_prompt(prompt) for prompt in prompts]
-        parameters = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         at_once = min(n, self._section.max_in_flight)
         parts = [(i, start, min(at_once, n - start)) for i in range(len(encoded)) for start in range(0, n, at_once)]
         with self._loaded(adapter) as name:
@@ -76,19 +73,20 @@ class EngineSampler:
             def ask(part: tuple[int, int, int], url: str) -> list[Sampled]:
                 i, start, number = part
                 body = {
-                    **parameters,
+                    "temperature": parameters.temperature,
+                    "top_p": parameters.top_p,
                     "model": name,
                     "prompt": list(encoded[i]),
                     "n": number,
                     "seed": derive_seed(seed, i) + start,  # the engine adds 1 for each further answer
-                    "max_tokens": fit_limit(encoded[i], max_tokens, self._backbone.max_tokens),
+                    "max_tokens": fit_limit(encoded[i], parameters.max_tokens, self._backbone.max_tokens),
                     "stop_token_ids": list(transcriber.turn_ends),
                     "logprobs": 1,
                     "return_token_ids": True,
                     "priority": self._section.priority,
                 }
                 answered = self._post(url, "/v1/completions", body, self._section.timeout_s)
-                return self._read(url, answered, number, temperature, max_tokens)
+                return self._read(url, answered, number, parameters)
 
             # n answers a request: so many requests at a time keep max_in_flight answers under way
             with ThreadPoolExecutor(max(1, self._section.max_in_flight // at_once)) as pool:
@@ -103,18 +101,18 @@ class EngineSampler:
             sampled[i] += part_answers
         return sampled
 
-    def _read(self, url: str, answered: Any, n: int, temperature: float, max_tokens: int) -> list[Sampled]:
+    def _read(self, url: str, answered: Any, n: int, parameters: SamplingParameters) -> list[Sampled]:
         """The samples of one response. Raises EngineFailed if it holds others than asked for."""
         try:
             choices = sorted(answered["choices"], key=lambda choice: int(choice["index"]))
-            sampled = [self._read_choice(choice, temperature, max_tokens) for choice in choices]
+            sampled = [self._read_choice(choice, parameters) for choice in choices]
         except (KeyError, TypeError, ValueError) as error:
             raise EngineFailed(f"{url} gave no samples with token ids and log-probabilities: {error!r}") from error
         if len(sampled) != n:
             raise EngineFailed(f"{url} gave {len(sampled)} answers, {n} were asked for")
         return sampled
 
-    def _read_choice(self, choice: Any, temperature: float, max_tokens: int) -> Sampled:
+    def _read_choice(self, choice: Any, parameters: SamplingParameters) -> Sampled:
         ids = tuple(int(token) for token in choice["token_ids"])
         logprobs = tuple(float(logprob) for logprob in choice["logprobs"]["token_logprobs"])
         if not ids or len(ids) != len(logprobs):
@@ -125,7 +123,13 @@ class EngineSampler:
             raise ValueError("an answer that has stopped has no turn end")
         text = self._backbone.transcriber.decode(ids[:-1] if is_finished else ids)
         reason = "stop" if is_finished else str(choice["finish_reason"])
-        answer = Answer(text=text, ids=ids, finish_reason=reason, temperature=temperature, max_tokens=max_tokens)
+        answer = Answer(
+            text=text,
+            ids=ids,
+            finish_reason=reason,
+            temperature=parameters.temperature,
+            max_tokens=parameters.max_tokens,
+        )
         return Sampled(answer, logprobs)
 
     @contextmanager

@@ -38,7 +38,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class SamplingParameters:
-    """How an app has its answers sampled."""
+    """How an app has its answers sampled. temperature 0: the likeliest."""
 
     temperature: float
     top_p: float
@@ -56,12 +56,10 @@ class Sampler(Protocol):
         adapter: str | None,
         *,
         n: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
+        parameters: SamplingParameters,
         seed: int,
     ) -> list[list[Sampled]]:
-        """n answers for each prompt, in order. adapter: one of the backbone's, None for the base. temperature 0: the likeliest.
+        """n answers for each prompt, in order. adapter: one of the backbone's, None for the base.
 
         Raises UnusableRow for a prompt that cannot be encoded, NotFinite where the adapter gives no probabilities.
         """
@@ -104,25 +102,21 @@ class LocalSampler:
         adapter: str | None,
         *,
         n: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
+        parameters: SamplingParameters,
         seed: int,
     ) -> list[list[Sampled]]:
         """As the protocol says; the same prompts and seed give the same answers."""
-        backbone = self._backbone
+        backbone, max_tokens = self._backbone, parameters.max_tokens
         encoded = [backbone.transcriber.encode_prompt(prompt) for prompt in prompts]
         generator = torch.Generator(backbone.device).manual_seed(seed)
         sampled: list[list[Sampled]] = [[] for _ in prompts]
         with backbone.adapters.inferring(adapter), backbone.autocast():
             for chosen in self._plan([len(ids) for ids in encoded], n, max_tokens):
                 limits = [fit_limit(encoded[i], max_tokens, backbone.max_tokens) for i in chosen]
-                rows = self._generate([encoded[i] for i in chosen], n, max(limits), temperature, top_p, generator)
+                rows = self._generate([encoded[i] for i in chosen], n, max(limits), parameters, generator)
                 for place, i in enumerate(chosen):
                     for ids, logprobs in rows[place * n : (place + 1) * n]:
-                        sampled[i].append(
-                            self._make(ids[: limits[place]], logprobs[: limits[place]], temperature, max_tokens)
-                        )
+                        sampled[i].append(self._make(ids[: limits[place]], logprobs[: limits[place]], parameters))
         return sampled
 
     def _plan(self, lengths: Sequence[int], n: int, max_tokens: int) -> list[list[int]]:
@@ -141,8 +135,7 @@ class LocalSampler:
         prompts: Sequence[Sequence[int]],
         n: int,
         max_tokens: int,
-        temperature: float,
-        top_p: float,
+        parameters: SamplingParameters,
         generator: torch.Generator,
     ) -> list[tuple[list[int], list[float]]]:
         """n rows for each prompt, left-padded: token ids, turn end included, and their log-probabilities."""
@@ -156,7 +149,7 @@ class LocalSampler:
         rows: list[tuple[list[int], list[float]]] = [([], []) for _ in range(len(mask))]
         alive = torch.arange(len(mask), device=backbone.device)  # the row that each line of the cache belongs to
         for position in range(max_tokens):
-            chosen, logprobs = draw_tokens(logits, temperature, top_p, generator)
+            chosen, logprobs = draw_tokens(logits, parameters.temperature, parameters.top_p, generator)
             for row, token, logprob in zip(alive.tolist(), chosen.tolist(), logprobs.tolist(), strict=True):
                 rows[row][0].append(token)
                 rows[row][1].append(logprob)
@@ -188,15 +181,15 @@ class LocalSampler:
             logits_to_keep=1,
         )  # fmt: skip
 
-    def _make(self, ids: list[int], logprobs: list[float], temperature: float, max_tokens: int) -> Sampled:
+    def _make(self, ids: list[int], logprobs: list[float], parameters: SamplingParameters) -> Sampled:
         is_finished = ids[-1] in self._backbone.transcriber.turn_ends
         said = ids[:-1] if is_finished else ids
         answer = Answer(
             text=self._backbone.transcriber.decode(said),
             ids=tuple(ids),
             finish_reason="stop" if is_finished else "length",
-            temperature=temperature,
-            max_tokens=max_tokens,
+            temperature=parameters.temperature,
+            max_tokens=parameters.max_tokens,
         )
         return Sampled(answer, tuple(logprobs))
 
@@ -237,22 +230,17 @@ class PreferredSampler:
         adapter: str | None,
         *,
         n: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
+        parameters: SamplingParameters,
         seed: int,
     ) -> list[list[Sampled]]:
         """As the protocol says."""
-        asked: dict[str, Any] = {
-            "n": n, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed,
-        }  # fmt: skip
         if not self._failure or self._now() - self._failed_at >= self._retry_after_s:
             try:
-                sampled = self._engine.sample(prompts, adapter, **asked)
+                sampled = self._engine.sample(prompts, adapter, n=n, parameters=parameters, seed=seed)
                 self.source, self._failure = "engine", ""
                 return sampled
             except EngineFailed as error:
                 self._failed_at, self._failure = self._now(), str(error)
                 log.warning("the trainer samples itself: %s", error)
         self.source = f"local: {self._failure}"
-        return self._local.sample(prompts, adapter, **asked)
+        return self._local.sample(prompts, adapter, n=n, parameters=parameters, seed=seed)

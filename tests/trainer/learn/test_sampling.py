@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +32,12 @@ from trainer.text.pairs import Answer, Pair
 from trainer.text.transcript import EncodedAnswer
 
 PROMPTS = [make_prompt(), make_prompt("Paris?"), make_prompt("What is the capital of the land of Paris?")]
-HOW = {"n": 3, "temperature": 0.7, "top_p": 1.0, "max_tokens": 6, "seed": 5}
+PARAMETERS = SamplingParameters(temperature=0.7, top_p=1.0, max_tokens=6)
+HOW: dict[str, Any] = {"n": 3, "parameters": PARAMETERS, "seed": 5}
+
+
+def change_how(*, n: int = 3, seed: int = 5, **changes: float) -> dict[str, Any]:
+    return {"n": n, "parameters": replace(PARAMETERS, **changes), "seed": seed}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,7 @@ def test_answers_end_with_the_turn_end_or_at_the_limit_and_say_so(backbone: Back
     with torch.no_grad():
         head[turn_end] *= 8  # else an untrained policy hardly ever ends
     try:
-        sampled = LocalSampler(backbone).sample(PROMPTS, "policy", **{**HOW, "n": 40, "temperature": 1.5})
+        sampled = LocalSampler(backbone).sample(PROMPTS, "policy", **change_how(n=40, temperature=1.5))
     finally:
         with torch.no_grad():
             head[turn_end] = before
@@ -85,21 +92,21 @@ def test_answers_end_with_the_turn_end_or_at_the_limit_and_say_so(backbone: Back
         assert answer.ids
         assert (answer.ids[-1] == turn_end) == answer.is_finished
         assert turn_end not in answer.ids[:-1]
-        assert answer.is_finished or len(answer.ids) == HOW["max_tokens"]
+        assert answer.is_finished or len(answer.ids) == PARAMETERS.max_tokens
         said = answer.ids[:-1] if answer.is_finished else answer.ids
         assert answer.text == backbone.transcriber.decode(said)
 
 
 def test_the_same_seed_gives_the_same_answers_and_another_others(backbone: Backbone) -> None:
     first, again, other = (
-        LocalSampler(backbone).sample(PROMPTS, "policy", **{**HOW, "seed": seed}) for seed in (5, 5, 6)
+        LocalSampler(backbone).sample(PROMPTS, "policy", **change_how(seed=seed)) for seed in (5, 5, 6)
     )
     assert first == again
     assert first != other
 
 
 def test_the_likeliest_answer_is_the_same_in_small_batches_and_large(backbone: Backbone) -> None:
-    greedy = {**HOW, "n": 1, "temperature": 0.0}
+    greedy = change_how(n=1, temperature=0.0)
     whole = LocalSampler(backbone).sample(PROMPTS, "policy", **greedy)
     alone = LocalSampler(backbone, max_batch_tokens=1).sample(PROMPTS, "policy", **greedy)
     assert [each[0].answer.ids for each in whole] == [each[0].answer.ids for each in alone]
@@ -110,7 +117,7 @@ def test_the_likeliest_answer_is_the_same_in_small_batches_and_large(backbone: B
 def test_an_answer_never_outgrows_what_the_policy_reads(backbone: Backbone) -> None:
     long = make_prompt("capital " * 8)
     room = backbone.max_tokens - len(backbone.transcriber.encode_prompt(long))
-    sampled = LocalSampler(backbone).sample([long, PROMPTS[1]], "policy", **{**HOW, "max_tokens": 60})
+    sampled = LocalSampler(backbone).sample([long, PROMPTS[1]], "policy", **change_how(max_tokens=60))
     assert all(len(each.answer.ids or ()) <= room for each in sampled[0])
 
 
@@ -144,7 +151,7 @@ def test_what_most_recent_answers_were_sampled_with_is_used_again() -> None:
 def test_the_engine_is_asked_by_ids_at_low_priority_and_gives_ids_back(
     backbone: Backbone, engine: FakeEngine, tmp_path: Path
 ) -> None:
-    sampled = make_sampler(backbone, engine, tmp_path).sample(PROMPTS, "policy", **{**HOW, "max_tokens": 20})
+    sampled = make_sampler(backbone, engine, tmp_path).sample(PROMPTS, "policy", **change_how(max_tokens=20))
     assert [[each.answer.text for each in answers] for answers in sampled] == [["It is Paris."] * 3] * 3
     ids = (*engine.said, engine.turn_end)
     assert sampled[0][0] == Sampled(
@@ -183,7 +190,7 @@ def test_what_a_killed_trainer_left_is_unloaded_first(backbone: Backbone, engine
 
 def test_no_more_answers_are_under_way_than_allowed(backbone: Backbone, engine: FakeEngine, tmp_path: Path) -> None:
     sampler = make_sampler(backbone, engine, tmp_path, max_in_flight=4)
-    sampled = sampler.sample(PROMPTS * 3, "policy", **{**HOW, "n": 6})
+    sampled = sampler.sample(PROMPTS * 3, "policy", **change_how(n=6))
     assert {len(answers) for answers in sampled} == {6}
     assert 0 < engine.most_in_flight <= 4
 
