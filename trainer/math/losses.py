@@ -124,11 +124,6 @@ def answer_nll(sums: Tensor, weights: Tensor, total: float) -> Tensor:
     return -(sums * weights).sum() / total
 
 
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean of values under weights >= 0, both of one shape; 0 if all weights are 0."""
-    return (values * weights).sum() / weights.sum().clamp(min=1e-8)
-
-
 @dataclass(frozen=True)
 class PairLogprobs:
     """What a pair's loss is made of, all (pairs,): summed log-probabilities under policy and reference, token counts."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,27 +101,6 @@ def load_ids(connection: sa.Connection, policy: str, ids: Sequence[int], reject:
     """These pairs, in the order of their ids; a skip among them, or another policy's, is left out."""
     is_wanted = [sa.and_(_of(policy), preferences.c.id.in_(some)) for some in split_parameters(sorted(ids))]
     return [pair for where in is_wanted for pair in _load(connection, where, reject)]
-
-
-def load_between(
-    connection: sa.Connection, policy: str, after_id: int, last_id: int, reject: Reject = log_rejected
-) -> list[Pair]:
-    """Decisive training pairs with after_id < id <= last_id, all at once: see iterate_in_chunks for many."""
-    is_between = sa.and_(preferences.c.id > after_id, preferences.c.id <= last_id)
-    return _load(connection, sa.and_(_of(policy, "train"), _DECISIVE, is_between), reject)
-
-
-def iterate_in_chunks(
-    connection: sa.Connection, policy: str, size: int, *, after_id: int = 0, reject: Reject = log_rejected
-) -> Iterator[list[Pair]]:
-    """All training pairs after a preference in lists of at most `size`, so that memory stays flat."""
-    while True:
-        last_id = _find_last_of_chunk(connection, policy, after_id, size)
-        if last_id is None:
-            return
-        is_between = sa.and_(preferences.c.id > after_id, preferences.c.id <= last_id)
-        yield _load(connection, sa.and_(_of(policy, "train"), is_between), reject)
-        after_id = last_id
 
 
 def load_held_out(
@@ -225,12 +204,6 @@ def _of(policy: str, split: str | None = None) -> sa.ColumnElement[bool]:
 
 def _list_ids(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[int]:
     return list(connection.execute(sa.select(preferences.c.id).where(where).order_by(preferences.c.id)).scalars())
-
-
-def _find_last_of_chunk(connection: sa.Connection, policy: str, after_id: int, size: int) -> int | None:
-    some = sa.select(preferences.c.id).where(_of(policy, "train"), preferences.c.id > after_id)
-    chunk = some.order_by(preferences.c.id).limit(size).subquery()
-    return connection.execute(sa.select(sa.func.max(chunk.c.id))).scalar()
 
 
 def _load_sample(connection: sa.Connection, policy: str, split: str, limit: int | None, reject: Reject) -> list[Pair]:

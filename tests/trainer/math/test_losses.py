@@ -28,7 +28,6 @@ from trainer.math.losses import (
     sppo_loss,
     tie_loss,
     unbiased_dpo_loss,
-    weighted_mean,
 )
 
 SIGMOID_1 = 0.731059  # sigmoid(1); -log of it is .313262, -log(1 - it) is 1.313262
@@ -193,8 +192,3 @@ def test_every_kind_pushes_the_chosen_answer_up_and_the_rejected_one_down(kind: 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown loss"):
         pair_losses(make_pairs([0.0], [0.0]), LossSettings(kind="ppo"))
-
-
-def test_weighted_mean_ignores_rows_of_no_weight() -> None:
-    assert weighted_mean(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([1.0, 3.0, 0.0])).item() == pytest.approx(1.75)
-    assert weighted_mean(torch.tensor([5.0]), torch.tensor([0.0])).item() == 0

@@ -86,12 +86,8 @@ def test_what_came_since_a_round_is_counted_whatever_its_split(filled: sa.Connec
     assert rows.find_trigger_time(filled, "nobody's", 0, 3) == 0.0
 
 
-def test_pairs_are_loaded_by_id_between_and_in_chunks(filled: sa.Connection) -> None:
+def test_pairs_are_loaded_by_id(filled: sa.Connection) -> None:
     assert ids(rows.load_ids(filled, "default", [12, 2, 3, 6, 7, 9])) == [2, 9, 12]
-    assert ids(rows.load_between(filled, "default", 1, 12)) == [5, 10, 11, 12]
-    chunks = [ids(chunk) for chunk in rows.iterate_in_chunks(filled, "default", 4)]
-    assert chunks == [[1, 2, 5, 10], [11, 12, 15, 16], [17, 20]]
-    assert [ids(chunk) for chunk in rows.iterate_in_chunks(filled, "default", 4, after_id=16)] == [[17, 20]]
 
 
 def test_the_held_out_and_the_auditors_are_told_apart(filled: sa.Connection) -> None:
