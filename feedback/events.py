@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from feedback.errors import FutureVersion, PoisonEvent
+from feedback.json_schema import clean_descriptions
 
 Arm = Literal["stable", "canary"]
 Asked = Literal["explore", "duel", "random", "gold"]
@@ -257,7 +258,9 @@ def decode_event(headers: Mapping[str, bytes], body: bytes) -> Event:
 
 def json_schemas() -> dict[str, dict[str, Any]]:
     """JSON Schema of every event body, by event type."""
-    return {name: msgspec.json.schema(body) for name, body in BODIES.items()}
+    schemas = {name: msgspec.json.schema(body) for name, body in BODIES.items()}
+    clean_descriptions(schemas)
+    return schemas
 
 
 def _header(headers: Mapping[str, bytes], name: str) -> str:

@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from feedback.json_schema import describe_types
 from gateway.api import engine_bodies as bodies
 from gateway.api.choices import CHOICE_PATH, ChoiceAnswer, ChoiceRequest
 from gateway.api.routes import APPS, MACHINES, OF_ANY, OF_KEYS, OPERATORS, Operation, add_route
@@ -169,8 +170,8 @@ class _Schemas:
         sent = [each for operation in operations for answer in operation.answers.values() for each in _flatten(answer)]
         types = list(dict.fromkeys([*taken, *sent, ErrorBody, bodies.Event]))
         template = "#/components/schemas/{name}"
-        made, components = msgspec.json.schema_components(types, ref_template=template)
-        may_be_left_out = msgspec.json.schema_components(taken, ref_template=template)[1].keys()
+        made, components = describe_types(types, template)
+        may_be_left_out = describe_types(taken, template)[1].keys()
         for name in components.keys() - may_be_left_out:
             _require_all(components[name])
         self.components = dict(sorted(components.items()))
