@@ -41,6 +41,7 @@ from trainer.learn.worker import Job
 from trainer.model.backbone import Backbone
 from trainer.run import rows, signal_queries
 from trainer.run.auditor_keeper import AuditorKeeper
+from trainer.run.prompts import draw_prompts
 from trainer.run.training import Judged, Show, Task, Training
 from trainer.run.weighing import Weigh, find_reliability, make_weigher
 from trainer.run.workers import train_in_processes
@@ -219,7 +220,9 @@ class Learning:
         auditor = self.auditor if self.auditor.may_judge else None
         scorer, frozen = ScoredOnce(self.reward), self.load_frozen()
         with self._database.connect() as connection:
-            prompts = rows.list_prompts(connection, section.policy, section.gate.max_prompts, reject=self._reject)
+            prompts = draw_prompts(
+                connection, section.policy, section.gate.max_prompts, split="heldout", reject=self._reject
+            )
             recent = rows.load_held_out(connection, section.policy, RECENT_PAIRS, self._reject)
             taught = signal_queries.load_demonstrations(
                 connection, section.policy, split="heldout", reject=self._reject
@@ -230,7 +233,7 @@ class Learning:
             "parameters": choose_parameters(
                 recent, temperature=section.gate.temperature, max_tokens=section.gate.max_tokens
             ),
-            "heldout": prompts[::-1],  # the newest last
+            "heldout": [row.prompt for row in prompts[::-1]],  # the newest last
             "checkers": list_functions(self._checkers),
             "seed": task.plan.seed,
         }

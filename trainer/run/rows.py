@@ -20,11 +20,10 @@ from feedback.database import split_parameters
 from feedback.events import Choice
 from feedback.inbox import preferences, quarantine
 from trainer.run.rounds import NewPreferences
-from trainer.text.pairs import DECISIVE, Pair, Prompt, Use, explain_use, make_pair, make_prompt
+from trainer.text.pairs import DECISIVE, Pair, Use, explain_use, make_pair
 from trainer.text.rejected import Reject, log_rejected
 
 MAX_JUDGED = 200  # pairs that measure a version: always the same ones, as far as they are there
-_PROMPT_POOL = 8  # how many prompts are looked at for one that is taken
 _QUARANTINED = sa.exists().where(quarantine.c.event_id == preferences.c.event_id)
 _USABLE = sa.and_(preferences.c.preferred != "skip", sa.not_(_QUARANTINED))
 _DECISIVE = preferences.c.preferred.in_(DECISIVE)
@@ -50,6 +49,12 @@ class Unused:
     chosen_at: float
 
 
+def is_usable(policy: str, split: str | None = None) -> sa.ColumnElement[bool]:
+    """Rows of a policy, and of one split, that say something and are not set aside."""
+    usable = sa.and_(preferences.c.policy == policy, _USABLE)
+    return usable if split is None else sa.and_(usable, preferences.c.split == split)
+
+
 def count_after(connection: sa.Connection, policy: str, after_id: int) -> NewPreferences:
     """What came after a preference, whatever its split."""
     row = connection.execute(
@@ -57,14 +62,14 @@ def count_after(connection: sa.Connection, policy: str, after_id: int) -> NewPre
             sa.func.count(),
             sa.func.coalesce(sa.func.sum(sa.case((_DECISIVE, 1), else_=0)), 0),
             sa.func.coalesce(sa.func.max(preferences.c.id), after_id),
-        ).where(preferences.c.id > after_id, _of(policy))
+        ).where(preferences.c.id > after_id, is_usable(policy))
     ).one()
     return NewPreferences(int(row[0]), int(row[1]), int(row[2]))
 
 
 def find_trigger_time(connection: sa.Connection, policy: str, after_id: int, nth: int) -> float:
     """When the nth decisive choice after a preference was made; of the newest choice if there are fewer, 0 without any."""
-    newer = sa.select(preferences.c.chosen_at).where(preferences.c.id > after_id, _of(policy))
+    newer = sa.select(preferences.c.chosen_at).where(preferences.c.id > after_id, is_usable(policy))
     exact = newer.where(_DECISIVE).order_by(preferences.c.id).offset(nth - 1).limit(1)
     found = connection.execute(exact).scalar()
     if found is None:
@@ -74,12 +79,12 @@ def find_trigger_time(connection: sa.Connection, policy: str, after_id: int, nth
 
 def load_unused(connection: sa.Connection, policy: str, limit: int, reject: Reject = log_rejected) -> list[Pair]:
     """The oldest training pairs that the reward model has not seen as new."""
-    return _load(connection, sa.and_(_of(policy, "train"), preferences.c.used_as_new == 0), reject, limit=limit)
+    return _load(connection, sa.and_(is_usable(policy, "train"), preferences.c.used_as_new == 0), reject, limit=limit)
 
 
 def count_unused(connection: sa.Connection, policy: str) -> int:
     """How many training pairs the reward model has not seen as new."""
-    where = sa.and_(_of(policy, "train"), preferences.c.used_as_new == 0)
+    where = sa.and_(is_usable(policy, "train"), preferences.c.used_as_new == 0)
     return int(connection.execute(sa.select(sa.func.count()).select_from(preferences).where(where)).scalar_one())
 
 
@@ -87,19 +92,19 @@ def list_unused(connection: sa.Connection, policy: str) -> list[Unused]:
     """All of them, without what was said, oldest first."""
     columns = preferences.c
     query = sa.select(columns.id, columns.user, columns.app, columns.chosen_at)
-    where = sa.and_(_of(policy, "train"), columns.used_as_new == 0)
+    where = sa.and_(is_usable(policy, "train"), columns.used_as_new == 0)
     return [Unused(*row) for row in connection.execute(query.where(where).order_by(columns.id))]
 
 
 def list_replayable(connection: sa.Connection, policy: str, max_replays: int) -> list[int]:
     """Ids of the training pairs that were new once and may be replayed again, oldest first."""
     is_used = sa.and_(preferences.c.used_as_new > 0, preferences.c.used_as_replay < max_replays)
-    return _list_ids(connection, sa.and_(_of(policy, "train"), is_used))
+    return _list_ids(connection, sa.and_(is_usable(policy, "train"), is_used))
 
 
 def load_ids(connection: sa.Connection, policy: str, ids: Sequence[int], reject: Reject = log_rejected) -> list[Pair]:
     """These pairs, in the order of their ids; a skip among them, or another policy's, is left out."""
-    is_wanted = [sa.and_(_of(policy), preferences.c.id.in_(some)) for some in split_parameters(sorted(ids))]
+    is_wanted = [sa.and_(is_usable(policy), preferences.c.id.in_(some)) for some in split_parameters(sorted(ids))]
     return [pair for where in is_wanted for pair in _load(connection, where, reject)]
 
 
@@ -122,45 +127,6 @@ def choose_fixed(event_ids: Sequence[str], limit: int | None) -> list[str]:
     if limit is None or len(event_ids) <= limit:
         return list(event_ids)
     return sorted(event_ids, key=lambda event_id: hashlib.sha256(event_id.encode()).digest())[:limit]
-
-
-def list_prompts(
-    connection: sa.Connection,
-    policy: str,
-    limit: int,
-    *,
-    split: str = "heldout",
-    apps: Sequence[str] | None = None,
-    reject: Reject = log_rejected,
-) -> list[Prompt]:
-    """Recent prompts, one of a cluster of near-duplicates, evenly of all combinations of tags; the newest first.
-
-    apps: only of these. Looks at a bounded number of rows.
-    """
-    where = _of(policy, split)
-    if apps is not None:
-        where = sa.and_(where, preferences.c.app.in_(list(apps)))
-    query = sa.select(*PAIR_COLUMNS, preferences.c.cluster).where(where).order_by(preferences.c.id.desc())
-    by_tags: dict[tuple[tuple[str, str], ...], list[Prompt]] = {}
-    seen: set[Any] = set()
-    for row in connection.execute(query.limit(_PROMPT_POOL * limit)):
-        name = row.cluster or row.prompt_key
-        if name in seen:
-            continue
-        seen.add(name)
-        try:
-            prompt = make_prompt(msgspec.json.decode(row.choice_json, type=Choice), row.prompt_key)
-        except (ValueError, RecursionError) as error:
-            reject(row.event_id, "load", error)
-        else:
-            by_tags.setdefault(tuple(sorted(prompt.tags.items())), []).append(prompt)
-    return take_in_turns(list(by_tags.values()), limit)
-
-
-def take_in_turns(groups: Sequence[Sequence[Prompt]], limit: int) -> list[Prompt]:
-    """The first of each group, then the second of each that has one, up to `limit`."""
-    longest = max((len(group) for group in groups), default=0)
-    return [group[rank] for rank in range(longest) for group in groups if rank < len(group)][:limit]
 
 
 def forget_uses(connection: sa.Connection, policy: str) -> None:
@@ -197,17 +163,12 @@ def count_totals(connection: sa.Connection, policy: str) -> Totals:
     return Totals(usable, decisive, {use: num for use, num in uses.items() if num})
 
 
-def _of(policy: str, split: str | None = None) -> sa.ColumnElement[bool]:
-    usable = sa.and_(preferences.c.policy == policy, _USABLE)
-    return usable if split is None else sa.and_(usable, preferences.c.split == split)
-
-
 def _list_ids(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[int]:
     return list(connection.execute(sa.select(preferences.c.id).where(where).order_by(preferences.c.id)).scalars())
 
 
 def _load_sample(connection: sa.Connection, policy: str, split: str, limit: int | None, reject: Reject) -> list[Pair]:
-    query = sa.select(preferences.c.event_id, preferences.c.id).where(_of(policy, split), _DECISIVE)
+    query = sa.select(preferences.c.event_id, preferences.c.id).where(is_usable(policy, split), _DECISIVE)
     ids = {row.event_id: row.id for row in connection.execute(query.order_by(preferences.c.id))}
     return load_ids(connection, policy, [ids[event_id] for event_id in choose_fixed(list(ids), limit)], reject)
 

@@ -31,6 +31,14 @@ class Prompt:
     tags: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt that a round samples answers to. event_id: of the choice that it was asked in."""
+
+    event_id: str
+    prompt: Prompt
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """One answer. ids: as it was sampled, turn end included if it was sampled, or None. checkpoint: "" if unknown."""

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from feedback import inbox, quarantine
-from feedback.database import create_tables, open_database, write_transaction
 from feedback.events import Demonstration
-from feedback.inbox import Arrival, Placement, mark_used, preferences
-from tests.feedback.samples import make_choice, make_comparison, make_record, make_signal
+from feedback.inbox import mark_used, preferences
+from tests.feedback.samples import make_record, make_signal
+from tests.trainer.run.arrivals import choose, send
 from trainer.run import rows, signal_queries
 from trainer.run.rounds import NewPreferences
 
 SPLITS = ("train", "train", "train", "heldout", "auditor")
-
-
-def place(connection: sa.Connection, arrivals: list[Arrival]) -> list[Placement]:
-    """The split that the conversation names, and a cluster for each prompt."""
-    return [Placement(int(each.prompt_key[:8] or "0", 16), each.conversation or "train") for each in arrivals]
-
-
-@pytest.fixture
-def connection(tmp_path: Path) -> Iterator[sa.Connection]:
-    database = open_database(f"sqlite:{tmp_path / 'trainer.db'}")
-    create_tables(database, inbox.metadata)
-    with write_transaction(database) as opened:
-        yield opened
-    database.dispose()
-
-
-def send(connection: sa.Connection, *said: Any) -> None:
-    start = inbox.load_offset(connection, "t", 0)
-    inbox.consume(connection, [make_record(start + i, each) for i, each in enumerate(said)], place=place)  # type: ignore[arg-type]
-
-
-def choose(
-    number: int, preferred: str = "first", *, split: str = "train", policy: str = "default", **changes: Any
-) -> Any:
-    messages = changes.pop("messages", [{"role": "user", "content": f"question {number}"}])
-    comparison = make_comparison(f"cmp-{number}", policy=policy, conversation=split, messages=messages, **changes)
-    return make_choice(comparison, preferred)
 
 
 @pytest.fixture
@@ -123,17 +94,6 @@ def test_a_row_that_cannot_be_read_is_rejected(filled: sa.Connection) -> None:
     rejected: list[tuple[str, str]] = []
     loaded = rows.load_unused(filled, "default", 3, lambda event_id, part, error: rejected.append((event_id, part)))
     assert (ids(loaded), rejected) == ([1, 2], [("event-4", "load")])
-
-
-def test_prompts_are_recent_deduplicated_and_even_over_tags(connection: sa.Connection) -> None:
-    for number in range(12):
-        tags = {"domain": "law" if number == 0 else "chat"}
-        send(connection, choose(number // 2, split="heldout", tags=tags, app="shop" if number < 4 else "app-1"))
-    prompts = rows.list_prompts(connection, "default", 3)
-    assert [prompt.messages[0]["content"] for prompt in prompts] == ["question 5", "question 4", "question 3"]
-    mixed = rows.list_prompts(connection, "default", 4, apps=["shop"])
-    assert [prompt.messages[0]["content"] for prompt in mixed] == ["question 1", "question 0"]
-    assert rows.list_prompts(connection, "default", 4, split="train") == []
 
 
 def test_signals_and_demonstrations_are_read_as_rows(connection: sa.Connection) -> None:
