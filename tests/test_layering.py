@@ -38,8 +38,10 @@ PURE = [  # decisions and statistics: no package above them, no input or output
     "trainer/judge/drift.py",
     "trainer/judge/gate.py",
     "trainer/judge/ladder.py",
+    "trainer/math/advantages.py",
     "trainer/math/intervals.py",
     "trainer/math/losses.py",
+    "trainer/math/ppo_losses.py",
     "trainer/text/messages.py",
     "trainer/text/transcript.py",
 ]

@@ -2,7 +2,7 @@
 
 Pure tensor functions. `difference` is the score of one answer minus the other's; h is the log-ratio of a pair, (log pi(y+) -
 log ref(y+)) - (log pi(y-) - log ref(y-)), summed over tokens. Only `robust_mean`, "aot" and "aot_unpaired" look at several
-pairs at once. PPO's losses are not here.
+pairs at once. PPO's losses are in ppo_losses.
 """
 
 import math
