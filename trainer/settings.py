@@ -14,7 +14,7 @@ from feedback.settings import DatabaseUrl, HttpUrl, SharedSettings, load_setting
 from trainer.sections.judging import GateSection, SamplingSection
 from trainer.sections.model import ModelSection
 from trainer.sections.reward import RewardSection, RewardsSection
-from trainer.sections.training import DpoSection, SftSection
+from trainer.sections.training import DpoSection, PpoSection, SftSection
 
 
 class TrainerSection(BaseModel):
@@ -87,6 +87,7 @@ class TrainerSection(BaseModel):
     reward: RewardSection = Field(default_factory=RewardSection, description="The reward model's updates.")
     rewards: RewardsSection = Field(default_factory=RewardsSection, description="What a round's reward is made of.")
     dpo: DpoSection = Field(default_factory=DpoSection, description="DPO rounds.")
+    ppo: PpoSection = Field(default_factory=PpoSection, description="PPO rounds.")
     sft: SftSection = Field(default_factory=SftSection, description="SFT rounds.")
     sampling: SamplingSection = Field(default_factory=SamplingSection, description="Sampled answers.")
     gate: GateSection = Field(default_factory=GateSection, description="The offline gate.")

@@ -132,6 +132,11 @@ class Loop:
             weight_decay=weight_decay,
         )
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters that it holds, group by group."""
+        return list(self._named.values())
+
     def step(self, parts: Sequence[Part]) -> dict[str, float]:
         """Add up the parts' gradients and take one step; returns the parts' figures, summed, with loss, grad_norm and lr.
 

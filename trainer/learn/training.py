@@ -68,11 +68,11 @@ def run_steps(
         snapshots.restore(loop)
     memo = loop.memo
     rejected: set[int] = set(memo.setdefault("rejected", []))
-    epoch, tail = _Means(memo.setdefault("epoch", {})), _Means(memo.setdefault("tail", {}))
+    epoch, tail = Means(memo.setdefault("epoch", {})), Means(memo.setdefault("tail", {}))
     begin_epoch = len(steps) - min(steps_per_epoch, len(steps))
     begin_tail = len(steps) - max(1, round(TAIL_SHARE * (len(steps) - begin_epoch)))
     for position in range(memo.get("position", 0), len(steps)):
-        figures = _take(loop, task, [i for i in steps[position] if i not in rejected], rejected)
+        figures = take_step(loop, task, [i for i in steps[position] if i not in rejected], rejected)
         if figures:
             epoch.add(figures, restart=position <= begin_epoch)
             tail.add(figures, restart=position <= begin_tail)
@@ -80,13 +80,13 @@ def run_steps(
         if snapshots is not None and (position + 1) % snapshots.every == 0:
             snapshots.save(loop)
         if figures:
-            _report(loop, snapshots, progress, (position + 1) / len(steps), figures)
+            report_step(loop, snapshots, progress, (position + 1) / len(steps), figures)
     if not loop.step_number:
         raise NothingToTrainOn(f"{len(task.rows)} rows, none of them usable")
     return epoch.means(), tail.means()
 
 
-def _report(loop: Loop, snapshots: Snapshots | None, progress: Progress, share: float, figures: Figures) -> None:
+def report_step(loop: Loop, snapshots: Snapshots | None, progress: Progress, share: float, figures: Figures) -> None:
     """Tell how far the run is; if that stops it, nothing of it is lost."""
     try:
         progress(share, figures)
@@ -96,7 +96,7 @@ def _report(loop: Loop, snapshots: Snapshots | None, progress: Progress, share: 
         raise
 
 
-class _Means:
+class Means:
     """Sums of figures and their number, in a dictionary that snapshots keep."""
 
     def __init__(self, sums: dict[str, float]) -> None:
@@ -113,7 +113,7 @@ class _Means:
         return {name: value / self._sums[""] for name, value in self._sums.items() if name}
 
 
-def _take(loop: Loop, task: Task[T], chosen: Sequence[int], rejected: set[int]) -> Figures:
+def take_step(loop: Loop, task: Task[T], chosen: Sequence[int], rejected: set[int]) -> Figures:
     """One step on rows; {} if none of them could be learnt from. Adds those that could not to `rejected`."""
     if not chosen:
         return {}
@@ -143,7 +143,8 @@ def _find_culprits(task: Task[T], chosen: Sequence[int], rejected: set[int]) -> 
     def try_gradients(some: Sequence[int]) -> None:
         for part in task.make_parts([task.rows[i] for i in some]):
             loss, _ = part()
-            gradients = torch.autograd.grad(loss, list(task.parameters), allow_unused=True)
+            active = [parameter for parameter in task.parameters if parameter.requires_grad]
+            gradients = torch.autograd.grad(loss, active, allow_unused=True)
             if not all(torch.isfinite(tensor).all() for tensor in (loss, *gradients) if tensor is not None):
                 raise NotFinite("the loss or its gradient is not finite")
 

@@ -1,4 +1,4 @@
-"""LoRA adapters side by side on one base: `policy`, `stable`, `reward`, `auditor`.
+"""LoRA adapters side by side on one base: `policy`, `stable`, `reward`, `auditor`, `value`.
 
 Promises that a forward under one adapter leaves no trace on another: exactly the adapter in training takes gradients.
 One thread at a time. Written as PEFT and vLLM read them; heads are not here.
@@ -7,7 +7,7 @@ One thread at a time. Written as PEFT and vLLM read them; heads are not here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -30,7 +30,7 @@ class AdapterMismatch(Exception):
 class Adapters:
     """The adapters of one base. Made of a causal LM, whose layers are replaced by PEFT's in place."""
 
-    NAMES = ("policy", "stable", "reward", "auditor")
+    NAMES = ("policy", "stable", "reward", "auditor", "value")
 
     def __init__(self, model: Any, *, rank: int, alpha: int, target_modules: str | list[str] = "all-linear") -> None:
         config = LoraConfig(
@@ -55,8 +55,11 @@ class Adapters:
             raise ValueError(f"there is no adapter {name!r}")
         return found
 
-    def reset(self, name: str, like: str | None = None) -> None:
-        """Copy another adapter's weights, or start anew with B = 0, which answers exactly as the base does."""
+    def reset(self, name: str, like: str | None = None, *, is_blank: bool = False) -> None:
+        """Copy another adapter's weights, or start anew with B = 0, which answers exactly as the base does.
+
+        is_blank: copy its A alone, and have B = 0.
+        """
         if like is None:
             for layer in self._layers:
                 layer.reset_lora_parameters(name, True)
@@ -65,7 +68,16 @@ class Adapters:
             with torch.no_grad():
                 for key, parameter in self.parameters_of(name).items():
                     parameter.copy_(source[key.replace(f".{name}.", f".{like}.")])
+                    if is_blank and "lora_B" in key:
+                        parameter.zero_()
         self._activate(None)
+
+    def follow(self, name: str, leader: str, keep: float) -> None:
+        """Move an adapter's matrices towards another's: keep (0 to 1) of its own, the rest of the leader's."""
+        source = self.parameters_of(leader)
+        with torch.no_grad():
+            for key, parameter in self.parameters_of(name).items():
+                parameter.lerp_(source[key.replace(f".{name}.", f".{leader}.")], 1 - keep)
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Copies of the adapter's tensors on the CPU, under PEFT's names."""
@@ -126,6 +138,17 @@ class Adapters:
         assert {n for n, p in self.peft.named_parameters() if p.requires_grad} == parameters.keys()
         try:
             yield list(parameters.values())
+        finally:
+            self._activate(None)
+
+    @contextmanager
+    def training_in_turn(self) -> Iterator[Callable[[str], None]]:
+        """Train several adapters, one at a time; yields the function that switches to one.
+
+        The backward pass of a forward must come before the next switch: after it, gradients are missing or wrong.
+        """
+        try:
+            yield lambda name: self._activate(name, trainable=True)
         finally:
             self._activate(None)
 

@@ -285,11 +285,11 @@ def count_kept_bytes(backbone: Backbone) -> int:
 
 
 def find_free_mb(backbone: Backbone, memory_mb: int) -> int:
-    """MiB of a limit that are left for activations, when model, two adapters' gradients and moments, and logits are held."""
+    """MiB of a limit that are left for activations, when model, three adapters' gradients and moments, and logits are held."""
     on_gpu = backbone.device.type == "cuda"
     held = torch.cuda.memory_allocated(backbone.device) if on_gpu else psutil.Process().memory_info().rss
     trained = sum(p.numel() * p.element_size() for p in backbone.adapters.parameters_of("policy").values())
-    return memory_mb - backbone.logits_mb - ((held + 2 * 3 * trained) >> 20)
+    return memory_mb - backbone.logits_mb - ((held + 3 * 3 * trained) >> 20)  # reward, policy, value
 
 
 def silence_dropout(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""fp32 heads beside the backbone: a point estimate and its doubt from frozen hidden states, and a linear one for the adapter.
+"""fp32 heads beside the backbone: a point estimate and its doubt from frozen hidden states, and linear ones for adapters.
 
 What a head reads is standardised by scales that are fixed when the first answers come. Heads are no part of an adapter, and are
 saved by whoever owns them.
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from trainer.text.batches import Batch
+from trainer.text.batches import Batch, locate_answers
 
 
 def pool_answers(hidden: Tensor, batch: Batch) -> Tensor:
@@ -27,6 +27,12 @@ def pool_answers(hidden: Tensor, batch: Batch) -> Tensor:
     tokens = hidden[batch.answer_rows[answers], columns].float()
     sums = torch.zeros(len(counts), hidden.shape[-1], device=hidden.device).index_add(0, answers, tokens)
     return torch.cat([last_states(hidden, batch), sums / counts[:, None]], 1)
+
+
+def predicting_states(hidden: Tensor, batch: Batch) -> Tensor:
+    """Hidden state of the token before each answer token, (tokens, width), float32, answer by answer: what a token is chosen by."""
+    rows, predicting, _, _ = locate_answers(batch)
+    return hidden[rows, predicting].float()
 
 
 def last_states(hidden: Tensor, batch: Batch) -> Tensor:
@@ -137,3 +143,30 @@ class AdapterHead(nn.Module):
         """states: (answers, size). Returns (answers,)."""
         scores: Tensor = self.linear(states).squeeze(-1) / math.sqrt(states.shape[-1])
         return scores
+
+
+class ValueHead(nn.Module):
+    """What reward is still to come, from the hidden state that an answer's token is chosen by; 0 before it has learnt."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def take_over(self, head: AdapterHead, standardiser: Standardiser, share: float) -> None:
+        """Give each state what an adapter's head gives it, times share: the standardiser's part becomes weights and bias.
+
+        But for its limit of 8 spreads. Raises ValueError where it projects, which a linear head of this size cannot.
+        """
+        if standardiser.projection.numel():
+            raise ValueError("the value head has no projection")
+        slopes = head.linear.weight * standardiser.column_scale * standardiser.scale * share
+        with torch.no_grad():
+            self.linear.weight.copy_(slopes)
+            self.linear.bias.copy_(-(slopes @ standardiser.mean) / math.sqrt(slopes.shape[-1]))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """states: (tokens, size). Returns (tokens,)."""
+        values: Tensor = (states @ self.linear.weight.T).squeeze(-1) / math.sqrt(states.shape[-1])
+        return values + self.linear.bias

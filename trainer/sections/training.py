@@ -1,4 +1,4 @@
-"""How DPO and SFT rounds train, as settings."""
+"""How DPO, PPO and SFT rounds train, as settings."""
 
 from typing import Literal, Self, get_args
 
@@ -71,6 +71,73 @@ class DpoSection(BaseModel):
         if self.divergence != "reverse_kl" and self.loss not in DIVERGENCE_LOSSES:
             raise ValueError(f"divergence {self.divergence} is not defined for loss {self.loss}")
         return self
+
+
+class PpoSection(BaseModel):
+    """How a PPO round samples from the policy, rewards what it said and trains it."""
+
+    lr: float | None = Field(
+        default=None,
+        gt=0,
+        description="Peak learning rate of the policy; None: the model preset's (tiny 3e-4, small 5e-5, gpu and fsdp 1e-5).",
+    )
+    value_lr: float | None = Field(
+        default=None,
+        gt=0,
+        description="The same of the value adapter, whose head learns ten times as fast; None: the preset's (tiny 1e-3,"
+        " small 2e-4, gpu and fsdp 5e-5).",
+    )
+    warmup_share: float = Field(default=0.1, ge=0, le=1, description="Share of the steps in which the rates rise.")
+    decay: Decay = Field(default="linear", description="How the rates fall after that: linear, cosine or none.")
+    iterations: int = Field(default=16, ge=1, description="How often answers are sampled and learnt from.")
+    prompts_per_iteration: int = Field(default=32, ge=1, description="Prompts that one iteration asks.")
+    samples_per_prompt: int = Field(default=4, ge=1, description="Answers sampled to each of them.")
+    max_tokens: int = Field(default=128, ge=1, description="Longest sampled answer, if apps allow a longer one.")
+    min_temperature: float = Field(
+        default=0.3, gt=0, description="Samples are drawn at the app's temperature, but at no lower one than this."
+    )
+    max_prompts: int = Field(default=2000, ge=1, description="Most prompts of a round; the newest are taken.")
+    epochs: int = Field(default=4, ge=1, description="Passes over the answers of an iteration.")
+    minibatches: int = Field(default=4, ge=1, description="Optimizer steps of one pass.")
+    clip: float = Field(
+        default=0.2, gt=0, description="How far a token's probability ratio may move for its advantage."
+    )
+    value_clip: float = Field(default=0.2, gt=0, description="How far a value may move in one iteration.")
+    value_weight: float = Field(default=0.1, gt=0, description="Weight of the value loss beside the policy's.")
+    gamma: float = Field(default=1.0, gt=0, le=1, description="What a reward one token later is worth.")
+    lam: float = Field(default=0.95, ge=0, le=1, description="GAE's lambda: 1 trusts rewards alone, 0 values alone.")
+    whiten: bool = Field(default=True, description="Give an iteration's advantages mean 0 and spread 1.")
+    missing_end_penalty: float = Field(
+        default=1.0, ge=0, description="What an answer loses that was cut off instead of ended."
+    )
+    kl_coefficient: float = Field(default=0.05, ge=0, description="Price of a nat of KL to the reference, a token.")
+    adaptive_kl: bool = Field(default=False, description="Move that price until an answer's KL is at kl_target.")
+    kl_target: float = Field(default=6.0, gt=0, description="KL of an answer, nats, summed over its tokens.")
+    kl_horizon: float = Field(default=10_000.0, gt=0, description="Answers in which the price could double.")
+    reference_ema: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of itself that the reference keeps at each iteration while it follows the policy; 0: it stands still.",
+    )
+    max_approximate_kl: float = Field(
+        default=0.02, gt=0, description="An iteration's updates end once a step has moved further, nats a token."
+    )
+    max_importance_weight: float = Field(
+        default=2.0,
+        ge=1,
+        description="Most that a token counts which the sampler drew with less chance than the policy.",
+    )
+    max_answer_ratio: float = Field(
+        default=2.0,
+        gt=1,
+        description="Answers whose mean ratio to what they were drawn by is further from 1 are dropped.",
+    )
+    max_grad_norm: float = Field(default=1.0, ge=0, description="Largest norm of a step's gradient; 0: any.")
+    overlap: bool = Field(
+        default=True,
+        description="Have an engine sample the next answers while the policy learns from the last: they are one iteration old.",
+    )
 
 
 class SftSection(BaseModel):
