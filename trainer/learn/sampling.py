@@ -25,7 +25,14 @@ log = logging.getLogger("trainer.learn.sampling")
 
 
 class EngineFailed(Exception):
-    """An engine is away, or answered with something else than samples; the message says which and what."""
+    """An engine is away, or answered with something else than samples; the message says which and what.
+
+    status: what it answered with, 0 if it did not answer.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,10 @@ class SamplingParameters:
     max_tokens: int
 
 
+Samples = list[list[Sampled]]
+"""The answers to each prompt, in order."""
+
+
 class Sampler(Protocol):
     """source says where the last samples came from: "engine", or "local" with the reason."""
 
@@ -58,10 +69,25 @@ class Sampler(Protocol):
         n: int,
         parameters: SamplingParameters,
         seed: int,
-    ) -> list[list[Sampled]]:
+    ) -> Samples:
         """n answers for each prompt, in order. adapter: one of the backbone's, None for the base.
 
         Raises UnusableRow for a prompt that cannot be encoded, NotFinite where the adapter gives no probabilities.
+        """
+        ...
+
+    def begin(
+        self,
+        prompts: Sequence[Prompt],
+        adapter: str | None,
+        *,
+        n: int,
+        parameters: SamplingParameters,
+        seed: int,
+    ) -> Callable[[], Samples]:
+        """As `sample`, of the adapter as it stands now, while the caller goes on; what is returned waits for the samples.
+
+        An engine that fails meanwhile is made good locally, by the adapter as it stands when they are waited for.
         """
         ...
 
@@ -104,12 +130,12 @@ class LocalSampler:
         n: int,
         parameters: SamplingParameters,
         seed: int,
-    ) -> list[list[Sampled]]:
+    ) -> Samples:
         """As the protocol says; the same prompts and seed give the same answers."""
         backbone, max_tokens = self._backbone, parameters.max_tokens
         encoded = [backbone.transcriber.encode_prompt(prompt) for prompt in prompts]
         generator = torch.Generator(backbone.device).manual_seed(seed)
-        sampled: list[list[Sampled]] = [[] for _ in prompts]
+        sampled: Samples = [[] for _ in prompts]
         with backbone.adapters.inferring(adapter), backbone.autocast():
             for chosen in self._plan([len(ids) for ids in encoded], n, max_tokens):
                 limits = [fit_limit(encoded[i], max_tokens, backbone.max_tokens) for i in chosen]
@@ -118,6 +144,19 @@ class LocalSampler:
                     for ids, logprobs in rows[place * n : (place + 1) * n]:
                         sampled[i].append(self._make(ids[: limits[place]], logprobs[: limits[place]], parameters))
         return sampled
+
+    def begin(
+        self,
+        prompts: Sequence[Prompt],
+        adapter: str | None,
+        *,
+        n: int,
+        parameters: SamplingParameters,
+        seed: int,
+    ) -> Callable[[], Samples]:
+        """As the protocol says; all is sampled before it returns."""
+        sampled = self.sample(prompts, adapter, n=n, parameters=parameters, seed=seed)
+        return lambda: sampled
 
     def _plan(self, lengths: Sequence[int], n: int, max_tokens: int) -> list[list[int]]:
         """Indices of prompts by batch, sorted by length; a batch's padded tokens stay within the budget."""
@@ -232,15 +271,43 @@ class PreferredSampler:
         n: int,
         parameters: SamplingParameters,
         seed: int,
-    ) -> list[list[Sampled]]:
+    ) -> Samples:
         """As the protocol says."""
+        return self.begin(prompts, adapter, n=n, parameters=parameters, seed=seed)()
+
+    def begin(
+        self,
+        prompts: Sequence[Prompt],
+        adapter: str | None,
+        *,
+        n: int,
+        parameters: SamplingParameters,
+        seed: int,
+    ) -> Callable[[], Samples]:
+        """As the protocol says. Without the engine all is sampled before it returns."""
+
+        def sample_here() -> Samples:
+            self.source = f"local: {self._failure}"
+            return self._local.sample(prompts, adapter, n=n, parameters=parameters, seed=seed)
+
+        def finish() -> Samples:
+            try:
+                sampled = wait()
+            except EngineFailed as error:
+                self._note(error)
+                return sample_here()
+            self.source, self._failure = "engine", ""
+            return sampled
+
         if not self._failure or self._now() - self._failed_at >= self._retry_after_s:
             try:
-                sampled = self._engine.sample(prompts, adapter, n=n, parameters=parameters, seed=seed)
-                self.source, self._failure = "engine", ""
-                return sampled
+                wait = self._engine.begin(prompts, adapter, n=n, parameters=parameters, seed=seed)
+                return finish
             except EngineFailed as error:
-                self._failed_at, self._failure = self._now(), str(error)
-                log.warning("the trainer samples itself: %s", error)
-        self.source = f"local: {self._failure}"
-        return self._local.sample(prompts, adapter, n=n, parameters=parameters, seed=seed)
+                self._note(error)
+        sampled_here = sample_here()
+        return lambda: sampled_here
+
+    def _note(self, error: EngineFailed) -> None:
+        self._failed_at, self._failure = self._now(), str(error)
+        log.warning("the trainer samples itself: %s", error)

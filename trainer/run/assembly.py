@@ -27,6 +27,7 @@ from trainer.learn.checkers import list_functions, make_checkers
 from trainer.learn.dpo import blame_row, make_preferences, run_dpo
 from trainer.learn.dpo_step import Preference
 from trainer.learn.engine_sampler import EngineSampler
+from trainer.learn.first_tokens import make_pacer
 from trainer.learn.loop import Snapshots
 from trainer.learn.outcomes import make_outcome_model
 from trainer.learn.prequential import Count, something_to_learn
@@ -317,7 +318,8 @@ class Learning:
         local = LocalSampler(self._backbone, section.local_tokens)
         if not section.engines:
             return local
-        engine = EngineSampler(self._backbone, section, self._settings.state_dir / "sampling")
+        pacer = make_pacer(section, self._settings.trainer.gateway_url)
+        engine = EngineSampler(self._backbone, section, self._settings.state_dir / "sampling", pacer)
         return PreferredSampler(engine, local, section.retry_after_s)
 
     def make_probe(self) -> Probe:

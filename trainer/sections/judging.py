@@ -14,6 +14,21 @@ class SamplingSection(BaseModel):
         default=[], description="Engines that sample for the trainer at low priority; none: the trainer samples itself."
     )
     max_in_flight: int = Field(default=16, ge=1, description="Most answers that all engines sample for it at a time.")
+    min_in_flight: int = Field(
+        default=2, ge=1, description="Answers at a time that are left to it however long people wait."
+    )
+    blind_in_flight: int = Field(
+        default=4, ge=1, description="Most answers at a time while nothing says how long people wait."
+    )
+    max_slowdown: float = Field(
+        default=1.5,
+        gt=1,
+        description="How many times as long as without samples people may wait for the first token (at the 90th"
+        " percentile) before fewer are sampled at a time.",
+    )
+    pace_every_s: float = Field(
+        default=1.0, gt=0, description="Time between looks at how long people wait, while it samples."
+    )
     priority: int = Field(
         default=100, ge=1, description="Priority of these requests; people's have 0, higher is later."
     )

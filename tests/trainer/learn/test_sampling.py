@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load
 
 from tests.trainer.learn.fake_engine import FakeEngine, run_fake_engine
 from tests.trainer.tiny import build_tiny_backbone, make_prompt
+from trainer.learn.engine_fetch import GivenUp
 from trainer.learn.engine_sampler import EngineSampler
 from trainer.learn.isolation import NotFinite
 from trainer.learn.sampling import (
@@ -56,10 +58,28 @@ def engine(backbone: Backbone) -> Iterator[FakeEngine]:
         yield running
 
 
-def make_sampler(backbone: Backbone, engine: FakeEngine, folder: Path, **changes: int) -> EngineSampler:
-    section = SamplingSection(engines=[engine.url], **changes)
+class FixedPacing:
+    """Always the same cap."""
+
+    def __init__(self, cap: int) -> None:
+        self.cap, self.heard = cap, []
+
+    def begin(self) -> None:
+        self.heard.append("begin")
+
+    def choose_limit(self) -> int:
+        return self.cap
+
+    def end(self) -> None:
+        self.heard.append("end")
+
+
+def make_sampler(
+    backbone: Backbone, engine: FakeEngine, folder: Path, cap: int = 16, now: Any = time.monotonic
+) -> EngineSampler:
+    section = SamplingSection(engines=[engine.url], pace_every_s=0.05)
     numbers = iter(range(100))
-    return EngineSampler(backbone, section, folder, lambda: next(numbers))
+    return EngineSampler(backbone, section, folder, FixedPacing(cap), number=lambda: next(numbers), now=now)
 
 
 def test_a_batch_samples_by_the_probabilities_that_scoring_finds(backbone: Backbone) -> None:
@@ -189,7 +209,7 @@ def test_what_a_killed_trainer_left_is_unloaded_first(backbone: Backbone, engine
 
 
 def test_no_more_answers_are_under_way_than_allowed(backbone: Backbone, engine: FakeEngine, tmp_path: Path) -> None:
-    sampler = make_sampler(backbone, engine, tmp_path, max_in_flight=4)
+    sampler = make_sampler(backbone, engine, tmp_path, cap=4)
     sampled = sampler.sample(PROMPTS * 3, "policy", **change_how(n=6))
     assert {len(answers) for answers in sampled} == {6}
     assert 0 < engine.most_in_flight <= 4
@@ -227,3 +247,76 @@ def test_while_the_engine_is_away_the_trainer_samples_itself_and_says_so(
     clock[0] = 160.0
     sampler.sample(PROMPTS, "policy", **HOW)
     assert sampler.source == "engine" and engine.asked
+
+
+def test_samples_are_of_the_adapter_as_it_stood_when_they_were_begun(
+    backbone: Backbone, engine: FakeEngine, tmp_path: Path
+) -> None:
+    stood = backbone.adapters.state("policy")
+    wait = make_sampler(backbone, engine, tmp_path).begin(PROMPTS, "policy", **HOW)
+    assert len(engine.weights) == 1  # loaded before it returned
+    backbone.adapters.reset("policy")
+    try:
+        sampled = wait()
+    finally:
+        backbone.adapters.restore("policy", stood)
+    assert [len(answers) for answers in sampled] == [3, 3, 3]
+    assert {name: tensor.tolist() for name, tensor in load(engine.weights[0]).items()} == {
+        name: tensor.tolist() for name, tensor in stood.items()
+    }
+    assert (engine.loaded, list(tmp_path.iterdir())) == ({}, [])
+
+
+def test_an_engine_that_fails_after_the_beginning_is_made_good_locally(
+    backbone: Backbone, engine: FakeEngine, tmp_path: Path
+) -> None:
+    sampler = PreferredSampler(make_sampler(backbone, engine, tmp_path), LocalSampler(backbone), 60.0)
+    engine.fail_on.add("/v1/completions")
+    wait = sampler.begin(PROMPTS, "policy", **HOW)
+    assert wait() == LocalSampler(backbone).sample(PROMPTS, "policy", **HOW)
+    assert sampler.source.startswith("local: http://127.0.0.1") and "500" in sampler.source
+    assert engine.loaded == {}
+
+
+def test_the_local_sampler_has_sampled_before_begin_returns(backbone: Backbone) -> None:
+    sampler = LocalSampler(backbone)
+    assert sampler.begin(PROMPTS, "policy", **HOW)() == sampler.sample(PROMPTS, "policy", **HOW)
+
+
+def test_what_nobody_waits_for_is_given_up_and_leaves_nothing(
+    backbone: Backbone, engine: FakeEngine, tmp_path: Path
+) -> None:
+    sampler = make_sampler(backbone, engine, tmp_path, cap=1)
+    wait = sampler.begin(PROMPTS * 20, "policy", **HOW)
+    sampler.tidy()
+    with pytest.raises(GivenUp):
+        wait()
+    assert len(engine.asked) < 60
+    assert (engine.loaded, list(tmp_path.iterdir())) == ({}, [])
+
+
+def test_what_an_engine_kept_while_it_was_away_is_unloaded_once_it_is_back(
+    backbone: Backbone, engine: FakeEngine, tmp_path: Path
+) -> None:
+    clock = [0.0]
+    sampler = make_sampler(backbone, engine, tmp_path, now=lambda: clock[0])
+    engine.fail_on.add("/v1/unload_lora_adapter")
+    sampler.sample(PROMPTS, "policy", **HOW)
+    assert len(engine.loaded) == 1
+    sampler.tidy()
+    engine.fail_on.clear()
+    clock[0] = 30.0
+    sampler.tidy()
+    assert len(engine.loaded) == 1  # not asked again so soon
+    clock[0] = 61.0
+    sampler.tidy()
+    assert engine.loaded == {}
+
+
+def test_answers_that_one_prompt_gets_in_several_requests_have_seeds_of_their_own(
+    backbone: Backbone, engine: FakeEngine, tmp_path: Path
+) -> None:
+    make_sampler(backbone, engine, tmp_path, cap=2).sample(PROMPTS[:1], "policy", **change_how(n=5))
+    seeds = [body["seed"] + k for body in engine.asked for k in range(body["n"])]
+    assert [body["n"] for body in engine.asked] == [2, 2, 1]
+    assert seeds == list(range(seeds[0], seeds[0] + 5))
