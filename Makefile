@@ -8,7 +8,7 @@ export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up smollm kafka postgres chaos test check format docs bench bench-gateway bench-swap bench-leak \
-	bench-outage bench-choices bench-intake bench-round-beside-traffic bench-offline-gate clean install
+	bench-outage bench-choices bench-intake bench-round-beside-traffic bench-offline-gate bench-gate clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-26s %s\n", $$1, $$2}'
@@ -83,6 +83,9 @@ bench-outage: $(VENV)/.installed  ## Completions while Kafka is down or hangs, o
 
 bench-offline-gate: $(VENV)/.installed  ## Broken and healthy checkpoints before the offline gate (ARGS="--quick" for a look)
 	@$(PYTHON) -m bench.offline_gate $(ARGS)
+
+bench-gate: $(VENV)/.installed  ## How often the rollout gate errs, and how many users it needs (ARGS="--quick" for a look)
+	@$(PYTHON) -m bench.gate $(ARGS)
 
 bench-oracle: $(VENV)/.installed  ## DPO, reward and SFT beside TRL's newest release, step by step: do the numbers agree?
 	@$(PYTHON) -m bench.oracle $(ARGS)

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
@@ -22,7 +22,7 @@ from feedback.database import Writer
 from feedback.duels import DuelRow, load_duels
 from feedback.outages import is_outage, log_failure
 from gateway.rollout.desired_state import convert_rules, read_rules
-from gateway.rollout.pure.evidence import Evidence, weigh_voters
+from gateway.rollout.pure.evidence import Evidence, draw_series, weigh_voters
 from gateway.rollout.pure.guardrails import Guardrails, judge_guardrails
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.users import Duel, Voter, sum_up
@@ -43,6 +43,7 @@ class Assessment:
     """A rollout as weighed at `at`, which took cpu_s of CPU time. last_choice_at: when the newest choice was made."""
 
     row: RolloutRow
+    voters: Sequence[Voter]
     evidence: Evidence
     guardrails: Guardrails
     last_choice_at: float
@@ -103,7 +104,7 @@ class Assessor:
         rules = read_rules(row)
         (voters, observed), read_s = await self._writer.aread(lambda conn: self._measure(_read, conn, row, rules))
         weighed, weigh_s = await asyncio.to_thread(self._measure, weigh, rules, voters, observed, now)
-        self._newest = Assessment(row, *weighed, at=now, cpu_s=read_s + weigh_s)
+        self._newest = Assessment(row, voters, *weighed, at=now, cpu_s=read_s + weigh_s)
         return self._newest
 
     def _measure(self, fn: Callable[..., _T], *args: Any) -> tuple[_T, float]:
@@ -126,16 +127,21 @@ class Assessor:
                 if found is None or not found.is_recent(row, now):
                     found = await self.assess(row, now)
             evidence, guardrails = found.evidence, found.guardrails
+            series = await asyncio.to_thread(
+                draw_series, found.voters, cap=rules.cap, now=found.at, alpha=rules.alpha, delta=rules.delta,
+                max_users=rules.max_users,
+            )  # fmt: skip
         except Exception as error:
             if is_outage(error):
                 raise
             log_failure(_log, f"rollout {row.id} cannot be weighed", error)
             problem, rules = describe_problem(error), convert_rules(RolloutSection())
             evidence, guardrails, _ = weigh(rules, [], [], row.created_at)
+            series = ()
         if self._events[0] != (row.id, row.generation):  # none is added without a new generation
             events = await self._writer.aread(lambda conn: list_events(conn, row.id))
             self._events = (row.id, row.generation), events
-        view = build_view(row, evidence, guardrails, self._events[1], rules, self._preset, problem)
+        view = build_view(row, evidence, guardrails, series, self._events[1], rules, self._preset, problem)
         if row.phase in FINISHED and not problem:
             self._views[row.id] = view
             if len(self._views) > _MOST_VIEWS:
@@ -151,7 +157,7 @@ def describe_problem(error: Exception) -> str:
 def digest_code() -> str:
     """SHA-256 over the files that decide, so that a decision names the code that made it."""
     digest = hashlib.sha256()
-    for name in ("users.py", "evidence.py", "guardrails.py", "machine.py", "rules.py"):
+    for name in ("users.py", "evidence.py", "rates.py", "first_requests.py", "guardrails.py", "machine.py", "rules.py"):
         digest.update((Path(__file__).parent / "pure" / name).read_bytes())
     return digest.hexdigest()
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from gateway.rollout.pure import machine
-from gateway.rollout.pure.evidence import Evidence
+from gateway.rollout.pure.evidence import Evidence, Point
 from gateway.rollout.pure.guardrails import Guardrails
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.verdict import limit_exp, say_verdict
@@ -108,8 +108,8 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_view(
-    row: RolloutRow, evidence: Evidence, guardrails: Guardrails, events: Sequence[EventRow], rules: Rules,
-    preset: str, problem: str = "",
+    row: RolloutRow, evidence: Evidence, guardrails: Guardrails, series: Sequence[Point], events: Sequence[EventRow],
+    rules: Rules, preset: str, problem: str = "",
 ) -> RolloutView:  # fmt: skip
     """Everything an operator sees of one rollout."""
     return RolloutView(
@@ -147,7 +147,7 @@ def build_view(
                 e=limit_exp(p.log_e),
                 e_inferior=limit_exp(p.log_e_inferior),
             )
-            for p in evidence.series
+            for p in series
         ],
         events=[
             EventView(

@@ -7,6 +7,7 @@ better, the chance that E ever reaches 1/alpha is at most alpha (Ville). Pure; W
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -60,19 +61,19 @@ class Evidence:
     low: float
     high: float
     top_user_share: float
-    series: tuple[Point, ...]
 
 
-def enter_users(voters: Iterable[Voter], *, now: float) -> tuple[list[EnteredUser], int]:
+def enter_users(voters: Iterable[Voter], *, now: float, max_users: int | None = None) -> tuple[list[EnteredUser], int]:
     """Voters who are complete by `now`, in order of first duel; returns them and how many still wait.
 
-    One who is complete early waits for all before: entering by completion lets heavy users in first.
+    One who is complete early waits for all before: entering by completion lets heavy users in first. Beyond `max_users`
+    all wait.
     """
-    order = sorted(voters, key=lambda voter: (voter.first_asked_at, voter.user))
+    order = sorted(voters, key=attrgetter("first_asked_at", "user"))
     entered: list[EnteredUser] = []
     at = -math.inf
     for voter in order:
-        if voter.complete_at > now:
+        if voter.complete_at > now or len(entered) == max_users:
             break
         at = max(at, voter.complete_at)
         entered.append(EnteredUser(voter.user, voter.score, at))
@@ -133,16 +134,9 @@ def weigh_voters(
     max_users: int | None = None,
 ) -> Evidence:  # fmt: skip
     """Weigh a rollout's voters as of `now`, summed up with the same `cap`. Invariant to the order they are given in."""
-    entered, waiting = enter_users(voters, now=now)
-    if max_users is not None and len(entered) > max_users:
-        waiting += len(entered) - max_users
-        entered = entered[:max_users]
-    running = np.zeros((len(entered) + 1, 2 * cap + 1))
-    for row, user in enumerate(entered):
-        running[row + 1, user.score + cap] = 1
-    running = running.cumsum(axis=0)
-    total = running[-1]
-    votes = sum(voter.votes for voter in voters)
+    entered, waiting = enter_users(voters, now=now, max_users=max_users)
+    total = np.bincount([user.score + cap for user in entered], minlength=2 * cap + 1).astype(float)
+    votes = sum([voter.votes for voter in voters])
     low, high = invert_bets(total[None, :], cap, alpha)
     return Evidence(
         log_e=float(log_superiority(total, cap, delta)),
@@ -151,23 +145,28 @@ def weigh_voters(
         users=len(entered),
         waiting=waiting,
         votes=votes,
-        wins=sum(voter.wins for voter in voters),
-        losses=sum(voter.losses for voter in voters),
-        ties=sum(voter.ties for voter in voters),
-        both_bad=sum(voter.both_bad for voter in voters),
+        wins=sum([voter.wins for voter in voters]),
+        losses=sum([voter.losses for voter in voters]),
+        ties=sum([voter.ties for voter in voters]),
+        both_bad=sum([voter.both_bad for voter in voters]),
         net=float(total @ score_values(cap)) / len(entered) if entered else 0.0,
         low=float(low[0]),
         high=float(high[0]),
-        top_user_share=max((voter.votes for voter in voters), default=0) / max(1, votes),
-        series=_draw_series(entered, running, cap, alpha, delta),
+        top_user_share=max([voter.votes for voter in voters], default=0) / max(1, votes),
     )
 
 
-def _draw_series(
-    entered: Sequence[EnteredUser], running: FloatArray, cap: int, alpha: float, delta: float
-) -> tuple[Point, ...]:
+def draw_series(
+    voters: Sequence[Voter], *, cap: int, now: float, alpha: float = 0.05, delta: float = 0.0,
+    max_users: int | None = None,
+) -> tuple[Point, ...]:  # fmt: skip
+    """The evidence as users entered, at 200 of them at most: for display, no decision needs it."""
+    entered, _ = enter_users(voters, now=now, max_users=max_users)
     if not entered:
         return ()
+    running = np.zeros((len(entered) + 1, 2 * cap + 1))
+    running[np.arange(1, len(entered) + 1), [user.score + cap for user in entered]] = 1
+    running = running.cumsum(axis=0)
     picked = np.unique(np.linspace(1, len(entered), min(len(entered), _MAX_POINTS)).astype(int))
     counts = running[picked]
     low, high = invert_bets(counts, cap, alpha)

@@ -18,14 +18,12 @@ def describe_decision(
     row: RolloutRow, verdict: str, evidence: Evidence, guardrails: Guardrails, last_choice_at: float, code: str
 ) -> tuple[str, str]:
     """Return (digest, JSON) of everything a decision rests on."""
-    numbers = asdict(evidence)
-    numbers.pop("series")
     data = {
         "rollout": row.id,
         "checkpoint": row.checkpoint,
         "stable": row.stable,
         "verdict": verdict,
-        "evidence": numbers,
+        "evidence": asdict(evidence),
         "guardrails": asdict(guardrails),
         "last_choice_at": last_choice_at,
         "settings": hashlib.sha256(row.settings.encode()).hexdigest(),

@@ -8,11 +8,11 @@ import pytest
 
 from gateway.rollout.observations import Observations
 from gateway.rollout.pure.assignment import choose_arm
-from gateway.rollout.pure.guardrails import (
+from gateway.rollout.pure.guardrails import judge_guardrails
+from gateway.rollout.pure.rates import (
     CEILING_SHARES,
     Segment,
     clean_users_missing,
-    judge_guardrails,
     log_ceiling_e,
     log_ratio_e,
     log_split_e,
