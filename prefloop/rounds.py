@@ -154,6 +154,8 @@ def show_round(number: NumberArgument, as_json: JsonOption = False, gateway: Gat
         f"from {row.start} ({details.get('parent', 'nothing')}), {details.get('num_new', 0)} new rows and "
         f"{details.get('num_replayed', 0)} replayed, {row.num_left} left; {row.num_rows} were learnt from"
     )
+    if labelled := details.get("labelled"):
+        plain.print(f"labelled by the reward model: {describe_labelled(labelled)}")
     phases = Table("phase", "seconds")
     for name, seconds in details.get("phases", {}).items():
         phases.add_row(name, f"{seconds:.1f}")
@@ -173,6 +175,13 @@ def show_round(number: NumberArgument, as_json: JsonOption = False, gateway: Gat
         plain.print(f"ladder: {sentence}")
     if row.has_report:
         plain.print(f"report: {url}/rounds/{number}/report")
+
+
+def describe_labelled(labelled: dict[str, Any]) -> str:
+    """`12 pairs of 20 prompts, 84% sure`, or why none."""
+    if labelled["reason"]:
+        return f"none, as {labelled['reason']}"
+    return f"{labelled['num']} pairs of {labelled['num_prompts']} prompts, {labelled['probability']:.0%} sure"
 
 
 def describe_rung(rung: dict[str, Any]) -> str:

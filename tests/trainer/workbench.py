@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from feedback import inbox, quarantine
+import pytest
+
+from feedback import faults, inbox, quarantine
 from feedback.database import Writer, create_tables, open_database
 from feedback.log import NewRecord, Record
 from feedback.manifest import Probe
 from tests.trainer.fakes import FakeGateway, FakePolicy, FakeReward, make_record
-from trainer.run import rounds
+from trainer.run import round, rounds
 from trainer.run.clusters import place_rows
 from trainer.run.learner import Learner
 from trainer.run.metrics import Metrics
@@ -25,10 +27,25 @@ from trainer.run.status import Board
 from trainer.run.training import Judged, Task, Training
 from trainer.run.weighing import weigh_alike
 from trainer.settings import TrainerSettings
+from trainer.text.labelled_rows import Labelled, LabelledPair
+from trainer.text.pairs import Answer, Pair
 
 
 class Killed(BaseException):
     """Stands for kill -9: nothing below may run any of its own code after it."""
+
+
+def kill_at(point: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Die the next time this point is passed."""
+    left = [point]
+
+    def reach(passed: str) -> None:
+        if passed in left:
+            left.remove(passed)
+            raise Killed
+
+    for module in (round, faults):
+        monkeypatch.setattr(module, "reach", reach)
 
 
 @dataclass
@@ -44,6 +61,8 @@ class Workbench:
     trained: list[list[str]] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     num_judged: int = 0
+    num_labellings: int = 0
+    distrust: str = ""
     may_learn: bool = True
     frozen_prompts: frozenset[str] = frozenset()
     foreseen: list[tuple[str, bool]] = field(default_factory=list)
@@ -122,7 +141,31 @@ class Workbench:
             has_something_to_learn=self.has_something_to_learn,
             list_frozen_prompts=lambda: self.frozen_prompts,
             list_foreseen=lambda: self.foreseen,
+            label=self.label,
         )
+
+    def label(self, task: Task) -> Labelled:
+        """As many pairs as the plan allows, on its first prompts; unless `distrust` says why none."""
+        self.num_labellings += 1
+        if self.distrust:
+            return Labelled(num_prompts=len(task.prompts), reason=self.distrust)
+        rows = enumerate(task.prompts[: task.plan.max_labelled])
+        pairs = [
+            LabelledPair(
+                pair=Pair(
+                    event_id=f"labelled-{task.plan.number}-{i}",
+                    prompt=row.prompt,
+                    first=Answer(text=f"first {self.num_labellings}"),
+                    second=Answer(text=f"second {self.num_labellings}"),
+                    preferred="first",
+                    weight=0.75,
+                ),
+                source=row.event_id,
+                probability=0.75,
+            )
+            for i, row in rows
+        ]
+        return Labelled(pairs=pairs, num_prompts=len(task.prompts))
 
     def judge(self, task: Task, show: Any) -> Judged:
         self.num_judged += 1

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+from torch import Tensor
+
 from trainer.learn.checkers import Checker
 from trainer.learn.outcomes import OutcomeModel
 from trainer.text.pairs import Answer, Prompt
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from trainer.sections.reward import RewardsSection
 
 Curve = Callable[[float], float]
+PREFERENCE = "preference"  # the part that the reward model measures
 
 
 class Scorer(Protocol):
@@ -98,6 +102,15 @@ class Rewards:
             [math.fsum(values) for values in zip(*parts.values(), strict=True)] or [0.0] * len(samples), parts
         )
 
+    def spread(self, samples: Sequence[Sample], draws: Tensor) -> Tensor:
+        """The sum under each of a reward model's posterior draws, with those as its preference part; not anchored.
+
+        draws: (samples, K), of the reward model alone. Returns the same shape.
+        """
+        others = [_apply(part, samples) for part in self.parts if part.name != PREFERENCE]
+        added = torch.tensor([math.fsum(values) for values in zip(*others, strict=True)] or [0.0] * len(samples))
+        return self.describe().get(PREFERENCE, 0.0) * draws + added[:, None].to(draws)
+
     def describe(self) -> dict[str, float]:
         """Weight of each part, as it is stated in a round's record."""
         return {part.name: part.weight for part in self.parts}
@@ -123,7 +136,7 @@ def preference_part(model: Scorer, weight: float) -> Part:
         scored = model.score([each.encoded for each in samples], [each.answer.text for each in samples])
         return [float(value) for value in scored.cautious]
 
-    return Part("preference", weight, measure)
+    return Part(PREFERENCE, weight, measure)
 
 
 def length_part(weight: float, max_words: int) -> Part:

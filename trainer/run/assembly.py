@@ -42,13 +42,15 @@ from trainer.learn.worker import Job
 from trainer.model.backbone import Backbone
 from trainer.run import rows, signal_queries
 from trainer.run.auditor_keeper import AuditorKeeper
+from trainer.run.labelling import label_answers
 from trainer.run.prompts import draw_prompts
-from trainer.run.training import Judged, Show, Task, Training
+from trainer.run.training import Judged, Show, Task, Training, list_pairs
 from trainer.run.weighing import Weigh, find_reliability, make_weigher
 from trainer.run.workers import train_in_processes
 from trainer.sections.training import DpoSection, SftSection
 from trainer.settings import TrainerSettings
-from trainer.text.pairs import Answer, Demonstration, Pair, Prompt
+from trainer.text.labelled_rows import Labelled
+from trainer.text.pairs import Answer, Demonstration, Prompt
 from trainer.text.rejected import Reject
 from trainer.text.transcript import EncodedAnswer
 
@@ -107,6 +109,7 @@ class Learning:
             has_something_to_learn=lambda: something_to_learn(self.reward.record, *self._heldout),
             list_frozen_prompts=lambda: self.load_frozen().digests,
             list_foreseen=self.list_foreseen,
+            label=self.label,
         )
 
     def make_weigher(self) -> Weigh:
@@ -118,15 +121,10 @@ class Learning:
 
     def train(self, task: Task) -> dict[str, float]:
         """Put the adapters where the plan says, and train "policy"; go on from a snapshot if there is one."""
-        plan, adapters = task.plan, self._backbone.adapters
-        reference = task.reference
+        plan, reference = task.plan, task.reference
         if reference is not None:
-            adapters.load("stable", reference)
-        if plan.start == "base":
-            torch.manual_seed(plan.seed)  # what is drawn anew is drawn alike after a kill
-            adapters.reset("policy")
-        else:
-            adapters.load("policy", task.parent if plan.start == "stable" or reference is None else reference)
+            self._backbone.adapters.load("stable", reference)
+        self._begin_policy(task)
         if self._settings.trainer.num_processes > 1:
             return self._train_in_processes(task)
         snapshots = Snapshots(task.snapshots, self._settings.trainer.snapshot_every_steps)
@@ -144,6 +142,23 @@ class Learning:
             progress=task.progress,
             reject=self._reject,
         )
+
+    def _begin_policy(self, task: Task) -> None:
+        """Put adapter "policy" where the plan says that it begins."""
+        plan, adapters = task.plan, self._backbone.adapters
+        if plan.start == "base":
+            torch.manual_seed(plan.seed)  # what is drawn anew is drawn alike after a kill
+            adapters.reset("policy")
+        else:
+            adapters.load("policy", task.parent if plan.start == "stable" else task.reference or task.parent)
+
+    def label(self, task: Task) -> Labelled:
+        """Pairs of fresh answers of the policy that the task begins from, labelled by the reward model."""
+        self._begin_policy(task)
+        gate = self._settings.trainer.gate
+        parameters = choose_parameters(list_pairs(task), temperature=gate.temperature, max_tokens=gate.max_tokens)
+        rewards = self._make_rewards(ScoredOnce(self.reward))
+        return label_answers(self._backbone, self._sampler, self.reward, rewards, task, parameters, self._reject)
 
     def _make_references(self, reference: Path | None) -> Callable[..., torch.Tensor]:
         """Log-probabilities under the reference, from the cache as far as they are there."""
@@ -353,8 +368,3 @@ def refuse_version(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     for warning in verdict.warnings:
         log.warning("reward model: %s", warning)
     return "; ".join(verdict.failures)
-
-
-def list_pairs(task: Task) -> list[Pair]:
-    """The task's rows, which are pairs."""
-    return [row for row in task.rows if isinstance(row, Pair)]

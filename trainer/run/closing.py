@@ -23,6 +23,7 @@ from trainer.run.reporter import Reporter
 from trainer.run.reward_keeper import read_history
 from trainer.run.round_files import RoundFiles, remove_orphans
 from trainer.run.rounds import Ending, OpenRound
+from trainer.text.labelled_rows import Labelled
 
 log = logging.getLogger("trainer.run.learner")
 
@@ -64,7 +65,9 @@ class Closer:
                 "num_frozen": plan.num_frozen,
                 "watermark": plan.watermark,
             }
-        judged = files.read_verdict()
+        labelled, judged = files.read_labelled(), files.read_verdict()
+        if labelled:
+            details["labelled"] = describe_labelled(labelled)
         if judged:
             details["reward_parts"] = judged.reward_parts
             if judged.rung and ending.checkpoint:
@@ -72,14 +75,18 @@ class Closer:
         ending = replace(ending, details=details)
         samples = judged.samples if judged else []
         shown = [*rungs, details["rung"]] if "rung" in details else rungs
-        self._write_report(ReportData(opened, ending, now, files.read_curve(), history, samples, set_aside, shown))
+        pairs = labelled.pairs if labelled else []
+        self._write_report(
+            ReportData(opened, ending, now, files.read_curve(), history, samples, set_aside, shown, pairs)
+        )
 
         def record(connection: sa.Connection) -> None:
             rounds.finish_round(connection, opened.number, ending, now)
             if ending.checkpoint and plan:
                 new = [event_id for event_id in plan.new if event_id in learnt]
                 replayed = [event_id for event_id in plan.replayed if event_id in learnt]
-                lineage.record_rows(connection, ending.checkpoint, new, replayed)
+                sources = {each.pair.event_id: each.source for each in labelled.pairs} if labelled else {}
+                lineage.record_rows(connection, ending.checkpoint, new, replayed, labelled=sources)
 
         self._writer.run(record).result()
         files.remove()
@@ -125,6 +132,18 @@ class Closer:
             opened = rounds.find_open_round(connection)
         for name in remove_orphans(self._root, opened.number if opened else None):
             log.info("removed %s, left by a crash", name)
+
+
+def describe_labelled(labelled: Labelled) -> dict[str, Any]:
+    """What a round's record says of the pairs that the reward model labelled."""
+    return {
+        "num": len(labelled.pairs),
+        "num_prompts": labelled.num_prompts,
+        "num_alike": labelled.num_alike,
+        "num_unsure": labelled.num_unsure,
+        "probability": labelled.figures().get("labelled_probability"),
+        "reason": labelled.reason,
+    }
 
 
 def count_by_part(set_aside: list[tuple[str, str, str]]) -> dict[str, int]:

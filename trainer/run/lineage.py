@@ -6,8 +6,9 @@ are named by event id and by whose they are, a keyed hash: the answer stays when
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -22,7 +23,11 @@ checkpoint_rows = sa.Table(
     sa.Column("event_id", sa.Text, primary_key=True, index=True),
     sa.Column("is_replay", sa.Boolean, nullable=False),
     sa.Column("user", sa.Text, nullable=False, server_default="", index=True),
+    sa.Column("role", sa.Text, nullable=False, server_default="chosen"),  # a Role
 )
+Role = Literal["chosen", "prompt", "labelled"]
+"""What a checkpoint learnt from a row: what was said in it; its prompt alone; or a pair on its prompt that the reward model
+labelled, which has an event id of its own."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,31 @@ class Learnt:
     num_ancestors: int
 
 
-def record_rows(connection: sa.Connection, checkpoint: str, new: Sequence[str], replayed: Sequence[str]) -> None:
-    """Say what a checkpoint learnt from, by event ids, and from whom. Repeating it changes nothing."""
+def record_rows(
+    connection: sa.Connection,
+    checkpoint: str,
+    new: Sequence[str],
+    replayed: Sequence[str],
+    *,
+    role: Role = "chosen",
+    labelled: Mapping[str, str] | None = None,
+) -> None:
+    """Say what a checkpoint learnt from, by event ids, and from whom. Repeating it changes nothing.
+
+    role: of new and replayed rows. labelled: of each pair that the reward model labelled, by its own event id, the event id
+    of the choice whose prompt it is.
+    """
     connection.execute(sa.delete(checkpoint_rows).where(checkpoint_rows.c.checkpoint == checkpoint))
-    users = _find_users(connection, [*new, *replayed])
-    rows = [
-        {"checkpoint": checkpoint, "event_id": event_id, "is_replay": is_replay, "user": users.get(event_id, "")}
-        for event_ids, is_replay in ((new, False), (replayed, True))
-        for event_id in event_ids
-    ]
+    pairs = labelled or {}
+    users = _find_users(connection, [*new, *replayed, *pairs.values()])
+
+    def make(event_id: str, source: str, role: Role, *, is_replay: bool = False) -> dict[str, Any]:
+        user = users.get(source, "")
+        return {"checkpoint": checkpoint, "event_id": event_id, "is_replay": is_replay, "user": user, "role": role}
+
+    rows = [make(event_id, event_id, role) for event_id in new]
+    rows += [make(event_id, event_id, role, is_replay=True) for event_id in replayed]
+    rows += [make(event_id, source, "labelled") for event_id, source in pairs.items()]
     for some in split_parameters(rows):
         connection.execute(sa.insert(checkpoint_rows), some)
 
@@ -58,7 +79,7 @@ def _find_users(connection: sa.Connection, event_ids: Sequence[str]) -> dict[str
 
 
 def list_rows(connection: sa.Connection, checkpoint: str) -> list[str]:
-    """Event ids that a checkpoint's own round learnt from, sorted."""
+    """Event ids that a checkpoint's own round learnt from, in whatever role, sorted."""
     query = sa.select(checkpoint_rows.c.event_id).where(checkpoint_rows.c.checkpoint == checkpoint)
     return sorted(connection.execute(query).scalars())
 

@@ -27,7 +27,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     instead of the base). reference: id of that checkpoint, None for the base. new and replayed: event ids of pairs, or of
     demonstrations in an SFT round, in the order that learning gets them; weights: one each, new ones first.
     num_left: new rows there was no room for; num_available: rows that could be drawn, new and old. watermark: next offset
-    by partition when the rows were read. num_frozen: rows left out because a frozen set asks the same.
+    by partition when the rows were read. num_frozen: rows left out because a frozen set asks the same. max_labelled: pairs
+    that the reward model may label beside them; prompts: event ids of the choices whose prompts these are sampled on.
     """
 
     number: int
@@ -50,6 +51,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     code_version: str
     planned_at: float
     num_frozen: int = 0
+    max_labelled: int = 0
+    prompts: list[str] = []
 
     @property
     def event_ids(self) -> list[str]:
@@ -81,6 +84,11 @@ def draw_rows(
 def count_replays(num_new: int, replay_share: float) -> int:
     """How many replayed rows go with num_new new ones, so that they make up replay_share of the whole."""
     return round(num_new * replay_share / (1 - replay_share))
+
+
+def count_labelled(num_others: int, share: float) -> int:
+    """How many pairs labelled by the reward model may stand beside num_others, so that they make up at most share of all."""
+    return int(num_others * share / (1 - share) + 1e-9)
 
 
 def draw_sample(items: Sequence[T], num: int, rng: random.Random) -> list[T]:

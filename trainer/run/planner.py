@@ -6,6 +6,7 @@ What is drawn is decided in plan.py, which rows there are in pool.py. Writes not
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,15 +18,19 @@ import sqlalchemy as sa
 from trainer.judge.frozen import digest_prompt
 from trainer.run import lineage, pool, rounds
 from trainer.run.checkpoints import Published
-from trainer.run.plan import Plan, Start, derive_seed, draw_rows, find_code_version
+from trainer.run.plan import Plan, Start, count_labelled, derive_seed, draw_rows, find_code_version
+from trainer.run.prompts import draw_prompts
 from trainer.run.quarantine import Quarantine
 from trainer.run.rounds import OpenRound
 from trainer.run.schedule import is_restart_due
 from trainer.run.training import Rows, Training
 from trainer.run.weighing import describe_row
 from trainer.settings import TrainerSection
+from trainer.text.pairs import PromptRow
 
 log = logging.getLogger("trainer.run.learner")
+
+PROMPTS_A_LABELLED = 1.5  # sampled on for each pair that may be labelled
 
 
 class Planner:
@@ -89,7 +94,7 @@ class Planner:
             planned_at=self._now(),
         )
         rows = self.load_rows(plan)
-        plan = self._weigh(self._leave_out_frozen(plan, rows), rows)
+        plan = self._draw_prompts(self._weigh(self._leave_out_frozen(plan, rows), rows))
         return plan, give_weights(plan, rows)
 
     def _leave_out_frozen(self, plan: Plan, rows: Rows) -> Plan:
@@ -111,6 +116,29 @@ class Planner:
         weights = self._training.weigh([describe_row(row, plan.planned_at) for row in weighed])
         by_id = dict(zip([row.event_id for row in weighed], weights, strict=True))
         return msgspec.structs.replace(plan, weights=[by_id.get(event_id, 0.0) for event_id in plan.event_ids])
+
+    def _draw_prompts(self, plan: Plan) -> Plan:
+        """The plan with prompts for pairs that the reward model labels, some more than pairs: not every one gives a pair."""
+        section = self._settings
+        num = count_labelled(len(plan.event_ids), section.dpo.labelled_share) if plan.kind == "dpo" else 0
+        if not num:
+            return plan
+        with self._database.connect() as connection:
+            drawn = draw_prompts(
+                connection,
+                plan.policy,
+                math.ceil(PROMPTS_A_LABELLED * num),
+                split="train",
+                frozen=self._training.list_frozen_prompts(),
+                reject=self._quarantine.add,
+            )
+        return msgspec.structs.replace(plan, max_labelled=num, prompts=[row.event_id for row in drawn])
+
+    def load_prompts(self, plan: Plan) -> list[PromptRow]:
+        """The prompts of pairs that are to be labelled. Raises RowsMissing."""
+        with self._database.connect() as connection:
+            found = pool.load_pairs(connection, plan.policy, plan.prompts, 0.0, self._quarantine.add)
+        return [PromptRow(pair.event_id, pair.prompt) for pair in found]
 
     def load_rows(self, plan: Plan) -> Rows:
         """The plan's rows with its weights, their own where it has none yet. Raises RowsMissing."""

@@ -85,7 +85,9 @@ def find_newest_demonstration(connection: sa.Connection) -> tuple[int, int]:
 
 def _make_pool(connection: sa.Connection, event_ids: Sequence[str], topic: str, taught: Sequence[str]) -> Pool:
     """Events told apart by whether one of the checkpoints learnt from them."""
-    learnt = sa.select(checkpoint_rows.c.event_id).where(checkpoint_rows.c.checkpoint.in_(list(taught)))
+    learnt = sa.select(checkpoint_rows.c.event_id).where(
+        checkpoint_rows.c.checkpoint.in_(list(taught)), checkpoint_rows.c.role == "chosen"
+    )  # what a row says is new to a policy that only sampled on its prompt
     known = set(connection.execute(learnt).scalars())
     new = [event_id for event_id in event_ids if event_id not in known]
     old = [event_id for event_id in event_ids if event_id in known]

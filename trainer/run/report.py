@@ -15,6 +15,8 @@ from typing import Any
 
 from trainer.run.plots import draw_lines
 from trainer.run.rounds import Ending, OpenRound
+from trainer.text.labelled_rows import LabelledPair
+from trainer.text.messages import flatten_content
 
 MAX_SAMPLES = 20
 MAX_SET_ASIDE = 50
@@ -40,7 +42,7 @@ class ReportData:
 
     curve: the round's figures by `share` of its training; history: those of the reward model's updates by `version`;
     samples: {"prompt", "before", "after"}; set_aside: (event id, part, error) of rows that learning could not use; rungs:
-    of the ladder, oldest first, this round's last.
+    of the ladder, oldest first, this round's last; labelled: pairs that the reward model labelled.
     """
 
     opened: OpenRound
@@ -51,6 +53,7 @@ class ReportData:
     samples: Sequence[Mapping[str, str]] = ()
     set_aside: Sequence[tuple[str, str, str]] = ()
     rungs: Sequence[Mapping[str, Any]] = ()
+    labelled: Sequence[LabelledPair] = ()
 
 
 def name_report(number: int, checkpoint: str | None) -> str:
@@ -72,6 +75,7 @@ def render_report(data: ReportData) -> str:
         _render_ladder(data.rungs, data.ending.details.get("ladder", [])),
         _render_figures(data.ending.metrics),
         _render_samples(data.samples),
+        _render_labelled(data.ending.details.get("labelled"), data.labelled),
         _render_set_aside(data.set_aside),
     ]
     return (
@@ -159,6 +163,35 @@ def _render_samples(samples: Sequence[Mapping[str, str]]) -> str:
         return ""
     rows = [(each.get("prompt", ""), each.get("before", ""), each.get("after", "")) for each in samples[:MAX_SAMPLES]]
     return "<h2>Answers before and after</h2>" + _render_table(("Asked", "Before", "After"), rows, is_said=True)
+
+
+def _render_labelled(details: Mapping[str, Any] | None, pairs: Sequence[LabelledPair]) -> str:
+    """What the reward model labelled in place of people, with some of it."""
+    if not details:
+        return ""
+    rows = [
+        (
+            flatten_content(each.pair.prompt.messages[-1].get("content")),
+            each.pair.first.text,
+            each.pair.second.text,
+            f"{each.probability:.0%}",
+        )
+        for each in pairs[:MAX_SAMPLES]
+    ]
+    names = ("Asked", "Preferred", "Other", "A person would agree")
+    table = _render_table(names, rows, is_said=True) if rows else ""
+    return f"<h2>Labelled by the reward model</h2><p>{escape(describe_labelled(details))}</p>{table}"
+
+
+def describe_labelled(details: Mapping[str, Any]) -> str:
+    """One sentence on the pairs that the reward model labelled, by what is on a round's record."""
+    if details["reason"]:
+        return f"None: {details['reason']}."
+    return (
+        f"{details['num']:,} pairs of answers to {details['num_prompts']:,} prompts, agreed with by "
+        f"{details['probability']:.0%} of people as far as it knows; {details['num_alike']:,} prompts had one answer, "
+        f"of {details['num_unsure']:,} pairs it was unsure."
+    )
 
 
 def _render_set_aside(set_aside: Sequence[tuple[str, str, str]]) -> str:

@@ -34,7 +34,7 @@ from trainer.run.reporter import Reporter
 from trainer.run.reward_keeper import RewardKeeper
 from trainer.run.round_files import RoundFiles
 from trainer.run.rounds import Ending, OpenRound
-from trainer.run.training import Judged, Rows, Task, Training
+from trainer.run.training import Judged, Rows, Task, Training, list_pairs
 from trainer.settings import TrainerSettings
 
 log = logging.getLogger("trainer.run.learner")
@@ -126,10 +126,10 @@ class RoundRunner:
             reach("round.prepared")
         else:
             plan, planned = found
-        task = self._make_task(plan, planned, files)
+        task = self._label(self._make_task(plan, planned, files), files)
         metrics = dict(self._train(task, files))
         judged = self._judge(task, files)
-        metrics |= judged.figures
+        metrics |= judged.figures | files.read_label_figures()
         self._reporter.curves.add("round", metrics, opened.number)
         made = Ending(
             reason=judged.reason if judged.ok else f"offline gate: {judged.reason}",
@@ -155,6 +155,7 @@ class RoundRunner:
                 return None
         try:
             planned = self._planner.load_rows(plan)
+            self._planner.load_prompts(plan)
         except pool.RowsMissing as error:
             log.warning("round %d is prepared anew: %s", plan.number, error)
             files.remove()
@@ -188,7 +189,28 @@ class RoundRunner:
             reference=self._find(plan.reference) if plan.reference else None,
             snapshots=files.snapshots,
             progress=progress,
+            prompts=self._planner.load_prompts(plan) if plan.prompts else (),
         )
+
+    def _label(self, task: Task, files: RoundFiles) -> Task:
+        """The task with pairs that the reward model labelled behind its rows, if its plan has prompts for such."""
+        if not task.plan.prompts:
+            return task
+        labelled = files.read_labelled()
+        if labelled is None:
+            self._reporter.show_phase("preparing", f"the reward model labels answers to {len(task.prompts)} prompts")
+            with self._time(files, "labelling"), self._keeper.in_use():
+                labelled = self._training.label(task)
+            self._quarantine.flush()
+            files.write_labelled(labelled)
+            log.info(
+                "round %d: %d pairs labelled by the reward model %s",
+                task.plan.number,
+                len(labelled.pairs),
+                labelled.reason,
+            )
+        reach("round.labelled")
+        return replace(task, rows=[*list_pairs(task), *(each.pair for each in labelled.pairs)])
 
     def _find(self, checkpoint: str) -> Path:
         published = self._publisher.find(checkpoint, None)

@@ -1,7 +1,7 @@
 """The directory of a round under way, `rounds/r-000012/`: its durable steps, each in place by one rename.
 
-plan.json, attempts.json, snapshots/ and workers/ (learning's own), curve.jsonl (figures by step), phases.json, trained/ with
-trained.json, verdict.json.
+plan.json, labelled.json (pairs that the reward model labelled), attempts.json, snapshots/ and workers/ (learning's own),
+curve.jsonl (figures by step), phases.json, trained/ with trained.json, verdict.json.
 Removed when the round's record is closed. Does not decide what a step holds.
 """
 
@@ -22,6 +22,7 @@ from feedback.outages import describe_error
 from trainer.run.checkpoints import fsync_files
 from trainer.run.plan import Plan
 from trainer.run.training import Judged
+from trainer.text.labelled_rows import Labelled
 
 log = logging.getLogger("trainer.run.round")
 
@@ -69,6 +70,22 @@ class RoundFiles:
         self.path.mkdir(parents=True, exist_ok=True)
         self._write("plan.json", msgspec.json.encode(plan))
         fsync_directory(self.root)
+
+    def read_labelled(self) -> Labelled | None:
+        """The pairs that the reward model labelled, None while it has not."""
+        try:
+            return msgspec.json.decode((self.path / "labelled.json").read_bytes(), type=Labelled)
+        except FileNotFoundError:
+            return None
+
+    def read_label_figures(self) -> dict[str, float]:
+        """Figures of these pairs; {} for a round that asked for none."""
+        labelled = self.read_labelled()
+        return labelled.figures() if labelled else {}
+
+    def write_labelled(self, labelled: Labelled) -> None:
+        """Make these pairs durable: from here on the round trains on them and no others."""
+        self._write("labelled.json", msgspec.json.encode(labelled))
 
     def read_metrics(self) -> dict[str, float] | None:
         """What training measured, None while it is not done."""

@@ -5,7 +5,7 @@ Implemented over a real model in assembly.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import msgspec
 
 from trainer.run.plan import Plan
 from trainer.run.weighing import Weigh
-from trainer.text.pairs import Demonstration, Pair
+from trainer.text.labelled_rows import Labelled
+from trainer.text.pairs import Demonstration, Pair, PromptRow
 
 Rows = list[Pair] | list[Demonstration]
 Progress = Callable[[float, Mapping[str, float]], None]
@@ -46,6 +47,7 @@ class Task:
 
     rows: as the plan orders them, each with its weight; fewer than planned if some cannot be read. parent and reference:
     directories of checkpoints, reference None for the base. snapshots: where training keeps its state, and goes on from.
+    prompts: those that the reward model is to label answers to.
     """
 
     plan: Plan
@@ -54,6 +56,12 @@ class Task:
     reference: Path | None
     snapshots: Path
     progress: Progress
+    prompts: Sequence[PromptRow] = ()
+
+
+def list_pairs(task: Task) -> list[Pair]:
+    """The task's rows that are pairs."""
+    return [row for row in task.rows if isinstance(row, Pair)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +71,8 @@ class Training:
     reset makes adapter "policy" answer as the base does; save and load are of that adapter. weigh is of a round's rows.
     train moves the policy from where the plan says and returns metrics; killed and called again it gives the same. judge
     holds it beside the parent; show(share, what it does) may be called meanwhile. list_frozen_prompts names what must not be
-    trained on (judge/frozen.digest_prompt); list_foreseen gives (event id, whether it was foreseen) of recent choices.
+    trained on (judge/frozen.digest_prompt); list_foreseen gives (event id, whether it was foreseen) of recent choices. label
+    samples answers of the policy that the task begins from, and pairs them by the reward model.
     """
 
     reset: Callable[[], None]
@@ -75,3 +84,4 @@ class Training:
     has_something_to_learn: Callable[[], tuple[bool, str]]
     list_frozen_prompts: Callable[[], frozenset[str]] = frozenset
     list_foreseen: Callable[[], list[tuple[str, bool]]] = list
+    label: Callable[[Task], Labelled] = lambda task: Labelled(reason="nothing here can label")

@@ -57,6 +57,27 @@ class DpoSection(BaseModel):
     replay_share: float = Field(
         default=0.5, ge=0, lt=1, description="Share of a round's pairs replayed from earlier rounds."
     )
+    labelled_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.3,
+        description="Most of a round's pairs that may be fresh answers of the policy, labelled by the reward model; 0: none.",
+    )
+    labelled_samples: int = Field(
+        default=4, ge=2, description="Answers sampled for such a pair, of which the reward model picks two."
+    )
+    labelled_min_probability: float = Field(
+        default=0.7,
+        ge=0.5,
+        lt=1,
+        description="How likely a person must agree with such a label; pairs of less are dropped.",
+    )
+    labelled_min_accuracy: float = Field(
+        default=0.6,
+        ge=0.5,
+        lt=1,
+        description="Share of the last choices that the reward model must have foreseen to label any.",
+    )
     restart_every: int = Field(
         default=4,
         ge=0,

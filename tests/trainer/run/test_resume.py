@@ -7,26 +7,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from feedback import faults, inbox
+from feedback import inbox
 from feedback.manifest import read_manifest
-from tests.trainer.workbench import Killed, Workbench
-from trainer.run import round, round_files
+from tests.trainer.workbench import Killed, Workbench, kill_at
+from trainer.run import round_files
 from trainer.run.round_files import RoundFiles
 
 POINTS = ["round.prepared", "round.step", "round.trained", "round.judged", "round.published"]
-
-
-def kill_at(point: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Die the next time this point is passed."""
-    left = [point]
-
-    def reach(passed: str) -> None:
-        if passed in left:
-            left.remove(passed)
-            raise Killed
-
-    for module in (round, faults):
-        monkeypatch.setattr(module, "reach", reach)
 
 
 @pytest.mark.parametrize("point", POINTS)
