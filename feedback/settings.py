@@ -24,7 +24,7 @@ from feedback.log import Log, LogOptions, open_log
 from feedback.log.options import SaslMechanism, Security
 from feedback.setting_names import PREFIX, find_unknown, find_unknown_variable, list_names, load_names, merge_names
 
-Preset = Literal["default", "demo", "demo-smollm2"]
+Preset = Literal["default", "demo", "demo-smollm2", "personal"]
 Settings = TypeVar("Settings", bound="SharedSettings")
 
 
@@ -137,7 +137,7 @@ class SharedSettings(BaseSettings):
     preset: Preset = Field(
         default="default",
         description="Set of defaults: `default` for real traffic; for short worlds `demo`, or `demo-smollm2` where the"
-        " model is a real one.",
+        " model is a real one; `personal` for one person who teaches a model alone.",
     )
 
     engine_gpu_share: float = Field(

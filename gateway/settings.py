@@ -1,7 +1,7 @@
 """The gateway's settings: how it listens, when it asks, and how a rollout is judged.
 
-`preset = "demo"` replaces defaults by those for short worlds; values that were given explicitly still win. Run as a
-program it only says whether the settings can be used.
+`preset = "demo"` replaces defaults by those for short worlds, `personal` by those for one person; values that were
+given explicitly still win. Run as a program it only says whether the settings can be used.
 """
 
 from itertools import pairwise
@@ -13,6 +13,8 @@ from feedback.database import locate_store
 from feedback.settings import DatabaseUrl, HttpUrl, SharedSettings, load_settings
 
 LogFormat = Literal["text", "json"]
+EvidenceUnit = Literal["user", "comparison"]
+GuardrailName = Literal["errors", "truncation", "refusals", "harm"]
 
 _HOUR_S = 3600.0
 _DAY_S = 86400.0
@@ -158,6 +160,20 @@ class GatewaySection(BaseModel):
     playground_trains: bool = Field(
         default=False, description="Let choices made in the playground reach the log, and so the trainer."
     )
+    playground_user: str = Field(
+        default="",
+        description="Name of the one person who uses the playground: what they choose there is evidence of rollouts, as an"
+        " app's user's choice is. Empty: nobody's, and no evidence.",
+    )
+    playground_operates: bool = Field(
+        default=False,
+        description="Let the playground show what was learnt, ask checkpoints by name, and approve or end a trial without a"
+        " key: for programs on this machine only, whatever `playground` says.",
+    )
+    trainer_url: HttpUrl = Field(
+        default="",
+        description="Where the trainer says what it does, for the playground to show. Empty: it says nothing of learning.",
+    )
     access_log: bool = Field(
         default=False,
         description="Log each finished request to an engine: who, how long, how it ended; never its text.",
@@ -228,6 +244,11 @@ class RolloutSection(BaseModel):
         default=0.05, gt=0, lt=1, description="Chance of promoting a canary that is no better, per rollout."
     )
     delta: float = Field(default=0.0, ge=0, lt=0.667, description="Net win rate that the canary must beat.")
+    evidence_unit: EvidenceUnit = Field(
+        default="user",
+        description="What counts once: a `user`, or each `comparison`, where one person is all there is. Evidence by"
+        " comparisons says what that person prefers, and nothing of others. It needs cap = 1.",
+    )
     cap: int = Field(default=5, ge=1, description="Duels of one user that count.")
     window_s: float = Field(default=_DAY_S, gt=0, description="A user's duels count within this time of the first.")
     min_users: int = Field(default=100, ge=1, description="Fewest entered users before a promotion.")
@@ -257,6 +278,16 @@ class RolloutSection(BaseModel):
         default=1800.0,
         gt=0,
         description="Longest wait for an engine that is started for a whole model, before its rollout is given up.",
+    )
+    accept_blind: list[GuardrailName] = Field(
+        default=[],
+        description="Guardrails that a promotion does not wait for while they have not enough data. One that fails still"
+        " forbids it.",
+    )
+    approve_early: bool = Field(
+        default=False,
+        description="Ask the operator once min_users have entered and min_s have passed, however little evidence there is;"
+        " it is said how little. Not with auto_approve.",
     )
     auto_approve: bool = Field(default=False, description="Promote without an operator once every gate passes.")
     approve_countdown_s: float = Field(default=0.0, ge=0, description="Visible countdown before an automatic approval.")
@@ -289,6 +320,10 @@ class RolloutSection(BaseModel):
         ):  # fmt: skip
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(f"{low} ({getattr(self, low):g}) is above {high} ({getattr(self, high):g})")
+        if self.evidence_unit == "comparison" and self.cap != 1:
+            raise ValueError(f"evidence_unit comparison needs cap 1, not {self.cap}")
+        if self.approve_early and self.auto_approve:
+            raise ValueError("approve_early asks a person, so it cannot go with auto_approve")
         for number, (step, following) in enumerate(pairwise(self.steps), 1):
             if following.weight < step.weight:
                 raise ValueError(
@@ -325,7 +360,35 @@ _DEMO_SMOLLM2: dict[str, dict[str, Any]] = {
         "drain_timeout_s": 60.0,
     },
 }
-_PRESETS = {"demo": _DEMO, "demo-smollm2": _DEMO_SMOLLM2}
+# One person who teaches a model alone: every answer is asked about, a trial takes a handful of comparisons, and that person
+# decides. Comparisons are the units, so nothing here says what other people would prefer.
+_PERSONAL: dict[str, dict[str, Any]] = {
+    "gateway": {
+        **_DEMO["gateway"],
+        "playground_trains": True,
+        "playground_user": "me",
+        "playground_operates": True,
+    },
+    "rollout": {
+        "evidence_unit": "comparison",
+        "cap": 1,
+        "window_s": 120.0,
+        "alpha": 0.2,
+        "min_users": 5,
+        "min_s": 0.0,
+        "max_users": 200,
+        "steps": [{"weight": 0.05}],
+        "duel_share": 1.0,
+        "ceilings": {"errors": 0.30, "truncation": 0.60, "refusals": 0.50, "harm": 0.30},
+        "rollback_threshold": 4.0,
+        "accept_blind": ["errors", "truncation", "refusals", "harm"],
+        "approve_early": True,
+        "baking_s": 10.0,
+        "baking_weight": 0.0,
+        "drain_timeout_s": 60.0,
+    },
+}
+_PRESETS = {"demo": _DEMO, "demo-smollm2": _DEMO_SMOLLM2, "personal": _PERSONAL}
 
 
 class GatewaySettings(SharedSettings):

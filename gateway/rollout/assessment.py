@@ -78,7 +78,7 @@ def weigh(
     )
     guardrails = judge_guardrails(
         observed, voters, ceilings=rules.ceilings, alpha=rules.alpha,
-        max_ratio=rules.max_ratio,
+        max_ratio=rules.max_ratio, accept_blind=rules.accept_blind,
     )  # fmt: skip
     return evidence, guardrails, max((voter.last_chosen_at for voter in voters), default=0.0)
 
@@ -163,20 +163,24 @@ def digest_code() -> str:
 
 
 def _read(conn: Connection, row: RolloutRow, rules: Rules) -> tuple[list[Voter], list[Observation]]:
-    voters = read_voters(conn, row.id, cap=rules.cap, window_s=rules.window_s)
+    voters = read_voters(conn, row.id, cap=rules.cap, window_s=rules.window_s, unit=rules.evidence_unit)
     return voters, load_observations(conn, row.id)
 
 
-def read_voters(conn: Connection, rollout: str, *, cap: int, window_s: float) -> list[Voter]:
-    """The known users who were asked, whether they have chosen or not."""
-    duels = (_convert(row) for row in load_duels(conn, rollout) if row.user)
+def read_voters(conn: Connection, rollout: str, *, cap: int, window_s: float, unit: str = "user") -> list[Voter]:
+    """The known users who were asked, whether they have chosen or not; by comparison, each of theirs is a voter alone."""
+    duels = (
+        _convert(row, row.comparison_id if unit == "comparison" else row.user)
+        for row in load_duels(conn, rollout)
+        if row.user
+    )
     return [sum_up(list(own), cap=cap, window_s=window_s) for _, own in groupby(duels, attrgetter("user"))]
 
 
-def _convert(row: DuelRow) -> Duel:
+def _convert(row: DuelRow, voter: str) -> Duel:
     # A harm flag is of the pair: it is held against the candidate that was not preferred, or against both.
     return Duel(
-        user=row.user,
+        user=voter,
         asked_at=row.asked_at,
         chosen_at=row.chosen_at,
         outcome=row.outcome,

@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.evidence import Evidence, Point
-from gateway.rollout.pure.guardrails import Guardrails
+from gateway.rollout.pure.guardrails import Guardrail, Guardrails
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.verdict import limit_exp, say_verdict
 from gateway.tables.rows import EventRow, RolloutRow
@@ -16,12 +16,13 @@ from gateway.tables.rows import EventRow, RolloutRow
 class EvidenceView(msgspec.Struct, frozen=True, kw_only=True):
     """Preference evidence. E-values, not logarithms; `net_win_rate` is the mean of (wins - losses) / cap over users.
 
-    delta: the net win rate that the whole interval must be above.
+    delta: the net win rate that the whole interval must be above. unit: what `users` counts, "user" or "comparison".
     """
 
     e: float
     threshold: float
     e_inferior: float
+    unit: str
     users: int
     min_users: int
     max_users: int
@@ -163,6 +164,7 @@ def _show_evidence(evidence: Evidence, rules: Rules) -> EvidenceView:
         e=limit_exp(evidence.log_e),
         threshold=1 / rules.alpha,
         e_inferior=limit_exp(evidence.log_e_inferior),
+        unit=rules.evidence_unit,
         users=evidence.users,
         min_users=rules.min_users,
         max_users=rules.max_users,
@@ -179,10 +181,16 @@ def _show_evidence(evidence: Evidence, rules: Rules) -> EvidenceView:
     )
 
 
+def _name_guardrail(rate: Guardrail, rules: Rules) -> str:
+    if rate.needed:
+        return rate.name
+    return f"{rate.name} ({'accepted unseen' if rate.name in rules.accept_blind else 'alarm only'})"
+
+
 def _show_guardrails(guardrails: Guardrails, rules: Rules) -> list[GuardrailView]:
     rows = [
         GuardrailView(
-            name=rate.name if rate.needed else f"{rate.name} (alarm only)",
+            name=_name_guardrail(rate, rules),
             status=rate.status,
             e=limit_exp(rate.log_alarm if rate.status == "fail" else rate.log_e),
             threshold=1 / rules.alpha,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import uuid
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -129,10 +130,12 @@ def record_answer(exchange: Exchange, outcome: Outcome) -> None:
     """Book one finished answer to a request."""
     _count(exchange, outcome)
     observations = _find_observations(exchange)
+    if _counts_comparisons(exchange):
+        return  # they are the units there: who is answered once is none
     if observations is None or observations.is_settled(exchange.view.rollout or "", exchange.who.user):
         return
     if _is_telling(exchange, outcome):
-        _observe(observations, exchange, outcome, "single")
+        _observe(observations, exchange, exchange.who.user, outcome, "single")
 
 
 def record_pair(exchange: Exchange, outcomes: Sequence[Outcome], *, is_duel: bool) -> None:
@@ -147,12 +150,13 @@ def record_pair(exchange: Exchange, outcomes: Sequence[Outcome], *, is_duel: boo
     telling = [outcome for outcome in outcomes if _is_telling(exchange, outcome)]
     if observations is None:
         return
+    unit = uuid.uuid4().hex if exchange.who.user and _counts_comparisons(exchange) else exchange.who.user
     if not is_duel:
         for outcome in telling[:1]:
-            _observe(observations, exchange, outcome, "explore")
+            _observe(observations, exchange, unit, outcome, "explore")
     elif len(telling) == len(outcomes):
         for outcome in telling:
-            _observe(observations, exchange, outcome, "duel")
+            _observe(observations, exchange, unit, outcome, "duel")
         if failed := [outcome.arm for outcome in telling if outcome.code >= 500]:
             observations.record_failed_duel(exchange.view.rollout, exchange.who.user, failed)
 
@@ -198,10 +202,15 @@ def _has_failed(exchange: Exchange, outcome: Outcome) -> bool:
     return bool(exchange.failed_on) and (view.canary if outcome.arm == "canary" else view.stable) in exchange.failed_on
 
 
-def _observe(observations: Observations, exchange: Exchange, outcome: Outcome, answered: Answered) -> None:
+def _counts_comparisons(exchange: Exchange) -> bool:
+    """Whether every comparison is judged for itself, and not the first of each user."""
+    return exchange.context.settings.rollout.evidence_unit == "comparison"
+
+
+def _observe(observations: Observations, exchange: Exchange, unit: str, outcome: Outcome, answered: Answered) -> None:
     observations.record(
         exchange.view.rollout,
-        exchange.who.user,
+        unit,
         outcome.arm,
         _has_failed(exchange, outcome),
         outcome.is_truncated,

@@ -5,7 +5,7 @@ Pure. Latency raises an alarm and does not certify. Length and KL are not covere
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,10 @@ _LATENCY_CEILING = 0.10
 
 @dataclass(frozen=True)
 class Guardrail:
-    """One rate, with log e-values. `missing`: clean canary users until it passes. Rates are None without users."""
+    """One rate, with log e-values. `missing`: clean canary users until it passes. Rates are None without users.
+
+    needed: whether a promotion waits for it to pass.
+    """
 
     name: str
     status: str
@@ -63,14 +66,17 @@ class Guardrails:
 
 def judge_guardrails(
     observed: Sequence[Observation], voters: Sequence[Voter], *, ceilings: Mapping[str, float],
-    alpha: float = 0.05, max_ratio: float = 1.5,
+    alpha: float = 0.05, max_ratio: float = 1.5, accept_blind: Collection[str] = (),
 ) -> Guardrails:  # fmt: skip
-    """Judge every guardrail from first requests (oldest first) and, for harm, from each user's first decided duel."""
+    """Judge every guardrail from first requests (oldest first) and, for harm, from each user's first decided duel.
+
+    accept_blind: guardrails that a promotion needs only if they have enough data to fail.
+    """
     first = read_first_requests(observed)
     has_answer = np.where(first.error != 0, np.nan, 0.0)  # of an answer that failed nothing more can be said
     duels = [voter.first for voter in voters if voter.first is not None]
     rates = [
-        _judge(name, seen, ceilings[name], alpha, max_ratio, needed=True)
+        _judge(name, seen, ceilings[name], alpha, max_ratio, needed=True, may_be_blind=name in accept_blind)
         for name, seen in (
             ("errors", first.see(first.error)),
             ("truncation", first.see(first.truncated + has_answer)),
@@ -89,7 +95,9 @@ def judge_guardrails(
     )
 
 
-def _judge(name: str, seen: Seen, ceiling: float, alpha: float, max_ratio: float, *, needed: bool) -> Guardrail:
+def _judge(
+    name: str, seen: Seen, ceiling: float, alpha: float, max_ratio: float, *, needed: bool, may_be_blind: bool = False
+) -> Guardrail:
     segments = seen.segment()
     (num_canary, canary), (num_stable, stable) = seen.count(canary=True), seen.count(canary=False)
     lower = [ratio * max_ratio / 1.5 for ratio in LOWER_RATIOS]
@@ -110,5 +118,5 @@ def _judge(name: str, seen: Seen, ceiling: float, alpha: float, max_ratio: float
         canary=canary / num_canary if num_canary else None,
         stable=stable / num_stable if num_stable else None,
         missing=missing,
-        needed=needed,
+        needed=needed and not (may_be_blind and status == NOT_ENOUGH),
     )

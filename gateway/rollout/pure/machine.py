@@ -1,7 +1,8 @@
 """Decides the next transition of a rollout from what is known now. Pure: no clock, no database, no engine.
 
 Operators' wishes (approve, abort, pause, resume) are functions too. A transition is carried out by the controller.
-Never promotes by itself for lack of evidence, or without every guardrail.
+Never promotes by itself for lack of evidence, or without every guardrail. Where the rules let operators decide early, it
+waits for their approval with the reason Unproven.
 """
 
 import math
@@ -31,6 +32,7 @@ class Reason(StrEnum):
     METRIC_ERROR = "MetricError"
     SAMPLE_RATIO_MISMATCH = "SampleRatioMismatch"
     SUPERIOR = "Superior"
+    UNPROVEN = "Unproven"
     INFERIOR = "Inferior"
     HARM = "Harm"
     ERRORS = "Errors"
@@ -85,8 +87,17 @@ def log_rollback(evidence: Evidence, guardrails: Guardrails) -> tuple[float, Rea
 
 def is_superior(row: RolloutRow, evidence: Evidence, rules: Rules, now: float) -> bool:
     """Whether the canary has proved better, with enough users and after enough time."""
-    old_enough = now - (row.started_at if row.started_at is not None else now) >= rules.min_s
-    return evidence.log_e >= -math.log(rules.alpha) and evidence.users >= rules.min_users and old_enough
+    return evidence.log_e >= -math.log(rules.alpha) and _is_long_enough(row, evidence, rules, now)
+
+
+def may_ask_early(row: RolloutRow, evidence: Evidence, guardrails: Guardrails, rules: Rules, now: float) -> bool:
+    """Whether the rules let an operator decide already, on less evidence than would promote: it does not by itself."""
+    return rules.approve_early and guardrails.all_pass and _is_long_enough(row, evidence, rules, now)
+
+
+def _is_long_enough(row: RolloutRow, evidence: Evidence, rules: Rules, now: float) -> bool:
+    age_s = now - (row.started_at if row.started_at is not None else now)
+    return evidence.users >= rules.min_users and age_s >= rules.min_s
 
 
 def is_skewed(row: RolloutRow, guardrails: Guardrails, rules: Rules) -> bool:
@@ -121,6 +132,8 @@ def decide(row: RolloutRow, evidence: Evidence, guardrails: Guardrails, now: flo
         return Transition(
             _enter(row, WAITING, Reason.SUPERIOR, now, analysis="Successful"), Reason.SUPERIOR, decides=True
         )
+    if row.phase == PROGRESSING and may_ask_early(row, evidence, guardrails, rules, now):
+        return Transition(_enter(row, WAITING, Reason.UNPROVEN, now), Reason.UNPROVEN, decides=True)
     if _is_spent(row, evidence, now, rules):
         aborting = _enter(row, ABORTING, Reason.INCONCLUSIVE, now, analysis="Inconclusive")
         return Transition(aborting, Reason.INCONCLUSIVE, decides=True)
@@ -248,7 +261,8 @@ def resume(row: RolloutRow, actor: str, now: float) -> Transition:
         raise RefusedAction(f"The rollout is {row.phase}, not {PAUSED}.")
     waived = row.split_waived or row.reason == Reason.SAMPLE_RATIO_MISMATCH
     back = row.resume_phase or PROGRESSING
-    reason = Reason.SUPERIOR if back == WAITING else Reason.RUNNING
+    proved = Reason.SUPERIOR if row.analysis == "Successful" else Reason.UNPROVEN
+    reason = proved if back == WAITING else Reason.RUNNING
     return Transition(_enter(row, back, reason, now, split_waived=waived, step_started_at=now), Reason.RESUMED, actor)
 
 

@@ -16,10 +16,14 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """Times in seconds, weights and rates 0 to 1. ceilings: by guardrail."""
+    """Times in seconds, weights and rates 0 to 1. ceilings: by guardrail. evidence_unit: "user" or "comparison".
+
+    accept_blind: guardrails that need not have seen enough. approve_early: operators decide on whatever evidence there is.
+    """
 
     alpha: float
     delta: float
+    evidence_unit: str
     cap: int
     window_s: float
     min_users: int
@@ -33,5 +37,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     sample_ratio_threshold: float
     baking_s: float
     baking_weight: float
+    accept_blind: tuple[str, ...]
+    approve_early: bool
     auto_approve: bool
     approve_countdown_s: float

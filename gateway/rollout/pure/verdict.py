@@ -35,28 +35,34 @@ def describe_decision(
 
 def say_verdict(row: RolloutRow, evidence: Evidence, guardrails: Guardrails, rules: Rules) -> str:
     """One sentence: what is known and what is awaited."""
-    net = f"net win rate {evidence.net:+.0%} ({evidence.low:+.0%} to {evidence.high:+.0%}), {evidence.users} users"
+    units = "comparisons" if rules.evidence_unit == "comparison" else "users"
+    net = f"net win rate {evidence.net:+.0%} ({evidence.low:+.0%} to {evidence.high:+.0%}), {evidence.users} {units}"
+    is_proven = evidence.log_e >= -math.log(rules.alpha)
     have = f"evidence {limit_exp(evidence.log_e):.1f} of {1 / rules.alpha:.0f}"
     if row.phase == machine.PENDING:
         return "The canary is being loaded and has not served anyone."
     why = f"{row.reason}: {row.note}" if row.note else row.reason
     if row.phase == machine.PAUSED:
         return f"Paused ({why}): the weight stays at {row.weight:.0%}; {have}."
+    if row.phase == machine.WAITING and not is_proven:
+        return f"Too little evidence yet: {net}, {have}. An operator may decide all the same."
     if row.phase == machine.WAITING:
         return f"People prefer the canary ({net}) and every guardrail passes: waiting for approval."
     if row.phase in (machine.PROMOTING, machine.BAKING, machine.HEALTHY):
         tail = "" if row.phase == machine.HEALTHY else f"; the old one keeps {rules.baking_weight:.0%} for now"
         if row.reason == machine.Reason.FORCED:
             return f"Promoted past the gates by an admin ({row.note}): {net}, {have}{tail}."
+        if not is_proven:
+            return f"Promoted by an operator on little evidence: {net}, {have}{tail}."
         return f"Promoted: people preferred it ({net}){tail}."
     if row.phase in (machine.ABORTING, machine.DEGRADED):
         if row.reason == machine.Reason.INCONCLUSIVE:
             return f"Inconclusive, so not promoted: {net}, {have}."
         return f"Not promoted ({why}): {net}."
     missing = [rate for rate in guardrails.rates if rate.needed and rate.status != "pass"]
-    if evidence.log_e >= -math.log(rules.alpha) and evidence.users >= rules.min_users and missing:
+    if is_proven and evidence.users >= rules.min_users and missing:
         waits = ", ".join(
-            f"{rate.name} fails" if rate.status == FAIL else f"{rate.name} needs {rate.missing} more clean users"
+            f"{rate.name} fails" if rate.status == FAIL else f"{rate.name} needs {rate.missing} more clean {units}"
             for rate in missing
         )
         return f"People prefer the canary ({net}); {waits}."
