@@ -36,6 +36,7 @@ from gateway.api.models import build_models_router
 from gateway.api.operators import build_operator_router
 from gateway.api.playground import PLAYGROUND_PATH, build_playground_handler, has_playground
 from gateway.api.signals import build_signals_router
+from gateway.api.teaching import BESIDE_PATH, build_beside_handler, build_teaching_router
 from gateway.api.web import build_web_router
 from gateway.engines.deployment import Deployment
 from gateway.engines.engine import BreakerLimits
@@ -83,7 +84,7 @@ class Gateway:
         self.idle_timeout_s = settings.gateway.idle_timeout_s
         self._context: Context | None = None
         self._api = build_api(
-            self._run, {*ENDPOINTS, PLAYGROUND_PATH} if has_playground(settings.gateway) else ENDPOINTS
+            self._run, {*ENDPOINTS, PLAYGROUND_PATH, BESIDE_PATH} if has_playground(settings.gateway) else ENDPOINTS
         )
 
     @property
@@ -117,12 +118,14 @@ class Gateway:
                 build_signals_router,
                 build_operator_router,
                 build_web_router,
+                build_teaching_router,
             ):
                 api.include_router(build(context))
             api.include_router(build_choices_router())
             api.include_router(build_document_router(api.routes))
             self.handlers |= build_handlers(context)
             if has_playground(self._settings.gateway):
+                self.handlers[BESIDE_PATH] = count_refusals(context, build_beside_handler(context))
                 self.handlers[PLAYGROUND_PATH] = count_refusals(context, build_playground_handler(context))
             self.note_unread = partial(record_unread, context)
             self.find_handler = partial(find_choice_handler, context)

@@ -170,6 +170,12 @@ class GatewaySection(BaseModel):
         description="Let the playground show what was learnt, ask checkpoints by name, and approve or end a trial without a"
         " key: for programs on this machine only, whatever `playground` says.",
     )
+    playground_temperature: float | None = Field(
+        default=None, ge=0, le=2, description="Sampling temperature of the playground's answers; None: the engine's."
+    )
+    playground_max_tokens: int | None = Field(
+        default=None, ge=1, description="Longest answer in the playground, in tokens; None: the engine's limit."
+    )
     trainer_url: HttpUrl = Field(
         default="",
         description="Where the trainer says what it does, for the playground to show. Empty: it says nothing of learning.",
@@ -368,6 +374,8 @@ _PERSONAL: dict[str, dict[str, Any]] = {
         "playground_trains": True,
         "playground_user": "me",
         "playground_operates": True,
+        "playground_temperature": 0.8,
+        "playground_max_tokens": 200,
     },
     "rollout": {
         "evidence_unit": "comparison",

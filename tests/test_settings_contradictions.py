@@ -22,6 +22,8 @@ STEPS = [{"weight": 0.5, "hold_s": 1.0}, {"weight": 0.2}]
         ("rollout", {"steps": STEPS}, r"the weight falls from 0\.5 to 0\.2 at step 2"),
         ("rollout", {"steps": [{"weight": 0.1}, {"weight": 0.2}]}, "step 1 has no hold_s, so step 2 would never come"),
         ("rollout", {"steps": [{"weight": 0.1, "hold_s": -1}]}, "greater than or equal to 0"),
+        ("rollout", {"evidence_unit": "comparison"}, "evidence_unit comparison needs cap 1, not 5"),
+        ("rollout", {"approve_early": True, "auto_approve": True}, "approve_early asks a person"),
         ("gateway", {"breaker_backoff_s": 60.0}, r"breaker_backoff_s \(60\) is above breaker_max_backoff_s \(30\)"),
         ("gateway", {"engines": ["localhost:8801"]}, "must begin with http://"),
         ("gateway", {"engines": ["http://e:1", "http://e:1/"]}, "listed twice"),
@@ -52,6 +54,6 @@ def test_rounds_may_be_small_where_the_minimum_is_only_a_default() -> None:
     assert TrainerSettings(trainer={"round_every_preferences": 50}).trainer.round_every_preferences == 50
 
 
-@pytest.mark.parametrize("preset", ["default", "demo", "demo-smollm2"])
+@pytest.mark.parametrize("preset", ["default", "demo", "demo-smollm2", "personal"])
 def test_every_preset_holds_together(preset: str) -> None:
     assert GatewaySettings(preset=preset).preset == TrainerSettings(preset=preset).preset == preset

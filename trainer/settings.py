@@ -1,7 +1,7 @@
 """The trainer's settings: when it learns, how a round trains, and what a checkpoint must pass before any traffic.
 
-`preset = "demo"` replaces defaults by those for a short world with a tiny policy; values that were given explicitly
-still win. Run as a program it only says whether the settings can be used.
+`preset = "demo"` replaces defaults by those for a short world with a tiny policy, `personal` by those for one person's
+choices; values that were given explicitly still win. Run as a program it only says whether the settings can be used.
 """
 
 from pathlib import Path
@@ -44,6 +44,12 @@ class TrainerSection(BaseModel):
     )
     round_min_preferences: int = Field(
         default=200, ge=1, description="Fewest new decisive preferences of a round that is due by time."
+    )
+    least_evidence: float = Field(
+        default=100.0,
+        ge=0,
+        description="E-value that choices can be foreseen better than by a coin, without which no round trains on them; 0:"
+        " rounds do not wait for it, as where one person will judge what comes of them.",
     )
     sft_every_demonstrations: int = Field(
         default=100, ge=1, description="New demonstrations that make an sft round due."
@@ -124,7 +130,23 @@ _DEMO_SMOLLM2: dict[str, Any] = {
         "max_tokens": 120,
     },  # some five minutes at 60 tokens a second
 }
-_PRESETS = {"demo": _DEMO, "demo-smollm2": _DEMO_SMOLLM2}
+# One person's choices: a round every twenty, in minutes on two cores, which that person will judge.
+_PERSONAL: dict[str, Any] = {
+    "round_every_preferences": 20,
+    "round_every_minutes": 0.0,
+    "least_evidence": 0.0,
+    "register_every_s": 2.0,
+    "reward": {"update_every_preferences": 4},
+    "dpo": {"lr": 5e-4, "epochs": 6, "batch_size": 4, "max_new_pairs": 40, "restart_every": 0},
+    "gate": {
+        "gain": "positive",
+        "max_train_prompts": 16,
+        "samples_per_prompt": 1,
+        "ladder": False,
+        "max_tokens": 160,
+    },
+}
+_PRESETS = {"demo": _DEMO, "demo-smollm2": _DEMO_SMOLLM2, "personal": _PERSONAL}
 
 
 class TrainerSettings(SharedSettings):

@@ -1,7 +1,8 @@
 """What the playground's chat box asks: under an identity of its own, on the same path as every app's requests.
 
 No key enters the browser; only our own page may ask, up to a limit. Nobody's name is passed on, so nothing that is asked
-here counts as evidence of a rollout; what is chosen trains nothing unless a setting says so.
+here counts as evidence of a rollout, unless a setting names the one person who uses it; what is chosen trains nothing
+unless a setting says so. What else that person may do here is in teaching.py.
 """
 
 from __future__ import annotations
@@ -51,25 +52,39 @@ def build_playground_handler(context: Context) -> Handler:
 
     async def ask(call: Call) -> None:
         refuse_other_sites(call.header)
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in call.headers.items()}
-        if section.playground is None and not find_client(call.peer, "http", headers, section.trusted_proxies).is_local:
+        if section.playground is None and not is_local_call(call, section):
             raise forbidden("This playground answers this machine only: `gateway.playground` opens it.")
-        if not headers.get("content-type", "").startswith("application/json"):
-            raise ApiError(415, "The question must be sent as application/json.")
+        refuse_other_types(call)
         passed_on = {name: value for name in _PASSED_ON if (value := call.header(name)) is not None}
+        if section.playground_user:
+            passed_on[b"x-prefloop-user"] = section.playground_user
+        question = decode_body(call.body, _decoder.decode, "question")
         await answer_chat(
-            context, identity, call, passed_on, build_chat_body(call.body, policy=context.settings.policy)
+            context, identity, call, passed_on, build_chat_body(question.messages, context.settings.policy, section)
         )
 
     return ask
 
 
-def build_chat_body(raw: bytes, *, policy: str) -> bytes:
-    """Return the chat request for what the page sent. Raises ApiError 400 on anything else than a conversation."""
-    question = decode_body(raw, _decoder.decode, "question")
-    if not question.messages:
+def build_chat_body(messages: list[dict[str, Any]], model: str, section: GatewaySection) -> bytes:
+    """The chat request for a conversation that the page sent. Raises ApiError 400 for an empty one."""
+    if not messages:
         raise bad_request("The question is empty.", param="messages")
-    return msgspec.json.encode({"model": policy, "messages": question.messages, "stream": True})
+    limits = {"temperature": section.playground_temperature, "max_tokens": section.playground_max_tokens}
+    given = {name: value for name, value in limits.items() if value is not None}
+    return msgspec.json.encode({"model": model, "messages": messages, "stream": True, **given})
+
+
+def is_local_call(call: Call, section: GatewaySection) -> bool:
+    """Whether a program on this machine asks, without a proxy between."""
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in call.headers.items()}
+    return find_client(call.peer, "http", headers, section.trusted_proxies).is_local
+
+
+def refuse_other_types(call: Call) -> None:
+    """A page of another site cannot send JSON unasked. Raises ApiError 415."""
+    if not (call.header(b"content-type") or "").startswith("application/json"):
+        raise ApiError(415, "The question must be sent as application/json.")
 
 
 def refuse_other_sites(header: Header) -> None:

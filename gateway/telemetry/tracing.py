@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _OPERATIONS = {  # of the semantic conventions for generative AI
     "/v1/chat/completions": "chat",
     "/playground/chat": "chat",
+    "/playground/beside": "chat",
     "/v1/responses": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",

@@ -104,7 +104,7 @@ async def wait_until(is_true: Any, timeout_s: float = 10.0) -> None:
             await asyncio.sleep(0.01)
 
 
-def make_settings(tmp_path: Path, engine_port: int, **gateway: Any) -> GatewaySettings:
+def make_settings(tmp_path: Path, engine_port: int, preset: str = "default", **gateway: Any) -> GatewaySettings:
     section = {
         "engines": [f"http://127.0.0.1:{engine_port}"],
         "connect_wait_s": 10.0,
@@ -115,7 +115,7 @@ def make_settings(tmp_path: Path, engine_port: int, **gateway: Any) -> GatewaySe
         **gateway,
     }
     return GatewaySettings.model_validate(
-        {"state_dir": tmp_path / "state", "gateway": section, "rollout": {"tick_s": 0.02}}
+        {"state_dir": tmp_path / "state", "preset": preset, "gateway": section, "rollout": {"tick_s": 0.02}}
     )
 
 

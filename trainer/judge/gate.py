@@ -1,7 +1,8 @@
 """The offline gate's decision: from figures to a verdict with its reason in words. Pure.
 
 A budget is broken by a change that is above it and clear at the alarm level; far above it, a weaker level is enough. A gain
-must be clear at a level that shrinks from round to round, so that all rounds together take noise for a gain with chance alpha.
+must be clear at a level that shrinks from round to round, so that all rounds together take noise for a gain with chance alpha;
+where settings ask only for a positive one, somebody else must look for noise.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def _judge_length(figures: Figures, settings: GateSection) -> list[str]:
 
 
 def _judge_gain(figures: Figures, settings: GateSection, alpha: float) -> list[str]:
-    """The gain must be clear; while the reward rises the auditor must not clearly fall (over-optimisation)."""
+    """The gain must be clear, or positive where that is enough, and the auditor must not clearly fall (over-optimisation)."""
     failures = []
     auditor = figures.get("auditor")
     if auditor is not None and auditor.change.upper(STRICT_ALPHA) < 0:
@@ -162,6 +163,9 @@ def _judge_gain(figures: Figures, settings: GateSection, alpha: float) -> list[s
     if gain is None:
         return [*failures, "no reward model to judge the gain by"]
     low = gain.change.lower(alpha)
-    if low <= 0:
+    if settings.gain == "positive":
+        if gain.change.mean <= 0:
+            failures.append(f"{gain.name} gain {gain.change.mean:+.2f} is not above 0")
+    elif low <= 0:
         failures.append(f"{gain.name} gain {gain.change.mean:+.2f} is not clearly above 0 (from {low:+.2f})")
     return failures

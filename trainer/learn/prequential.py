@@ -120,20 +120,22 @@ class Prequential:
 
 
 def something_to_learn(
-    record: Prequential, heldout_correct: int, heldout_total: int, alpha: float = 0.02
+    record: Prequential, heldout_correct: int, heldout_total: int, least_evidence: float = 100.0
 ) -> tuple[bool, str]:
     """Whether choices can be foreseen better than by a coin, and a sentence that says so.
 
-    Each of the two counts takes half of alpha: an e-value above 2/alpha comes in at most a share alpha/2 of worlds where choices are
-    noise (Ville's inequality holds for one window; looking at many windows is looking often, so alpha is small).
+    An e-value of 100 comes in at most one of 100 worlds where choices are noise (Ville's inequality), for each of the two counts; it
+    holds for one window, and looking at many windows is looking often. least_evidence 0: it is said, and not waited for.
     """
     findings = []
     for (right, total), name in ((record.count, "new"), ((heldout_correct, heldout_total), "held-out")):
         if total == 0:
             continue
         findings.append(f"{right} of {total} {name} choices foreseen ({right / total:.0%})")
-        if 2 * right > total and log_evidence(right, total) >= math.log(2 / alpha):
+        if 2 * right > total and log_evidence(right, total) >= math.log(max(1.0, least_evidence)):
             return True, f"{findings[-1]}, better than chance"
+    if not least_evidence:
+        return True, ", ".join(findings) or "no choice was foreseen yet"
     if not findings:
         return False, "nothing to learn: no decisive choice to judge by yet"
     return False, f"nothing to learn: {', '.join(findings)}, not clearly better than chance"

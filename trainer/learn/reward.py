@@ -343,6 +343,7 @@ class RewardModel(RewardState):
         calibration = self.record.calibrate()
         return {
             **{f"taste_{name}": weight for name, weight in self.describe_features().items()},
+            **{f"taste_sd_{name}": sd for name, sd in zip(FEATURES, self.fit.deviations, strict=True)},
             "nu": math.exp(self.fit.log_nu),
             "first_place": self.fit.first_place,
             "accuracy_prequential": right / total if total else 0.5,

@@ -61,6 +61,11 @@ class ChoiceFit:
     log_nu: float = math.log(START_NU)
     rated_intercept: float = 0.0  # the score of an answer that is rated as its person's average
 
+    @property
+    def deviations(self) -> list[float]:
+        """How unsure each weight is: the posterior's standard deviations, (features,)."""
+        return [float(each) for each in self.covariance.diagonal().clamp(min=0).sqrt()]
+
 
 @dataclass(frozen=True)
 class Prior:

@@ -98,7 +98,7 @@ class Learning:
 
     def make_training(self) -> Training:
         """The functions that a learner calls."""
-        adapters = self._backbone.adapters
+        adapters, settings = self._backbone.adapters, self._settings.trainer
         return Training(
             reset=lambda: adapters.reset("policy"),
             save=lambda directory: adapters.save("policy", directory),
@@ -106,7 +106,9 @@ class Learning:
             weigh=self.make_weigher(),
             train=self.train,
             judge=self.judge,
-            has_something_to_learn=lambda: something_to_learn(self.reward.record, *self._heldout),
+            has_something_to_learn=lambda: something_to_learn(
+                self.reward.record, *self._heldout, settings.least_evidence
+            ),
             list_frozen_prompts=lambda: self.load_frozen().digests,
             list_foreseen=self.list_foreseen,
             label=self.label,
@@ -238,6 +240,14 @@ class Learning:
         with self._database.connect() as connection:
             prompts = draw_prompts(
                 connection, section.policy, section.gate.max_prompts, split="heldout", reject=self._reject
+            )
+            prompts += draw_prompts(
+                connection,
+                section.policy,
+                section.gate.max_train_prompts,
+                split="train",
+                frozen=frozen.digests,
+                reject=self._reject,
             )
             recent = rows.load_held_out(connection, section.policy, RECENT_PAIRS, self._reject)
             taught = signal_queries.load_demonstrations(

@@ -15,7 +15,7 @@ from feedback import inbox, quarantine
 from trainer.run import rounds, rows
 from trainer.run.metrics import Curves, Metrics
 from trainer.run.schedule import estimate_seconds_left
-from trainer.run.status import Board, RewardView
+from trainer.run.status import Board, RewardView, StyleView
 from trainer.settings import TrainerSection
 
 if TYPE_CHECKING:
@@ -60,13 +60,16 @@ class Reporter:
         if view.accuracy_heldout is not None:
             self.metrics.reward_accuracy.set(view.accuracy_heldout)
 
-    def show_reward_version(self, version: int, prequential_accuracy: float | None, num_foreseen: int) -> None:
+    def show_reward_version(
+        self, version: int, prequential_accuracy: float | None, num_foreseen: int, style: tuple[StyleView, ...] = ()
+    ) -> None:
         """The reward model learnt; what it foresees of held-out choices is measured later."""
         view = replace(
             self.board.read().reward,
             version=version,
             prequential_accuracy=prequential_accuracy,
             num_foreseen=num_foreseen,
+            style=style,
         )
         self.board.update(reward=view)
         self.metrics.reward_version.set(version)

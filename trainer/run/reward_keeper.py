@@ -32,10 +32,11 @@ from trainer.run.plan import count_replays, draw_sample
 from trainer.run.quarantine import Quarantine
 from trainer.run.reporter import Reporter, describe_metrics
 from trainer.run.reward_states import Accepted, RewardStates, Update, list_states, name_state, read_uses
-from trainer.run.status import RewardView
+from trainer.run.status import RewardView, StyleView
 from trainer.run.weighing import Weigh, describe_row
 from trainer.sections.reward import RewardSection
 from trainer.text.pairs import Pair, Rated
+from trainer.text.style import FEATURES
 
 if TYPE_CHECKING:
     from trainer.learn.reward import RewardModel
@@ -244,7 +245,7 @@ class RewardKeeper:
     def _show(self, reporter: Reporter, metrics: Mapping[str, float]) -> None:
         version = self.reward.version
         reporter.curves.add("reward", metrics, version)
-        reporter.show_reward_version(version, *read_prequential(metrics))
+        reporter.show_reward_version(version, *read_prequential(metrics), read_style(metrics))
         log.info("reward model %d: %s", version, describe_metrics(metrics))
 
     # What rounds use
@@ -257,7 +258,8 @@ class RewardKeeper:
         correct, total = self.reward.accuracy(held_out)
         self._quarantine.flush()
         self._decide(self._figures((correct, total)))
-        prequential, num_foreseen = read_prequential(newest[-1] if newest else {})
+        last = newest[-1] if newest else {}
+        prequential, num_foreseen = read_prequential(last)
         figures = {"heldout_correct": float(correct), "heldout_total": float(total)}
         if total:
             figures["accuracy_heldout"] = correct / total
@@ -271,6 +273,7 @@ class RewardKeeper:
                 num_foreseen=num_foreseen,
                 version_in_use=self.version_in_use,
                 refused=self._refused,
+                style=read_style(last),
             )
         )
         return figures
@@ -310,6 +313,15 @@ def read_prequential(metrics: Mapping[str, float]) -> tuple[float | None, int]:
     """What share of the last choices an update's model had foreseen, None for none yet; and how many those are."""
     num = int(metrics.get("num_foreseen", 0))
     return (metrics.get("accuracy_prequential") if num else None), num
+
+
+def read_style(metrics: Mapping[str, float]) -> tuple[StyleView, ...]:
+    """What an update's model had learnt of style; nothing of one whose figures lack how unsure it was."""
+    return tuple(
+        StyleView(name, metrics[f"taste_{name}"], metrics[f"taste_sd_{name}"])
+        for name in FEATURES
+        if f"taste_{name}" in metrics and f"taste_sd_{name}" in metrics
+    )
 
 
 def read_history(connection: sa.Connection, limit: int = 400) -> list[dict[str, float]]:

@@ -11,12 +11,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 
+@dataclass(frozen=True)
+class StyleView:
+    """What one feature of an answer's text (text/style.FEATURES) is worth to people: a weight of the score, in nats.
+
+    sd: how unsure it is; above 0 it is liked.
+    """
+
+    name: str
+    weight: float
+    sd: float
+
+
 @dataclass
 class RewardView:
     """The reward model. version is the newest, version_in_use the one rounds use; refused: why that is an older one.
 
     accuracy_heldout: on held-out choices, measured before rounds. prequential_accuracy: of the last choices, each foreseen
-    before it was learnt from, at every update; num_foreseen: how many those are. None before the first of each.
+    before it was learnt from, at every update; num_foreseen: how many those are. None before the first of each. style: what
+    the newest version has learnt of each feature of an answer's text.
     """
 
     version: int = 0
@@ -26,6 +39,7 @@ class RewardView:
     num_foreseen: int = 0
     version_in_use: int = 0
     refused: str = ""
+    style: tuple[StyleView, ...] = ()
 
 
 @dataclass

@@ -56,6 +56,12 @@ class GateSection(BaseModel):
     max_prompts: int = Field(
         default=64, ge=0, description="Most held-out prompts, the newest; frozen rows come on top."
     )
+    max_train_prompts: int = Field(
+        default=0,
+        ge=0,
+        description="Most prompts that rounds train on, the newest, asked beside the held-out ones: for people so few that"
+        " nothing of theirs is held out. Their answers are new, their prompts are not.",
+    )
     max_tokens: int = Field(default=256, ge=1, description="Longest sampled answer, if apps allow a longer one.")
     temperature: float = Field(
         default=0.7, ge=0, description="Sampling temperature where no recent pair says the app's."
@@ -70,6 +76,11 @@ class GateSection(BaseModel):
     gain_by: Literal["reward", "auditor"] = Field(
         default="reward",
         description="Whose mean difference must be clearly above 0; the auditor's may never clearly fall.",
+    )
+    gain: Literal["clear", "positive"] = Field(
+        default="clear",
+        description="How sure the gain must be: `clear`ly above 0 at alpha, or `positive` on average, where whoever chose"
+        " judges it too before it serves.",
     )
     min_slice_prompts: int = Field(
         default=10, ge=2, description="Fewest prompts of a slice whose figures are reported."

@@ -139,5 +139,16 @@ async def test_a_question_must_be_a_conversation_in_json(gateway: Running, raw: 
 
 
 def test_a_question_becomes_a_streamed_request_for_the_policy_and_nothing_else() -> None:
-    raw = b'{"messages": [{"role": "user", "content": "Hi"}], "model": "c-000001", "priority": 1, "n": 9}'
-    assert json.loads(build_chat_body(raw, policy="default")) == {**QUESTION, "model": "default", "stream": True}
+    messages = QUESTION["messages"]
+    body = {**QUESTION, "model": "default", "stream": True}
+    assert json.loads(build_chat_body(messages, "default", GatewaySection())) == body
+    limited = GatewaySection(playground_temperature=0.5, playground_max_tokens=9)
+    assert json.loads(build_chat_body(messages, "default", limited)) == {**body, "temperature": 0.5, "max_tokens": 9}
+
+
+async def test_what_else_a_page_says_reaches_no_engine(gateway: Running) -> None:
+    more = {**QUESTION, "model": "c-000001", "priority": 1, "n": 9}
+    async with gateway.http.post(gateway.url + URL, json=more) as answer:
+        await answer.read()
+    assert not {"priority", "n"} & gateway.engine.requests[-1].keys()
+    assert gateway.engine.requests[-1]["model"] == gateway.context.deployment.view.stable

@@ -126,6 +126,13 @@ def test_without_a_reward_model_no_gain_can_be_shown() -> None:
     assert "no reward model" in decide(replace(PASSING, rows=PASSING.rows[2:]), SETTINGS).reason
 
 
+def test_where_a_positive_gain_is_enough_it_need_not_be_clear() -> None:
+    lenient = GateSection(gain="positive")
+    assert decide(change("reward", 0.1, error=0.1), lenient).ok
+    assert "reward gain +0.00 is not above 0" in decide(change("reward", 0.0, error=0.1), lenient).reason
+    assert "right facts fell" in decide(change("facts", 0.5), lenient).reason  # the budgets hold
+
+
 def test_the_auditor_may_be_made_the_judge_of_the_gain() -> None:
     strict = GateSection(gain_by="auditor")
     assert "auditor gain +0.30 is not clearly above 0" in decide(PASSING, strict).reason

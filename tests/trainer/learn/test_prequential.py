@@ -89,6 +89,11 @@ def test_being_wrong_too_often_is_nothing_to_learn() -> None:
     assert something_to_learn(Prequential(), 0, 0) == (False, "nothing to learn: no decisive choice to judge by yet")
 
 
+def test_where_no_evidence_is_waited_for_it_is_said_all_the_same() -> None:
+    assert something_to_learn(make_record(9, 11), 0, 0, 0.0) == (True, "9 of 20 new choices foreseen (45%)")
+    assert something_to_learn(Prequential(), 0, 0, 0.0) == (True, "no choice was foreseen yet")
+
+
 def test_what_was_foreseen_long_ago_is_no_evidence_today() -> None:
     record = make_record(400, 0)
     rng = random.Random(0)

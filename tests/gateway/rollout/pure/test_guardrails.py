@@ -61,6 +61,14 @@ def test_without_data_nothing_passes() -> None:
     assert {rate.status for rate in result.rates} == {"not enough data"}
 
 
+def test_a_guardrail_that_may_be_blind_is_waited_for_only_when_it_can_fail() -> None:
+    blind = ("errors", "truncation", "refusals", "harm")
+    assert judge_guardrails([], [], ceilings=CEILINGS, accept_blind=blind).all_pass
+    assert not judge_guardrails([], [], ceilings=CEILINGS, accept_blind=blind[:3]).all_pass
+    bad = [seen(f"u{n}", arm, error=arm == "canary") for n in range(30) for arm in ("canary", "stable")]
+    assert not judge_guardrails(bad, [], ceilings=CEILINGS, accept_blind=blind).all_pass
+
+
 def test_a_canary_that_errs_fails_and_stable_that_errs_does_not_fail_it() -> None:
     bad = [seen(f"u{n}", arm, error=arm == "canary") for n in range(30) for arm in ("canary", "stable")]
     assert judge_guardrails(bad, [], ceilings=CEILINGS).rates[0].status == "fail"
