@@ -29,6 +29,7 @@ comparisons = sa.Table(
     sa.Column("app", sa.Text, nullable=False),
     sa.Column("user", sa.Text, nullable=False),
     sa.Column("asked", sa.Text, nullable=False),
+    sa.Column("share", sa.Text, nullable=False, server_default=""),  # events.Share
     sa.Column("rollout", sa.Text),
     sa.Column("canary_first", sa.Boolean),  # of a duel: the canary's answer was shown first
     sa.Column("finished_first", sa.Text),  # "first" or "second", where it was measured
@@ -136,6 +137,7 @@ def store_comparison(connection: sa.Connection, comparison: Comparison) -> None:
             "app": comparison.app,
             "user": comparison.user,
             "asked": comparison.asked,
+            "share": comparison.share,
             "rollout": comparison.rollout,
             "canary_first": comparison.first.arm == "canary" if is_duel else None,
             "finished_first": comparison.finished_first,

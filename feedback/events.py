@@ -19,9 +19,12 @@ from feedback.json_schema import clean_descriptions
 
 Arm = Literal["stable", "canary"]
 Asked = Literal["explore", "duel", "random", "gold"]
+Share = Literal["", "random", "informative", "telling"]
 Position = Literal["first", "second"]
 Preferred = Literal["first", "second", "tie", "both_bad", "skip"]
 PREFERRED: tuple[Preferred, ...] = ("first", "second", "tie", "both_bad", "skip")
+CLEVER: tuple[Share, ...] = ("informative", "telling")
+"""Shares whose two answers a reward model picked: they teach, and never judge."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +59,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     user is a keyed hash, "" if unknown; propensity is the probability with which it was asked; weight is the canary's
     share of traffic at the time; created_at and expires_at are epoch seconds. finished_first: the answer that was
     complete before the other, None if nobody measured it or neither was. prompt_token_ids: what the engine read, None where
-    it is not known. tools and chat_template_kwargs: as the request had them.
+    it is not known. tools and chat_template_kwargs: as the request had them. share: how its two answers were picked, at random
+    or as those that teach the reward model (informative) or the policy (telling) most; "" of old events, whose were random.
+    propensity includes the chance of the share.
     """
 
     id: str
@@ -79,6 +84,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     prompt_token_ids: list[int] | None = None
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    share: Share = ""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

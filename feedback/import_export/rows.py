@@ -13,7 +13,19 @@ import msgspec
 from msgspec.structs import asdict
 
 from feedback.errors import ImportExportError
-from feedback.events import Arm, Asked, Candidate, Choice, Comparison, Event, Outcome, Position, Preferred, Signal
+from feedback.events import (
+    Arm,
+    Asked,
+    Candidate,
+    Choice,
+    Comparison,
+    Event,
+    Outcome,
+    Position,
+    Preferred,
+    Share,
+    Signal,
+)
 
 CHOICE: Final = "prefloop.choice.v1"
 SIGNAL: Final = "prefloop.signal.v1"
@@ -79,6 +91,7 @@ class ChoiceRow(msgspec.Struct, frozen=True, kw_only=True):
     chosen_at: float
     asked: Asked
     propensity: float
+    share: Share = ""
     engine: str
     rollout: str | None = None
     weight: float = 0.0
@@ -131,7 +144,7 @@ Row = ChoiceRow | SignalRow
 _SAME = [name for name in SignalRow.__struct_fields__ if name in Signal.__struct_fields__ and name != "prompt"]
 _OF_CHOICE = ("preferred", "strength", "harmful", "seconds_to_decide", "channel", "chosen_at")
 _OF_COMPARISON = (
-    "policy", "app", "user", "conversation", "asked", "propensity", "engine", "rollout", "weight", "created_at",
+    "policy", "app", "user", "conversation", "asked", "propensity", "share", "engine", "rollout", "weight", "created_at",
     "expires_at", "finished_first", "prompt_token_ids",
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from feedback.inbox.rows import (
     count_signals,
     mark_used,
 )
-from feedback.inbox.splits import UNDECIDED, Arrival, Place, Placement, key_prompt, place_nowhere
+from feedback.inbox.splits import UNDECIDED, UNUSED, Arrival, Place, Placement, key_prompt, place_nowhere
 from feedback.inbox.tables import (
     dead_letter_outbox,
     dead_letters,
@@ -27,6 +27,7 @@ from feedback.inbox.tables import (
 
 __all__ = [
     "UNDECIDED",
+    "UNUSED",
     "Arrival",
     "Place",
     "Placement",

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from feedback.events import Choice, Demonstration, Event, Signal
+from feedback.events import CLEVER, Choice, Demonstration, Event, Signal
 from feedback.inbox.splits import Arrival, key_prompt
 from feedback.inbox.tables import demonstrations, preferences, signals
 
@@ -53,6 +53,7 @@ def _build_preference(event_id: str, choice: Choice) -> NewRow:
         "app": comparison.app,
         "user": comparison.user,
         "asked": comparison.asked,
+        "share": comparison.share,
         "prompt_key": prompt_key,
         "preferred": choice.preferred,
         "chosen_at": choice.chosen_at,
@@ -60,7 +61,8 @@ def _build_preference(event_id: str, choice: Choice) -> NewRow:
         "used_as_replay": 0,
         "choice_json": msgspec.json.encode(choice),
     }
-    arrival = Arrival(prompt_key, comparison.messages, comparison.conversation, is_choice=True)
+    may_judge = comparison.share not in CLEVER
+    arrival = Arrival(prompt_key, comparison.messages, comparison.conversation, is_choice=True, may_judge=may_judge)
     return NewRow(preferences, values, arrival)
 
 

@@ -14,14 +14,15 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-UNDECIDED = ""  # a split: neither learnt from nor judged by
+UNDECIDED = ""  # a split: neither learnt from nor judged by, yet
+UNUSED = "unused"  # a split: may not judge, and its prompt or conversation judges, so that it is not learnt from either
 
 
 @dataclass(frozen=True)
 class Arrival:
     """What decides a row's split. messages: empty where they are not known. is_choice: whether it counts as one.
 
-    split: UNDECIDED, or what was decided before there were clusters and stays.
+    split: UNDECIDED, or what was decided before there were clusters and stays. may_judge: False where a model picked the answers.
     """
 
     prompt_key: str
@@ -29,11 +30,12 @@ class Arrival:
     conversation: str
     is_choice: bool
     split: str = UNDECIDED
+    may_judge: bool = True
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A row's cluster of near-duplicate prompts (0 if it has no prompt), and its split: train, heldout or auditor."""
+    """A row's cluster of near-duplicate prompts (0 if it has no prompt), and its split: train, heldout, auditor or UNUSED."""
 
     cluster: int | None
     split: str

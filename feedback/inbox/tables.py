@@ -36,6 +36,7 @@ preferences = sa.Table(
     sa.Column("used_as_replay", sa.Integer, nullable=False),
     sa.Column("choice_json", sa.LargeBinary, nullable=False),  # events.Choice
     sa.Column("cluster", sa.BigInteger),  # of near-duplicate prompts; null until the trainer has placed the row
+    sa.Column("share", sa.Text, nullable=False, server_default=""),  # events.Share
     sa.Index("ix_preferences_use", "policy", "split", "used_as_new", "id", "preferred"),  # covers counts by use
     sqlite_autoincrement=True,
 )

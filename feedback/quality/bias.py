@@ -7,24 +7,28 @@ how things go together, not why: a short answer is complete before a long one, a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from feedback.choices import choices, comparisons
-from feedback.events import Position
+from feedback.events import CLEVER, Position, Share
 
 Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
 class Vote:
-    """A user preferred one of two answers. finished_first: the one that was complete before the other, if known."""
+    """A user preferred one of two answers. finished_first: the one that was complete before the other, if known.
+
+    share: how the two were picked; only those picked at random judge.
+    """
 
     user: str
     chosen: Position
     finished_first: Position | None = None
+    share: Share = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,19 @@ def measure_bias(votes: Iterable[Vote]) -> Bias:
     )
 
 
+def measure_bias_by_share(votes: Sequence[Vote]) -> dict[Share, Bias]:
+    """The same for each way in which the two answers were picked, as far as there are votes: "random" has old ones too."""
+    by_share: dict[Share, list[Vote]] = {}
+    for vote in votes:
+        by_share.setdefault(vote.share or "random", []).append(vote)
+    return {share: measure_bias(some) for share, some in sorted(by_share.items())}
+
+
+def list_judging(votes: Iterable[Vote]) -> list[Vote]:
+    """Votes between answers that were picked at random."""
+    return [vote for vote in votes if vote.share not in CLEVER]
+
+
 def estimate_share(num_hits: int, num: int) -> Interval:
     """A share with Wilson's score interval (1927)."""
     if num == 0:
@@ -100,10 +117,10 @@ def estimate_difference(num_hits: int, num: int, other_hits: int, num_other: int
 def load_votes(connection: sa.Connection, limit: int) -> list[Vote]:
     """The newest `limit` choices between first and second, the oldest first."""
     query = (
-        sa.select(comparisons.c.user, choices.c.preferred, comparisons.c.finished_first)
+        sa.select(comparisons.c.user, comparisons.c.share, choices.c.preferred, comparisons.c.finished_first)
         .join(comparisons, comparisons.c.id == choices.c.comparison_id)
         .where(choices.c.preferred.in_(("first", "second")))
         .order_by(choices.c.chosen_at.desc(), choices.c.comparison_id.desc())
         .limit(limit)
     )
-    return [Vote(row.user, row.preferred, row.finished_first) for row in connection.execute(query)][::-1]
+    return [Vote(row.user, row.preferred, row.finished_first, row.share) for row in connection.execute(query)][::-1]

@@ -32,6 +32,7 @@ class GatewayCounts(msgspec.Struct, frozen=True, kw_only=True):
     by_app: Counts
     by_verdict: Counts
     by_asked: Counts
+    by_share: Counts
     by_day: Counts
     outbox: int
     outbox_oldest_age_s: float | None
@@ -66,6 +67,7 @@ class TrainerCounts(msgspec.Struct, frozen=True, kw_only=True):
     by_app: Counts
     by_verdict: Counts
     by_asked: Counts
+    by_share: Counts
     by_split: Counts
     by_kind: Counts
     by_day: Counts
@@ -97,6 +99,7 @@ def count_gateway(connection: sa.Connection, now: float) -> GatewayCounts:
         by_app=_count_by(connection, comparisons.c.app, joined),
         by_verdict=_count_by(connection, choices.c.preferred, joined),
         by_asked=_count_by(connection, comparisons.c.asked, joined),
+        by_share=_count_by_share(connection, comparisons, joined),
         by_day=_count_by_day(connection, choices.c.chosen_at, choices),
         outbox=count_outbox(connection),
         outbox_oldest_age_s=None if oldest is None else max(0.0, now - oldest),
@@ -142,6 +145,7 @@ def count_trainer(connection: sa.Connection, topic: str) -> TrainerCounts:
         by_app=_count_by(connection, table.c.app, table),
         by_verdict=_count_by(connection, table.c.preferred, table),
         by_asked=_count_by(connection, table.c.asked, table),
+        by_share=_count_by_share(connection, table, table),
         by_split=_count_by(connection, table.c.split, table),
         by_kind=_count_by(connection, inbox.signals.c.kind, inbox.signals),
         by_day=_count_by_day(connection, table.c.chosen_at, table),
@@ -170,6 +174,12 @@ def _count_by(
     if condition is not None:
         query = query.where(condition)
     return {str(value): num for value, num in connection.execute(query)}
+
+
+def _count_by_share(connection: sa.Connection, table: sa.Table, source: sa.FromClause) -> Counts:
+    """How the two answers were picked; nothing from a database that no newer release has opened."""
+    has_share = "share" in {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+    return _count_by(connection, table.c.share, source) if has_share else {}
 
 
 def _count_by_day(connection: sa.Connection, column: sa.ColumnElement[float], source: sa.FromClause) -> Counts:

@@ -95,7 +95,13 @@ def print_statistics(console: Console, found: Statistics) -> None:
     if side := found.trainer or found.gateway:
         _print_counts(
             console,
-            {"policy": side.by_policy, "app": side.by_app, "verdict": side.by_verdict, "asked": side.by_asked},
+            {
+                "policy": side.by_policy,
+                "app": side.by_app,
+                "verdict": side.by_verdict,
+                "asked": side.by_asked,
+                "share": {share or "not said": num for share, num in side.by_share.items()},
+            },
             side.by_day,
         )
     if found.satisfaction:

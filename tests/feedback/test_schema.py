@@ -141,6 +141,7 @@ def test_a_database_from_before_revisions_is_adopted_and_completed(empty: sa.Eng
         with empty.begin() as connection:
             connection.exec_driver_sql("DROP TABLE engines")
             connection.exec_driver_sql("ALTER TABLE comparisons DROP COLUMN finished_first")
+            connection.exec_driver_sql("ALTER TABLE comparisons DROP COLUMN share")
             connection.exec_driver_sql("DROP TABLE key_limits")
             connection.exec_driver_sql("DROP TABLE failed_duels")
             connection.exec_driver_sql("ALTER TABLE rollouts DROP COLUMN note")

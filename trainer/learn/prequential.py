@@ -1,7 +1,7 @@
 """The prequential record: every choice is foreseen before it is learnt from, and the last ones say what the model is worth.
 
-Pure (Dawid 1984). The window holds the last choices only, so that what an old model foresaw does not count for ever. Pairs that
-were chosen to teach (`informative`, `telling`) are for others to keep out.
+Pure (Dawid 1984). The window holds the last choices only, so that what an old model foresaw does not count for ever. Choices
+between answers that a model picked have a window of their own: parts are mixed by them, and nothing is judged by them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Foreseen:
     app: str = ""
     user: str = ""
     tags: dict[str, str] = field(default_factory=dict)
+    may_judge: bool = True  # its answers were picked at random
 
     @property
     def is_decisive(self) -> bool:
@@ -51,23 +52,35 @@ class Calibration:
 
 
 class Prequential:
-    """The last `window` choices, oldest first. num_seen counts all that were ever added."""
+    """The last `window` choices that may judge, oldest first, and as many that may not. num_seen counts all ever added."""
 
     def __init__(self, window: int = WINDOW, rows: Iterable[Foreseen] = (), num_seen: int = 0) -> None:
-        self.rows: deque[Foreseen] = deque(rows, maxlen=window)
-        self.num_seen = num_seen or len(self.rows)
+        self.rows: deque[Foreseen] = deque(maxlen=window)
+        self.picked: deque[Foreseen] = deque(maxlen=window)
+        self.num_seen = 0
+        self.add(list(rows))
+        self.num_seen = num_seen or len(self.rows) + len(self.picked)
 
     def add(self, rows: Sequence[Foreseen]) -> None:
-        self.rows.extend(rows)
+        for row in rows:
+            (self.rows if row.may_judge else self.picked).append(row)
         self.num_seen += len(rows)
 
     def drop(self, event_ids: Collection[str]) -> None:
         """Leave choices out, as if they had not been foreseen."""
-        kept = [row for row in self.rows if row.event_id not in event_ids]
-        self.rows = deque(kept, maxlen=self.rows.maxlen)
+        for window in (self.rows, self.picked):
+            kept = [row for row in window if row.event_id not in event_ids]
+            window.clear()
+            window.extend(kept)
+
+    @property
+    def everything(self) -> list[Foreseen]:
+        """Also what may not judge, which comes last."""
+        return [*self.rows, *self.picked]
 
     @property
     def decisive(self) -> list[Foreseen]:
+        """Decisive choices that may judge."""
         return [row for row in self.rows if row.is_decisive]
 
     @property
@@ -111,7 +124,7 @@ class Prequential:
 
     def state(self) -> dict[str, Any]:
         """All of it, as JSON takes it."""
-        return {"window": self.rows.maxlen, "num_seen": self.num_seen, "rows": [asdict(row) for row in self.rows]}
+        return {"window": self.rows.maxlen, "num_seen": self.num_seen, "rows": [asdict(row) for row in self.everything]}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Prequential:

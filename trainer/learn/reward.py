@@ -238,7 +238,7 @@ class RewardModel(RewardState):
 
     def list_known(self) -> list[str]:
         """Event ids of all rows that it keeps something of."""
-        return sorted({*self.reservoir.ids, *(row.event_id for row in self.record.rows)})
+        return sorted({*self.reservoir.ids, *(row.event_id for row in self.record.everything)})
 
     # Foreseeing and scoring
 
@@ -252,6 +252,7 @@ class RewardModel(RewardState):
         return [
             Foreseen(
                 event_id=pair.event_id, preferred=pair.preferred, app=pair.app, user=pair.user, tags=dict(pair.prompt.tags),
+                may_judge=pair.may_judge,
                 logit=_logit(sum((by[i, 0] - by[i, 1]).item() * self.mix.share(name) for name, by in parts.items()), self.fit.log_nu),
                 parts={name: (by[i, 0] - by[i, 1]).item() for name, by in parts.items()},
             )

@@ -30,8 +30,11 @@ class Mix:
 
 
 def fit_mix(record: Prequential, log_nu: float, has_adapter: bool) -> Mix:
-    """The shares under which the record's decisive choices were likeliest, drawn towards a half."""
-    rows = record.decisive
+    """The shares under which the record's decisive choices were likeliest, drawn towards a half.
+
+    How a pair was picked does not matter here: given its answers, a choice is as likely as it is.
+    """
+    rows = [row for row in record.everything if row.is_decisive]
     parts = torch.tensor(
         [[row.parts[name] for name in ("style", "head", "adapter")] for row in rows], dtype=torch.float64
     ).view(-1, 3)

@@ -1,7 +1,8 @@
 """Places rows among the clusters of near-duplicate prompts, and so among those that are learnt from and those that judge.
 
 Promises: a cluster's split is fixed by the row that began it, in the order of arrival and in that row's transaction; a
-row whose prompt or whose conversation judges is not learnt from. A band leads to one cluster, the first, so that the
+row whose prompt or whose conversation judges is not learnt from. A row whose answers a model picked never judges: it begins
+a cluster that is learnt from, and is of no use in one that judges. A band leads to one cluster, the first, so that the
 work for a row does not grow with the number of clusters. What is similar is trainer/math/splits's.
 """
 
@@ -16,8 +17,9 @@ import msgspec
 import sqlalchemy as sa
 
 from feedback.database import insert_missing, split_parameters
-from feedback.events import Choice, Demonstration, Signal
+from feedback.events import CLEVER, Choice, Demonstration, Signal
 from feedback.inbox import (
+    UNUSED,
     Arrival,
     Placement,
     demonstrations,
@@ -96,7 +98,7 @@ def _place(
     conversation = known.by_band.get(conversation_band) if arrival.conversation else None
     fixed = cast("Split | None", arrival.split or None)
     if not arrival.messages:
-        return Placement(0, fixed or (conversation.split if conversation else "train"))
+        return Placement(0, fixed or _decide(conversation.split if conversation else "train", arrival))
     number = number_prompt(arrival.prompt_key)
     cluster = known.by_band.get(number)
     if cluster is None:
@@ -104,7 +106,7 @@ def _place(
         found = (known.by_band.get(band) for band in of_prompt)
         cluster = next((each for each in found if each and are_similar(each.signature, signature)), None)
         if cluster is None:
-            begun = fixed or (conversation.split if conversation else choose_split(number, num_choices))
+            begun = fixed or (conversation.split if conversation else _begin(arrival, number, num_choices))
             cluster = _Cluster(number, begun, signature)
             known.new_clusters.append({"cluster": number, "split": begun, "signature": signature})
             known.by_band[number] = cluster
@@ -114,7 +116,15 @@ def _place(
     if arrival.conversation:
         known.add(conversation_band, cluster)
     split = cluster.split if conversation is None else choose_stricter(cluster.split, conversation.split)
-    return Placement(cluster.number, fixed or split)
+    return Placement(cluster.number, fixed or _decide(split, arrival))
+
+
+def _begin(arrival: Arrival, number: int, num_choices: int) -> Split:
+    return choose_split(number, num_choices) if arrival.may_judge else "train"
+
+
+def _decide(split: Split, arrival: Arrival) -> str:
+    return split if arrival.may_judge or split == "train" else UNUSED
 
 
 def has_unplaced(connection: sa.Connection) -> bool:
@@ -165,7 +175,8 @@ def _read_arrival(row: Any, kind: type[Choice | Signal | Demonstration]) -> Arri
             messages, conversation = said.messages or [], said.conversation
         case _:
             messages, conversation = said.messages, ""
-    return Arrival(row.prompt_key, messages, conversation, is_choice=isinstance(said, Choice), split=row.split)
+    may_judge = not isinstance(said, Choice) or said.comparison.share not in CLEVER
+    return Arrival(row.prompt_key, messages, conversation, isinstance(said, Choice), row.split, may_judge)
 
 
 def _load_begun_by(connection: sa.Connection, numbers: Iterable[int]) -> dict[int, _Cluster]:

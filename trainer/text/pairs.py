@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from feedback.events import Candidate, Choice
+from feedback.events import CLEVER, Candidate, Choice
 
 Split = Literal["train", "heldout", "auditor"]
-Use = Literal["trained", "waiting", "heldout", "auditor", "skip", "quarantined"]
+Use = Literal["trained", "waiting", "heldout", "auditor", "unused", "skip", "quarantined"]
 DECISIVE = ("first", "second")
 
 
@@ -62,7 +62,8 @@ class Answer:
 class Pair:
     """One comparison with its verdict. `first` and `second` are the answers in the order they were shown.
 
-    preferred is "first", "second", "tie" or "both_bad"; row_id is the row's in the inbox, 0 for rows of no inbox.
+    preferred is "first", "second", "tie" or "both_bad"; row_id is the row's in the inbox, 0 for rows of no inbox. share: how the
+    answers were picked (feedback.events.Share).
     """
 
     event_id: str
@@ -75,6 +76,7 @@ class Pair:
     app: str = ""
     user: str = ""
     asked: str = "explore"
+    share: str = ""
     strength: float | None = None
     weight: float = 1.0
     chosen_at: float = 0.0
@@ -84,6 +86,11 @@ class Pair:
     def is_decisive(self) -> bool:
         """Whether one of the answers was preferred."""
         return self.preferred in DECISIVE
+
+    @property
+    def may_judge(self) -> bool:
+        """Whether what is foreseen of it says anything of the model: not where a model picked the answers."""
+        return self.share not in CLEVER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +171,7 @@ def make_pair(choice: Choice, *, event_id: str, prompt_key: str, split: str, row
         app=comparison.app,
         user=comparison.user,
         asked=comparison.asked,
+        share=comparison.share,
         strength=choice.strength,
         chosen_at=choice.chosen_at,
         row_id=row_id,
@@ -179,8 +187,8 @@ def explain_use(preferred: str, split: str, used_as_new: int, is_quarantined: bo
         return "quarantined"
     if preferred == "skip":
         return "skip"
-    if split == "auditor":
-        return "auditor"
+    if split in ("auditor", "unused"):
+        return "auditor" if split == "auditor" else "unused"
     if split != "train":
         return "heldout"
     return "trained" if used_as_new else "waiting"

@@ -7,7 +7,15 @@ import pytest
 
 from feedback.choices import store_comparison
 from feedback.database import create_tables, metadata, open_database, write_transaction
-from feedback.quality.bias import Vote, estimate_difference, estimate_share, load_votes, measure_bias
+from feedback.quality.bias import (
+    Vote,
+    estimate_difference,
+    estimate_share,
+    list_judging,
+    load_votes,
+    measure_bias,
+    measure_bias_by_share,
+)
 from tests.feedback.reading import record_choice
 from tests.feedback.samples import make_comparison
 
@@ -79,3 +87,20 @@ def test_the_newest_choices_between_two_answers_are_read_oldest_first(tmp_path: 
             record_choice(conn, comparison.id, preferred, None, False, "t", comparison.created_at + n)  # type: ignore[arg-type]
         votes = load_votes(conn, 3)
     assert votes == [Vote("u1", "first", "first"), Vote("u4", "second", None), Vote("u5", "first", "first")]
+
+
+def test_votes_between_picked_answers_are_shown_apart_and_judge_nothing() -> None:
+    votes = [
+        Vote("ann", "first"),
+        Vote("bob", "second", share="random"),
+        *(Vote(f"u{n}", "first", share="telling") for n in range(9)),
+        Vote("cid", "second", share="informative"),
+    ]
+    assert measure_bias(list_judging(votes)).shown_first.num == 2
+    by_share = measure_bias_by_share(votes)
+    assert {share: bias.shown_first.num for share, bias in by_share.items()} == {
+        "informative": 1,
+        "random": 2,
+        "telling": 9,
+    }
+    assert by_share["telling"].is_biased and not by_share["random"].is_biased

@@ -63,6 +63,18 @@ def test_parts_are_judged_alone() -> None:
     )
 
 
+def test_choices_between_picked_answers_judge_nothing_and_take_no_others_place() -> None:
+    record = Prequential(window=2, rows=[foreseen(0), foreseen(1, "second")])
+    record.add([foreseen(i, app="a", user="u", may_judge=False) for i in (2, 3, 4)])
+    assert (record.count, record.by_slice(), record.by_user()) == ((1, 2), {}, {})
+    assert [row.event_id for row in record.everything] == ["0", "1", "3", "4"]
+    assert record.num_seen == 5
+    again = Prequential.from_state(json.loads(json.dumps(record.state())))
+    assert (again.everything, again.num_seen) == (record.everything, 5)
+    record.drop({"1", "4"})
+    assert [row.event_id for row in record.everything] == ["0", "3"]
+
+
 def test_the_record_is_kept_as_json() -> None:
     record = Prequential(window=25, rows=[foreseen(i, parts={"style": 0.1}, tags={"a": "b"}) for i in range(40)])
     again = Prequential.from_state(json.loads(json.dumps(record.state())))

@@ -41,9 +41,11 @@ def say(number: int) -> str:
     )
 
 
-def arrive(text: str, *, conversation: str = "", split: str = "", is_choice: bool = True) -> Arrival:
+def arrive(
+    text: str, *, conversation: str = "", split: str = "", is_choice: bool = True, may_judge: bool = True
+) -> Arrival:
     messages = [{"role": "user", "content": text}]
-    return Arrival(inbox.key_prompt(messages), messages, conversation, is_choice, split)
+    return Arrival(inbox.key_prompt(messages), messages, conversation, is_choice, split, may_judge)
 
 
 def place(database: sa.Engine, *arrivals: Arrival) -> list[Placement]:
@@ -159,3 +161,41 @@ def test_rows_stored_by_others_are_placed_and_what_was_decided_stays(database: s
     assert {row.split for row in rows} >= {"train", "heldout"} and None not in {row.cluster for row in rows}
     [another] = place(database, arrive(say(0)))
     assert another.split == "heldout"  # another user's choice on what was held out before there were clusters
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_row_whose_answers_were_picked_begins_what_is_learnt_from(database: sa.Engine) -> None:
+    placed = place(database, *(arrive(say(number), may_judge=False) for number in range(100)))
+    assert {each.split for each in placed} == {"train"}
+    again = place(database, *(arrive(say(number)) for number in range(100)))
+    assert {each.split for each in again} == {"train"}  # what was learnt from cannot judge any more
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("split", ["heldout", "auditor"])
+def test_a_row_whose_answers_were_picked_neither_judges_nor_teaches_on_a_prompt_that_judges(
+    database: sa.Engine, split: str
+) -> None:
+    text, placement = find(database, split)
+    same, later = place(database, arrive(text, may_judge=False), arrive("And then?", conversation="c", may_judge=False))
+    assert (same.cluster, same.split) == (placement.cluster, "unused")
+    assert later.split == "train"
+    place(database, arrive(text, conversation="d"))
+    [follow_up] = place(database, arrive("What came of it in the end?", conversation="d", may_judge=False))
+    assert follow_up.split == "unused"
+
+
+@pytest.mark.usefixtures("soon")
+def test_the_share_of_a_stored_choice_decides_when_it_is_placed_later(database: sa.Engine) -> None:
+    text, _ = find(database, "heldout")
+    choices = [
+        make_choice(make_comparison(f"c-{share}", messages=[{"role": "user", "content": text}], share=share))
+        for share in ("random", "informative", "telling")
+    ]
+    with write_transaction(database) as connection:
+        inbox.consume(connection, [make_record(i, choice) for i, choice in enumerate(choices)])
+    with write_transaction(database) as connection:
+        place_undecided(connection)
+        columns = preferences.c
+        found = connection.execute(sa.select(columns.share, columns.split).order_by(columns.id)).all()
+    assert [tuple(row) for row in found] == [("random", "heldout"), ("informative", "unused"), ("telling", "unused")]

@@ -1,0 +1,14 @@
+"""Comparisons say how their two answers were picked: at random, which "" stands for too, or by the reward model.
+
+Expand: the release before leaves the column at its default.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    op.add_column("comparisons", sa.Column("share", sa.Text(), nullable=False, server_default=""))
