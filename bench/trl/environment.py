@@ -1,4 +1,4 @@
-"""TRL's newest release in an environment of its own, which sees this one's torch, transformers and peft.
+"""A release of TRL in an environment of its own, which sees this one's torch, transformers and peft.
 
 Nothing goes into the project's own environment; torch is not downloaded again. Raises MissingTool with what failed.
 """
@@ -14,8 +14,8 @@ SHARED = ("torch", "transformers", "accelerate", "huggingface-hub", "tokenizers"
 
 
 def install_trl(folder: Path, requirement: str = "trl") -> Path:
-    """The python of an environment with `requirement` in it, made once in `folder`."""
-    environment = folder / "venv-trl"
+    """The python of an environment with `requirement` in it, made once in `folder`: venv-trl, or venv-trl-1.12.0."""
+    environment = folder / f"venv-{requirement.replace('==', '-')}"
     python, stamp = environment / "bin" / "python", environment / "installed"
     if stamp.exists() and stamp.read_text() == requirement:
         return python
