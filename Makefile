@@ -87,7 +87,7 @@ bench-offline-gate: $(VENV)/.installed  ## Broken and healthy checkpoints before
 bench-gate: $(VENV)/.installed  ## How often the rollout gate errs, and how many users it needs (ARGS="--quick" for a look)
 	@$(PYTHON) -m bench.gate $(ARGS)
 
-bench-oracle: $(VENV)/.installed  ## DPO, reward and SFT beside TRL's newest release, step by step: do the numbers agree?
+bench-oracle: $(VENV)/.installed  ## DPO, reward, SFT and PPO beside TRL, step by step: do the numbers agree?
 	@$(PYTHON) -m bench.oracle $(ARGS)
 
 bench-trainer: $(VENV)/.installed  ## Speed and memory of rounds and reward updates beside TRL (ARGS="--quick" for a look)

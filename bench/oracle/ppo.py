@@ -5,7 +5,7 @@ iteration. Where TRL computes something else on purpose, it is told so: see ALLO
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from trainer.learn.experience import Experience
 from trainer.learn.loop import Snapshots
 from trainer.learn.ppo import HEAD_FACTOR, run_ppo
 from trainer.learn.rewards import Part, Rewards
-from trainer.learn.sampling import Sampled, SamplingParameters
+from trainer.learn.sampling import Sampled, Samples, SamplingParameters
 from trainer.model.backbone import Backbone
 from trainer.model.heads import ValueHead
 from trainer.model.logprobs import token_logprobs
@@ -30,7 +30,7 @@ EPOCHS = 4
 TEMPERATURE = 0.9
 START_SPREAD = 0.02  # of the adapters' B: policy, reference and value differ from the first step on
 ALLOWED = (
-    "TRL whitens advantages by the sample variance (n - 1), this trainer by the population's (n): TRL's function has a switch for it",
+    "TRL whitens advantages by the sample variance (n - 1), this trainer by the population's (n): TRL's function has a switch",
     "TRL puts the score behind an answer's last token, in a state that has a value of its own, where the batch has room: here"
     " one line of its `train` is changed, so that it stands at the last token; without room (answers all of one length) TRL"
     " does that itself, and not a line of it is changed",
@@ -84,7 +84,7 @@ class GivenSampler:
 
     def sample(
         self, prompts: Sequence[Prompt], adapter: str | None, *, n: int, parameters: SamplingParameters, seed: int
-    ) -> list[list[Sampled]]:
+    ) -> Samples:
         """All n answers to each prompt."""
         ends, sampled = self._backbone.transcriber.turn_ends, []
         for prompt in prompts:
@@ -102,6 +102,13 @@ class GivenSampler:
                 ]
             )
         return sampled
+
+    def begin(
+        self, prompts: Sequence[Prompt], adapter: str | None, *, n: int, parameters: SamplingParameters, seed: int
+    ) -> Callable[[], Samples]:
+        """At once."""
+        sampled = self.sample(prompts, adapter, n=n, parameters=parameters, seed=seed)
+        return lambda: sampled
 
 
 def ours(asked: dict[str, Any]) -> dict[str, Any]:
@@ -202,33 +209,24 @@ def find_differences(mine: dict[str, Any], theirs: dict[str, Any], num_steps: in
     return worst
 
 
-def compare(
-    backbone: Backbone, worker: Any, asked: dict[str, Any], folder: Path, *, num_pairs: int, is_tiny: bool
-) -> dict[str, dict[str, float]]:
-    """The largest differences by variant and figure. asked: as the worker's other tasks take it."""
-    found = {}
-    for name, (sizes, is_moved) in VARIANTS.items():
-        rows = make_samples(backbone, num_pairs, sizes, is_tiny)
-        given: dict[str, Any] = {
-            **asked,
-            **write_ppo_start(folder, backbone, asked),
-            "rows": rows,
-            "pad_id": find_pad(backbone, rows),
-            "end_id": next(iter(backbone.transcriber.turn_ends)),
-            "iterations": asked["epochs"] // EPOCHS,
-            "epochs": EPOCHS,
-            "value_lr": asked["lr"],
-            "head_lr": HEAD_FACTOR * asked["lr"],
-            "temperature": TEMPERATURE,
-            "missing_end_penalty": 1.0,
-            "kl_coefficient": 0.05,
-            "clip": 0.2,
-            "value_clip": 0.2,
-            "value_weight": 0.1,
-            "gamma": 1.0,
-            "lam": 0.95,
-            "reward_at_last_token": is_moved,
-        }
-        theirs = worker.ask("ppo", **given)
-        found[name] = find_differences(ours(given), theirs, given["iterations"] * EPOCHS)
-    return found
+def make_task(folder: Path, backbone: Backbone, asked: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What both sides are asked. asked: as other tasks are, its epochs the steps in all."""
+    return {
+        **asked,
+        **write_ppo_start(folder, backbone, asked),
+        "rows": rows,
+        "pad_id": find_pad(backbone, rows),
+        "end_id": next(iter(backbone.transcriber.turn_ends)),
+        "iterations": asked["epochs"] // EPOCHS,
+        "epochs": EPOCHS,
+        "value_lr": asked["lr"],
+        "head_lr": HEAD_FACTOR * asked["lr"],
+        "temperature": TEMPERATURE,
+        "missing_end_penalty": 1.0,
+        "kl_coefficient": 0.05,
+        "clip": 0.2,
+        "value_clip": 0.2,
+        "value_weight": 0.1,
+        "gamma": 1.0,
+        "lam": 0.95,
+    }
