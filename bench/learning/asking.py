@@ -6,6 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from bench.learning.people import People
 from bench.learning.stage import Asked, Stage
 from trainer.learn.reward import RewardModel
@@ -35,20 +38,27 @@ def tell_apart(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def choose_pair(
-    answers: Sequence[Answer], share: str, stage: Stage, reward: RewardModel | None, asked: Asked, rng: random.Random
+    answers: Sequence[Answer], share: str, draws: Tensor | None, rng: random.Random
 ) -> tuple[Answer, Answer]:
-    """The two of several different answers that are shown, in random order."""
-    if share == "random" or reward is None or len(answers) < 3:
+    """The two of several different answers that are shown, in random order. draws: (answers, K), None: nothing is known."""
+    if share == "random" or draws is None:
         one, other = answers[:2]
     else:
-        encoded = [stage.backbone.transcriber.encode_answer(asked.question.prompt, answer) for answer in answers]
-        draws = reward.score(encoded, [answer.text for answer in answers]).draws
-        if share == "informative":
-            i, j = choose_informative(draws)
-        else:
-            i, j = choose_telling(draws, rng.randrange(draws.shape[1]))
-        one, other = answers[i], answers[j]
+        chosen = (
+            choose_informative(draws)
+            if share == "informative"
+            else choose_telling(draws, rng.randrange(draws.shape[1]))
+        )
+        one, other = (answers[i] for i in chosen)
     return (one, other) if rng.random() < 0.5 else (other, one)
+
+
+def score_candidates(stage: Stage, reward: RewardModel, asked: Sequence[Asked]) -> list[Tensor]:
+    """Draws (answers, K) of each question's answers."""
+    encode = stage.backbone.transcriber.encode_answer
+    encoded = [encode(each.question.prompt, answer) for each in asked for answer in each.answers]
+    draws = reward.score(encoded, [answer.text for each in asked for answer in each.answers]).draws
+    return list(torch.split(draws, [len(each.answers) for each in asked]))
 
 
 def ask_people(
@@ -69,13 +79,16 @@ def ask_people(
     """
     pairs: list[Pair] = []
     while len(pairs) < number:
-        wanted = number - len(pairs)
-        for asked in _make_candidates(stage, wanted, rng, adapter, shares.candidates):
-            answers = tell_apart(asked.answers)
-            if len(answers) < 2:
-                continue
-            first, second = choose_pair(answers, draw_share(shares, rng), stage, reward, asked, rng)
-            pairs.append(stage.choose(people, asked.question, first, second, rng, first_number + len(pairs)))
+        drawn = _make_candidates(stage, number - len(pairs), rng, adapter, shares.candidates)
+        asked = [Asked(each.question, tell_apart(each.answers)) for each in drawn]
+        asked = [each for each in asked if len(each.answers) > 1]
+        knows = reward is not None and reward.version > 0 and shares.random < 1
+        draws = (
+            score_candidates(stage, reward, asked) if knows and reward is not None and asked else [None] * len(asked)
+        )
+        for each, drawn_scores in zip(asked, draws, strict=True):
+            first, second = choose_pair(each.answers, draw_share(shares, rng), drawn_scores, rng)
+            pairs.append(stage.choose(people, each.question, first, second, rng, first_number + len(pairs)))
     return pairs
 
 

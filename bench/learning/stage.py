@@ -34,6 +34,9 @@ class AnyWorld(Protocol):
     def asked(self) -> list[Question]: ...
     def held_out(self) -> list[Question]: ...
     def measure(self, question: Question, answer: str, is_cut: bool) -> Mapping[str, float]: ...
+    def is_wrong(self, question: Question, answer: str, is_cut: bool) -> bool: ...
+    @property
+    def best(self) -> float: ...
     @property
     def utilities(self) -> Mapping[str, float]: ...
     @property
@@ -72,19 +75,16 @@ class Stage:
         how: SamplingParameters,
         *,
         num_pool: int = 8,
-        num_examined: int = 0,
+        num_references: int = NUM_REFERENCES,
     ) -> None:
         self.backbone, self.world, self.how = backbone, world, how
         self.sampler = LocalSampler(backbone)
         self.taste = Taste(world.measure, world.utilities)
         self.questions = world.asked()
-        held_out = world.held_out()
-        if num_examined and num_examined < len(held_out):
-            held_out = random.Random(0).sample(held_out, num_examined)
-        self.examined = held_out
+        self.examined = world.held_out()
         self.pool = self._keep(directory / "pool.json", self.questions, num_pool, seed=11)
-        references = self._keep(directory / "references.json", self.examined, NUM_REFERENCES, seed=12)
-        self._references = [[self._value(each.question, answer) for answer in each.answers] for each in references]
+        references = self._keep(directory / "references.json", self.examined, num_references, seed=12)
+        self._references = [[self.value(each.question, answer) for answer in each.answers] for each in references]
 
     def ask(self, questions: Sequence[Question], adapter: str | None, n: int, seed: int) -> list[Asked]:
         """n answers to each question, as apps have them sampled."""
@@ -105,7 +105,8 @@ class Stage:
         os.replace(part, path)
         return asked
 
-    def _value(self, question: Question, answer: Answer) -> float:
+    def value(self, question: Question, answer: Answer) -> float:
+        """What an answer is worth to people in the mean."""
         return self.taste.value(question, answer.text, not answer.is_finished)
 
     def draw_crowd(self, noise: float, seed: int, *, is_shuffled: bool = False) -> People:
@@ -114,21 +115,21 @@ class Stage:
         gaps: list[float] = []
         while len(gaps) < NUM_GAPS:
             each = rng.choice(self.pool)
-            one, other = (self._value(each.question, answer) for answer in rng.sample(each.answers, 2))
+            one, other = (self.value(each.question, answer) for answer in rng.sample(each.answers, 2))
             if abs(one - other) >= self.world.crowd.tie_margin:
                 gaps.append(one - other)
         members = draw_people(self.world.crowd, self.world.private_features, seed)
         return People(members, self.world.crowd, find_strength(gaps, noise), is_shuffled)
 
     def choose(
-        self, people: People, asked: Question, first: Answer, second: Answer, rng: random.Random, number: int
+        self, people: People, question: Question, first: Answer, second: Answer, rng: random.Random, number: int
     ) -> Pair:
         """What somebody says of two answers in the order in which they are shown."""
         person: Person = rng.choice(people.members)
         shown = [(answer.text, not answer.is_finished) for answer in (first, second)]
-        preferred = people.choose(self.taste, person, asked, shown, rng)
+        preferred = people.choose(self.taste, person, question, shown, rng)
         return Pair(
-            event_id=f"choice-{number:05d}", prompt=asked.prompt, first=first, second=second, preferred=preferred,
+            event_id=f"choice-{number:05d}", prompt=question.prompt, first=first, second=second, preferred=preferred,
             user=person.name, app="bench", chosen_at=float(number),
         )  # fmt: skip
 
@@ -142,8 +143,8 @@ class Stage:
         scores: dict[str, list[float]] = {}
         num_wrong = 0
         for (question, answer), references in zip(answers, self._references, strict=True):
-            worth = self._value(question, answer)
-            num_wrong += worth <= min(self.world.utilities.values())
+            worth = self.value(question, answer)
+            num_wrong += self.world.is_wrong(question, answer.text, not answer.is_finished)
             won = [score_pair(worth, reference) for reference in references]
             scores.setdefault(question.fact, []).append(sum(won) / len(won))
         wins = {fact: (sum(each) / len(each), len(each)) for fact, each in scores.items()}
@@ -151,7 +152,7 @@ class Stage:
 
     def find_ceiling(self) -> float:
         """The win rate of the best answer that the seed policy's styles allow: what no policy can pass."""
-        best = max(self.world.utilities.values())
+        best = self.world.best
         scores = [score_pair(best, reference) for references in self._references for reference in references]
         return sum(scores) / len(scores)
 

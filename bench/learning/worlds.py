@@ -99,6 +99,15 @@ class World:
         """1 for the answer's style: what people like it by. A cut answer is of none, so it is wrong already."""
         return {self.find_style(question, answer): 1.0}
 
+    def is_wrong(self, question: Question, answer: str, is_cut: bool) -> bool:
+        """Whether it states another fact, or is of no style."""
+        return self.find_style(question, answer) == WRONG
+
+    @property
+    def best(self) -> float:
+        """What an answer of the style that people like best is worth."""
+        return max(style.utility for style in self.styles.values())
+
     @property
     def utilities(self) -> dict[str, float]:
         """What an answer of each style is worth."""

@@ -1,0 +1,155 @@
+"""The arms and controls of the measurement, each as settings and as what it examines after so many choices.
+
+Offline arms learn anew from the base for every point of their grid; the others go through their grid as one policy would, a
+round at each point. All of an arm's settings are in its cell's key.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from bench.learning.asking import Shares, ask_people
+from bench.learning.cells import Point
+from bench.learning.controls import examine_best_of, train_ceiling, train_sft
+from bench.learning.learner import Learner, Manner
+from bench.learning.people import People
+from bench.learning.stage import Examined, Stage
+from trainer.learn.dpo import run_dpo
+from trainer.model.logprobs import score_answers
+from trainer.sections.training import DpoSection, SftSection
+from trainer.text.pairs import Pair
+from trainer.text.rejected import log_rejected
+
+Points = Iterator[tuple[int, Point]]
+
+# TRL's DPOTrainer as it comes: sigmoid, beta .1, three epochs, no warm-up, linear decay, every pair alike, no ties. Its learning
+# rate is made for models of billions, so it has our preset's, which is no worse for it.
+TRL_DPO: dict[str, Any] = {
+    "epochs": 3, "label_smoothing": 0.0, "warmup_share": 0.0, "decay": "linear", "nll_weight": 0.0, "beta": 0.1,
+}  # fmt: skip
+OUR_DPO: dict[str, Any] = {"epochs": 3}
+CLEVER = Shares(random=0.1, informative=0.3, telling=0.6, candidates=4)
+
+OFFLINE_GRID = (50, 100, 200, 400, 800, 1600)
+ONLINE_GRID = (50, 100, 200, 400, 800)
+FULL_GRID = (25, 50, 100, 150, 200, 300, 400)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """kind: offline, sft, best_of, ceiling, or chain for policies that learn as choices come."""
+
+    kind: str
+    manner: Manner
+    is_shuffled: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything its results hang on, for the cell's key."""
+        return asdict(self)
+
+
+ARMS: dict[str, Arm] = {
+    "offline": Arm("offline", Manner(OFFLINE_GRID, dpo=TRL_DPO)),
+    "online_dpo": Arm("chain", Manner(ONLINE_GRID, dpo=OUR_DPO)),
+    "full": Arm("chain", Manner(FULL_GRID, shares=CLEVER, dpo=OUR_DPO)),
+    "third": Arm("chain", Manner(FULL_GRID, shares=CLEVER, dpo=OUR_DPO, update="third")),
+}
+CONTROLS: dict[str, Arm] = {
+    "shuffled": Arm("chain", Manner((100, 400), shares=CLEVER, dpo=OUR_DPO), is_shuffled=True),
+    "sft_chosen": Arm("sft", Manner((100, 400, 1600), dpo=TRL_DPO), extra={"sft": {"epochs": 2}}),
+    "best_of_4": Arm("best_of", Manner((100, 400), dpo=OUR_DPO)),
+    "ceiling": Arm("ceiling", Manner((0,), dpo=OUR_DPO)),
+}
+EVERY = ARMS | CONTROLS
+
+
+def with_grid(arm: Arm, grid: tuple[int, ...]) -> Arm:
+    """The same arm, examined elsewhere."""
+    return replace(arm, manner=replace(arm.manner, grid=grid))
+
+
+def run_arm(arm: Arm, stage: Stage, noise: float, seed: int, known: Mapping[int, Point]) -> Points:
+    """Points of the arm in the order of its grid; those that are known are not measured again, where an arm can skip them."""
+    people = stage.draw_crowd(noise, seed, is_shuffled=arm.is_shuffled)
+    if arm.kind == "chain":
+        return run_chain(arm.manner, stage, people, seed)
+    runs: dict[str, Callable[[Arm, Stage, People, int, int], Point]] = {
+        "offline": _run_offline, "sft": _run_sft, "best_of": _run_best_of, "ceiling": _run_ceiling,
+    }  # fmt: skip
+    return ((n, runs[arm.kind](arm, stage, people, seed, n)) for n in arm.manner.grid if n not in known)
+
+
+def run_chain(manner: Manner, stage: Stage, people: People, seed: int) -> Points:
+    """One policy from choice to choice."""
+    learner = Learner(stage, people, manner, seed)
+    for n in manner.grid:
+        started = time.process_time()
+        learner.ask(n - len(learner.pairs))
+        figures = learner.run_round()
+        learner.keep_round()
+        spent = time.process_time() - started
+        described = learner.reward.describe()
+        kept = {
+            name: described[name]
+            for name in ("accuracy_prequential", "accuracy_style_alone", "head_share", "adapter_share")
+        }
+        yield n, make_point(stage.examine("policy", seed), spent, figures | kept)
+
+
+def make_point(examined: Examined, cpu_s: float, figures: Mapping[str, float]) -> Point:
+    return Point(
+        examined.wins, examined.wrong, round(cpu_s, 2), {name: round(value, 5) for name, value in figures.items()}
+    )
+
+
+def draw_offline(stage: Stage, people: People, number: int, seed: int) -> list[Pair]:
+    """Choices between the seed policy's answers, asked at random; a smaller number gives the first of a larger."""
+    rng = random.Random(f"offline-{seed}")
+    pairs: list[Pair] = []
+    while len(pairs) < number:
+        pairs += ask_people(
+            stage, people, 50, rng, adapter=None, shares=Shares(), reward=None, first_number=len(pairs)
+        )  # fmt: skip
+    return pairs[:number]
+
+
+def _run_offline(arm: Arm, stage: Stage, people: People, seed: int, number: int) -> Point:
+    started = time.process_time()
+    pairs = [pair for pair in draw_offline(stage, people, number, seed) if pair.is_decisive]
+    torch.manual_seed(seed)
+    stage.backbone.adapters.reset("policy")
+    encoded = stage.backbone.transcriber.encode_pairs(pairs, "offline", log_rejected)
+    figures = run_dpo(
+        stage.backbone, encoded, DpoSection(**arm.manner.dpo), seed=seed,
+        references=lambda answers: score_answers(stage.backbone, answers, None)[0],
+    )  # fmt: skip
+    return make_point(stage.examine("policy", seed), time.process_time() - started, figures)
+
+
+def _run_sft(arm: Arm, stage: Stage, people: People, seed: int, number: int) -> Point:
+    started = time.process_time()
+    figures = train_sft(stage, draw_offline(stage, people, number, seed), SftSection(**arm.extra["sft"]), seed)
+    return make_point(stage.examine("policy", seed), time.process_time() - started, figures)
+
+
+def _run_best_of(arm: Arm, stage: Stage, people: People, seed: int, number: int) -> Point:
+    started = time.process_time()
+    learner = Learner(stage, people, arm.manner, seed)
+    learner.ask(number)
+    return make_point(examine_best_of(stage, learner.reward, seed), time.process_time() - started, {})
+
+
+def _run_ceiling(arm: Arm, stage: Stage, people: People, seed: int, number: int) -> Point:
+    started = time.process_time()
+    figures = train_ceiling(stage, DpoSection(**arm.manner.dpo), seed)
+    return make_point(
+        stage.examine("policy", seed), time.process_time() - started, figures | {"ideal": stage.find_ceiling()}
+    )

@@ -1,0 +1,145 @@
+"""One policy that learns from choices as they come: the reward model's updates, rounds, and what a round is made of.
+
+Every function that learns is the trainer's own. No gate stands between a round and the next: what is measured is learning alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bench.learning.asking import Shares, ask_people
+from bench.learning.people import People
+from bench.learning.stage import Stage
+from bench.learning.third import ThirdSettings, run_third
+from trainer.learn.dpo import run_dpo
+from trainer.learn.reward import RewardModel
+from trainer.math.weights import weigh_rows
+from trainer.model.logprobs import score_answers
+from trainer.run.plan import derive_seed, draw_rows
+from trainer.run.schedule import is_restart_due
+from trainer.run.weighing import describe_row, find_reliability
+from trainer.sections.reward import RewardSection
+from trainer.sections.training import DpoSection
+from trainer.text.pairs import Pair
+from trainer.text.rejected import log_rejected
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a policy learns. grid: choices after which there is a round, made by `update`: dpo, ppo or third.
+
+    A DPO round begins from the base, on all rows, after every restart_every rounds that were kept. dpo, reward, ppo and third: settings that
+    are not the product's defaults (of a third update: of ThirdSettings).
+    """
+
+    grid: tuple[int, ...]
+    shares: Shares = field(default_factory=Shares)
+    dpo: dict[str, Any] = field(default_factory=dict)
+    reward: dict[str, Any] = field(default_factory=dict)
+    ppo: dict[str, Any] = field(default_factory=dict)
+    third: dict[str, Any] = field(default_factory=dict)
+    update: str = "dpo"
+    restart_every: int = 4
+    weighs_people: bool = True
+
+
+class Learner:
+    """Adapters policy and reward of the stage's backbone, from the base on; everything follows from the seed."""
+
+    def __init__(self, stage: Stage, people: People, manner: Manner, seed: int) -> None:
+        self.stage, self.people, self.manner, self.seed = stage, people, manner, seed
+        backbone = stage.backbone
+        torch.manual_seed(seed)
+        for adapter in ("policy", "reward"):
+            backbone.adapters.reset(adapter)
+        self._section = RewardSection(**manner.reward)
+        self.reward = RewardModel(backbone, self._section, seed=seed)
+        self.pairs: list[Pair] = []
+        self.num_learnt = 0  # pairs that the policy has learnt from
+        self.num_rounds = 0
+        self._since_restart = 0  # rounds that were kept since one began from the base
+        self._rng = random.Random(f"learner-{seed}")
+        self._replays: dict[str, int] = {}
+
+    def ask(self, number: int) -> None:
+        """So many more choices, between answers of the policy as it stands; the reward model learns from each block."""
+        block = self._section.update_every_preferences
+        while number > 0:
+            size = min(block, number)
+            new = ask_people(
+                self.stage, self.people, size, self._rng,
+                adapter="policy" if self.num_learnt else None, shares=self.manner.shares, reward=self.reward,
+                first_number=len(self.pairs),
+            )  # fmt: skip
+            new = new[:size]
+            self._update(new)
+            self.pairs += new
+            number -= size
+
+    def _update(self, new: Sequence[Pair]) -> None:
+        """As the trainer's reward keeper does: half new, half replayed, no pair more than max_replays times."""
+        section = self._section
+        known = [p for p in self.pairs if self._replays.get(p.event_id, 0) < section.max_replays]
+        num = min(len(known), round(len(new) * section.replay_share / (1 - section.replay_share)))
+        replay = self._rng.sample(known, num)
+        for pair in replay:
+            self._replays[pair.event_id] = self._replays.get(pair.event_id, 0) + 1
+        self.reward.update(new, replay, self.weigh([*new, *replay]))
+
+    def weigh(self, pairs: Sequence[Pair]) -> list[float]:
+        """By how often the reward model foresaw each person's choices."""
+        reliability = find_reliability(self.reward.record) if self.manner.weighs_people else {}
+        return weigh_rows(
+            [describe_row(pair, pair.chosen_at) for pair in pairs], reliability=reliability, half_life_s=0.0
+        )
+
+    def run_round(self) -> dict[str, float]:
+        """A round on what is known by now, from the policy as it stands; returns its figures."""
+        update = {"dpo": self._run_dpo, "third": self._run_third}[self.manner.update]
+        figures = update()
+        self.num_rounds += 1
+        return figures
+
+    def keep_round(self) -> None:
+        """The policy is what the last round made of it: what it learnt from is no longer new."""
+        self.num_learnt = len(self.pairs)
+        self._since_restart += 1
+
+    def _run_third(self) -> dict[str, float]:
+        settings = ThirdSettings(**self.manner.third)
+        return run_third(
+            self.stage, self.reward, self.stage.questions, settings, derive_seed(self.seed, self.num_rounds + 1)
+        )
+
+    def _run_dpo(self) -> dict[str, float]:
+        """On what is new and what is replayed."""
+        is_restart = is_restart_due(self._since_restart, self.manner.restart_every)
+        rows = self._draw_rows(is_restart)
+        section = DpoSection(**self.manner.dpo)
+        backbone = self.stage.backbone
+        if is_restart:
+            self._since_restart = 0
+            torch.manual_seed(self.seed)
+            backbone.adapters.reset("policy")
+        encoded = backbone.transcriber.encode_pairs(rows, "round", log_rejected)
+        return run_dpo(
+            backbone, encoded, section,
+            references=lambda answers: score_answers(backbone, answers, None)[0],
+            weights=self.weigh([each.pair for each in encoded]),
+            seed=derive_seed(self.seed, self.num_rounds + 1),
+        )  # fmt: skip
+
+    def _draw_rows(self, is_restart: bool) -> list[Pair]:
+        known = {pair.event_id: pair for pair in self.pairs}
+        ids = list(known)
+        section = DpoSection(**self.manner.dpo)
+        drawn = draw_rows(
+            ids[self.num_learnt :], ids[: self.num_learnt], max_new=section.max_new_pairs,
+            replay_share=section.replay_share, is_restart=is_restart, rng=self._rng,
+        )  # fmt: skip
+        return [known[event_id] for event_id in (*drawn.new, *drawn.replayed)]
