@@ -8,7 +8,8 @@ export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up smollm kafka postgres chaos test check format docs bench bench-gateway bench-swap bench-leak \
-	bench-outage bench-choices bench-intake bench-round-beside-traffic bench-offline-gate bench-gate clean install
+	bench-outage bench-choices bench-intake bench-round-beside-traffic bench-offline-gate bench-gate bench-learning \
+	bench-ladder bench-claims clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-26s %s\n", $$1, $$2}'
@@ -92,6 +93,15 @@ bench-oracle: $(VENV)/.installed  ## DPO, reward, SFT and PPO beside TRL, step b
 
 bench-trainer: $(VENV)/.installed  ## Speed and memory of rounds and reward updates beside TRL (ARGS="--quick" for a look)
 	@$(PYTHON) -m bench.trainer $(ARGS)
+
+bench-learning: $(VENV)/.installed  ## Choices to a quality, by arm, world and noise (hours, resumable; ARGS="--quick")
+	@$(PYTHON) -m bench.learning $(ARGS)
+
+bench-ladder: $(VENV)/.installed  ## 3,000 choices in a row: every promoted checkpoint examined (ARGS="--drift")
+	@$(PYTHON) -m bench.learning.ladder $(ARGS)
+
+bench-claims: $(VENV)/.installed  ## What is said of learning from preferences: does it hold here?
+	@$(PYTHON) -m bench.learning.claims $(ARGS)
 
 chaos: $(VENV)/.installed  ## kill -9 of everything under load, and who lost what (ARGS="--seed N --kills 200")
 	@$(PYTHON) -m bench.chaos $(ARGS)

@@ -34,11 +34,13 @@ TRL_DPO: dict[str, Any] = {
     "epochs": 3, "label_smoothing": 0.0, "warmup_share": 0.0, "decay": "linear", "nll_weight": 0.0, "beta": 0.1,
 }  # fmt: skip
 OUR_DPO: dict[str, Any] = {"epochs": 3}
+SMALL_PPO: dict[str, Any] = {"iterations": 6, "epochs": 2, "max_tokens": 48}
 CLEVER = Shares(random=0.1, informative=0.3, telling=0.6, candidates=4)
 
 OFFLINE_GRID = (50, 100, 200, 400, 800, 1600)
 ONLINE_GRID = (50, 100, 200, 400, 800)
 FULL_GRID = (25, 50, 100, 150, 200, 300, 400)
+ROUND_GRID = (50, 100, 200, 400)
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ class Arm:
 ARMS: dict[str, Arm] = {
     "offline": Arm("offline", Manner(OFFLINE_GRID, dpo=TRL_DPO)),
     "online_dpo": Arm("chain", Manner(ONLINE_GRID, dpo=OUR_DPO)),
-    "full": Arm("chain", Manner(FULL_GRID, shares=CLEVER, dpo=OUR_DPO)),
-    "third": Arm("chain", Manner(FULL_GRID, shares=CLEVER, dpo=OUR_DPO, update="third")),
+    "full": Arm("chain", Manner(FULL_GRID, shares=CLEVER, dpo=OUR_DPO | {"labelled_share": 0.3})),
+    "ppo": Arm("chain", Manner(ROUND_GRID, shares=CLEVER, ppo=SMALL_PPO, update="ppo")),
+    "third": Arm("chain", Manner(ROUND_GRID, shares=CLEVER, update="third")),
 }
 CONTROLS: dict[str, Arm] = {
     "shuffled": Arm("chain", Manner((100, 400), shares=CLEVER, dpo=OUR_DPO), is_shuffled=True),

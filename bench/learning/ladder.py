@@ -1,9 +1,9 @@
 """A long run of one policy: 3,000 choices, rounds as they come through judging, every promoted checkpoint examined.
 
-`python -m bench.learning.ladder [--choices N] [--drift]`. Checkpoints are examined on facts nobody chose about, against checkpoint 0 and
-against the one before. With --drift another style becomes the best half-way, and what counts is how many choices later the policy
-follows. Goals: three promotions or more, none clearly worse than the one before, the last at least .80 against checkpoint 0; drift
-followed within 1,000 choices. The last line is one JSON object; the run is kept in <state-dir>/bench-learning and goes on.
+`python -m bench.learning.ladder [--choices N] [--drift]`. Checkpoints are examined on facts nobody chose about, against checkpoint
+0 and against the one before. With --drift another style becomes the best half-way, and what counts is how many choices later
+the policy follows. Goals: three promotions or more, none clearly worse than the one before, the last at least .80 against
+checkpoint 0; drift followed within 1,000 choices. The last line is one JSON object. A run that is killed begins again.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 
 from bench.learning.asking import Shares, ask_people
 from bench.learning.people import People
+from bench.learning.rounds import label_pairs, run_ppo_round
 from bench.learning.stage import Stage
 from bench.learning.third import ThirdSettings, run_third
 from trainer.learn.dpo import run_dpo
@@ -24,7 +25,7 @@ from trainer.run.plan import derive_seed, draw_rows
 from trainer.run.schedule import is_restart_due
 from trainer.run.weighing import describe_row, find_reliability
 from trainer.sections.reward import RewardSection
-from trainer.sections.training import DpoSection
+from trainer.sections.training import DpoSection, PpoSection
 from trainer.text.pairs import Pair
 from trainer.text.rejected import log_rejected
 
@@ -33,8 +34,8 @@ from trainer.text.rejected import log_rejected
 class Manner:
     """How a policy learns. grid: choices after which there is a round, made by `update`: dpo, ppo or third.
 
-    A DPO round begins from the base, on all rows, after every restart_every rounds that were kept. dpo, reward, ppo and third: settings that
-    are not the product's defaults (of a third update: of ThirdSettings).
+    A DPO round begins from the base, on all rows, after every restart_every rounds that were kept. dpo, reward and ppo: settings
+    that are not the product's defaults; third: of ThirdSettings.
     """
 
     grid: tuple[int, ...]
@@ -100,7 +101,7 @@ class Learner:
 
     def run_round(self) -> dict[str, float]:
         """A round on what is known by now, from the policy as it stands; returns its figures."""
-        update = {"dpo": self._run_dpo, "third": self._run_third}[self.manner.update]
+        update = {"dpo": self._run_dpo, "ppo": self._run_ppo, "third": self._run_third}[self.manner.update]
         figures = update()
         self.num_rounds += 1
         return figures
@@ -110,11 +111,16 @@ class Learner:
         self.num_learnt = len(self.pairs)
         self._since_restart += 1
 
+    def _run_ppo(self) -> dict[str, float]:
+        section = PpoSection(**self.manner.ppo)
+        return run_ppo_round(self.stage, self.reward, self.pairs, section, self._derive_seed())
+
+    def _derive_seed(self) -> int:
+        return derive_seed(self.seed, self.num_rounds + 1)
+
     def _run_third(self) -> dict[str, float]:
         settings = ThirdSettings(**self.manner.third)
-        return run_third(
-            self.stage, self.reward, self.stage.questions, settings, derive_seed(self.seed, self.num_rounds + 1)
-        )
+        return run_third(self.stage, self.reward, self.stage.questions, settings, self._derive_seed())
 
     def _run_dpo(self) -> dict[str, float]:
         """On what is new and what is replayed."""
@@ -122,17 +128,24 @@ class Learner:
         rows = self._draw_rows(is_restart)
         section = DpoSection(**self.manner.dpo)
         backbone = self.stage.backbone
+        labelled = label_pairs(
+            self.stage, self.reward, self.pairs, section,
+            num_rows=len(rows), round_number=self.num_rounds + 1, seed=self._derive_seed(),
+        )  # fmt: skip
         if is_restart:
             self._since_restart = 0
             torch.manual_seed(self.seed)
             backbone.adapters.reset("policy")
-        encoded = backbone.transcriber.encode_pairs(rows, "round", log_rejected)
-        return run_dpo(
+        weights = [*self.weigh(rows), *(pair.weight for pair in labelled)]
+        weight_of = {pair.event_id: weight for pair, weight in zip([*rows, *labelled], weights, strict=True)}
+        encoded = backbone.transcriber.encode_pairs([*rows, *labelled], "round", log_rejected)
+        figures = run_dpo(
             backbone, encoded, section,
             references=lambda answers: score_answers(backbone, answers, None)[0],
-            weights=self.weigh([each.pair for each in encoded]),
-            seed=derive_seed(self.seed, self.num_rounds + 1),
+            weights=[weight_of[each.pair.event_id] for each in encoded],
+            seed=self._derive_seed(),
         )  # fmt: skip
+        return figures | {"num_labelled": float(len(labelled))}
 
     def _draw_rows(self, is_restart: bool) -> list[Pair]:
         known = {pair.event_id: pair for pair in self.pairs}
