@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.learn.labelled import explain_distrust, label_with, make_labelled
-
 from bench.learning.stage import Stage
+from trainer.learn.labelled import explain_distrust, label_with, make_labelled
 from trainer.learn.ppo import run_ppo
 from trainer.learn.reward import RewardModel
 from trainer.learn.rewards import Rewards, Sample, make_rewards
