@@ -137,10 +137,13 @@ class Loop:
         """All parameters that it holds, group by group."""
         return list(self._named.values())
 
-    def step(self, parts: Sequence[Part]) -> dict[str, float]:
+    def step(
+        self, parts: Sequence[Part], accept: Callable[[dict[str, float]], bool] = lambda figures: True
+    ) -> dict[str, float]:
         """Add up the parts' gradients and take one step; returns the parts' figures, summed, with loss, grad_norm and lr.
 
-        Raises NotFinite, and whatever a part raises, with nothing changed.
+        Figures that `accept` refuses leave all as it was, and lr is 0. Raises NotFinite, and whatever a part raises, with nothing
+        changed.
         """
         self._optimizer.zero_grad(set_to_none=True)
         generator = torch.get_rng_state()
@@ -149,6 +152,8 @@ class Loop:
             norm = torch.nn.utils.clip_grad_norm_(self._named.values(), self._clip or math.inf)
             if not (math.isfinite(figures["loss"]) and torch.isfinite(norm)):
                 raise NotFinite(f"the loss is {figures['loss']}, its gradient's norm {norm.item()}")
+            if not accept(figures):
+                return {**figures, "grad_norm": norm.item(), "lr": 0.0}
             scale = 1.0 if self.schedule is None else self.schedule.scale(self.step_number)
             for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * scale

@@ -234,7 +234,8 @@ class _Run:
                 self.loop.parameters,
                 step.make_parts,
                 step.summarise,
-                lambda row, error: self.blame(experience.event_ids[row[0]], error),
+                blame=lambda row, error: self.blame(experience.event_ids[row[0]], error),
+                accept=step.is_near,
             )
             position = memo.get("position", 0)
             while position < len(steps):
@@ -242,7 +243,7 @@ class _Run:
                 position += 1
                 if figures:
                     means.add(figures, restart=False)
-                    if figures["approximate_kl"] > section.max_approximate_kl:
+                    if figures["approximate_kl"] > section.max_approximate_kl:  # the step was not taken
                         position = len(steps)
                 memo.update(position=position, rejected=sorted(rejected))
                 self._count_seconds("other")

@@ -94,6 +94,10 @@ class PpoStep:
         figures = {"value_loss": loss.item(), **_sum_up({"value_clip_share": is_clipped})}
         return self._section.value_weight * loss / total, figures
 
+    def is_near(self, figures: dict[str, float]) -> bool:
+        """Whether the policy is still as near the answers' own as an iteration may take it; figures: summed."""
+        return figures["approximate_kl"] <= self._section.max_approximate_kl * figures["tokens"]
+
     def summarise(self, figures: dict[str, float]) -> dict[str, float]:
         """Means over the step's tokens."""
         tokens = figures["tokens"]

@@ -42,6 +42,7 @@ class Task(Generic[T]):
     as means.
 
     blame(row, error) is called for a row that fails alone: it puts the row aside, or raises the error if no row is to blame.
+    accept: whether a step of these summed figures is taken.
     """
 
     rows: Sequence[T]
@@ -49,6 +50,7 @@ class Task(Generic[T]):
     make_parts: Callable[[Sequence[T]], list[Part]]
     summarise: Callable[[Figures], Figures]
     blame: Callable[[T, Exception], None]
+    accept: Callable[[Figures], bool] = lambda figures: True
 
 
 def run_steps(
@@ -114,7 +116,7 @@ class Means:
 
 
 def take_step(loop: Loop, task: Task[T], chosen: Sequence[int], rejected: set[int]) -> Figures:
-    """One step on rows; {} if none of them could be learnt from. Adds those that could not to `rejected`."""
+    """One step on rows, by their numbers; {} if none of them could be learnt from. Adds those that could not to `rejected`."""
     if not chosen:
         return {}
     try:
@@ -133,7 +135,7 @@ def take_step(loop: Loop, task: Task[T], chosen: Sequence[int], rejected: set[in
 
 
 def _step(loop: Loop, task: Task[T], chosen: Sequence[int]) -> Figures:
-    figures = loop.step(deal_parts(task.make_parts([task.rows[i] for i in chosen])))
+    figures = loop.step(deal_parts(task.make_parts([task.rows[i] for i in chosen])), task.accept)
     return task.summarise(figures)
 
 

@@ -142,7 +142,7 @@ class PpoSection(BaseModel):
         description="Share of itself that the reference keeps at each iteration while it follows the policy; 0: it stands still.",
     )
     max_approximate_kl: float = Field(
-        default=0.02, gt=0, description="An iteration's updates end once a step has moved further, nats a token."
+        default=0.02, gt=0, description="An iteration's updates end once the policy has moved further, nats a token."
     )
     max_importance_weight: float = Field(
         default=2.0,
