@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from trainer.learn.experience import Experience, ExperienceMaker, References
 from trainer.learn.loop import Loop, ParameterGroup, Schedule, Snapshots
-from trainer.learn.ppo_samples import Samples, derive_seed
+from trainer.learn.ppo_samples import PpoSamples, derive_seed
 from trainer.learn.ppo_step import PpoStep, Row
 from trainer.learn.rewards import Rewards
 from trainer.learn.sampling import EngineFailed, Sampler, SamplingParameters
@@ -107,7 +107,7 @@ def run_ppo(
         section=section,
         head=head,
         maker=maker,
-        samples=Samples(sampler, usable, section, drawn, seed=seed, blame=blame),
+        samples=PpoSamples(sampler, usable, section, drawn, seed=seed, blame=blame),
         loop=Loop(make_groups(backbone, section, head), make_schedule(section), eps=1e-5, clip=section.max_grad_norm),
         temperature=drawn.temperature,
         seed=seed,
@@ -166,7 +166,7 @@ class _Run:
     section: PpoSection
     head: ValueHead
     maker: ExperienceMaker
-    samples: Samples
+    samples: PpoSamples
     loop: Loop
     temperature: float
     seed: int

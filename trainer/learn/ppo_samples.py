@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 from trainer.learn.isolation import NotFinite, run_isolated
-from trainer.learn.sampling import Sampled, Sampler, SamplingParameters
+from trainer.learn.sampling import EngineFailed, Sampled, Sampler, Samples, SamplingParameters
 from trainer.learn.steps import plan_steps
 from trainer.sections.training import PpoSection
 from trainer.text.pairs import PromptRow
@@ -19,7 +20,13 @@ from trainer.text.pairs import PromptRow
 log = logging.getLogger("trainer.learn")
 
 
-class Samples:
+class _How(TypedDict):
+    n: int
+    parameters: SamplingParameters
+    seed: int
+
+
+class PpoSamples:
     """Answers of adapter "policy", iteration by iteration. blame: as in experience."""
 
     def __init__(
@@ -34,6 +41,7 @@ class Samples:
     ) -> None:
         self._sampler, self._section, self._parameters = sampler, section, parameters
         self._seed, self._blame = seed, blame
+        self._begun: tuple[int, Callable[[], Samples]] | None = None
         drawn = plan_steps(
             [row.event_id for row in rows],
             [0] * len(rows),  # prompts of any length stand side by side
@@ -45,17 +53,30 @@ class Samples:
         self._rows = [[rows[i] for i in chosen] for chosen in drawn]
 
     def begin(self, iteration: int) -> None:
-        """Have an engine begin an iteration's answers, if there is such an iteration; does nothing for a local sampler."""
+        """Have an engine begin an iteration's answers, if there is such an iteration; a local sampler is left alone, since it would
+        gain no time by it."""
+        if not self._section.overlap or self._sampler.source != "engine" or iteration >= len(self._rows):
+            return
+        prompts = [row.prompt for row in self._rows[iteration]]
+        try:
+            self._begun = iteration, self._sampler.begin(prompts, "policy", **self._how(iteration))
+        except (EngineFailed, NotFinite) as error:
+            log.warning("the answers of iteration %d are not begun ahead: %s", iteration, error)
 
-    def take(self, iteration: int) -> tuple[list[PromptRow], list[list[Sampled]]]:
+    def take(self, iteration: int) -> tuple[list[PromptRow], Samples]:
         """The iteration's prompts, less those that the policy cannot answer, and answers to each."""
-        rows = self._rows[iteration]
+        rows, (begun, self._begun) = self._rows[iteration], (self._begun, None)
+        if begun and begun[0] == iteration:
+            try:
+                return rows, begun[1]()
+            except (EngineFailed, NotFinite) as error:
+                log.warning("the answers of iteration %d that were begun are lost: %s", iteration, error)
         try:
             return rows, self._sample(iteration, rows)
         except NotFinite:
             return self._sample_apart(iteration, rows)
 
-    def _sample_apart(self, iteration: int, rows: Sequence[PromptRow]) -> tuple[list[PromptRow], list[list[Sampled]]]:
+    def _sample_apart(self, iteration: int, rows: Sequence[PromptRow]) -> tuple[list[PromptRow], Samples]:
         found: list[tuple[PromptRow, list[Sampled]]] = []
 
         def run(some: Sequence[PromptRow]) -> None:
@@ -64,14 +85,12 @@ class Samples:
         run_isolated(rows, run, lambda row, error: self._blame(row.event_id, error))
         return [row for row, _ in found], [answers for _, answers in found]
 
-    def _sample(self, iteration: int, rows: Sequence[PromptRow]) -> list[list[Sampled]]:
-        return self._sampler.sample(
-            [row.prompt for row in rows],
-            "policy",
-            n=self._section.samples_per_prompt,
-            parameters=self._parameters,
-            seed=derive_seed(self._seed, iteration),
-        )
+    def _sample(self, iteration: int, rows: Sequence[PromptRow]) -> Samples:
+        return self._sampler.sample([row.prompt for row in rows], "policy", **self._how(iteration))
+
+    def _how(self, iteration: int) -> _How:
+        seed = derive_seed(self._seed, iteration)
+        return {"n": self._section.samples_per_prompt, "parameters": self._parameters, "seed": seed}
 
 
 def derive_seed(seed: int, iteration: int) -> int:
