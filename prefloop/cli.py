@@ -80,6 +80,13 @@ def up(
             show_default="as prefloop.toml says, else the seed policy",
         ),
     ] = "",
+    preset: Annotated[
+        Literal["default", "demo", "demo-smollm2", "personal"] | None,
+        typer.Option(
+            help="Set of defaults; personal: one person teaches the model in the playground.",
+            show_default="as prefloop.toml says",
+        ),
+    ] = None,
     engine: EngineOption = "",
     auto_approve: Annotated[bool, typer.Option("--auto-approve", help="Promote without an operator.")] = False,
     max_model_len: Annotated[int, typer.Option(min=0, help="The engine's context length; 0 lets vLLM choose.")] = 0,
@@ -101,7 +108,7 @@ def up(
         port=port,
         model=model,
         engine_url=engine,
-        preset=settings.preset,
+        preset=preset or settings.preset,
         max_model_len=choose_max_model_len(model, max_model_len),
         engine_args=engine_arg or (),
         lora_rank=settings.lora_rank,

@@ -181,6 +181,7 @@ def gateway_service(layout: Layout, extra: dict[str, str] | None = None) -> Serv
     env = layout.environment() | {
         "PREFLOOP_GATEWAY__PORT": str(layout.port),
         "PREFLOOP_GATEWAY__ENGINES": f'["{layout.engine_address}"]',
+        "PREFLOOP_GATEWAY__TRAINER_URL": layout.trainer_url,
     }
     if not layout.engine_url:  # else only who runs the engine knows
         env["PREFLOOP_GATEWAY__ENGINE_DTYPE"] = layout.engine_dtype

@@ -45,6 +45,9 @@ def print_addresses(console: Console, layout: Layout) -> None:
     console.print(f"console     {layout.gateway_url}/console", highlight=False)
     console.print(f"API         {layout.gateway_url}/v1", highlight=False)
     console.print(f"admin key   in {layout.state_dir / 'secrets' / 'admin_key'}", highlight=False)
+    if layout.preset == "personal":
+        console.print("personal    what you choose in the playground teaches the model: a round every 20 choices")
+        console.print("            a trial is judged by your comparisons, not by users, and you approve it there")
     console.print("Ctrl-C stops everything. `prefloop status` says what it is doing.")
 
 

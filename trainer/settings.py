@@ -137,7 +137,7 @@ _PERSONAL: dict[str, Any] = {
     "least_evidence": 0.0,
     "register_every_s": 2.0,
     "reward": {"update_every_preferences": 4},
-    "dpo": {"lr": 5e-4, "epochs": 6, "batch_size": 4, "max_new_pairs": 40, "restart_every": 0},
+    "dpo": {"lr": 5e-4, "epochs": 6, "batch_size": 4, "max_new_pairs": 40, "labelled_share": 0.3, "restart_every": 0},
     "gate": {
         "gain": "positive",
         "max_train_prompts": 16,
