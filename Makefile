@@ -9,7 +9,7 @@ export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 .DEFAULT_GOAL := help
 .PHONY: help demo up smollm kafka postgres chaos test check format docs bench bench-gateway bench-swap bench-leak \
 	bench-outage bench-choices bench-intake bench-round-beside-traffic bench-offline-gate bench-gate bench-learning \
-	bench-ladder bench-claims clean install
+	bench-ladder bench-claims bench-personal clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-26s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ bench-intake: $(VENV)/.installed  ## Imported pairs taken in by the trainer, a C
 
 bench-round-beside-traffic: $(VENV)/.installed  ## Serving while a round trains, against idle, on real vLLM
 	@$(PYTHON) -m bench.round_beside_traffic $(ARGS)
+
+bench-personal: $(VENV)/.installed  ## What forty choices of one person change on SmolLM2, four tastes (hours; --quick: one)
+	@$(PYTHON) -m bench.personal $(ARGS)
 
 bench-outage: $(VENV)/.installed  ## Completions while Kafka is down or hangs, or PostgreSQL is down (needs cc)
 	@$(PYTHON) -m bench.outage $(ARGS)

@@ -106,14 +106,17 @@ function showTiles(rollout, seen) {
   setText(byId("e-worse"), `That it is worse: ${evidence(seen.e_inferior)} of ${evidence(seen.threshold)}`);
 
   setText(byId("net"), seen.users ? signedPercent(seen.net_win_rate) : "–");
-  setText(byId("interval"), seen.users ? `${signedPercent(seen.ci_low)} to ${signedPercent(seen.ci_high)}` : "no user yet");
+  setText(byId("interval"), seen.users ? `${signedPercent(seen.ci_low)} to ${signedPercent(seen.ci_high)}` : `no ${seen.unit} yet`);
   showVotes(seen);
 
+  const byComparison = seen.unit === "comparison";
+  setText(byId("users-heading"), byComparison ? "Comparisons" : "Users and votes");
+  byId("judged-by").hidden = !byComparison;
   setText(byId("users"), count(seen.users));
   setText(byId("users-of"), `of ${count(seen.min_users)} needed, ${count(seen.max_users)} at most`);
   byId("users-meter").max = seen.min_users || 1;
   byId("users-meter").value = Math.min(seen.users, seen.min_users);
-  setText(byId("votes"), `${count(seen.votes)} votes, top user ${percent(seen.top_user_share)}`);
+  setText(byId("votes"), byComparison ? `${count(seen.votes)} choices` : `${count(seen.votes)} votes, top user ${percent(seen.top_user_share)}`);
 
   const whose = rollout.weight_of === "old" ? "the old checkpoint" : "the canary";
   setText(byId("weight-of"), rollout.weight_of === "old" ? "Old checkpoint’s weight" : "Canary weight");

@@ -1,6 +1,8 @@
-// The chat page: keeps the conversation; every answer is a <prefloop-compare>, as in any other app.
+// The chat page: keeps the conversation; every answer is a <prefloop-compare>, as in any other app. Where one person teaches the
+// model, learning.js shows beside it what came of that.
 
 import "./compare.js";
+import { look, proposeQuestion, startLearning } from "./learning.js";
 
 const NUM_EXAMPLES = 6;
 const page = Object.fromEntries(
@@ -10,6 +12,7 @@ const page = Object.fromEntries(
 let history = []; // what the model sees next: {role, content}
 let conversation = makeId();
 let latest = null; // the element of the last answer
+let teaches = false; // whether one person teaches it here
 
 page.composer.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -25,6 +28,7 @@ page.stop.addEventListener("click", () => latest?.stop());
 page["new-chat"].addEventListener("click", startOver);
 followText();
 showExamples();
+startLearning().then(showTeaching);
 
 function ask(question) {
   question = question.trim();
@@ -38,6 +42,7 @@ function ask(question) {
   bubble.className = "bubble";
   bubble.textContent = question;
   addMessage("user", bubble);
+  if (teaches) proposeQuestion(question);
   history.push({ role: "user", content: question });
   showAnswer();
 }
@@ -53,6 +58,7 @@ function showAnswer() {
   compare.addEventListener("prefloop-choice", ({ detail }) => {
     answer.content = detail.text;
     page.question.focus();
+    if (teaches) look();
   });
   latest = compare;
   addMessage("assistant", compare);
@@ -66,6 +72,13 @@ function showAnswer() {
     },
     body: JSON.stringify({ messages: history }),
   });
+}
+
+function showTeaching(isShown) {
+  teaches = isShown;
+  if (!isShown) return;
+  document.body.classList.add("teaches");
+  document.getElementById("intro").textContent = "Every question gets two answers. What you pick teaches the model what you like: it trains after every few choices.";
 }
 
 function addMessage(role, content) {

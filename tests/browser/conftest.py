@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
 
 
 @contextmanager
-def run_gateway(folder: Path) -> Iterator[RunningGateway]:
+def run_gateway(folder: Path, settings: Mapping[str, str] = SETTINGS) -> Iterator[RunningGateway]:
     """A gateway process over a fake engine, until the block ends; its state and its log are in the folder."""
     seed = folder / "state" / "seed"
     seed.mkdir(parents=True)
@@ -95,7 +95,7 @@ def run_gateway(folder: Path) -> Iterator[RunningGateway]:
     engine_thread.start()
     environment = (
         os.environ
-        | SETTINGS
+        | settings
         | {
             "PREFLOOP_STATE_DIR": str(folder / "state"),
             "PREFLOOP_GATEWAY__PORT": str(port),
