@@ -41,7 +41,10 @@ def test_wins_hang_together_by_topic() -> None:
         WORLD.describe_question("How are you?")
 
 
-@pytest.mark.parametrize(("taste", "order"), [("brief", [PLAIN, LISTED, LONG]), ("warm-lists", [LISTED, PLAIN])])
+@pytest.mark.parametrize(
+    ("taste", "order"),
+    [("brief", [PLAIN, LISTED, LONG]), ("warm-lists", [LISTED, PLAIN]), ("plain-prose", [PLAIN, LISTED])],
+)
 def test_each_shipped_taste_likes_what_it_is_named_after(taste: str, order: list[str]) -> None:
     tastes = load_tastes(find_tastes(taste))
     utilities = [judge_truly(tastes, QUESTION, answer).utility for answer in order]
@@ -52,7 +55,7 @@ def test_each_shipped_taste_likes_what_it_is_named_after(taste: str, order: list
     )
 
 
-@pytest.mark.parametrize("taste", ["brief", "warm-lists"])
+@pytest.mark.parametrize("taste", ["brief", "warm-lists", "thorough", "plain-prose"])
 @pytest.mark.parametrize(
     "degenerate",
     ["Gifts for a grandmother.", "Tea!", "Great, enjoy! " * 12, "A warm blanket, a framed family photo and then the"],
