@@ -2,7 +2,8 @@
 
 Same model, first weights, ids, batch, optimizer, dtype and threads; turn about, medians. A round is measured from pairs of ids to
 the trained adapter, references included; TRL's from its trainer's construction on. On a CPU seconds are CPU seconds of one
-thread, which other processes on the machine disturb least. The last line is one JSON object. Equality is bench/oracle's.
+thread, which other processes on the machine disturb least. PPO, which TRL has no more, is measured beside the policy alone. The last
+line is one JSON object. Equality is bench/oracle's.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from bench.trainer.models import Subject, list_subjects
+from bench.trainer.ppo import measure_ppo
 from bench.trl.environment import install_trl
 from bench.trl.models import WORDS, load_backbone, make_rows, write_start
 from bench.trl.worker import Worker
@@ -66,13 +68,14 @@ class Field:
         self.seconds = "wall_s" if arguments.device == "cuda" else "cpu_s"
         backbone = load_backbone(subject.model, bf16=True, device="cpu")
         self.num_parameters = backbone.num_parameters
+        self.is_bf16 = backbone.dtype == torch.bfloat16
         self._asked: dict[str, Any] = {
             **write_start(folder, backbone),
             "model": str(subject.model),
             "batch_size": BATCH,
             "epochs": 1,
             "lr": LR,
-            "bf16": backbone.dtype == torch.bfloat16,
+            "bf16": self.is_bf16,
             "device": arguments.device,
             "threads": arguments.threads,
             "record": False,
@@ -251,6 +254,9 @@ def main() -> None:
                 found = measure(field, sizes, Path(folder), with_small=is_first)
             finally:
                 field.close()
+        if is_first or arguments.device == "cuda":
+            manner = {"bf16": field.is_bf16, "device": arguments.device, "threads": arguments.threads}
+            found |= measure_ppo(subject, **manner, repeats=sizes.repeats)
         figures |= found if is_first else {subject.name: found}
         print(f"{subject.name}: {json.dumps(found)}", file=sys.stderr, flush=True)
     print(json.dumps(figures))

@@ -37,6 +37,7 @@ class FakeArchive:
         win_rate = {"value": 0.5 + number / 10, "low": 0.45, "high": 0.75, "n": 100}
         details |= {
             "rung": {"first": "c-0", "win_rate": win_rate, "judge": "auditor", "frozen": {"facts": 0.9}},
+            "labelled": {"num": 12, "num_prompts": 20, "probability": 0.84, "reason": ""},
             "ladder": ["facts is 90% at c-1, it was 99% at c-0"],
             "reward_parts": [{"name": "harm", "weight": 2.0, "before": 0.0, "after": -0.5 * number}],
         }
@@ -72,6 +73,7 @@ def test_rounds_are_listed_shown_and_compared(trainer: object) -> None:
     assert "40 new rows and 20 replayed" in shown and "/rounds/1/report" in shown and "10.0" in shown
     assert "beside c-0: wins 60% (45% to 75%) by the auditor" in shown
     assert "ladder: facts is 90% at c-1" in shown and "harm" in shown and "-0.5" in shown
+    assert "labelled by the reward model: 12 pairs of 20 prompts, 84% sure" in shown
     assert '"num_rows": 60' in run("show", "1", "--json").stdout
     compared = run("compare", "1", "2").stdout
     assert "ladder wins" in compared and "+0.1" in compared and "reward harm" in compared

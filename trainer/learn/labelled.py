@@ -18,7 +18,7 @@ from torch import Tensor
 from trainer.learn.prequential import Prequential
 from trainer.learn.rewards import Rewards, Sample
 from trainer.learn.sampling import Sampled, Sampler, SamplingParameters
-from trainer.learn.version_gate import LEAST_CHOICES, judge_version, read_figures
+from trainer.learn.version_gate import judge_version, read_figures
 from trainer.math.asking import choose_telling
 from trainer.math.choices import win_probabilities
 from trainer.sections.training import DpoSection
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from trainer.model.backbone import Backbone
 
 PART = "labelled"
+LEAST_FORESEEN = 30  # decisive choices: with fewer nobody knows what the reward model is worth
 Draw = Callable[[Sequence[Sample]], Tensor]
 """Rewards of samples under each posterior draw, (samples, K)."""
 
@@ -49,8 +50,8 @@ def explain_distrust(version: int, record: Prequential, min_accuracy: float) -> 
     if not version:
         return "the reward model has learnt nothing yet"
     right, total = record.count
-    if total < LEAST_CHOICES:
-        return f"the reward model has foreseen {total} choices, and {LEAST_CHOICES} are needed to know how good it is"
+    if total < LEAST_FORESEEN:
+        return f"the reward model has foreseen {total} choices, and {LEAST_FORESEEN} are needed to know how good it is"
     if right / total < min_accuracy:
         return f"the reward model foresaw {right / total:.0%} of the last {total} choices, below {min_accuracy:.0%}"
     return "; ".join(judge_version(read_figures(record)).failures)
@@ -88,7 +89,7 @@ def make_labelled(
 
     Weights are the labels' probabilities. Raises what sampler and draw raise.
     """
-    usable = _list_usable(backbone, prompts, reject)
+    usable = backbone.transcriber.list_usable(prompts, PART, reject)
     sampled = sampler.sample(
         [row.prompt for row in usable], adapter, n=section.labelled_samples, parameters=parameters, seed=seed
     )
@@ -113,19 +114,6 @@ def make_labelled(
         num_unsure=num_unsure,
         reason="" if pairs else "none of the sampled answers could be told apart with enough confidence",
     )
-
-
-def _list_usable(backbone: Backbone, prompts: Sequence[PromptRow], reject: Reject) -> list[PromptRow]:
-    """The prompts that can be encoded."""
-    usable = []
-    for row in prompts:
-        try:
-            backbone.transcriber.encode_prompt(row.prompt)
-        except Exception as error:  # templates and tokenizers raise what they like
-            reject(row.event_id, PART, error)
-        else:
-            usable.append(row)
-    return usable
 
 
 def _tell_apart(backbone: Backbone, row: PromptRow, sampled: Sequence[Sampled]) -> list[Sample]:

@@ -75,7 +75,7 @@ def run_ppo(
     experience under way, too. With section.reference_ema adapter "stable" is overwritten. Returns figures of the last iteration,
     with reward_first and kl_first of the first one. Raises NothingToTrainOn if no answer could be learnt from.
     """
-    usable = list_usable(backbone, prompts, reject)
+    usable = backbone.transcriber.list_usable(prompts, PART, reject)
     if not usable:
         raise NothingToTrainOn(f"{len(prompts)} prompts, none of them usable")
     head = start_value(backbone, seed=seed) if value is None else value
@@ -115,19 +115,6 @@ def run_ppo(
         progress=progress,
         blame=blame,
     ).run()
-
-
-def list_usable(backbone: Backbone, prompts: Sequence[PromptRow], reject: Reject) -> list[PromptRow]:
-    """The prompts that can be encoded; the others are rejected."""
-    usable = []
-    for row in prompts:
-        try:
-            backbone.transcriber.encode_prompt(row.prompt)
-        except Exception as error:  # templates and tokenizers raise what they like
-            reject(row.event_id, PART, error)
-        else:
-            usable.append(row)
-    return usable
 
 
 def start_reference(backbone: Backbone, reference: str | None) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.text.messages import UnusableRow, flatten_messages, refuse_unspeakable
-from trainer.text.pairs import DECISIVE, Answer, Pair, Prompt
+from trainer.text.pairs import DECISIVE, Answer, Pair, Prompt, PromptRow
 from trainer.text.rejected import Reject
 
 __all__ = ["EncodedAnswer", "EncodedPair", "Transcriber", "UnusableRow", "flatten_messages"]
@@ -117,6 +117,18 @@ class Transcriber:
             except Exception as error:  # templates and tokenizers raise what they like
                 reject(pair.event_id, part, error)
         return encoded
+
+    def list_usable(self, rows: Iterable[PromptRow], part: str, reject: Reject) -> list[PromptRow]:
+        """The prompts that can be encoded, in their order; the others go to `reject` with the part they failed in."""
+        usable = []
+        for row in rows:
+            try:
+                self.encode_prompt(row.prompt)
+            except Exception as error:  # templates and tokenizers raise what they like
+                reject(row.event_id, part, error)
+            else:
+                usable.append(row)
+        return usable
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""

@@ -134,7 +134,7 @@ def make_record(right: int, wrong: int, logit: float = 1.0) -> Prequential:
 def test_a_reward_model_that_foresees_too_little_labels_nothing() -> None:
     assert explain_distrust(3, make_record(45, 15), 0.6) == ""
     assert "has learnt nothing" in explain_distrust(0, make_record(45, 15), 0.6)
-    assert "50 are needed" in explain_distrust(3, make_record(40, 9), 0.6)
+    assert "30 are needed" in explain_distrust(3, make_record(25, 4), 0.6)
     assert explain_distrust(3, make_record(33, 27), 0.6) == (
         "the reward model foresaw 55% of the last 60 choices, below 60%"
     )
