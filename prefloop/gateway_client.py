@@ -45,7 +45,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """Preference evidence of a rollout."""
+    """Preference evidence of a rollout. unit: what `users` counts, "user" or "comparison"."""
 
     users: int
     e: float
@@ -53,6 +53,7 @@ class Evidence(msgspec.Struct, frozen=True):
     net_win_rate: float
     ci_low: float
     ci_high: float
+    unit: str = "user"
 
 
 class Guardrail(msgspec.Struct, frozen=True):

@@ -95,7 +95,7 @@ def show_rollout(
     plain.print(f"{row.phase}  {row.weight_of} weight {row.weight:.0%}  step {row.step + 1} of {row.num_steps}")
     plain.print(row.verdict_sentence)
     plain.print(
-        f"evidence {evidence.e:.1f} of {evidence.threshold:.0f}, {evidence.users} users, "
+        f"evidence {evidence.e:.1f} of {evidence.threshold:.0f}, {evidence.users} {evidence.unit}s, "
         f"net wins {evidence.net_win_rate:+.2f} [{evidence.ci_low:+.2f}, {evidence.ci_high:+.2f}]"
     )
     guardrails = Table("guardrail", "status", "missing")
