@@ -96,7 +96,7 @@ class Workbench:
             figures=lambda heldout: {"heldout": list(heldout)},
             refuse=lambda before, after: self.refusal,
         )
-        training = self.make_training(quarantined)
+        self.quarantine, training = quarantined, self.make_training(quarantined)
         self.publisher = Publisher(
             self.settings.checkpoints_dir,
             training.save,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from feedback.database import Writer
@@ -67,6 +68,7 @@ class Closer:
             }
         labelled, judged = files.read_labelled(), files.read_verdict()
         if labelled:
+            labelled = self._leave_out_rejected(labelled)
             details["labelled"] = describe_labelled(labelled)
         if judged:
             details["reward_parts"] = judged.reward_parts
@@ -91,6 +93,12 @@ class Closer:
         self._writer.run(record).result()
         files.remove()
         self._reporter.show_finished(opened.number, ending.checkpoint, ending.reason)
+
+    def _leave_out_rejected(self, labelled: Labelled) -> Labelled:
+        """Less the pairs that training could not use."""
+        with self._database.connect() as connection:
+            used = set(self._quarantine.leave_out(connection, [each.pair.event_id for each in labelled.pairs]))
+        return msgspec.structs.replace(labelled, pairs=[each for each in labelled.pairs if each.pair.event_id in used])
 
     def _climb(self, rung: dict[str, Any], checkpoint: str, below: list[dict[str, Any]]) -> dict[str, Any]:
         """The checkpoint's rung under its name, and what an operator should know of the ladder."""

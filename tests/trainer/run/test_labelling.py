@@ -11,6 +11,7 @@ from trainer.judge.frozen import digest_prompt
 from trainer.run import lineage, pool
 from trainer.run.plan import count_labelled
 from trainer.run.round_files import RoundFiles
+from trainer.run.training import Task
 from trainer.text.pairs import Pair
 
 
@@ -140,3 +141,20 @@ def test_what_a_checkpoint_saw_as_a_prompt_alone_is_new_to_the_next_round(bench:
     with bench.database.connect() as connection:
         found = pool.read_pool(connection, policy="default", topic="t", taught=["c-1", "c-2"], edit_weight=0.0)
     assert (found.new, found.old) == (["event-1", "event-2"], ["event-0"])
+
+
+def test_a_labelled_pair_that_training_cannot_use_is_not_said_to_be_learnt_from(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = bench.train
+
+    def train_but_for_one(task: Task) -> dict[str, float]:
+        bench.quarantine.add("labelled-1-3", "dpo", ValueError("not finite"))
+        return train(task)
+
+    monkeypatch.setattr(bench, "train", train_but_for_one)
+    bench.send(40)
+    bench.run_all(bench.start())
+    with bench.database.connect() as connection:
+        learnt = lineage.list_rows(connection, bench.finished()[0]["checkpoint"])
+    assert "labelled-1-2" in learnt and "labelled-1-3" not in learnt
