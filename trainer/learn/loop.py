@@ -153,6 +153,7 @@ class Loop:
             if not (math.isfinite(figures["loss"]) and torch.isfinite(norm)):
                 raise NotFinite(f"the loss is {figures['loss']}, its gradient's norm {norm.item()}")
             if not accept(figures):
+                torch.set_rng_state(generator)
                 return {**figures, "grad_norm": norm.item(), "lr": 0.0}
             scale = 1.0 if self.schedule is None else self.schedule.scale(self.step_number)
             for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):

@@ -86,6 +86,17 @@ def test_a_step_that_is_not_finite_changes_nothing(factor: float) -> None:
     assert loop.step_number == 1 and model.weight.grad is None
 
 
+def test_a_step_whose_figures_are_refused_leaves_all_as_it_was() -> None:
+    loop, model = make()
+    loop.step([lambda: part(model, slice(0, 8))])
+    before, generator = loop.state(), torch.get_rng_state()
+    figures = loop.step([lambda: part(model, slice(0, 8), noise=1.0)], lambda figures: figures["num_rows"] < 8)
+    assert figures["lr"] == 0 and figures["grad_norm"] > 0 and loop.step_number == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loop.state().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert loop.step([lambda: part(model, slice(0, 8))], lambda figures: figures["num_rows"] == 8)["lr"] > 0
+
+
 def run(directory: Path, every: int, kill_after: int | None = None) -> tuple[dict[str, Tensor], list[float]]:
     """Six steps with noise from torch's generator, from the snapshot if there is one."""
     snapshots = Snapshots(directory, every)

@@ -29,7 +29,7 @@ def test_changing_one_adapter_leaves_base_and_others_alone() -> None:
     assert read(backbone, "policy") == before
     shake(backbone, "policy")
     assert read(backbone, "policy") != pytest.approx(before, abs=1e-3)
-    assert {read(backbone, name) for name in (None, "stable", "reward", "auditor")} == {before}
+    assert {read(backbone, name) for name in (None, "stable", "reward", "auditor", "value")} == {before}
     backbone.adapters.reset("stable", like="policy")
     assert read(backbone, "stable") == read(backbone, "policy")
     backbone.adapters.reset("policy")
@@ -42,6 +42,32 @@ def test_only_the_adapter_in_training_takes_gradients() -> None:
         trainable = [p for p in backbone.causal_lm.parameters() if p.requires_grad]
         assert {id(p) for p in trainable} == {id(p) for p in parameters}
     assert not any(p.requires_grad for p in backbone.causal_lm.parameters())
+
+
+def test_adapters_in_turn_each_take_their_own_gradients() -> None:
+    backbone = build_tiny_backbone()
+    batch = backbone.make_batch([(encode(backbone, "It is Paris.").prompt, [(20, 21)])])
+    with backbone.adapters.training_in_turn() as switch:
+        for name in ("policy", "value", "policy"):
+            switch(name)
+            backbone.hidden(batch).sum().backward()
+    touched = {
+        name: sum(p.grad is not None for p in backbone.adapters.parameters_of(name).values())
+        for name in backbone.adapters.NAMES
+    }
+    assert touched == {"policy": 28, "stable": 0, "reward": 0, "auditor": 0, "value": 28}
+    assert not any(p.requires_grad for p in backbone.causal_lm.parameters())
+
+
+def test_an_adapter_follows_another_by_a_share_of_the_way() -> None:
+    backbone = build_tiny_backbone()
+    shake(backbone, "policy")
+    backbone.adapters.reset("stable", like="policy", is_blank=True)
+    assert read(backbone, "stable") == read(backbone, None) != read(backbone, "policy")
+    backbone.adapters.follow("stable", "policy", 0.75)
+    leader, follower = (list(backbone.adapters.parameters_of(name).values()) for name in ("policy", "stable"))
+    torch.testing.assert_close(follower[0], leader[0])  # A was copied
+    torch.testing.assert_close(follower[1], 0.25 * leader[1])  # B was 0
 
 
 def test_embeddings_and_lm_head_have_no_adapter() -> None:
