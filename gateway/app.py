@@ -54,6 +54,7 @@ from gateway.serving.endpoints import ENDPOINTS
 from gateway.serving.metrics import Metrics
 from gateway.serving.outcome import count_refusals, record_unread
 from gateway.serving.pairs.asking import AskLedger
+from gateway.serving.pairs.scorer_client import ScorerClient
 from gateway.serving.recording.comparison_recorder import ComparisonRecorder
 from gateway.serving.recording.completion_recorder import CompletionRecorder
 from gateway.serving.recording.completion_store import CompletionStore
@@ -185,6 +186,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             metrics=metrics,
             recorder=ComparisonRecorder(writer),
             asks=AskLedger(settings.gateway.max_asks_per_user_day),
+            scorer=ScorerClient(settings.gateway.scorer_url, upstream, metrics),
             upstream=upstream,
             relay=relay,
             completions=completions,

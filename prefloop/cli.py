@@ -66,7 +66,8 @@ def check_report(path: Path | None) -> Path | None:
 
 
 PortOption = Annotated[
-    int, typer.Option("--port", min=1, max=65533, help="The gateway's port; engine and trainer take the next two.")
+    int,
+    typer.Option("--port", min=1, max=65532, help="The gateway's port; engine, trainer and scorer take the next ones."),
 ]
 EngineOption = Annotated[str, typer.Option(callback=check_address, help="Attach to a vLLM that runs at this URL.")]
 
@@ -113,6 +114,7 @@ def up(
         engine_args=engine_arg or (),
         lora_rank=settings.lora_rank,
         gpu_share=settings.engine_gpu_share,
+        has_scorer=settings.has_scorer,
     )
     gateway = {"PREFLOOP_ROLLOUT__AUTO_APPROVE": "true"} if auto_approve else {}
     run(run_up(layout, console, gateway))

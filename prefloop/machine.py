@@ -12,12 +12,17 @@ class _Model(BaseModel):
     lora_rank: int | None = None
 
 
+class _Scorer(BaseModel):
+    enabled: bool = False
+
+
 class _Trainer(BaseModel):
     model: _Model = Field(default_factory=_Model)
+    scorer: _Scorer = Field(default_factory=_Scorer)
 
 
 class MachineSettings(SharedSettings):
-    """Settings that all processes share, and the rank of the trainer's adapters."""
+    """Settings that all processes share, the rank of the trainer's adapters, and whether there is a scorer."""
 
     trainer: _Trainer = Field(default_factory=_Trainer)
 
@@ -25,3 +30,8 @@ class MachineSettings(SharedSettings):
     def lora_rank(self) -> int:
         """Rank of the trainer's adapters, as set or by default."""
         return self.trainer.model.lora_rank or DEFAULT_RANK
+
+    @property
+    def has_scorer(self) -> bool:
+        """Whether a scorer runs beside the trainer."""
+        return self.trainer.scorer.enabled

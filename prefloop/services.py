@@ -1,4 +1,4 @@
-"""The command lines and environments of engine, gateway and trainer on one machine.
+"""The command lines and environments of engine, gateway, trainer and scorer on one machine.
 
 One place that knows the ports. Every process gets its settings through the environment, over what `prefloop.toml` says.
 """
@@ -15,6 +15,7 @@ from prefloop.gateway_client import read_admin_key
 from prefloop.supervisor import Service, Supervisor
 
 MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be
+SCORER = "PREFLOOP_GATEWAY__SCORER_URL"
 SAMPLING = "PREFLOOP_TRAINER__SAMPLING__ENGINES"
 DEFAULT_RANK = 16  # of the trainer's adapters where trainer.model.lora_rank is not set
 
@@ -24,7 +25,8 @@ class Layout:
     """Where one machine's prefloop lives. engine_url: an engine that already runs, else one is started.
 
     log_url and the database URLs: empty for the embedded ones. device: "cpu", "cuda" or "" for what the machine has.
-    lora_rank: of the trainer's adapters; gpu_share: of a GPU's memory for the engine, 0 for vLLM's own choice.
+    lora_rank: of the trainer's adapters; gpu_share: of a GPU's memory for the engine, 0 for vLLM's own choice. has_scorer: a
+    process says which answers to ask about.
     """
 
     state_dir: Path
@@ -40,6 +42,7 @@ class Layout:
     device: str = ""
     lora_rank: int = DEFAULT_RANK
     gpu_share: float = 0.0
+    has_scorer: bool = False
 
     @property
     def engine_dtype(self) -> str:
@@ -69,6 +72,11 @@ class Layout:
     def trainer_url(self) -> str:
         """Where the trainer says what it does."""
         return f"http://127.0.0.1:{self.port + 2}"
+
+    @property
+    def scorer_url(self) -> str:
+        """Where the gateway reaches the scorer, if there is one."""
+        return f"http://127.0.0.1:{self.port + 3}"
 
     @property
     def model_path(self) -> str:
@@ -183,6 +191,8 @@ def gateway_service(layout: Layout, extra: dict[str, str] | None = None) -> Serv
         "PREFLOOP_GATEWAY__ENGINES": f'["{layout.engine_address}"]',
         "PREFLOOP_GATEWAY__TRAINER_URL": layout.trainer_url,
     }
+    if layout.has_scorer and SCORER not in os.environ:
+        env[SCORER] = layout.scorer_url
     if not layout.engine_url:  # else only who runs the engine knows
         env["PREFLOOP_GATEWAY__ENGINE_DTYPE"] = layout.engine_dtype
     return Service("gateway", [sys.executable, "-m", "gateway.app"], log_path(layout, "gateway"), env | (extra or {}))
@@ -194,8 +204,18 @@ def trainer_service(layout: Layout, extra: dict[str, str] | None = None) -> Serv
         "PREFLOOP_TRAINER__PORT": str(layout.port + 2),
         "PREFLOOP_TRAINER__GATEWAY_URL": layout.gateway_url,
     }
-    if layout.max_model_len:
-        env["PREFLOOP_TRAINER__MODEL__MAX_TOKENS"] = str(layout.max_model_len)
+    env |= _limit_tokens(layout)
     if not layout.engine_url and SAMPLING not in os.environ:  # an engine elsewhere does not see the trainer's files
         env[SAMPLING] = f'["{layout.engine_address}"]'
     return Service("trainer", [sys.executable, "-m", "trainer.main"], log_path(layout, "trainer"), env | (extra or {}))
+
+
+def scorer_service(layout: Layout, extra: dict[str, str] | None = None) -> Service:
+    """The scorer; extra: the trainer's further settings, as environment variables."""
+    env = layout.environment() | {"PREFLOOP_TRAINER__SCORER__PORT": str(layout.port + 3)} | _limit_tokens(layout)
+    return Service("scorer", [sys.executable, "-m", "trainer.scorer"], log_path(layout, "scorer"), env | (extra or {}))
+
+
+def _limit_tokens(layout: Layout) -> dict[str, str]:
+    """The trainer's context length: the engine's, where that was asked for."""
+    return {"PREFLOOP_TRAINER__MODEL__MAX_TOKENS": str(layout.max_model_len)} if layout.max_model_len else {}

@@ -23,7 +23,14 @@ from rich.console import Console
 from prefloop import smollm
 from prefloop.servers.kafka import KafkaFailed, run_kafka
 from prefloop.servers.postgres import PostgresError, run_postgres
-from prefloop.services import Layout, engine_host, engine_service, gateway_service, trainer_service
+from prefloop.services import (
+    Layout,
+    engine_host,
+    engine_service,
+    gateway_service,
+    scorer_service,
+    trainer_service,
+)
 from prefloop.supervisor import Supervisor
 from prefloop.terminal import CommandFailed
 
@@ -98,7 +105,9 @@ def check_settings(
 
 def require_free_ports(layout: Layout) -> None:
     """Raises StartFailed if another process listens where one of ours should."""
-    ports = [layout.port, layout.port + 2] + ([] if layout.engine_url else [layout.port + 1])
+    ports = [layout.port, layout.port + 2]
+    ports += [] if layout.engine_url else [layout.port + 1]
+    ports += [layout.port + 3] if layout.has_scorer else []
     for port in ports:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -128,11 +137,16 @@ def run_back_ends(layout: Layout, log: LogKind, database: DatabaseKind) -> Itera
 def start_services(
     supervisor: Supervisor, layout: Layout, gateway: dict[str, str] | None = None, trainer: dict[str, str] | None = None
 ) -> None:
-    """Start engine, gateway and trainer. gateway, trainer: further settings for each, as environment variables."""
+    """Start engine, gateway and trainer, and the scorer where there is one.
+
+    gateway, trainer: further settings for each, as environment variables.
+    """
     if not layout.engine_url:
         supervisor.start(engine_service(layout))
     supervisor.start(gateway_service(layout, gateway))
     supervisor.start(trainer_service(layout, trainer))
+    if layout.has_scorer:
+        supervisor.start(scorer_service(layout, trainer))
     if not layout.engine_url:  # else whoever runs that engine runs the others too
         supervisor.run_beside(engine_host(layout, supervisor).run())
 

@@ -38,6 +38,13 @@ class EngineLine(msgspec.Struct, frozen=True):
     adapters: list[str]
 
 
+class AskingLine(msgspec.Struct, frozen=True):
+    """How the two answers of comparisons are picked; problem: why at random."""
+
+    problem: str
+    num_by_share: dict[str, int]
+
+
 class GatewayStatus(msgspec.Struct, frozen=True):
     """What is shown of the gateway's status."""
 
@@ -46,6 +53,7 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     rollout: RolloutLine | None
     counters: dict[str, object]
     engines: list[EngineLine]
+    asking: AskingLine | None = None
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -125,12 +133,20 @@ def describe_round(training: Round) -> str:
     return f"{training.state}: {training.reason}"
 
 
+def describe_asking(asking: AskingLine) -> str:
+    """How many comparisons of each share were shown, and why they are random if they are."""
+    counted = ", ".join(f"{share} {num}" for share, num in sorted(asking.num_by_share.items())) or "nobody yet"
+    return f"{counted}; {asking.problem}" if asking.problem else counted
+
+
 def _add_gateway(table: Table, status: GatewayStatus) -> None:
     table.add_row("serving", status.stable.id if status.stable else "nothing yet")
     table.add_row("on trial", status.canary.id if status.canary else "nothing")
     if status.rollout:
         table.add_row("rollout", f"{status.rollout.phase}: {status.rollout.verdict_sentence}")
     table.add_row("counts", ", ".join(f"{name} {value}" for name, value in status.counters.items()))
+    if status.asking:
+        table.add_row("asked", describe_asking(status.asking))
     for engine in status.engines:
         table.add_row("engine", f"{engine.url} {'up' if engine.up else 'down'}, holds {len(engine.adapters)}")
 

@@ -28,7 +28,7 @@ ORDER = {  # from the top; what stands in one line stands side by side
         ["settings"], ["errors"],
     ],
     "trainer": [
-        ["main", "seed", "full_model", "smollm"],
+        ["main", "scorer", "seed", "full_model", "smollm"], ["process"],
         ["run"], ["judge"], ["learn"], ["model"], ["text"], ["math"], ["settings"], ["sections"],
     ],
 }  # fmt: skip

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -24,6 +22,7 @@ from feedback.errors import DatabaseError
 from feedback.relay import Relay
 from feedback.schema import migrate_url
 from feedback.settings import load_settings
+from trainer.process import is_base_ready, limit_kept_primitives, stop_on_signals
 from trainer.run.archive import RoundArchive
 from trainer.run.checkpoints import digest_base, list_published
 from trainer.run.consumer import Consumer
@@ -41,10 +40,7 @@ from trainer.settings import TrainerSettings
 
 log = logging.getLogger("trainer")
 
-STOP_WITHIN_S = 1.5
 SHOW_EVERY_S = 0.5
-KEPT_PRIMITIVES = "32"  # oneDNN keeps 1,024 by default, each with its code and memory, one for every shape of a batch
-SEED_MARKER = "seed.json"  # written last by trainer.seed
 
 
 @dataclass
@@ -65,7 +61,7 @@ class Parts:
 def main() -> int:
     """Run until SIGTERM or SIGINT; return the exit code."""
     stopping = threading.Event()
-    _stop_on_signals(stopping)
+    stop_on_signals(stopping)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load_settings(TrainerSettings)
     limit_kept_primitives()
@@ -121,25 +117,6 @@ def main() -> int:
     return 0
 
 
-def limit_kept_primitives() -> None:
-    """Keep few of oneDNN's compiled products: batches have hundreds of shapes. Before torch computes for the first time."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_PRIMITIVES)
-
-
-def _stop_on_signals(stopping: threading.Event) -> None:
-    """Wait for signals in a thread of their own: the main thread may be inside torch for seconds."""
-    signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before any other thread exists: they inherit it
-
-    def wait() -> None:
-        signal.sigwait(signals)
-        stopping.set()
-        threading.Event().wait(STOP_WITHIN_S)
-        os._exit(0)  # nothing is lost: whatever was under way begins again
-
-    threading.Thread(target=wait, name="signals", daemon=True).start()
-
-
 def build_report(
     settings: TrainerSettings, database: sa.Engine, board: Board, metrics: Metrics
 ) -> Callable[[int | None, str], None]:
@@ -154,14 +131,6 @@ def build_report(
             shown_at = time.monotonic()
 
     return report
-
-
-def is_base_ready(settings: TrainerSettings) -> bool:
-    """Whether the base can be loaded: a whole directory, or a hub id."""
-    directory = Path(settings.base)
-    if directory == settings.state_dir / "seed":
-        return (directory / SEED_MARKER).is_file()
-    return (directory / "config.json").is_file() or not (directory.exists() or directory.is_absolute())
 
 
 def wait_for_base(settings: TrainerSettings, board: Board, stopping: threading.Event) -> bool:

@@ -14,6 +14,7 @@ from feedback.settings import DatabaseUrl, HttpUrl, SharedSettings, load_setting
 from trainer.sections.judging import GateSection, SamplingSection
 from trainer.sections.model import ModelSection
 from trainer.sections.reward import RewardSection, RewardsSection
+from trainer.sections.scorer import ScorerSection
 from trainer.sections.training import DpoSection, PpoSection, SftSection
 
 
@@ -97,6 +98,9 @@ class TrainerSection(BaseModel):
     sft: SftSection = Field(default_factory=SftSection, description="SFT rounds.")
     sampling: SamplingSection = Field(default_factory=SamplingSection, description="Sampled answers.")
     gate: GateSection = Field(default_factory=GateSection, description="The offline gate.")
+    scorer: ScorerSection = Field(
+        default_factory=ScorerSection, description="The process that says which answers to ask about."
+    )
 
     @model_validator(mode="after")
     def refuse_contradictions(self) -> Self:

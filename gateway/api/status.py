@@ -25,6 +25,21 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     outbox_pending: int
 
 
+class AskingView(msgspec.Struct, frozen=True, kw_only=True):
+    """How the two answers of comparisons that are no duels are picked. `problem`: why they are random, "" if they are not.
+
+    `shares`: as they are set; `num_by_share`: comparisons shown; `num_failures`: by why nothing was picked; `reward_version`: of
+    the model that picked last.
+    """
+
+    scorer_url: str
+    problem: str
+    shares: dict[str, float]
+    num_by_share: dict[str, int]
+    num_failures: dict[str, int]
+    reward_version: int | None
+
+
 class SwapView(msgspec.Struct, frozen=True):
     """How long the last load of a checkpoint took, in seconds."""
 
@@ -56,6 +71,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     rollout: RolloutView | None
     counters: Counters
     canary_first_answer_at: dict[str, float]
+    asking: AskingView
     controller: ControllerView
     swap: SwapView
     engines: list[EngineView]
@@ -68,6 +84,19 @@ def add_status_route(routes: OperatorRoutes, context: Context) -> None:
     @routes.add("GET", "/status", "Show what serves and how it goes", {200: Status})
     async def show_status(_: Identity) -> Status:
         return await build_status(context)
+
+
+def show_asking(context: Context) -> AskingView:
+    """How asking goes."""
+    scorer = context.scorer
+    return AskingView(
+        scorer_url=scorer.url,
+        problem=scorer.problem,
+        shares={str(share): chance for share, chance in context.settings.gateway.asking.shares.items()},
+        num_by_share=dict(scorer.num_by_share),
+        num_failures=dict(scorer.num_failures),
+        reward_version=scorer.version,
+    )
 
 
 async def build_status(context: Context) -> Status:
@@ -95,6 +124,7 @@ async def build_status(context: Context) -> Status:
             outbox_pending=num_pending,
         ),
         canary_first_answer_at=dict(context.deployment.first_answer_at),
+        asking=show_asking(context),
         controller=ControllerView(context.controller.problem, context.controller.num_failures),
         swap=SwapView(context.controller.last_swap_s),
         engines=[show_engine(engine) for engine in context.deployment.engines.values()],

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.rollout.controller import Controller
     from gateway.serving.metrics import Metrics
     from gateway.serving.pairs.asking import AskLedger
+    from gateway.serving.pairs.scorer_client import ScorerClient
     from gateway.serving.recording.comparison_recorder import ComparisonRecorder
     from gateway.serving.recording.completion_recorder import CompletionRecorder
     from gateway.settings import GatewaySettings
@@ -39,6 +40,7 @@ class Context:
     metrics: Metrics
     recorder: ComparisonRecorder
     asks: AskLedger
+    scorer: ScorerClient
     upstream: Upstream
     relay: Relay
     completions: CompletionRecorder

@@ -59,6 +59,17 @@ class Metrics(Collector):
             "prefloop_requests_stopped", "Requests stopped because two engines were lost over them.", registry=registry
         )
         self.comparisons = Counter("prefloop_comparisons", "Comparisons shown.", ["asked"], registry=registry)
+        self.asks = Counter(
+            "prefloop_asks", "Comparisons shown that are no duels, by how their answers were picked.", ["share"],
+            registry=registry,
+        )  # fmt: skip
+        self.scorer_failures = Counter(
+            "prefloop_scorer_failures", "Comparisons that are random because nothing was picked.", ["reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.scorer_seconds = Histogram(
+            "prefloop_scorer_pick_seconds", "Time the scorer took to pick.", buckets=_SECONDS, registry=registry
+        )
         self._not_paired = Counter(
             "prefloop_not_paired", "Requests due for two answers that got one.", ["reason"], registry=registry
         )

@@ -139,7 +139,7 @@ def record_answer(exchange: Exchange, outcome: Outcome) -> None:
 
 
 def record_pair(exchange: Exchange, outcomes: Sequence[Outcome], *, is_duel: bool) -> None:
-    """Book two finished answers to one request, in the same step.
+    """Book the finished answers to a request that is answered twice, candidates that are not shown among them, in one step.
 
     The guardrails see both halves of a duel or neither, for one says nothing of their ratio; else the first that tells.
     A candidate of a duel that failed has lost it.

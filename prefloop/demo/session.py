@@ -83,6 +83,7 @@ class Session:
             preset="demo-smollm2" if options.model else "demo",
             lora_rank=machine.lora_rank,
             gpu_share=machine.engine_gpu_share,
+            has_scorer=machine.has_scorer,
         )
         self.tastes: dict[str, str] = {}  # world and taste, as the people name them
         self.supervisor = Supervisor()

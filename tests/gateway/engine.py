@@ -33,6 +33,7 @@ class FakeEngine:
     num_dropped: int = 0  # the next so many get their connection closed before the first byte
     break_after: int | None = None  # streams lose their connection after so many chunks
     break_seed_rank: int | None = None  # only the n-th of the streams breaks
+    never_ranks: set[int] = field(default_factory=set)  # chat requests that are answered when nobody waits any more
     fail_ranks: set[int] = field(default_factory=set)  # chat requests (counted from 0) that get 400
     split_bytes: int | None = None  # streams are written in pieces of this size
     num_words: int | None = None  # streams say so many words, as fast as they are taken
@@ -76,6 +77,8 @@ class FakeEngine:
         self.raw.append(raw)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         try:
+            if rank in self.never_ranks:
+                await asyncio.Event().wait()
             await asyncio.sleep(self.delay_s)
             return await self._answer(request, body, rank)
         except (asyncio.CancelledError, ConnectionError):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from trainer.main import KEPT_PRIMITIVES, limit_kept_primitives
+from trainer.process import KEPT_PRIMITIVES, limit_kept_primitives
 
 
 def test_few_compiled_products_are_kept_unless_somebody_asked_for_more(monkeypatch: pytest.MonkeyPatch) -> None:

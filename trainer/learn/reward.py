@@ -307,6 +307,11 @@ class RewardModel(RewardState):
         _, draws = self._score_rows(rows, _raise)
         return make_scores(draws, self.settings.pessimism)
 
+    def draw_scores(self, prompt: tuple[int, ...], answers: Sequence[tuple[int, ...]], texts: Sequence[str]) -> Tensor:
+        """Draws (answers, K) of answers to one prompt, which is read once. Raises NotFinite if they cannot be scored."""
+        _, draws = self._score_rows([Read("", prompt, tuple(answers), tuple(texts))], _raise)
+        return draws
+
     def predict(self, pairs: Sequence[Pair]) -> list[float]:
         """P(first | one of them is preferred), place left out; .5 for a pair that cannot be scored, which is rejected."""
         found = self._compare(pairs)

@@ -108,6 +108,13 @@ class RewardStates:
             return None
         return accepted if self.find(accepted.version).is_dir() else None
 
+    def find_in_use(self) -> tuple[int, Path] | None:
+        """The version in use and its directory: the one accepted, before that the newest; None if there is none. Reads only."""
+        if accepted := self.read_accepted():
+            return accepted.version, self.find(accepted.version)
+        states = list_states(self.directory) if self.directory.is_dir() else []
+        return (int(states[-1].name.removeprefix("v-")), states[-1]) if states else None
+
     def accept(self, accepted: Accepted) -> None:
         """Have rounds use a version from here on."""
         unfinished = self.directory / f".{ACCEPTED}"

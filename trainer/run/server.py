@@ -127,7 +127,18 @@ def start_status_server(
     requests: RoundRequests | None = None,
 ) -> ThreadingHTTPServer:
     """Serve in a thread until `shutdown`. Port 0 takes a free one: see `server_port`."""
-    pages = Pages(board, registry, archive, requests or RoundRequests())
+    return start_server(host, port, Pages(board, registry, archive, requests or RoundRequests()), MAX_BODY)
+
+
+class Answering(Protocol):
+    """What answers requests, in the server's threads."""
+
+    def get(self, target: str) -> Answer: ...
+    def post(self, target: str, content_type: str, body: bytes, client: str) -> Answer: ...
+
+
+def start_server(host: str, port: int, pages: Answering, max_body: int) -> ThreadingHTTPServer:
+    """Serve pages in a thread until `shutdown`; bodies above max_body bytes are refused unread."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10  # seconds for a sender to send what it announced
@@ -136,8 +147,9 @@ def start_status_server(
             self._answer(lambda: pages.get(self.path))
 
         def do_POST(self) -> None:
-            length = int(self.headers.get("content-length") or 0)
-            if not 0 <= length <= MAX_BODY:
+            said = self.headers.get("content-length") or "0"
+            length = int(said) if said.isdecimal() else -1
+            if not 0 <= length <= max_body:
                 self._answer(lambda: refuse(413, "the body is too long"))
                 return
             body = self.rfile.read(length)

@@ -7,10 +7,11 @@ Pure, but for the ledger of who was asked when. A client that did not ask for pa
 import hashlib
 import hmac
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
+from feedback.events import Share
 from gateway.access.keys import Identity
 from gateway.engines.deployment import ServingView
 from gateway.errors import bad_request
@@ -28,10 +29,11 @@ Compare = Literal["auto", "always", "never"]
 
 @dataclass(frozen=True)
 class Ask:
-    """Why a request is answered twice, and with which probability it was."""
+    """Why a request is answered twice, how its two answers are picked, and with which probability it was so."""
 
     reason: Literal["policy", "random"]
     propensity: float
+    share: Share = "random"
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,14 @@ def choose_sides(view: ServingView, who: Who, route: Route, rng: Random) -> tupl
         assert view.stable is not None and view.canary is not None
         return Side("stable", view.stable, seed), Side("canary", view.canary, other_seed)
     return Side(route.arm, route.checkpoint, seed), Side(route.arm, route.checkpoint, other_seed)
+
+
+def add_sides(sides: tuple[Side, Side], num: int, rng: Random) -> tuple[Side, ...]:
+    """Further sides like the first until there are `num`; all seeds differ."""
+    seeds = [side.seed for side in sides]
+    while len(seeds) < num:
+        seeds.append(max(seeds) + 1 + rng.getrandbits(25))
+    return (*sides, *(replace(sides[0], seed=seed) for seed in seeds[2:]))
 
 
 def is_duelist(view: ServingView, who: Who) -> bool:

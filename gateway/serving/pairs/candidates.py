@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +87,8 @@ class CandidateDraft:
 class Pair:
     """Two answers on their way: the ids the client will see, the drafts in display order and as engines are asked.
 
-    said: what the request says that only the record needs.
+    said: what the request says that only the record needs. unshown: further candidates, which were drawn and count as used. One
+    draft alone stands twice where nothing else succeeded: nobody is asked about it.
     """
 
     comparison_id: str
@@ -95,6 +97,7 @@ class Pair:
     drafts: tuple[CandidateDraft, CandidateDraft]
     asked: tuple[CandidateDraft, CandidateDraft]
     said: PairRequest = _SAYS_NOTHING
+    unshown: tuple[CandidateDraft, ...] = ()
 
     @property
     def is_duel(self) -> bool:
@@ -103,12 +106,24 @@ class Pair:
 
 
 def draft_pair(sides: tuple[Side, Side], order_key: bytes, said: PairRequest = _SAYS_NOTHING) -> Pair:
-    """Give a pair its ids, and the order that follows from them."""
+    """Two candidates to be made, with ids, and the order that follows from them."""
+    return join_drafts([CandidateDraft(side, 0) for side in sides], order_key, said)
+
+
+def join_drafts(
+    candidates: Sequence[CandidateDraft],
+    order_key: bytes,
+    said: PairRequest = _SAYS_NOTHING,
+    unshown: Sequence[CandidateDraft] = (),
+) -> Pair:
+    """Give two candidates, or the one there is, their ids and their places, which follow from the ids."""
     comparison_id, completion_id = name_pair(uuid.uuid4().hex)
-    first, second = sides[::-1] if is_swapped(comparison_id, order_key) else sides
-    drafts = (CandidateDraft(first, 0), CandidateDraft(second, 1))
-    asked = (drafts[1], drafts[0]) if is_last_asked_first(comparison_id, order_key) else drafts
-    return Pair(comparison_id, completion_id, int(time.time()), drafts, asked, said)
+    one, other = candidates[0], candidates[-1]
+    first, second = (other, one) if is_swapped(comparison_id, order_key) else (one, other)
+    second.index, first.index = 1, 0
+    drafts = (first, second)
+    asked = (second, first) if is_last_asked_first(comparison_id, order_key) else drafts
+    return Pair(comparison_id, completion_id, int(time.time()), drafts, asked, said, tuple(unshown))
 
 
 def build_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str, now: float) -> Comparison:
@@ -136,6 +151,7 @@ def build_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str, now:
         prompt_token_ids=_agree(first.read_prompt_token_ids(), second.read_prompt_token_ids()),
         tools=pair.said.tools,
         chat_template_kwargs=pair.said.chat_template_kwargs,
+        share=ask.share,
     )
 
 
@@ -181,6 +197,9 @@ async def offer_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str
     exchange.is_asked = True
     context.deployment.counters.comparisons += 1
     context.metrics.comparisons.labels(comparison.asked).inc()
+    if not pair.is_duel:
+        context.metrics.asks.labels(ask.share).inc()
+        context.scorer.num_by_share[ask.share] += 1
     if exchange.call.record is not None:
         exchange.call.record.comparison = comparison.id
     expires_at = int(comparison.expires_at)

@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.errors import EngineInterrupted, UnreadableAnswer
-from gateway.http.connection import EngineAnswer
 from gateway.http.sse import DONE, EventSplitter, encode_event, event_data
 from gateway.serving.engine_answers import EnginePiece, read_chunk
 from gateway.serving.exchange import Exchange
@@ -36,13 +35,23 @@ logger = logging.getLogger("gateway.pairs")
 _MAX_QUEUED = 64  # events read ahead of a slow client
 
 
+class StreamedAnswer(Protocol):
+    """An engine's answer that is read as it comes, or one that was held."""
+
+    engine: str
+
+    def chunks(self) -> AsyncIterator[bytes]: ...
+    def close(self) -> None: ...
+
+
 @dataclass
 class CandidateStream:
-    """One of the streams, with what it has said so far."""
+    """One of the streams, with what it has said so far. completed_at: when it was, on the monotonic clock, if it was held."""
 
     draft: CandidateDraft
-    answer: EngineAnswer
+    answer: StreamedAnswer
     outcome: Outcome
+    completed_at: float | None = None
 
 
 @dataclass
@@ -72,7 +81,8 @@ _Queue = asyncio.Queue[tuple[CandidateStream, "EnginePiece | _End"]]
 async def interleave_streams(
     exchange: Exchange, ask: Ask, pair: Pair, streams: list[CandidateStream], lost: Sequence[Outcome] = ()
 ) -> AsyncGenerator[bytes, None]:
-    """The events for the client. lost: how the one ended that is no stream, because it failed before its first byte."""
+    """The events for the client. lost: how the candidates ended that are not shown, as they failed before their first byte, or
+    were not picked."""
     queue: _Queue = asyncio.Queue(_MAX_QUEUED)
     readers = [asyncio.create_task(_read_stream(exchange, stream, queue)) for stream in streams]
     drafts = [stream.draft for stream in streams]
@@ -108,7 +118,7 @@ async def interleave_streams(
         for reader in readers:
             reader.cancel()
         # Before anything is awaited: the client may leave just now.
-        num_completion = sum(draft.completion_tokens or draft.num_chunks for draft in drafts)
+        num_completion = sum(draft.completion_tokens or draft.num_chunks for draft in (*drafts, *pair.unshown))
         settle_tokens(exchange, merge_usage(drafts)["prompt_tokens"] or guess_prompt(exchange), num_completion)
         for stream in streams:
             stream.answer.close()
@@ -131,7 +141,9 @@ async def _finish(exchange: Exchange, ask: Ask, pair: Pair, streams: list[Candid
         count_unasked(exchange, "failed")
     events = [encode_event(chunk) for chunk in held.chunks]
     if exchange.request.wants_usage:
-        events.append(encode_event(_envelope([], exchange.route.alias, pair) | {"usage": merge_usage(good)}))
+        events.append(
+            encode_event(_envelope([], exchange.route.alias, pair) | {"usage": merge_usage([*good, *pair.unshown])})
+        )
     return b"".join([*events, DONE])
 
 
@@ -159,7 +171,7 @@ async def _read_stream(exchange: Exchange, stream: CandidateStream, queue: _Queu
                 if not payload or payload == b"[DONE]":
                     continue
                 await queue.put((stream, read_chunk(payload)))
-        stream.draft.seconds_to_finish = time.monotonic() - exchange.started
+        stream.draft.seconds_to_finish = (stream.completed_at or time.monotonic()) - exchange.started
     except (EngineInterrupted, UnreadableAnswer, ValueError) as error:
         logger.warning("a stream of a pair broke: %s", error, extra=exchange.call.log_fields)
         has_failed = True

@@ -1,0 +1,43 @@
+"""What every process of the trainer does as it starts: how it ends, what torch may keep, whether its base is there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.settings import TrainerSettings
+
+STOP_WITHIN_S = 1.5
+KEPT_PRIMITIVES = "32"  # oneDNN keeps 1,024 by default, each with its code and memory, one for every shape of a batch
+SEED_MARKER = "seed.json"  # written last by trainer.seed
+
+
+def stop_on_signals(stopping: threading.Event) -> None:
+    """Wait for signals in a thread of their own: the main thread may be inside torch for seconds."""
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before any other thread exists: they inherit it
+
+    def wait() -> None:
+        signal.sigwait(signals)
+        stopping.set()
+        threading.Event().wait(STOP_WITHIN_S)
+        os._exit(0)  # nothing is lost: whatever was under way begins again
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+def limit_kept_primitives() -> None:
+    """Keep few of oneDNN's compiled products: batches have hundreds of shapes. Before torch computes for the first time."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_PRIMITIVES)
+
+
+def is_base_ready(settings: TrainerSettings) -> bool:
+    """Whether the base can be loaded: a whole directory, or a hub id."""
+    directory = Path(settings.base)
+    if directory == settings.state_dir / "seed":
+        return (directory / SEED_MARKER).is_file()
+    return (directory / "config.json").is_file() or not (directory.exists() or directory.is_absolute())
