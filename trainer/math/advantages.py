@@ -21,7 +21,7 @@ def estimate_advantages(
 
     values: V of the state in which a token is chosen, before it is. V is 0 behind an answer's last token.
     """
-    rewards, values = rewards * mask, values * mask
+    rewards, values = rewards.masked_fill(~mask, 0), values.masked_fill(~mask, 0)  # also what is no number
     advantages = torch.zeros_like(values)
     following, next_value = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
     for t in range(values.shape[1] - 1, -1, -1):

@@ -68,3 +68,10 @@ def test_the_kl_coefficient_follows_its_target_by_at_most_a_fifth_of_the_horizon
     assert control.adapt(0.2, 0.0, 256) == pytest.approx(0.1989760)
     assert control.adapt(0.2, 6.6, 100) == pytest.approx(0.2002)  # .2 (1 + .1 100 / 10,000)
     assert control.adapt(0.2, 6.0, 256) == 0.2
+
+
+def test_what_is_masked_may_be_no_number() -> None:
+    rewards, values = torch.tensor([[0.0, math.nan, 1.0]]), torch.tensor([[0.5, math.inf, 0.25]])
+    mask = torch.tensor([[True, False, True]])
+    advantages, returns = estimate_advantages(rewards, values, mask, 1.0, 1.0)
+    assert advantages.tolist() == [[0.5, 0.0, 0.75]] and returns.tolist() == [[1.0, 0.0, 1.0]]
