@@ -23,6 +23,7 @@ from torch import Tensor
 from trainer.learn.isolation import NotFinite, run_isolated
 from trainer.learn.rewards import Rewarded, Rewards, Sample
 from trainer.learn.sampling import Sampled
+from trainer.learn.training import NothingToTrainOn
 from trainer.learn.value import ADAPTER, token_values
 from trainer.math.advantages import estimate_advantages, whiten
 from trainer.math.ppo_losses import explained_variance, importance_weights, k1, keep_close
@@ -98,6 +99,14 @@ class Experience:
         )
 
 
+class NothingLearnable(NothingToTrainOn):
+    """No answer of an iteration can be learnt from; num_dropped were too far from what they were drawn by."""
+
+    def __init__(self, num_sampled: int, num_dropped: int) -> None:
+        super().__init__(f"of {num_sampled} answers {num_dropped} were dropped as far from what they were drawn by")
+        self.num_dropped = num_dropped
+
+
 TOKEN_TENSORS = ("old", "values", "weights", "advantages", "returns")
 
 
@@ -135,8 +144,8 @@ class ExperienceMaker:
 
     def make(
         self, rows: Sequence[PromptRow], sampled: Sequence[Sequence[Sampled]], kl_coefficient: float
-    ) -> Experience | None:
-        """sampled: answers to each row's prompt. None if none of them can be learnt from."""
+    ) -> Experience:
+        """sampled: answers to each row's prompt. Raises NothingLearnable if none of them can be learnt from."""
         encode = self._backbone.transcriber.encode_prompt
         said = [
             _Said(row, each, EncodedAnswer(prompt, each.answer.ids or ()))
@@ -154,7 +163,7 @@ class ExperienceMaker:
         rewarded = self._reward([each for each in said if each in reference])
         kept = [each for each in said if each in rewarded]
         if not kept:
-            return None
+            raise NothingLearnable(num_sampled, num_dropped)
         made = _Measured(
             said=kept,
             old=[old[each] for each in kept],
@@ -203,12 +212,19 @@ class ExperienceMaker:
             return self._measure(
                 said, self._reference, lambda batch: token_logprobs(self._backbone, batch, self._temperature)[0]
             )
+        found: dict[_Said, Tensor] = {}
         flat = self._references([each.encoded for each in said]).cpu()
-        return dict(zip(said, _split(flat, said), strict=True))
+        for each, logprobs in zip(said, _split(flat, said), strict=True):
+            if torch.isfinite(logprobs).all():
+                found[each] = logprobs
+            else:
+                self._blame(each.row.event_id, NotFinite("a reference log-probability is not finite"))
+        return found
 
     def _reward(self, said: Sequence[_Said]) -> dict[_Said, Rewarded]:
-        """What each answer is worth."""
+        """What each answer is worth. Where no prompt's answers can be rewarded no prompt is to blame: raises the error."""
         found: dict[_Said, Rewarded] = {}
+        failed: list[tuple[_Said, Exception]] = []
 
         def run(some: Sequence[_Said]) -> None:
             rewarded = self._rewards.reward([Sample(e.row.prompt, e.sampled.answer, e.encoded) for e in some])
@@ -217,7 +233,11 @@ class ExperienceMaker:
             for i, each in enumerate(some):
                 found[each] = Rewarded([rewarded.totals[i]], {name: [of[i]] for name, of in rewarded.parts.items()})
 
-        run_isolated(said, run, lambda each, error: self._blame(each.row.event_id, error))
+        run_isolated(said, run, lambda each, error: failed.append((each, error)))
+        if not found and len({each.row.event_id for each, _ in failed}) > 1:
+            raise failed[0][1]
+        for each, error in failed:
+            self._blame(each.row.event_id, error)
         return found
 
 

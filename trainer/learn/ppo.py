@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from trainer.learn.experience import Experience, ExperienceMaker, References
+from trainer.learn.experience import Experience, ExperienceMaker, NothingLearnable, References
 from trainer.learn.loop import Loop, ParameterGroup, Schedule, Snapshots
 from trainer.learn.ppo_samples import PpoSamples, derive_seed
 from trainer.learn.ppo_step import PpoStep, Row
@@ -170,9 +170,12 @@ class _Run:
         memo = self.loop.memo
         memo.setdefault("kl_coefficient", self.section.kl_coefficient)
         for iteration in range(memo.setdefault("iteration", 0), self.section.iterations):
-            experience = self._take_in(iteration)
-            if experience is None:
-                log.warning("iteration %d of PPO: none of its answers can be learnt from", iteration)
+            try:
+                experience = self._take_in(iteration)
+            except NothingLearnable as error:
+                log.warning("iteration %d of PPO is passed over: %s", iteration, error)
+                memo["passed_over"] = str(error)
+                self._add_totals({"num_answers": 0.0, "dropped": float(error.num_dropped)})
             else:
                 self._learn(iteration, experience)
                 self._adapt(experience)
@@ -181,7 +184,7 @@ class _Run:
                 self.snapshots.save(self.loop)
                 self._forget_experience()
         if not self.loop.step_number:
-            raise NothingToTrainOn("no answer of the policy's own can be learnt from")
+            raise NothingToTrainOn(f"no answer of the policy's own can be learnt from: {memo.get('passed_over', 'every row failed')}")
         return {**memo["last"], **memo["first"], **memo["totals"], "num_steps": float(self.loop.step_number)}
 
     def _forget_experience(self) -> None:
@@ -189,8 +192,8 @@ class _Run:
         for path in self.snapshots.directory.glob("experience-*"):
             path.unlink()
 
-    def _take_in(self, iteration: int) -> Experience | None:
-        """The iteration's experience: from its file, or made and written. None if there is nothing to learn from."""
+    def _take_in(self, iteration: int) -> Experience:
+        """The iteration's experience: from its file, or made and written. Raises NothingLearnable."""
         path = self.snapshots and self.snapshots.directory / f"experience-{iteration}.safetensors"
         if path:
             try:
@@ -203,7 +206,7 @@ class _Run:
         rows, sampled = self.samples.take(iteration)
         self._count_seconds("sampling")
         experience = self.maker.make(rows, sampled, self.loop.memo["kl_coefficient"])
-        if path and experience is not None:
+        if path:
             experience.save(path)
         return experience
 
@@ -260,7 +263,10 @@ class _Run:
             self.backbone.adapters.follow(ANCHOR, "policy", section.reference_ema)
         memo.setdefault("first", {f"{name}_first": figures[name] for name in ("reward", "kl")})
         memo["last"] = {**figures, **Means(memo["means"]).means(), **self._describe_time()}
-        totals = memo.setdefault("totals", dict.fromkeys(("num_answers", "dropped"), 0.0))
+        self._add_totals(figures)
+
+    def _add_totals(self, figures: Figures) -> None:
+        totals = self.loop.memo.setdefault("totals", dict.fromkeys(("num_answers", "dropped"), 0.0))
         for name in totals:
             totals[name] += figures[name]
 
