@@ -15,17 +15,17 @@ from transformers import AutoModelForCausalLM
 BETA = 0.1
 
 
-def dpo(asked: dict[str, Any], num_steps: int) -> list[dict[str, float]]:
+def dpo(asked: dict[str, Any], num_steps: int, dtype: torch.dtype = torch.float64) -> list[dict[str, float]]:
     """The first steps of what `ours.dpo` and the peer are asked, all rows in each: loss, chosen and rejected, mean nats."""
     torch.set_num_threads(asked["threads"])
-    base = AutoModelForCausalLM.from_pretrained(asked["model"], dtype=torch.float64, attn_implementation="eager")
+    base = AutoModelForCausalLM.from_pretrained(asked["model"], dtype=dtype, attn_implementation="eager")
     config = LoraConfig(
         r=asked["rank"], lora_alpha=asked["alpha"], lora_dropout=0.0, target_modules=asked["target_modules"]
     )
-    model: Any = get_peft_model(base, config, autocast_adapter_dtype=False).double()
+    model: Any = get_peft_model(base, config, autocast_adapter_dtype=False).to(dtype)
     set_peft_model_state_dict(model, load_file(asked["adapter"]))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert all(parameter.dtype == torch.float64 for parameter in model.parameters())
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=asked["lr"], betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)
 
     def score(row: dict[str, list[int]], side: str) -> Tensor:
