@@ -184,7 +184,9 @@ class _Run:
                 self.snapshots.save(self.loop)
                 self._forget_experience()
         if not self.loop.step_number:
-            raise NothingToTrainOn(f"no answer of the policy's own can be learnt from: {memo.get('passed_over', 'every row failed')}")
+            raise NothingToTrainOn(
+                f"no answer of the policy's own can be learnt from: {memo.get('passed_over', 'every row failed')}"
+            )
         return {**memo["last"], **memo["first"], **memo["totals"], "num_steps": float(self.loop.step_number)}
 
     def _forget_experience(self) -> None:
