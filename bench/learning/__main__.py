@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -177,9 +179,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--worlds", nargs="*", help="only these")
     parser.add_argument("--noises", nargs="*", type=float, help="only these")
     parser.add_argument("--seeds", nargs="*", type=int, help="these seeds of people and policy")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="processes that share the table; whole worlds and seeds each"
+    )
+    parser.add_argument("--share", default="", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--state-dir", type=Path, default=ROOT, help="where seed policies and results are kept")
     return parser.parse_args()
+
+
+def share_jobs(jobs: list[Job], number: int, of: int) -> list[Job]:
+    """What the process `number` of so many measures: whole stages, since one stage is in memory at a time."""
+    stages = list(dict.fromkeys((job.cell.model, job.cell.world, job.cell.seed) for job in jobs))
+    mine = set(stages[number::of])
+    return [job for job in jobs if (job.cell.model, job.cell.world, job.cell.seed) in mine]
+
+
+def measure_beside(number: int, of: int) -> subprocess.Popen[bytes]:
+    """Another process with the same arguments and a share of the jobs."""
+    command = [sys.executable, "-m", "bench.learning", *sys.argv[1:], "--share", f"{number}/{of}"]
+    return subprocess.Popen(command)
 
 
 def main() -> None:
@@ -189,7 +208,18 @@ def main() -> None:
     out = arguments.state_dir / "bench-learning"
     results, stages = Results(out / "cells"), Stages(arguments.state_dir)
     jobs = list({job.cell.key: job for job in list_jobs(arguments)}.values())
-    measured = {job.cell.key: measure(job, stages, results) for job in show_progress(jobs)}
+    if arguments.share:
+        number, of = map(int, arguments.share.split("/"))
+        for job in show_progress(share_jobs(jobs, number, of)):
+            measure(job, stages, results)
+        return
+    others = [measure_beside(number, arguments.jobs) for number in range(1, arguments.jobs)]
+    for job in show_progress(share_jobs(jobs, 0, arguments.jobs)):
+        measure(job, stages, results)
+    failed = [process.args for process in others if process.wait()]
+    if failed:
+        raise SystemExit(f"{len(failed)} of the other processes failed; what they measured is kept")
+    measured = {job.cell.key: results.load(job.cell) for job in jobs}
     summary = conclude(jobs, measured, out)
     print((out / "table.md").read_text())
     print(json.dumps(summary))
