@@ -1,6 +1,6 @@
 """Worlds of facts: what is asked, in which styles a policy answers, and what an answer is worth to people in the mean.
 
-Read from worlds/*.toml. Of each world's facts people ask about three fifths; the others are for examinations alone. An answer
+Read from facts/*.toml. Of each world's facts people ask about three fifths; the others are for examinations alone. An answer
 is of a style if the whole of it is one of the style's templates with the right fact in it; else it is wrong.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trainer.text.pairs import Prompt
 
-FOLDER = Path(__file__).parent / "worlds"
+FOLDER = Path(__file__).parent / "facts"
 WRONG = "wrong"
 ROWS_PER_QUESTION = 40
 HELD_OUT = (1, 3)  # of each five facts
