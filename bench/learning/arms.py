@@ -34,6 +34,7 @@ TRL_DPO: dict[str, Any] = {
     "epochs": 3, "label_smoothing": 0.0, "warmup_share": 0.0, "decay": "linear", "nll_weight": 0.0, "beta": 0.1,
 }  # fmt: skip
 OUR_DPO: dict[str, Any] = {"epochs": 3}
+FREQUENT: dict[str, Any] = {"update_every_preferences": 16}  # what is asked next hangs on what was said just now
 SMALL_PPO: dict[str, Any] = {"iterations": 6, "epochs": 2, "max_tokens": 48}
 CLEVER = Shares(random=0.1, informative=0.3, telling=0.6, candidates=4)
 
@@ -61,12 +62,13 @@ class Arm:
 ARMS: dict[str, Arm] = {
     "offline": Arm("offline", Manner(OFFLINE_GRID, dpo=TRL_DPO)),
     "online_dpo": Arm("chain", Manner(ONLINE_GRID, dpo=OUR_DPO)),
-    "full": Arm("chain", Manner(FULL_GRID, shares=CLEVER, dpo=OUR_DPO | {"labelled_share": 0.3})),
-    "ppo": Arm("chain", Manner(ROUND_GRID, shares=CLEVER, ppo=SMALL_PPO, update="ppo")),
-    "third": Arm("chain", Manner(ROUND_GRID, shares=CLEVER, update="third")),
+    "full": Arm("chain", Manner(FULL_GRID, shares=CLEVER, dpo=OUR_DPO | {"labelled_share": 0.3}, reward=FREQUENT)),
+    "ppo": Arm("chain", Manner(ROUND_GRID, shares=CLEVER, ppo=SMALL_PPO, reward=FREQUENT, update="ppo")),
+    "third": Arm("chain", Manner(ROUND_GRID, shares=CLEVER, reward=FREQUENT, update="third")),
 }
 CONTROLS: dict[str, Arm] = {
     "shuffled": Arm("chain", Manner((100, 400), shares=CLEVER, dpo=OUR_DPO), is_shuffled=True),
+    "offline_ours": Arm("offline", Manner((100, 400, 1600), dpo=OUR_DPO)),
     "sft_chosen": Arm("sft", Manner((100, 400, 1600), dpo=TRL_DPO), extra={"sft": {"epochs": 2}}),
     "best_of_4": Arm("best_of", Manner((100, 400), dpo=OUR_DPO)),
     "ceiling": Arm("ceiling", Manner((0,), dpo=OUR_DPO)),

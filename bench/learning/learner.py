@@ -119,8 +119,9 @@ class Learner:
         return derive_seed(self.seed, self.num_rounds + 1)
 
     def _run_third(self) -> dict[str, float]:
-        settings = ThirdSettings(**self.manner.third)
-        return run_third(self.stage, self.reward, self.stage.questions, settings, self._derive_seed())
+        asked = {pair.prompt.key for pair in self.pairs}
+        questions = [question for question in self.stage.questions if question.text in asked]
+        return run_third(self.stage, self.reward, questions, ThirdSettings(**self.manner.third), self._derive_seed())
 
     def _run_dpo(self) -> dict[str, float]:
         """On what is new and what is replayed."""
