@@ -14,6 +14,7 @@ from prefloop.services import (
     find_device,
     full_engine_service,
     gateway_service,
+    scorer_service,
     trainer_service,
 )
 from trainer.model.presets import PRESETS
@@ -121,3 +122,20 @@ def test_a_checkpoint_is_judged_by_answers_of_the_engine_that_sees_its_files(
     assert name not in trainer_service(Layout(tmp_path, engine_url="http://gpu:8000")).env
     monkeypatch.setenv(name, "[]")
     assert name not in trainer_service(Layout(tmp_path)).env
+
+
+def test_a_scorer_runs_and_the_gateway_knows_it_only_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFLOOP_GATEWAY__SCORER_URL", raising=False)
+    layout = Layout(tmp_path, port=7000, max_model_len=512, has_scorer=True)
+    assert gateway_service(layout).env["PREFLOOP_GATEWAY__SCORER_URL"] == "http://127.0.0.1:7003"
+    assert "PREFLOOP_GATEWAY__SCORER_URL" not in gateway_service(Layout(tmp_path, port=7000)).env
+    scorer = scorer_service(layout, {"PREFLOOP_TRAINER__SEED": "3"})
+    assert scorer.argv[1:] == ["-m", "trainer.scorer"]
+    assert scorer.env["PREFLOOP_TRAINER__SCORER__PORT"] == "7003"
+    assert scorer.env["PREFLOOP_TRAINER__MODEL__MAX_TOKENS"] == "512"
+    assert scorer.env["PREFLOOP_TRAINER__SEED"] == "3"
+    assert not MachineSettings().has_scorer
+    monkeypatch.setenv("PREFLOOP_TRAINER__SCORER__ENABLED", "true")
+    assert MachineSettings().has_scorer
