@@ -5,7 +5,7 @@ choices; values that were given explicitly still win. Run as a program it only s
 """
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -15,7 +15,7 @@ from trainer.sections.judging import GateSection, SamplingSection
 from trainer.sections.model import ModelSection
 from trainer.sections.reward import RewardSection, RewardsSection
 from trainer.sections.scorer import ScorerSection
-from trainer.sections.training import DpoSection, PpoSection, SftSection
+from trainer.sections.training import DpoSection, PpoSection, RoundKind, SftSection
 
 
 class TrainerSection(BaseModel):
@@ -34,8 +34,10 @@ class TrainerSection(BaseModel):
     )
     seed: int = Field(default=0, ge=0, description="Makes rounds repeatable.")
     policy: str = Field(default="default", description="The policy that is trained: rows of others are left alone.")
-    round: Literal["dpo", "sft"] = Field(
-        default="dpo", description="What a round learns from: preferences (dpo), or demonstrations (sft)."
+    round: RoundKind | Annotated[list[RoundKind], Field(min_length=1)] = Field(
+        default="dpo",
+        description="How a round learns: from preferences (dpo), from answers of its own that the reward model scores (ppo),"
+        " or from demonstrations (sft). A list: rounds take turns, and a kind that is not due is passed over.",
     )
     round_every_preferences: int = Field(
         default=1000, ge=1, description="New decisive preferences that make a round due."
@@ -104,14 +106,23 @@ class TrainerSection(BaseModel):
 
     @model_validator(mode="after")
     def refuse_contradictions(self) -> Self:
-        """Raises ValueError if rounds that are asked for by time would never come before those by number."""
+        """Raises ValueError if rounds by time would never come before those by number, and for PPO in several processes."""
         is_asked = self.round_every_minutes > 0 and "round_min_preferences" in self.model_fields_set
         if is_asked and self.round_min_preferences > self.round_every_preferences:
             raise ValueError(
                 f"round_min_preferences ({self.round_min_preferences}) is above round_every_preferences"
                 f" ({self.round_every_preferences}): no round would ever be due by time"
             )
+        if self.num_processes > 1 and "ppo" in self.round_kinds:
+            raise ValueError(
+                f"round ppo trains in one process: set num_processes ({self.num_processes}) to 1, or round to dpo"
+            )
         return self
+
+    @property
+    def round_kinds(self) -> list[RoundKind]:
+        """The kinds that rounds take in turn."""
+        return list(self.round) if isinstance(self.round, list) else [self.round]
 
 
 _DEMO: dict[str, Any] = {

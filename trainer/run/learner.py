@@ -123,7 +123,7 @@ class Learner:
             request = self._requests.look()
             self._requests.clear()
             try:
-                self._runner.run(stable, due.reason, from_base=bool(request and request.from_base))
+                self._runner.run(stable, due.reason, due.kind, from_base=bool(request and request.from_base))
             finally:
                 release_memory()
             return True
@@ -143,7 +143,8 @@ class Learner:
             situation = Situation(
                 new=rows.count_after(connection, section.policy, past.last_preference_id),
                 num_left=past.num_left,
-                num_demonstrations=self._count_demonstrations(connection) if section.round == "sft" else 0,
+                num_demonstrations=self._count_demonstrations(connection) if "sft" in section.round_kinds else 0,
+                num_rounds=past.num_rounds,
                 since_s=self._now() - (past.finished_at or self._started_at),
                 is_requested=self._requests.look() is not None,
             )

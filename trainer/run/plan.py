@@ -14,9 +14,10 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from trainer.sections.training import RoundKind
+
 T = TypeVar("T")
 
-Kind = Literal["dpo", "sft"]
 Start = Literal["stable", "base", "reference"]
 
 
@@ -25,14 +26,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     parent: the stable checkpoint it is judged beside; start: where the policy begins ("reference": the SFT checkpoint
     instead of the base). reference: id of that checkpoint, None for the base. new and replayed: event ids of pairs, or of
-    demonstrations in an SFT round, in the order that learning gets them; weights: one each, new ones first.
+    demonstrations in an SFT round, or of pairs whose prompts a PPO round asks, in the order that learning gets them; weights:
+    one each, new ones first.
     num_left: new rows there was no room for; num_available: rows that could be drawn, new and old. watermark: next offset
     by partition when the rows were read. num_frozen: rows left out because a frozen set asks the same. max_labelled: pairs
     that the reward model may label beside them; prompts: event ids of the choices whose prompts these are sampled on.
     """
 
     number: int
-    kind: Kind
+    kind: RoundKind
     policy: str
     parent: str
     start: Start

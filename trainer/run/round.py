@@ -35,6 +35,7 @@ from trainer.run.reward_keeper import RewardKeeper
 from trainer.run.round_files import RoundFiles
 from trainer.run.rounds import Ending, OpenRound
 from trainer.run.training import Judged, Rows, Task, Training, list_pairs
+from trainer.sections.training import RoundKind
 from trainer.settings import TrainerSettings
 
 log = logging.getLogger("trainer.run.learner")
@@ -69,12 +70,12 @@ class RoundRunner:
         self._stopping, self._now = stopping, now
         self._planner = Planner(self._settings, settings.topic, database, quarantine, training, now)
 
-    def run(self, stable: Published, reason: str, *, from_base: bool = False) -> None:
+    def run(self, stable: Published, reason: str, kind: RoundKind = "dpo", *, from_base: bool = False) -> None:
         """Begin the next round, or go on with the one that is open, and see it to its record. Raises RoundAborted.
 
-        from_base: an operator wants it to begin from the base, on a full replay.
+        kind: of a round that begins now. from_base: an operator wants it to begin from the base, on a full replay.
         """
-        opened = self._writer.run(self._begin_round).result()
+        opened = self._writer.run(lambda connection: self._begin_round(connection, kind)).result()
         files = RoundFiles(self._root, opened.number)
         self._reporter.begin_round(opened.number, f"{reason}; from {stable.manifest.id}")
         log.info("round %d begins from %s (attempt %d): %s", opened.number, stable.manifest.id, opened.attempts, reason)
@@ -94,12 +95,12 @@ class RoundRunner:
             ending = Ending(reason=f"failed: {describe_error(error)}")
         self._closer.close(opened, files, ending)
 
-    def _begin_round(self, connection: sa.Connection) -> OpenRound:
+    def _begin_round(self, connection: sa.Connection, kind: RoundKind) -> OpenRound:
         section, past = self._settings, rounds.read_past(connection)
         new = rows.count_after(connection, section.policy, past.last_preference_id)
         return rounds.begin_round(
             connection,
-            kind=section.round,
+            kind=kind,
             last_preference_id=new.last_id,
             trigger_choice_at=rows.find_trigger_time(
                 connection, section.policy, past.last_preference_id, section.round_every_preferences
@@ -168,7 +169,7 @@ class RoundRunner:
         self._reporter.show_phase("preparing", "the reward model learns what is new")
         self._keeper.catch_up(self._reporter, self.check_stopping)
         self._keeper.measure(self._reporter)
-        if opened.kind != "dpo":
+        if opened.kind == "sft":
             return ""
         may_learn, reason = self._training.has_something_to_learn()
         return "" if may_learn else reason

@@ -20,7 +20,7 @@ rounds = sa.Table(
     "rounds",
     metadata,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("kind", sa.String, nullable=False),  # "dpo", "sft"
+    sa.Column("kind", sa.String, nullable=False),  # "dpo", "ppo", "sft"
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("finished_at", sa.Float),
@@ -78,14 +78,16 @@ class Ending:
 class Past:
     """What the finished rounds leave to the next one's schedule.
 
-    last_preference_id: the newest preference that one of them could see. num_left: new decisive rows that the last one
-    did not take, had it been published. published_since_restart: rounds published since the last that began from the base.
+    num_rounds: how many there are. last_preference_id: the newest preference that one of them could see. num_left: new
+    decisive rows that the last one did not take, had it been published. published_since_restart: rounds published since the
+    last that began from the base.
     """
 
     last_preference_id: int = 0
     finished_at: float | None = None
     num_left: int = 0
     published_since_restart: int = 0
+    num_rounds: int = 0
 
 
 def find_open_round(connection: sa.Connection) -> OpenRound | None:
@@ -180,6 +182,7 @@ def read_past(connection: sa.Connection) -> Past:
             finished_at=row.finished_at,
             num_left=row.num_left if has_less else 0,
             published_since_restart=since + is_published,
+            num_rounds=past.num_rounds + 1,
         )
     return past
 

@@ -5,10 +5,12 @@ Says nothing of which rows it takes (plan.py). An open round is always due: lear
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from trainer.run.registry import ServingState
 from trainer.run.rounds import NewPreferences
+from trainer.sections.training import RoundKind
 from trainer.settings import TrainerSection
 
 TIES_FACTOR = 2  # so many times the decisive preferences make a round due when most are ties
@@ -19,38 +21,55 @@ class Situation:
     """What decides whether a round is due.
 
     num_left: new decisive preferences that the last round, which was published, had no room for. num_demonstrations: new
-    ones. since_s: seconds since the last round ended, or the trainer began. is_requested: an operator asked for a round.
+    ones. num_rounds: that have ended. since_s: seconds since the last round ended, or the trainer began. is_requested: an
+    operator asked for a round.
     """
 
     new: NewPreferences
     num_left: int = 0
     num_demonstrations: int = 0
+    num_rounds: int = 0
     since_s: float = 0.0
     is_requested: bool = False
 
 
 @dataclass(frozen=True)
 class Due:
-    """Whether a round is due, why or why not, and how much of what it needs is there, 0 to 1."""
+    """Whether a round is due, why or why not, and how much of what it needs is there, 0 to 1. kind: of that round."""
 
     is_due: bool
     reason: str
     progress: float
+    kind: RoundKind = "dpo"
 
 
 def explain_round(situation: Situation, settings: TrainerSection) -> Due:
-    """Whether a round of the kind that the settings name is due."""
+    """Whether a round is due: of the kind whose turn it is, or else of the next kind that is due."""
+    kinds = list_turns(settings.round_kinds, situation.num_rounds)
     if situation.is_requested:
-        return _explain_request(situation, settings)
-    return _explain_sft(situation, settings) if settings.round == "sft" else _explain_dpo(situation, settings)
+        return _explain_request(situation, kinds)
+    looked_at = [_explain_kind(kind, situation, settings) for kind in kinds]
+    return next((due for due in looked_at if due.is_due), looked_at[0])
 
 
-def _explain_request(situation: Situation, settings: TrainerSection) -> Due:
-    if settings.round == "sft":
+def list_turns(kinds: Sequence[RoundKind], num_rounds: int) -> list[RoundKind]:
+    """The kinds that a round may have, each once: the one whose turn it is after so many rounds, then those that follow."""
+    turn = num_rounds % len(kinds)
+    return list(dict.fromkeys([*kinds[turn:], *kinds[:turn]]))
+
+
+def _explain_request(situation: Situation, kinds: Sequence[RoundKind]) -> Due:
+    kind = next((kind for kind in kinds if kind != "sft" or situation.num_demonstrations), kinds[0])
+    if kind == "sft":
         num, noun = situation.num_demonstrations, "demonstrations"
     else:
         num, noun = situation.new.decisive + situation.num_left, "decisive preferences"
-    return Due(True, f"an operator asked for a round; {num} new {noun}", 1.0)
+    return Due(True, f"an operator asked for a round; {num} new {noun}", 1.0, kind)
+
+
+def _explain_kind(kind: RoundKind, situation: Situation, settings: TrainerSection) -> Due:
+    due = _explain_sft(situation, settings) if kind == "sft" else _explain_preferences(situation, settings)
+    return replace(due, kind=kind)
 
 
 def _explain_sft(situation: Situation, settings: TrainerSection) -> Due:
@@ -60,7 +79,7 @@ def _explain_sft(situation: Situation, settings: TrainerSection) -> Due:
     return Due(False, f"{num} of {required} new demonstrations", num / required)
 
 
-def _explain_dpo(situation: Situation, settings: TrainerSection) -> Due:
+def _explain_preferences(situation: Situation, settings: TrainerSection) -> Due:
     new, required = situation.new, settings.round_every_preferences
     if new.decisive >= required:
         return Due(True, f"{new.decisive} new decisive preferences", 1.0)

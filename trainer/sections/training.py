@@ -4,6 +4,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, Field, model_validator
 
+RoundKind = Literal["dpo", "ppo", "sft"]
 Decay = Literal["linear", "cosine", "none"]
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 DifferenceLoss = Literal[

@@ -45,13 +45,13 @@ def test_an_operator_needs_no_number() -> None:
 def test_an_sft_round_waits_for_demonstrations_and_not_for_preferences() -> None:
     section = TrainerSection(round="sft", sft_every_demonstrations=10)
     situation = Situation(new=NewPreferences(10_000, 10_000, 10_000), num_demonstrations=9)
-    assert explain_round(situation, section) == Due(False, "9 of 10 new demonstrations", 0.9)
+    assert explain_round(situation, section) == Due(False, "9 of 10 new demonstrations", 0.9, "sft")
     assert explain_round(Situation(new=NewPreferences(0, 0, 0), num_demonstrations=10), section).is_due
 
 
 def test_a_kind_of_round_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValidationError, match="'dpo' or 'sft'"):
-        TrainerSection(round="ppo")  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="'dpo', 'ppo' or 'sft'"):
+        TrainerSection(round="kto")  # type: ignore[arg-type]
 
 
 def test_a_round_waits_for_trials_and_for_a_stable_checkpoint_that_is_here() -> None:
@@ -75,3 +75,36 @@ def test_seconds_left_follow_the_pace_since_the_phase_was_taken_up() -> None:
     assert estimate_seconds_left(0.5, 0.0, 10.0) == pytest.approx(10.0)
     assert estimate_seconds_left(0.75, 0.5, 10.0) == pytest.approx(10.0)  # resumed at a half: a quarter took 10 s
     assert estimate_seconds_left(0.5, 0.5, 10.0) is None
+
+
+def explain_turns(kinds: list[str], num_rounds: int, **more: object) -> Due:
+    section = TrainerSection(round=kinds, round_every_preferences=40, sft_every_demonstrations=5)
+    new = NewPreferences(40, 40, 40)
+    return explain_round(Situation(new=new, num_rounds=num_rounds, **more), section)  # type: ignore[arg-type]
+
+
+def test_rounds_take_their_kinds_in_turn() -> None:
+    kinds = ["dpo", "ppo", "dpo"]
+    assert [explain_turns(kinds, number).kind for number in range(4)] == ["dpo", "ppo", "dpo", "dpo"]
+    assert explain_round(Situation(new=NewPreferences(40, 40, 40)), SECTION).kind == "dpo"
+
+
+def test_a_kind_that_is_not_due_is_passed_over() -> None:
+    assert explain_turns(["dpo", "sft"], 1, num_demonstrations=4).kind == "dpo"
+    assert explain_turns(["dpo", "sft"], 1, num_demonstrations=5) == Due(True, "5 new demonstrations", 1.0, "sft")
+    nothing = explain_turns(["sft", "ppo"], 0)
+    assert (nothing.is_due, nothing.kind) == (True, "ppo")
+
+
+def test_a_round_that_is_asked_for_is_of_a_kind_that_has_rows() -> None:
+    asked = explain_turns(["sft", "ppo"], 0, is_requested=True)
+    assert (asked.kind, asked.reason) == ("ppo", "an operator asked for a round; 40 new decisive preferences")
+    assert explain_turns(["sft", "ppo"], 0, is_requested=True, num_demonstrations=1).kind == "sft"
+
+
+def test_ppo_in_several_processes_is_refused() -> None:
+    with pytest.raises(ValidationError, match="round ppo trains in one process"):
+        TrainerSection(round=["dpo", "ppo"], num_processes=2)
+    with pytest.raises(ValidationError):
+        TrainerSection(round=[])
+    assert TrainerSection(round=["dpo", "sft"], num_processes=2).round_kinds == ["dpo", "sft"]
