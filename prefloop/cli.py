@@ -144,6 +144,10 @@ def demo(
     shuffle_choices: Annotated[
         bool, typer.Option("--shuffle-choices", help="Mirror every other choice: nothing can be learnt.")
     ] = False,
+    algorithm: Annotated[
+        Literal["dpo", "ppo", "sft"],
+        typer.Option(help="How rounds learn; sft needs demonstrations, which nobody gives."),
+    ] = "dpo",
     timeout_s: Annotated[float, typer.Option(min=0, help="Give up after so many seconds; 0 never.")] = 0,
     log: Annotated[
         Literal["sqlite", "kafka"], typer.Option(help="What carries choices; kafka starts a real broker (Java).")
@@ -169,6 +173,7 @@ def demo(
         taste=taste,
         world=world.resolve() if world else None,
         is_shuffled=shuffle_choices,
+        algorithm=algorithm,
         timeout_s=timeout_s,
         state_dir=find_state_dir(state_dir).resolve(),
         port=port,

@@ -26,6 +26,7 @@ class Report:
     """One demo run; the field names are the report's keys."""
 
     seed: int
+    algorithm: str
     choices: int
     comparisons: int
     requests: int
@@ -132,6 +133,7 @@ def sum_phases(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
 def build_report(
     *,
     seed: int,
+    algorithm: str,
     started_at: float,
     now: float,
     people: Mapping[str, Any],
@@ -153,6 +155,7 @@ def build_report(
     examined, reward = final or {}, trainer.get("reward") or {}
     return Report(
         seed=seed,
+        algorithm=algorithm,
         choices=people.get("acks", 0),
         comparisons=people.get("comparisons", 0),
         requests=people.get("requests", 0),

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 from rich.console import Console
@@ -35,6 +35,7 @@ from prefloop.supervisor import Service, Supervisor
 COUNTDOWN_S = 10.0
 NEVER = "1000000000"
 REAL_MODEL_LEN = 1024  # of a model that is not the seed policy: prompts and answers are short here
+Algorithm = Literal["dpo", "ppo", "sft"]  # how rounds learn
 DEFAULT_TASTE = "brief"  # of people who talk to such a model
 
 
@@ -52,6 +53,7 @@ class DemoOptions:
     taste: str = ""
     world: Path | None = None
     is_shuffled: bool = False
+    algorithm: Algorithm = "dpo"
     timeout_s: float = 0.0
     state_dir: Path = Path("state")
     port: int = 8800
@@ -97,7 +99,8 @@ class Session:
         startup.check_settings(self.layout, self._gateway_settings(), self._trainer_settings())
         self.check_tastes()
         self.console.print(
-            f"[bold]prefloop demo[/bold]: world {self.tastes['world']}, taste {self.tastes['taste']}; "
+            f"[bold]prefloop demo[/bold]: world {self.tastes['world']}, taste {self.tastes['taste']}, "
+            f"rounds by {self.options.algorithm.upper()}; "
             f"a short world, judged by the settings preset '{self.layout.preset}'."
         )
         self.prepare_model()
@@ -138,7 +141,10 @@ class Session:
         }
 
     def _trainer_settings(self) -> dict[str, str]:
-        settings = {"PREFLOOP_TRAINER__SEED": str(self.options.seed)}
+        settings = {
+            "PREFLOOP_TRAINER__SEED": str(self.options.seed),
+            "PREFLOOP_TRAINER__ROUND": self.options.algorithm,
+        }
         if self.options.num_aa:
             # An A/A trial asks about the deployment: nothing may be learnt meanwhile.
             settings["PREFLOOP_TRAINER__ROUND_EVERY_PREFERENCES"] = NEVER
@@ -256,6 +262,7 @@ class Session:
             "preset": self.layout.preset,
             **self.tastes,
             "is_shuffled": self.options.is_shuffled,
+            "algorithm": self.options.algorithm,
             "promotions": self.now.promotions,
             "addresses": {"playground": f"{url}/", "console": f"{url}/console"},
             "processes": [state.as_row() for state in self.supervisor.states.values()],
@@ -268,6 +275,7 @@ class Session:
     def _conclude(self, peak_mb: float) -> int:
         report = build_report(
             seed=self.options.seed,
+            algorithm=self.options.algorithm,
             started_at=self.started_at,
             now=time.time(),
             people=self.now.people,

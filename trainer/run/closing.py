@@ -88,7 +88,8 @@ class Closer:
                 new = [event_id for event_id in plan.new if event_id in learnt]
                 replayed = [event_id for event_id in plan.replayed if event_id in learnt]
                 sources = {each.pair.event_id: each.source for each in labelled.pairs} if labelled else {}
-                lineage.record_rows(connection, ending.checkpoint, new, replayed, labelled=sources)
+                role: lineage.Role = "prompt" if plan.kind == "ppo" else "chosen"
+                lineage.record_rows(connection, ending.checkpoint, new, replayed, role=role, labelled=sources)
 
         self._writer.run(record).result()
         files.remove()

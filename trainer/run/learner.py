@@ -88,6 +88,7 @@ class Learner:
         if not self._publisher.published:
             self._training.reset()
             self._publisher.publish(Trained())
+        self._training.tidy()
         self._keeper.restore()
         self._keeper.measure(self._reporter)
         self._reporter.show_store()
@@ -99,6 +100,7 @@ class Learner:
                 if self.step():
                     continue
             except RoundAborted:
+                self._training.tidy()
                 return
             except Exception as error:  # the loop's edge
                 log_failure(log, "the learner failed, trying again", error)
@@ -114,6 +116,7 @@ class Learner:
         A round comes before the reward model's next update: where choices come faster than updates, it would never begin.
         """
         self._quarantine.flush()
+        self._training.tidy()
         self._reporter.show_store()
         self._closer.close_published()
         self._watch.look()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,15 +16,16 @@ import msgspec
 import sqlalchemy as sa
 
 from trainer.judge.frozen import digest_prompt
-from trainer.run import lineage, pool, rounds
+from trainer.run import lineage, pool, rounds, signal_queries
 from trainer.run.checkpoints import Published
-from trainer.run.plan import Plan, Start, count_labelled, derive_seed, draw_rows, find_code_version
+from trainer.run.plan import Draw, Plan, Start, count_labelled, derive_seed, draw_rows, find_code_version
 from trainer.run.prompts import draw_prompts
 from trainer.run.quarantine import Quarantine
 from trainer.run.rounds import OpenRound
 from trainer.run.schedule import is_restart_due
 from trainer.run.training import Rows, Training
 from trainer.run.weighing import describe_row
+from trainer.sections.training import RoundKind
 from trainer.settings import TrainerSection
 from trainer.text.pairs import PromptRow
 
@@ -52,29 +53,20 @@ class Planner:
         self, opened: OpenRound, stable: Published, published: list[Published], reward_version: int, *, from_base: bool
     ) -> tuple[Plan, Rows]:
         """The plan of a round that begins from `stable`, with its rows; without any if there is none to learn from."""
-        section, is_sft = self._settings, opened.kind == "sft"
+        section, kind = self._settings, opened.kind
         reference = lineage.find_reference(stable, published)
         taught = [each.manifest.id for each in lineage.list_taught_by(stable, published)]
         with pool.read_consistently(self._database) as connection:
             past = rounds.read_past(connection)
-            whose = {"policy": section.policy, "topic": self._topic}
-            if is_sft:
-                found = pool.read_demonstrations(connection, **whose, taught=taught)
-            else:
-                found = pool.read_pool(connection, **whose, taught=taught, edit_weight=section.edit_weight)
-        restart_every = 0 if is_sft else section.dpo.restart_every
+            found = self._read_pool(connection, kind, taught)
+            last_signal = signal_queries.find_last_signal(connection)
+            asked = self._draw_prompts(connection, section.ppo.num_asked) if kind == "ppo" else []
+        restart_every = section.dpo.restart_every if kind == "dpo" else 0
         is_restart = from_base or is_restart_due(past.published_since_restart, restart_every)
-        drawn = draw_rows(
-            found.new,
-            found.old,
-            max_new=section.dpo.max_new_pairs,
-            replay_share=section.dpo.replay_share,
-            is_restart=is_restart,
-            rng=random.Random(f"{section.seed}-pairs-{opened.number}"),
-        )
+        drawn = Draw([row.event_id for row in asked], [], 0) if kind == "ppo" else self._draw(opened, found, is_restart)
         plan = Plan(
             number=opened.number,
-            kind="sft" if is_sft else "dpo",
+            kind=msgspec.convert(kind, RoundKind),
             policy=section.policy,
             parent=stable.manifest.id,
             start=choose_start(is_restart, reference),
@@ -92,10 +84,38 @@ class Planner:
             settings=freeze_settings(section, opened.kind),
             code_version=find_code_version(),
             planned_at=self._now(),
+            last_signal_id=last_signal,
         )
         rows = self.load_rows(plan)
-        plan = self._draw_prompts(self._weigh(self._leave_out_frozen(plan, rows), rows))
+        plan = self._plan_labels(self._weigh(self._leave_out_frozen(plan, rows), rows))
         return plan, give_weights(plan, rows)
+
+    def _read_pool(self, connection: sa.Connection, kind: str, taught: Sequence[str]) -> pool.Pool:
+        whose = {"policy": self._settings.policy, "topic": self._topic}
+        if kind == "sft":
+            return pool.read_demonstrations(connection, **whose, taught=taught)
+        return pool.read_pool(connection, **whose, taught=taught, edit_weight=self._settings.edit_weight)
+
+    def _draw(self, opened: OpenRound, found: pool.Pool, is_restart: bool) -> Draw:
+        return draw_rows(
+            found.new,
+            found.old,
+            max_new=self._settings.dpo.max_new_pairs,
+            replay_share=self._settings.dpo.replay_share,
+            is_restart=is_restart,
+            rng=random.Random(f"{self._settings.seed}-pairs-{opened.number}"),
+        )
+
+    def _draw_prompts(self, connection: sa.Connection, num: int) -> list[PromptRow]:
+        """Recent prompts that answers are to be sampled to."""
+        return draw_prompts(
+            connection,
+            self._settings.policy,
+            num,
+            split="train",
+            frozen=self._training.list_frozen_prompts(),
+            reject=self._quarantine.add,
+        )
 
     def _leave_out_frozen(self, plan: Plan, rows: Rows) -> Plan:
         """The plan without rows whose question a frozen set asks."""
@@ -110,28 +130,23 @@ class Planner:
         return msgspec.structs.replace(plan, new=new, replayed=replayed, num_frozen=len(frozen))
 
     def _weigh(self, plan: Plan, rows: Rows) -> Plan:
-        """The plan with the weights of its rows; a row that cannot be read weighs nothing."""
+        """The plan with the weights of its rows; a row that cannot be read weighs nothing. All prompts of PPO weigh alike."""
+        if plan.kind == "ppo":
+            return msgspec.structs.replace(plan, weights=[1.0] * len(plan.event_ids))
         planned = frozenset(plan.event_ids)
         weighed = [row for row in rows if row.event_id in planned]
         weights = self._training.weigh([describe_row(row, plan.planned_at) for row in weighed])
         by_id = dict(zip([row.event_id for row in weighed], weights, strict=True))
         return msgspec.structs.replace(plan, weights=[by_id.get(event_id, 0.0) for event_id in plan.event_ids])
 
-    def _draw_prompts(self, plan: Plan) -> Plan:
+    def _plan_labels(self, plan: Plan) -> Plan:
         """The plan with prompts for pairs that the reward model labels, some more than pairs: not every one gives a pair."""
         section = self._settings
         num = count_labelled(len(plan.event_ids), section.dpo.labelled_share) if plan.kind == "dpo" else 0
         if not num:
             return plan
         with self._database.connect() as connection:
-            drawn = draw_prompts(
-                connection,
-                plan.policy,
-                math.ceil(PROMPTS_A_LABELLED * num),
-                split="train",
-                frozen=self._training.list_frozen_prompts(),
-                reject=self._quarantine.add,
-            )
+            drawn = self._draw_prompts(connection, math.ceil(PROMPTS_A_LABELLED * num))
         return msgspec.structs.replace(plan, max_labelled=num, prompts=[row.event_id for row in drawn])
 
     def load_prompts(self, plan: Plan) -> list[PromptRow]:
@@ -169,6 +184,8 @@ def choose_start(is_restart: bool, reference: Published | None) -> Start:
 
 def freeze_settings(section: TrainerSection, kind: str) -> dict[str, Any]:
     """The settings that a round of this kind trains by, as JSON holds them."""
+    if kind == "ppo":
+        return {"ppo": section.ppo.model_dump(mode="json"), "rewards": section.rewards.model_dump(mode="json")}
     return (
         {"sft": section.sft.model_dump(mode="json")} if kind == "sft" else {"dpo": section.dpo.model_dump(mode="json")}
     )

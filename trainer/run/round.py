@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -225,10 +225,9 @@ class RoundRunner:
         if metrics is not None:
             self._training.load(files.trained)
             return metrics
-        self._reporter.show_phase(
-            "training", f"on {len(task.plan.new)} new and {len(task.plan.replayed)} replayed rows"
-        )
-        with self._time(files, "training"):
+        self._reporter.show_phase("training", describe_rows(task.plan))
+        rewarded = self._keeper.in_use() if task.plan.kind == "ppo" else nullcontext()
+        with self._time(files, "training"), rewarded:
             metrics = self._training.train(task)
             files.write_trained(self._training.save, metrics)
         self._quarantine.flush()
@@ -280,3 +279,10 @@ class RoundRunner:
             yield
         finally:
             files.add_phase(phase, time.monotonic() - begun)
+
+
+def describe_rows(plan: Plan) -> str:
+    """What a round trains on, in words."""
+    if plan.kind == "ppo":
+        return f"on its own answers to {len(plan.new)} prompts"
+    return f"on {len(plan.new)} new and {len(plan.replayed)} replayed rows"

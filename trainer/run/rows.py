@@ -112,14 +112,22 @@ def load_held_out(
     connection: sa.Connection, policy: str, limit: int = MAX_JUDGED, reject: Reject = log_rejected
 ) -> list[Pair]:
     """Decisive pairs that no round and no update may use: a fixed sample by hash, in the order of arrival."""
-    return _load_sample(connection, policy, "heldout", limit, reject)
+    return _load_sample(connection, policy, sa.and_(is_usable(policy, "heldout"), _DECISIVE), limit, reject)
+
+
+def load_anchors(
+    connection: sa.Connection, policy: str, limit: int, last_id: int, reject: Reject = log_rejected
+) -> list[Pair]:
+    """Training pairs up to one of them by whose answers rewards are anchored: a fixed sample by hash."""
+    where = sa.and_(is_usable(policy, "train"), preferences.c.id <= last_id)
+    return _load_sample(connection, policy, where, limit, reject)
 
 
 def load_auditor(
     connection: sa.Connection, policy: str, limit: int | None = None, reject: Reject = log_rejected
 ) -> list[Pair]:
     """Decisive pairs of the auditor, which no one else may use; the same sample for the same limit, or all."""
-    return _load_sample(connection, policy, "auditor", limit, reject)
+    return _load_sample(connection, policy, sa.and_(is_usable(policy, "auditor"), _DECISIVE), limit, reject)
 
 
 def choose_fixed(event_ids: Sequence[str], limit: int | None) -> list[str]:
@@ -167,8 +175,10 @@ def _list_ids(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[
     return list(connection.execute(sa.select(preferences.c.id).where(where).order_by(preferences.c.id)).scalars())
 
 
-def _load_sample(connection: sa.Connection, policy: str, split: str, limit: int | None, reject: Reject) -> list[Pair]:
-    query = sa.select(preferences.c.event_id, preferences.c.id).where(is_usable(policy, split), _DECISIVE)
+def _load_sample(
+    connection: sa.Connection, policy: str, where: sa.ColumnElement[bool], limit: int | None, reject: Reject
+) -> list[Pair]:
+    query = sa.select(preferences.c.event_id, preferences.c.id).where(where)
     ids = {row.event_id: row.id for row in connection.execute(query.order_by(preferences.c.id))}
     return load_ids(connection, policy, [ids[event_id] for event_id in choose_fixed(list(ids), limit)], reject)
 

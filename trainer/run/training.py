@@ -72,7 +72,8 @@ class Training:
     train moves the policy from where the plan says and returns metrics; killed and called again it gives the same. judge
     holds it beside the parent; show(share, what it does) may be called meanwhile. list_frozen_prompts names what must not be
     trained on (judge/frozen.digest_prompt); list_foreseen gives (event id, whether it was foreseen) of recent choices. label
-    samples answers of the policy that the task begins from, and pairs them by the reward model.
+    samples answers of the policy that the task begins from, and pairs them by the reward model. tidy leaves nothing on the engines
+    that no sampling needs; called while none is waited for.
     """
 
     reset: Callable[[], None]
@@ -85,3 +86,4 @@ class Training:
     list_frozen_prompts: Callable[[], frozenset[str]] = frozenset
     list_foreseen: Callable[[], list[tuple[str, bool]]] = list
     label: Callable[[Task], Labelled] = lambda task: Labelled(reason="nothing here can label")
+    tidy: Callable[[], None] = lambda: None

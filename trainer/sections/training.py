@@ -161,6 +161,11 @@ class PpoSection(BaseModel):
         description="Have an engine sample the next answers while the policy learns from the last: they are one iteration old.",
     )
 
+    @property
+    def num_asked(self) -> int:
+        """Prompts that a round asks, if there are so many."""
+        return min(self.max_prompts, self.iterations * self.prompts_per_iteration)
+
 
 class SftSection(BaseModel):
     """How an SFT round trains on demonstrations: edits, and answers that experts wrote."""

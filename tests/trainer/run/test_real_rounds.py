@@ -26,7 +26,7 @@ from trainer.judge.judge import judge_checkpoint
 from trainer.judge.ladder import read_rung
 from trainer.learn.dpo import train_preferences
 from trainer.learn.worker import Job
-from trainer.run import assembly, lineage, round, rounds
+from trainer.run import judging, lineage, round, round_training, rounds
 from trainer.sections.training import DpoSection
 from trainer.settings import TrainerSettings
 
@@ -95,7 +95,7 @@ def let_pass(*arguments: Any, **more: Any) -> Verdict:
 
 
 def test_a_round_of_real_parts_leaves_report_lineage_and_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assembly, "judge_checkpoint", let_pass)
+    monkeypatch.setattr(judging, "judge_checkpoint", let_pass)
     bench = make_bench(tmp_path, 0)
     fact = {"messages": [{"role": "user", "content": "capital?"}], "fact": "Paris"}
     bench.settings.frozen_set.write_text(json.dumps(fact) + "\n")
@@ -143,7 +143,7 @@ def test_workers_are_given_all_that_a_round_is_made_of(tmp_path: Path, monkeypat
             progress=functions["progress"],
         )
 
-    monkeypatch.setattr(assembly, "train_in_processes", train)
+    monkeypatch.setattr(round_training, "train_in_processes", train)
     assert play(bench) == alone
     (job,) = jobs
     assert (job.kind, job.device, job.base) == ("dpo", "cpu", bench.settings.base)
