@@ -52,8 +52,8 @@ class EngineSampler:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backbone, self._section, self._pacing, self._now = backbone, section, pacing, now
-        self._engines = [Engine(url) for url in section.engines]
-        self._adapters = EngineAdapters(backbone, self._engines, directory, number)
+        self.engines = [Engine(url) for url in section.engines]
+        self._adapters = EngineAdapters(backbone, self.engines, directory, number)
         self._fetches: list[Fetch] = []
         self._tidied_at = -float("inf")
         self.source = "engine"
@@ -90,7 +90,7 @@ class EngineSampler:
             self._adapters.drop(name)
 
         fetch = Fetch(
-            self._engines,
+            self.engines,
             bodies,
             n,
             num_threads=self._section.max_in_flight,

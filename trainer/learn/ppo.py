@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
+from feedback.faults import reach
 from trainer.learn.experience import Experience, ExperienceMaker, NothingLearnable, References
 from trainer.learn.loop import Loop, ParameterGroup, Schedule, Snapshots
 from trainer.learn.ppo_samples import PpoSamples, derive_seed
@@ -179,6 +180,7 @@ class _Run:
             else:
                 self._learn(iteration, experience)
                 self._adapt(experience)
+            reach("ppo.learnt")
             memo.update(iteration=iteration + 1, position=0, rejected=[], means={})
             if self.snapshots is not None:
                 self.snapshots.save(self.loop)
@@ -207,9 +209,11 @@ class _Run:
         self._count_seconds("other")
         rows, sampled = self.samples.take(iteration)
         self._count_seconds("sampling")
+        reach("ppo.sampled")
         experience = self.maker.make(rows, sampled, self.loop.memo["kl_coefficient"])
         if path:
             experience.save(path)
+        reach("ppo.measured")
         return experience
 
     def _learn(self, iteration: int, experience: Experience) -> None:

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from feedback.manifest import Probe
 from trainer.judge.frozen import FrozenSets, list_set_files, load_frozen_sets
 from trainer.learn.checkers import make_checkers
+from trainer.learn.engine_client import Engine
 from trainer.learn.engine_sampler import EngineSampler
 from trainer.learn.first_tokens import Pacer, make_pacer
 from trainer.learn.pacing import Pace
@@ -76,6 +77,11 @@ class Learning:
             reject,
         )
         self._heldout: Count = (0, 0)
+
+    @property
+    def engines(self) -> list[Engine]:
+        """Those that it samples from, none if it samples alone."""
+        return self._engine.engines if self._engine else []
 
     def make_training(self) -> Training:
         """The functions that a learner calls."""

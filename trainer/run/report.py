@@ -21,10 +21,18 @@ from trainer.text.messages import flatten_content
 MAX_SAMPLES = 20
 MAX_SET_ASIDE = 50
 CURVES = (  # title, what the names of the figures begin with
-    ("Loss", ("loss", "nll")),
+    ("Loss", ("loss", "nll", "policy_loss", "value_loss")),
     ("Margin of chosen over rejected, in nats", ("margin", "chosen_log_ratio", "rejected_log_ratio", "log_ratio")),
     ("Accuracy on the round's own pairs", ("accuracy",)),
     ("KL to the reference", ("kl",)),
+    ("Reward of its own answers", ("reward", "return", "value")),
+    (
+        "Share of tokens whose update was clipped, and of answers that ended",
+        ("clip_share", "value_clip_share", "finished"),
+    ),
+    ("How far a step moved, nats a token", ("approximate_kl", "entropy")),
+    ("Share of the time spent waiting for answers", ("share_generating",)),
+    ("Dropped answers, and what sampled tokens count", ("dropped", "importance_weight")),
     ("Gradient norm", ("grad_norm",)),
 )
 _STYLE = """

@@ -230,6 +230,8 @@ class RoundRunner:
         with self._time(files, "training"), rewarded:
             metrics = self._training.train(task)
             files.write_trained(self._training.save, metrics)
+        if "share_generating" in metrics:
+            files.split_phase("training", "sampling", metrics["share_generating"])
         self._quarantine.flush()
         reach("round.trained")
         return metrics

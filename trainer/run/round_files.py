@@ -176,6 +176,12 @@ class RoundFiles:
         phases = self.read_phases()
         self._write("phases.json", json.dumps({**phases, name: phases.get(name, 0.0) + seconds}).encode())
 
+    def split_phase(self, name: str, part: str, share: float) -> None:
+        """Give a share of a phase's time a name of its own."""
+        phases = self.read_phases()
+        seconds = phases.get(name, 0.0)
+        self._write("phases.json", json.dumps({**phases, part: share * seconds, name: (1 - share) * seconds}).encode())
+
     def remove(self) -> None:
         """Remove the whole directory, its name first: a crash leaves only what `remove_orphans` takes."""
         if not self.path.exists():
