@@ -74,6 +74,14 @@ class PastRound(msgspec.Struct, frozen=True):
     checkpoint: str | None = None
 
 
+class Sampling(msgspec.Struct, frozen=True):
+    """How fast the trainer samples beside people, and why."""
+
+    cap: int | None = None
+    reason: str = ""
+    is_blind: bool = False
+
+
 class TrainerStatus(msgspec.Struct, frozen=True):
     """What is shown of the trainer's status."""
 
@@ -82,6 +90,7 @@ class TrainerStatus(msgspec.Struct, frozen=True):
     preferences: int = 0
     new_since_round: int = 0
     drift: list[str] = []
+    sampling: Sampling = Sampling()
 
 
 def show_status(
@@ -154,6 +163,8 @@ def _add_gateway(table: Table, status: GatewayStatus) -> None:
 def _add_trainer(table: Table, status: TrainerStatus) -> None:
     table.add_row("trainer", describe_round(status.round))
     table.add_row("preferences", f"{status.preferences}, {status.new_since_round} since the last round")
+    if status.sampling.is_blind:
+        table.add_row("sampling", f"at most {status.sampling.cap} answers at a time: {status.sampling.reason}")
     for sentence in status.drift:
         table.add_row("drift", sentence)
     for past in status.rounds[-5:]:

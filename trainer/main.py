@@ -22,6 +22,7 @@ from feedback.errors import DatabaseError
 from feedback.relay import Relay
 from feedback.schema import migrate_url
 from feedback.settings import load_settings
+from trainer.learn.pacing import Pace
 from trainer.process import is_base_ready, limit_kept_primitives, stop_on_signals
 from trainer.run.archive import RoundArchive
 from trainer.run.checkpoints import digest_base, list_published
@@ -35,7 +36,7 @@ from trainer.run.reporter import show_inbox
 from trainer.run.requests import RoundRequests
 from trainer.run.reward_keeper import RewardKeeper
 from trainer.run.server import start_status_server
-from trainer.run.status import Board
+from trainer.run.status import Board, SamplingView
 from trainer.settings import TrainerSettings
 
 log = logging.getLogger("trainer")
@@ -117,6 +118,14 @@ def main() -> int:
     return 0
 
 
+def show_pace(parts: Parts, pace: Pace) -> None:
+    """How many answers are sampled at a time, and why."""
+    parts.metrics.sample_cap.set(pace.cap)
+    if pace.slowdown is not None:
+        parts.metrics.slowdown.set(pace.slowdown)
+    parts.board.update(sampling=SamplingView(pace.cap, pace.reason, pace.slowdown, pace.is_blind))
+
+
 def build_report(
     settings: TrainerSettings, database: sa.Engine, board: Board, metrics: Metrics
 ) -> Callable[[int | None, str], None]:
@@ -163,7 +172,9 @@ def build_learner(parts: Parts, stopping: threading.Event) -> Learner:
     base_digest = digest_base(settings.base, str(getattr(backbone.causal_lm.config, "_commit_hash", "") or ""))
     quarantine = Quarantine(parts.writer)
     reward = RewardModel(backbone, section.reward, reject=quarantine.add, seed=section.seed)
-    learning = Learning(settings, backbone, reward, parts.database, base_digest, quarantine.add)
+    learning = Learning(
+        settings, backbone, reward, parts.database, base_digest, quarantine.add, lambda pace: show_pace(parts, pace)
+    )
     training = learning.make_training()
     gateway = Gateway(section.gateway_url, settings.state_dir / "secrets" / "admin_key", section.gateway_timeout_s)
     registrar = Registrar(

@@ -75,9 +75,10 @@ def describe_last_round(trainer: Status) -> str:
     if not rounds:
         return "none yet"
     last = max(rounds, key=lambda row: row["number"])
+    kind = f" ({last['kind'].upper()})" if last.get("kind") else ""
     what = last.get("checkpoint") if last.get("outcome") == "published" else f"stopped: {last.get('reason') or '?'}"
     stopped = sum(row.get("outcome") == "stopped" for row in rounds)
-    return f"{len(rounds)} ({stopped} stopped); round {last['number']} {what}"
+    return f"{len(rounds)} ({stopped} stopped); round {last['number']}{kind} {what}"
 
 
 def describe_rollout(gateway: Status, now: float) -> list[str]:
@@ -119,9 +120,10 @@ def describe_process(process: Status) -> str:
 
 
 def describe_world(status: Status) -> str:
-    """Which world this is, what its people like, and whether they mean it."""
+    """Which world this is, what its people like, how rounds learn from them, and whether they mean what they choose."""
     shuffled = ", choices shuffled: nothing can be learnt" if status.get("is_shuffled") else ""
-    return f"{status['world']}, taste {status.get('taste', '?')}{shuffled}"
+    rounds = f", rounds by {status['algorithm'].upper()}" if status.get("algorithm") else ""
+    return f"{status['world']}, taste {status.get('taste', '?')}{rounds}{shuffled}"
 
 
 def list_rows(status: Status) -> list[tuple[str, str]]:

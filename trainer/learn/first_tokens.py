@@ -72,7 +72,7 @@ class Pacer:
     ) -> None:
         self._read, self._limits, self._on_pace = read, limits, on_pace
         self.pace = Pace(limits.blind, "sampling has not begun")
-        self.caps: list[int] = []  # at every look of this round
+        self.paces: list[Pace] = []  # at every look since `forget`
         self._idle = Waits()
         self._since: Waits | None = Waits()  # the counters when the window, or the idle time, began
         self._lock = threading.Lock()
@@ -95,13 +95,29 @@ class Pacer:
                     now = self._since  # the window goes on
                 self._set(choose_pace(self.pace, window, self._idle, self._limits))
             self._since = now
-            self.caps.append(self.pace.cap)
+            self.paces.append(self.pace)
             return self.pace.cap
 
     def end(self) -> None:
         """The samples are in: idle time begins."""
         with self._lock:
             self._since = self._read()
+
+    def forget(self) -> None:
+        """Begin the figures anew."""
+        self.paces.clear()
+
+    def figures(self) -> dict[str, float]:
+        """Means over the looks since `forget`, and the lowest cap; {} without any. sampling_slowdown: where it was known."""
+        if not self.paces:
+            return {}
+        caps, slowdowns = [pace.cap for pace in self.paces], [p.slowdown for p in self.paces if p.slowdown is not None]
+        figures = {
+            "samples_cap": sum(caps) / len(caps),
+            "samples_cap_lowest": float(min(caps)),
+            "samples_blind": sum(pace.is_blind for pace in self.paces) / len(caps),
+        }
+        return figures | ({"sampling_slowdown": sum(slowdowns) / len(slowdowns)} if slowdowns else {})
 
     def _set(self, pace: Pace) -> None:
         if pace.is_blind and (pace.reason != self.pace.reason or not self.pace.is_blind):

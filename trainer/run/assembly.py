@@ -29,7 +29,7 @@ from trainer.model.backbone import Backbone
 from trainer.run.judging import Judging
 from trainer.run.round_rewards import RoundRewards
 from trainer.run.round_training import RoundTraining
-from trainer.run.training import Training
+from trainer.run.training import Task, Training
 from trainer.run.weighing import Weigh, find_reliability, make_weigher
 from trainer.settings import TrainerSettings
 from trainer.text.pairs import Answer
@@ -91,7 +91,7 @@ class Learning:
             save=lambda directory: adapters.save("policy", directory),
             load=lambda directory: adapters.load("policy", directory),
             weigh=self.make_weigher(),
-            train=self._rounds.train,
+            train=self._train,
             judge=self._judging.judge,
             has_something_to_learn=lambda: something_to_learn(
                 self.reward.record, *self._heldout, settings.least_evidence
@@ -101,6 +101,11 @@ class Learning:
             label=self._rounds.label,
             tidy=self._engine.tidy if self._engine else lambda: None,
         )
+
+    def _train(self, task: Task) -> dict[str, float]:
+        """Training, with how fast it sampled beside people if it did."""
+        self._pacer.forget()
+        return {**self._rounds.train(task), **self._pacer.figures()}
 
     def make_weigher(self) -> Weigh:
         """Weights by what the reward model's record says of people."""

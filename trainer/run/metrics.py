@@ -54,6 +54,14 @@ class Metrics:
         )
         self.rounds = Counter("prefloop_rounds", "Finished rounds.", ["outcome"], registry=self.registry)
         self.round_progress = Gauge("prefloop_round_progress", "Progress of the round, 0 to 1.", registry=self.registry)
+        self.sample_cap = Gauge(
+            "prefloop_samples_in_flight_cap", "Most answers sampled at a time beside people's.", registry=self.registry
+        )
+        self.slowdown = Gauge(
+            "prefloop_sampling_slowdown",
+            "How many times as long as without samples people waited for the first token, last seen.",
+            registry=self.registry,
+        )
         self.checkpoints = Gauge("prefloop_checkpoints", "Published checkpoints.", registry=self.registry)
 
 

@@ -58,6 +58,19 @@ class RoundView:
     seconds_left: float | None = None
 
 
+@dataclass(frozen=True)
+class SamplingView:
+    """How fast the trainer samples beside people. cap: answers at a time, None before the first; reason: why no more or fewer.
+
+    slowdown: how many times as long as without samples people waited for the first token, last seen; is_blind: nothing says it.
+    """
+
+    cap: int | None = None
+    reason: str = ""
+    slowdown: float | None = None
+    is_blind: bool = False
+
+
 @dataclass
 class StatusView:
     """The answer of /status. lag: records in the log that are not consumed; rounds are finished ones, oldest first.
@@ -80,6 +93,7 @@ class StatusView:
     checkpoint: str | None = None
     reward: RewardView = field(default_factory=RewardView)
     round: RoundView = field(default_factory=RoundView)
+    sampling: SamplingView = field(default_factory=SamplingView)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     drift: list[str] = field(default_factory=list)
     satisfaction: list[dict[str, Any]] = field(default_factory=list)

@@ -30,7 +30,7 @@ from prefloop.demo.worlds.catalogue import WORLDS
 CAPITALS, ASSISTANT = WORLDS["capitals"], WORLDS["assistant"]
 
 KEYS = (
-    "seed choices comparisons requests failed_requests rounds rounds_stopped_by_gate rollouts inconclusive promotions "
+    "seed algorithm choices comparisons requests failed_requests rounds rounds_stopped_by_gate rollouts inconclusive promotions "
     "aborts win_rate_before win_rate_after wrong_rate_before wrong_rate_after degenerate_before degenerate_after "
     "win_rate_by_family reward_accuracy reward_accuracy_prequential seconds_total seconds_to_first_answer "
     "seconds_nth_choice_to_canary swap_seconds seconds_by_phase rss_peak_mb"
@@ -123,6 +123,7 @@ PHASES = {"phases": {"training": 30.0, "evaluating": 9.5}}
 def make_report():
     return build_report(
         seed=7,
+        algorithm="ppo",
         started_at=1000.0,
         now=1400.0,
         people={
@@ -180,7 +181,16 @@ def test_phases_add_up_over_rounds_and_are_null_where_nobody_says_them():
 
 def test_a_run_in_which_nothing_came_up_is_reported_too():
     report = build_report(
-        seed=1, started_at=0, now=5, people={}, gateway={}, trainer={}, rollouts=[], final=None, rss_peak_mb=1
+        seed=1,
+        algorithm="dpo",
+        started_at=0,
+        now=5,
+        people={},
+        gateway={},
+        trainer={},
+        rollouts=[],
+        final=None,
+        rss_peak_mb=1,
     )
     assert report.requests == 0 and report.seconds_to_first_answer is None and report.reward_accuracy is None
 

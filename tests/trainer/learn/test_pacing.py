@@ -108,4 +108,10 @@ def test_the_pacer_holds_a_window_against_the_time_without_samples() -> None:
     counters.append(Waits(EDGES, (300.0, 8.0, 0.0), 308.0))
     pacer.begin()
     assert pacer.choose_limit() == 4 and not told[-1].is_blind  # nobody has asked since
-    assert pacer.caps == [4, 2, 3, 3, 4]
+    assert [pace.cap for pace in pacer.paces] == [4, 2, 3, 3, 4]
+    assert pacer.figures() == {
+        "samples_cap": 3.2, "samples_cap_lowest": 2.0, "samples_blind": 0.4,
+        "sampling_slowdown": pytest.approx(0.19 / 0.09, rel=1e-2),
+    }  # fmt: skip
+    pacer.forget()
+    assert pacer.figures() == {}

@@ -117,7 +117,16 @@ def test_the_demo_reads_phases_and_what_was_foreseen_from_the_status(bench: Work
     bench.run_all(learner)
     status = asdict(bench.board.read())
     report = build_report(
-        seed=0, started_at=0, now=1, people={}, gateway={}, trainer=status, rollouts=[], final=None, rss_peak_mb=1
+        seed=0,
+        algorithm="dpo",
+        started_at=0,
+        now=1,
+        people={},
+        gateway={},
+        trainer=status,
+        rollouts=[],
+        final=None,
+        rss_peak_mb=1,
     )
     assert report.reward_accuracy_prequential == status["reward"]["prequential_accuracy"] == 0.75
     assert status["reward"]["num_foreseen"] == 16  # which the demo's screen shows
