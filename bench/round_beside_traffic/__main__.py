@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from bench.round_beside_traffic.figures import TooFewRequests, Window, compare, describe_window
+from bench.round_beside_traffic.figures import TooFewRequests, Window, compare, describe_window, find_sampling
 from bench.round_beside_traffic.load import Load
 from prefloop import startup
 from prefloop.demo.snapshot import get_json
@@ -38,6 +38,7 @@ LOOK_S = 0.2
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.round_beside_traffic", description=__doc__)
     parser.add_argument("--choices", type=int, default=600, help="decisive choices that make the round due")
+    parser.add_argument("--algorithm", choices=("dpo", "ppo"), default="dpo", help="how the round learns")
     parser.add_argument("--connections", type=int, default=8, help="requests under way at a time")
     parser.add_argument("--idle-s", type=float, default=30.0, help="length of each idle window")
     parser.add_argument(
@@ -81,7 +82,15 @@ class Bench:
         first, second, training = (describe_window(load.answered, window) for window in (*idle, during))
         figures: dict[str, Any] = compare(first, second, training)
         windows = {"idle": asdict(first), "idle_again": asdict(second), "during": asdict(training)}
-        return {**figures, **windows, "failed": load.num_failed, "connections": self.arguments.connections}
+        ended = await get_json(client, self.layout.trainer_url + "/status") or {}
+        return {
+            "algorithm": self.arguments.algorithm,
+            **figures,
+            **windows,
+            "failed": load.num_failed,
+            "connections": self.arguments.connections,
+            "sampling": find_sampling(ended.get("rounds") or []),
+        }
 
     async def _create_key(self, client: httpx.AsyncClient, name: str, pairs: bool) -> str:
         body = {"name": name, "scope": "app", "pairs": pairs}
@@ -126,7 +135,10 @@ async def run_bench(arguments: argparse.Namespace, layout: Layout, console: Cons
     """Start everything, measure, stop everything; returns the exit status."""
     supervisor, stop = Supervisor(), asyncio.Event()
     startup.stop_on_signals(stop)
-    trainer = {"PREFLOOP_TRAINER__ROUND_EVERY_PREFERENCES": str(arguments.choices)}
+    trainer = {
+        "PREFLOOP_TRAINER__ROUND_EVERY_PREFERENCES": str(arguments.choices),
+        "PREFLOOP_TRAINER__ROUND": arguments.algorithm,
+    }
     startup.start_services(supervisor, layout, None, trainer)
     try:
         await startup.wait_until_ready(layout, supervisor, console, stop)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bench.round_beside_traffic.load import Answered
 
@@ -53,3 +54,10 @@ def compare(first: Serving, second: Serving, during: Serving) -> dict[str, float
         ),
         "a_a_p99_ratio": round(second.p99_s / first.p99_s, 3),
     }
+
+
+def find_sampling(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """How fast the newest round sampled beside people, of the figures that it has; {} for one that sampled nothing."""
+    names = ("samples_cap", "samples_cap_lowest", "samples_blind", "sampling_slowdown", "share_generating")
+    metrics = max(rounds, key=lambda row: row["number"])["metrics"] if rounds else {}
+    return {name: round(metrics[name], 3) for name in names if name in metrics}

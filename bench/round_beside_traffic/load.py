@@ -1,14 +1,17 @@
 """Connections that ask the policy without a pause, and what each answer took.
 
-Requests are never paired: what is measured is serving, not asking for choices.
+Every other answer is streamed, as the trainer's pace follows first tokens. Requests are never paired: what is measured is
+serving, not asking for choices.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 
@@ -53,20 +56,32 @@ class Load:
     async def _ask_until_stopped(self, session: aiohttp.ClientSession) -> None:
         while not self._is_stopping:
             seed = next(self._seeds)
-            body = {
+            body: dict[str, Any] = {
                 "model": "default",
                 "messages": [{"role": "user", "content": next(self._questions)}],
                 "max_tokens": MAX_TOKENS,
                 "temperature": 0.7,
                 "seed": seed,
             }
+            if is_streamed := seed % 2 == 1:
+                body |= {"stream": True, "stream_options": {"include_usage": True}}
             began_at = time.monotonic()
             try:
                 async with session.post(f"{self._url}/v1/chat/completions", json=body) as response:
                     response.raise_for_status()
-                    tokens = (await response.json())["usage"]["completion_tokens"]
+                    usage = read_last(await response.text()) if is_streamed else await response.json()
+                    tokens = usage["usage"]["completion_tokens"]
             except (aiohttp.ClientError, TimeoutError, KeyError, ValueError):
                 self.num_failed += 1
                 await asyncio.sleep(RETRY_S)
                 continue
             self.answered.append(Answered(began_at, time.monotonic(), tokens))
+
+
+def read_last(stream: str) -> dict[str, Any]:
+    """The last chunk of a streamed answer, which has its usage. Raises ValueError for a stream without chunks."""
+    chunks = [line[6:] for line in stream.splitlines() if line.startswith("data: ") and line != "data: [DONE]"]
+    if not chunks:
+        raise ValueError("a stream without chunks")
+    last: dict[str, Any] = json.loads(chunks[-1])
+    return last

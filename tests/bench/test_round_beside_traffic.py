@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench.round_beside_traffic.figures import Serving, TooFewRequests, compare, describe_window
-from bench.round_beside_traffic.load import Answered
+from bench.round_beside_traffic.figures import Serving, TooFewRequests, compare, describe_window, find_sampling
+from bench.round_beside_traffic.load import Answered, read_last
 
 
 def test_a_window_counts_what_began_and_ended_in_it() -> None:
@@ -27,3 +27,16 @@ def test_a_round_is_held_against_the_mean_of_both_idle_windows() -> None:
         "tokens_per_s_during_over_idle": 0.75,
         "a_a_p99_ratio": 1.5,
     }
+
+
+def test_a_streamed_answer_has_its_usage_in_the_last_chunk() -> None:
+    stream = 'data: {"usage": null}\n\ndata: {"usage": {"completion_tokens": 7}}\n\ndata: [DONE]\n\n'
+    assert read_last(stream)["usage"]["completion_tokens"] == 7
+    with pytest.raises(ValueError, match="without chunks"):
+        read_last("data: [DONE]\n\n")
+
+
+def test_the_newest_round_says_how_fast_it_sampled() -> None:
+    rounds = [{"number": 2, "metrics": {"samples_cap": 3.14159, "loss": 1.0}}, {"number": 1, "metrics": {}}]
+    assert find_sampling(rounds) == {"samples_cap": 3.142}
+    assert find_sampling([]) == {}
