@@ -29,7 +29,7 @@ from trainer.text.rejected import log_rejected
 Points = Iterator[tuple[int, Point]]
 
 # TRL's DPOTrainer as it comes: sigmoid, beta .1, three epochs, no warm-up, linear decay, every pair alike, no ties. Its learning
-# rate is made for models of billions, so it has our preset's; two lower ones were no better (docs/log.md).
+# rate is made for models of billions, so it has our preset's; two lower ones lost the facts, too (docs/log.md).
 TRL_DPO: dict[str, Any] = {
     "epochs": 3, "label_smoothing": 0.0, "warmup_share": 0.0, "decay": "linear", "nll_weight": 0.0, "beta": 0.1,
 }  # fmt: skip
