@@ -153,7 +153,7 @@ def kill_at(number: int) -> Callable[..., None]:
 
 @pytest.mark.parametrize("extra", [{}, {"reference_ema": 0.5, "adaptive_kl": True}])
 def test_a_round_killed_at_any_step_ends_in_the_same_bits_and_figures(tmp_path: Path, extra: dict[str, Any]) -> None:
-    section = SHORT.model_copy(update=extra)
+    section = SHORT.model_copy(update={"epochs": 1, **extra})
     backbone, shares = build_backbone(), []
     whole = Snapshots(tmp_path / "whole", 3)
     expected = run(backbone, section, snapshots=whole, progress=lambda share, _: shares.append(share))
