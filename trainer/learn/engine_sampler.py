@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -141,6 +142,10 @@ class EngineSampler:
             logprobs = tuple(float(logprob) for logprob in choice["logprobs"]["token_logprobs"])
             if not ids or len(ids) != len(logprobs):
                 raise ValueError(f"{len(ids)} ids with {len(logprobs)} log-probabilities")
+            if min(ids) < 0 or max(ids) >= self._backbone.vocab_size:
+                raise ValueError("token ids of another vocabulary")
+            if not all(map(math.isfinite, logprobs)):
+                raise ValueError("a log-probability is not finite")
             is_finished = choice["finish_reason"] == "stop"
             if is_finished and ids[-1] not in transcriber.turn_ends:
                 raise ValueError("an answer that has stopped has no turn end")

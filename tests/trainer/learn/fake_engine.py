@@ -20,6 +20,7 @@ class FakeEngine:
         self.asked: list[dict[str, Any]] = []
         self.unloaded: list[str] = []
         self.fail_on: set[str] = set()
+        self.logprob = -0.5
         self.weights: list[bytes] = []
         self.in_flight = self.most_in_flight = 0
         self.url = ""
@@ -56,7 +57,7 @@ class FakeEngine:
         ids = self.said[: body["max_tokens"]] if is_cut else [*self.said, self.turn_end]
         choice = {
             "text": "", "token_ids": ids, "finish_reason": "length" if is_cut else "stop",
-            "logprobs": {"token_logprobs": [-0.5] * len(ids)},
+            "logprobs": {"token_logprobs": [self.logprob] * len(ids)},
         }  # fmt: skip
         return 200, {"choices": [{"index": i, **choice} for i in reversed(range(body["n"]))]}
 

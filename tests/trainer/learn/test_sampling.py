@@ -231,6 +231,18 @@ def test_answers_without_token_ids_are_no_samples(backbone: Backbone, engine: Fa
         make_sampler(backbone, engine, tmp_path).sample(PROMPTS, "policy", **HOW)
 
 
+def test_answers_of_another_vocabulary_are_no_samples(backbone: Backbone, engine: FakeEngine, tmp_path: Path) -> None:
+    engine.said = [5, backbone.vocab_size]  # on a GPU such an id would end the process
+    with pytest.raises(EngineFailed, match="another vocabulary"):
+        make_sampler(backbone, engine, tmp_path).sample(PROMPTS, "policy", **HOW)
+
+
+def test_log_probabilities_that_are_no_numbers_are_none(backbone: Backbone, engine: FakeEngine, tmp_path: Path) -> None:
+    engine.logprob = math.nan
+    with pytest.raises(EngineFailed, match="not finite"):
+        make_sampler(backbone, engine, tmp_path).sample(PROMPTS, "policy", **HOW)
+
+
 def test_while_the_engine_is_away_the_trainer_samples_itself_and_says_so(
     backbone: Backbone, engine: FakeEngine, tmp_path: Path
 ) -> None:
