@@ -125,6 +125,27 @@ def test_a_round_of_real_parts_leaves_report_lineage_and_marks(tmp_path: Path, m
     bench.writer.close()
 
 
+def test_where_nothing_is_held_out_the_newest_prompts_that_were_trained_on_are_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def judge(*arguments: Any, **more: Any) -> Verdict:
+        asked.append([prompt.messages[-1]["content"] for prompt in more["heldout"]])
+        return Verdict(True, "passed")
+
+    monkeypatch.setattr(assembly, "judge_checkpoint", judge)
+    bench = make_bench(tmp_path, 0)
+    bench.settings.trainer.gate.max_train_prompts = 2
+    bench.settings.trainer.gate.ladder = False
+    learner = bench.start()
+    bench.send(24)
+    bench.run_all(learner)
+    [prompts] = asked
+    assert len(set(prompts)) == 2  # the newest last
+    bench.writer.close()
+
+
 def test_workers_are_given_all_that_a_round_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What they train from the job alone is published, and is what one process trains."""
     alone = play(make_bench(tmp_path / "alone", 0))
