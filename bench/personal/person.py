@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from prefloop.demo.tastes import Person, Tastes, choose
 
 RETRY_S = 2.0
 MOST_FAILURES = 60  # in a row: an engine that starts again takes a minute or two
+MOST_LAG_S = 30.0  # for the trainer to hear of a choice: one more would already count for the next round
 
 
 class PersonGaveUp(Exception):
@@ -47,7 +49,7 @@ async def teach(
     person.rng.shuffle(questions)
     asked = 0
     while taught.num_choices < num_choices:
-        learning = await wait_for_rounds(client, say)
+        learning = await wait_for_rounds(client, taught.num_choices, say)
         if learning is None:
             num_failures += 1
         else:
@@ -109,15 +111,18 @@ async def look(client: httpx.AsyncClient) -> dict[str, Any] | None:
     return found if found.get("trainer") else None
 
 
-async def wait_for_rounds(client: httpx.AsyncClient, say: Callable[[str], None]) -> dict[str, Any] | None:
+async def wait_for_rounds(
+    client: httpx.AsyncClient, num_choices: int, say: Callable[[str], None]
+) -> dict[str, Any] | None:
     """Wait while a round is due or under way, and until its checkpoint is on trial: a patient person's choices mean most then.
 
-    None if that could not be seen.
+    num_choices: decisive ones so far, of which the trainer must have heard. None if that could not be seen.
     """
-    last = ""
+    last, began = "", time.monotonic()
     while (learning := await look(client)) is not None:
         doing = learning["trainer"]["round"]
-        if not is_busy(learning):
+        lags = learning["trainer"]["decisive"] < num_choices and time.monotonic() - began < MOST_LAG_S
+        if not lags and not is_busy(learning):
             return learning
         line = f"{doing['state']}: {doing['reason'][:100]}"
         if line != last:

@@ -18,7 +18,7 @@ import httpx
 from openai import AsyncOpenAI
 from rich.console import Console
 
-from bench.personal.person import PersonGaveUp, draw_person, is_busy, look, teach
+from bench.personal.person import PersonGaveUp, draw_person, look, teach, wait_for_rounds
 from prefloop import startup
 from prefloop.demo.examination import FinalResult, collect_answers, conclude
 from prefloop.demo.tastes import Tastes, find_tastes, judge_truly, load_tastes
@@ -27,7 +27,6 @@ from prefloop.services import Layout, log_path
 from prefloop.startup import StartFailed
 from prefloop.supervisor import Supervisor
 
-LOOK_S = 2.0
 REQUEST_TIMEOUT_S = 300.0
 
 
@@ -84,7 +83,9 @@ async def teach_and_examine(setup: Setup, layout: Layout, say: Callable[[str], N
                 )
             taught = await teach(client, tastes, draw_person(tastes, setup.seed), setup.num_choices, say)
             taught_s = time.monotonic() - began
-            learning = await wait_until_learnt(client, say)
+            learning = await wait_for_rounds(client, setup.num_choices, say)
+            if learning is None:
+                raise PersonGaveUp("the gateway does not show what was learnt")
             last = find_last(learning)
             figures = {"choices": asdict(taught), "minutes": taught_s / 60, "learning": learning, "checkpoint": last}
             if last is None:
@@ -116,19 +117,6 @@ def open_operator(layout: Layout) -> AsyncOpenAI:
         timeout=REQUEST_TIMEOUT_S,
         max_retries=12,
     )
-
-
-async def wait_until_learnt(client: httpx.AsyncClient, say: Callable[[str], None]) -> dict[str, Any]:
-    """Wait until the round that the last choice made due has ended, and its checkpoint is loaded for its trial."""
-    last = ""
-    while True:
-        learning = await look(client)
-        if learning is not None and not is_busy(learning):
-            return learning
-        if learning is not None and (line := learning["trainer"]["round"]["state"]) != last:
-            say(line)
-            last = line
-        await asyncio.sleep(LOOK_S)
 
 
 def find_last(learning: dict[str, Any]) -> str | None:
