@@ -134,7 +134,7 @@ def test_where_nothing_is_held_out_the_newest_prompts_that_were_trained_on_are_a
         asked.append([prompt.messages[-1]["content"] for prompt in more["heldout"]])
         return Verdict(True, "passed")
 
-    monkeypatch.setattr(assembly, "judge_checkpoint", judge)
+    monkeypatch.setattr(judging, "judge_checkpoint", judge)
     bench = make_bench(tmp_path, 0)
     bench.settings.trainer.gate.max_train_prompts = 2
     bench.settings.trainer.gate.ladder = False
