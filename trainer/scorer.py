@@ -10,15 +10,17 @@ import logging
 import os
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 from feedback.settings import load_settings
 from trainer.process import is_base_ready, limit_kept_primitives, stop_on_signals
 from trainer.run.checkpoints import digest_base
 from trainer.run.reward_states import RewardStates
-from trainer.run.scoring import Scorer
-from trainer.run.scoring_pages import ScoringPages
 from trainer.run.server import start_server
 from trainer.settings import TrainerSettings
+
+if TYPE_CHECKING:
+    from trainer.run.scoring import Scorer
 
 log = logging.getLogger("trainer.scorer")
 
@@ -31,6 +33,9 @@ def main() -> int:
     settings = load_settings(TrainerSettings)
     section = settings.trainer.scorer
     limit_kept_primitives()
+
+    from trainer.run.scoring_pages import ScoringPages  # brings torch, whose threads must find the signals blocked
+
     pages = ScoringPages(f"no base policy in {settings.base} yet")
     server = start_server(section.host, section.port, pages, section.max_body_bytes)
     log.info("scoring on http://%s:%d/score", section.host, server.server_port)
@@ -50,10 +55,11 @@ def main() -> int:
 
 def build_scorer(settings: TrainerSettings) -> Scorer:
     """Load the base, with a reward model that has learnt nothing yet."""
-    import torch  # takes seconds: the server answers already
+    import torch
 
     from trainer.learn.reward import RewardModel
     from trainer.model.backbone import Backbone
+    from trainer.run.scoring import Scorer
 
     section = settings.trainer
     torch.set_num_threads(section.scorer.torch_threads)
