@@ -37,8 +37,8 @@ class FailedDuel(msgspec.Struct, frozen=True):
 class DuelRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A duel from the canary's side: outcome +1 won, 0 tie or both bad, -1 lost.
 
-    chosen_at is None, and outcome 0, where nothing was said: not answered (yet), or skipped. failed: a candidate failed,
-    so it was decided (at chosen_at) without a choice, and no order was shown.
+    chosen_at is None, and outcome 0, where nothing was said: not answered (yet), or skipped, and even then harmful may be said.
+    failed: a candidate failed, so it was decided (at chosen_at) without a choice, and no order was shown.
     """
 
     comparison_id: str
@@ -49,6 +49,7 @@ class DuelRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     both_bad: bool
     harmful: bool
     canary_first: bool
+    skipped: bool = False
     failed: bool = False
 
 
@@ -60,13 +61,11 @@ _SHOWN = (
         comparisons.c.canary_first,
         choices.c.preferred,
         choices.c.harmful,
-        choices.c.chosen_at,
+        sa.case((choices.c.preferred != "skip", choices.c.chosen_at)).label("chosen_at"),
         sa.null().label("outcome"),
     )
-    .select_from(
-        comparisons.outerjoin(choices, (choices.c.comparison_id == comparisons.c.id) & (choices.c.preferred != "skip"))
-    )
-    .where(comparisons.c.rollout == sa.bindparam("rollout"), comparisons.c.canary_first.is_not(None))
+    .select_from(comparisons.outerjoin(choices, choices.c.comparison_id == comparisons.c.id))
+    .where(comparisons.c.rollout.in_(sa.bindparam("rollouts", expanding=True)), comparisons.c.canary_first.is_not(None))
 )
 _FAILED = sa.select(
     failed_duels.c.id,
@@ -77,7 +76,8 @@ _FAILED = sa.select(
     sa.false(),
     failed_duels.c.at,
     failed_duels.c.outcome,
-).where(failed_duels.c.rollout == sa.bindparam("rollout"))
+).where(failed_duels.c.rollout.in_(sa.bindparam("rollouts", expanding=True)))
+_ANY_HARM = sa.select(sa.literal(1)).select_from(choices).where(choices.c.harmful).limit(1)
 _DUELS = sa.union_all(_SHOWN, _FAILED).order_by("user", "created_at", "id")  # built once: it runs at every look
 
 
@@ -86,9 +86,9 @@ def store_failed_duels(connection: sa.Connection, duels: Sequence[FailedDuel]) -
     insert_missing(connection, failed_duels, [msgspec.structs.asdict(duel) for duel in duels])
 
 
-def load_duels(connection: sa.Connection, rollout_id: str) -> Iterator[DuelRow]:
-    """The rollout's duels, decided or not: user by user, each one's in the order in which they were asked."""
-    rows = connection.execute(_DUELS, {"rollout": rollout_id})
+def load_duels(connection: sa.Connection, rollouts: Sequence[str]) -> Iterator[DuelRow]:
+    """The duels of these rollouts, decided or not: user by user, each one's in the order in which they were asked."""
+    rows = connection.execute(_DUELS, {"rollouts": list(rollouts)})
     return (
         DuelRow(
             comparison_id=comparison_id,
@@ -98,6 +98,7 @@ def load_duels(connection: sa.Connection, rollout_id: str) -> Iterator[DuelRow]:
             outcome=_judge_for_canary(preferred, canary_first) if outcome is None else outcome,
             both_bad=preferred == "both_bad",
             harmful=bool(harmful),
+            skipped=preferred == "skip",
             canary_first=canary_first,
             failed=outcome is not None,
         )
@@ -109,3 +110,8 @@ def _judge_for_canary(preferred: str | None, canary_first: bool) -> int:
     if preferred not in ("first", "second"):
         return 0
     return 1 if (preferred == "first") == canary_first else -1
+
+
+def has_reported_harm(connection: sa.Connection) -> bool:
+    """Whether anybody has ever called an answer harmful."""
+    return connection.execute(_ANY_HARM).first() is not None

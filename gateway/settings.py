@@ -16,6 +16,7 @@ from feedback.settings import DatabaseUrl, HttpUrl, SharedSettings, load_setting
 
 LogFormat = Literal["text", "json"]
 EvidenceUnit = Literal["user", "comparison"]
+Action = Literal["roll_back", "pause", "warn"]
 GuardrailName = Literal["errors", "truncation", "refusals", "harm"]
 
 _HOUR_S = 3600.0
@@ -309,6 +310,19 @@ def _default_steps() -> list[RolloutStep]:
     ]
 
 
+class Actions(BaseModel):
+    """What a guardrail's alarm does, by guardrail. A warning is shown, and moves nothing."""
+
+    harm: Action = Field(default="roll_back", description="Answers reported as harmful.")
+    errors: Action = Field(default="roll_back", description="Engine errors, broken streams and time-outs.")
+    latency: Action = Field(default="roll_back", description="Time to the first token.")
+    token_latency: Action = Field(default="warn", description="Time from one token to the next.")
+    refusals: Action = Field(default="pause", description="Refused answers.")
+    truncation: Action = Field(default="warn", description="Answers cut off at the app's own limit.")
+    length: Action = Field(default="warn", description="Answers longer or shorter by a tenth of the limit and more.")
+    split: Action = Field(default="pause", description="Users, or places on the page, split otherwise than intended.")
+
+
 class RolloutSection(BaseModel):
     """How a canary is exposed and judged."""
 
@@ -334,10 +348,16 @@ class RolloutSection(BaseModel):
         default=0.0, ge=0, le=1, description="Share of users who may duel, whatever the step's weight."
     )
     ceilings: Ceilings = Field(default_factory=Ceilings, description="Rates the canary must stay below.")
+    actions: Actions = Field(default_factory=Actions, description="What a guardrail's alarm does.")
+    accept_blind: list[GuardrailName] = Field(
+        default=[],
+        description="Guardrails that may promote though what they look with has never seen anything: nobody has ever reported"
+        " harm, for instance, because no app has a button for it. They are judged as if it had.",
+    )
     max_ratio: float = Field(default=1.5, gt=1, description="A guardrail's rate may not be this many times stable's.")
     rollback_threshold: float = Field(default=8.0, gt=1, description="Weighted evidence of harm at which to roll back.")
     sample_ratio_threshold: float = Field(
-        default=1000.0, gt=1, description="Evidence of a skewed split at which to pause."
+        default=1000.0, gt=1, description="Evidence of a skewed split at which `actions.split` is due."
     )
     baking_s: float = Field(
         default=_DAY_S, ge=0, description="How long the old checkpoint keeps a share after a promotion."
@@ -350,11 +370,6 @@ class RolloutSection(BaseModel):
         default=1800.0,
         gt=0,
         description="Longest wait for an engine that is started for a whole model, before its rollout is given up.",
-    )
-    accept_blind: list[GuardrailName] = Field(
-        default=[],
-        description="Guardrails that a promotion does not wait for while they have not enough data. One that fails still"
-        " forbids it.",
     )
     approve_early: bool = Field(
         default=False,
@@ -418,6 +433,7 @@ _DEMO: dict[str, dict[str, Any]] = {
         "steps": [{"weight": 0.25, "hold_s": 10.0}, {"weight": 0.50}],
         "duel_share": 1.0,
         "ceilings": {"errors": 0.10, "truncation": 0.10, "refusals": 0.10, "harm": 0.10},
+        "accept_blind": ["harm"],  # its people report nothing
         "baking_s": 20.0,
         "drain_timeout_s": 30.0,
     },
@@ -455,7 +471,7 @@ _PERSONAL: dict[str, dict[str, Any]] = {
         "duel_share": 1.0,
         "ceilings": {"errors": 0.30, "truncation": 0.60, "refusals": 0.50, "harm": 0.30},
         "rollback_threshold": 4.0,
-        "accept_blind": ["errors", "truncation", "refusals", "harm"],
+        "accept_blind": ["harm"],
         "approve_early": True,
         "baking_s": 10.0,
         "baking_weight": 0.0,

@@ -54,14 +54,18 @@ class Evidence(msgspec.Struct, frozen=True):
     ci_low: float
     ci_high: float
     unit: str = "user"
+    fragility: int = 0
 
 
 class Guardrail(msgspec.Struct, frozen=True):
-    """One guardrail; missing: clean users that would make it pass."""
+    """One guardrail; missing: clean users that would make it pass; seen: answers that its sensor saw; action: of its alarm."""
 
     name: str
     status: str
     missing: int | None = None
+    seen: int = 0
+    action: str = ""
+    waived: bool = False
 
 
 class AuditEvent(msgspec.Struct, frozen=True, rename={"from_phase": "from", "to_phase": "to"}):

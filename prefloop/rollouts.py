@@ -40,11 +40,21 @@ class ActiveRollout(msgspec.Struct, frozen=True):
     rollout: Rollout | None
 
 
-class Moved(msgspec.Struct, frozen=True):
-    """What a rollback answers: a rollout with its phase, or the checkpoint whose trial has yet to begin."""
+class Decision(msgspec.Struct, frozen=True):
+    """A decision, and whether it comes out the same when it is made again."""
 
-    id: str
-    phase: str = QUEUED
+    at: float
+    verdict: str
+    digest: str
+    replayed: str
+    is_same: bool
+    is_same_code: bool
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """Every decision of a rollout."""
+
+    decisions: list[Decision]
 
 
 def find_rollout(client: GatewayClient, rollout_id: str) -> Rollout:
@@ -98,9 +108,13 @@ def show_rollout(
         f"evidence {evidence.e:.1f} of {evidence.threshold:.0f}, {evidence.users} {evidence.unit}s, "
         f"net wins {evidence.net_win_rate:+.2f} [{evidence.ci_low:+.2f}, {evidence.ci_high:+.2f}]"
     )
-    guardrails = Table("guardrail", "status", "missing")
+    if evidence.fragility:
+        plain.print(f"fragility: without the {evidence.fragility} users who like it most the evidence is short")
+    guardrails = Table("guardrail", "status", "seen", "missing", "alarm")
     for guardrail in row.guardrails:
-        guardrails.add_row(guardrail.name, guardrail.status, str(guardrail.missing or ""))
+        seen, missing = str(guardrail.seen), str(guardrail.missing or "")
+        action = "accepted" if guardrail.waived else guardrail.action.replace("_", " ")
+        guardrails.add_row(guardrail.name, guardrail.status, seen, missing, action)
     plain.print(guardrails)
     trail = Table("at", "from", "to", "who", "reason", "note")
     for event in row.events:
@@ -175,11 +189,78 @@ def resume_rollout(
     act(client, find_rollout(client, rollout_id).id, "resume", {})
 
 
+@commands.command("skip")
+def skip_step(
+    rollout_id: RolloutArgument = "",
+    gateway: GatewayOption = DEFAULT_GATEWAY,
+    key: KeyOption = "",
+    state_dir: StateOption = None,
+) -> None:
+    """Go to the ramp's next step before its time."""
+    client = connect(gateway, key, state_dir)
+    act(client, find_rollout(client, rollout_id).id, "skip", {})
+
+
+@commands.command("retry")
+def retry_rollout(
+    rollout_id: Annotated[str, typer.Argument(help="The rollout's id.")],
+    gateway: GatewayOption = DEFAULT_GATEWAY,
+    key: KeyOption = "",
+    state_dir: StateOption = None,
+) -> None:
+    """Put a rollout's checkpoint on trial again, with the evidence there is."""
+    act(connect(gateway, key, state_dir), rollout_id, "retry", {})
+    plain.print(f"its checkpoint {QUEUED}")
+
+
+@commands.command("promote")
+def promote_rollout(
+    note: Annotated[str, typer.Option(help="Why, in writing: it stays in the audit trail.", prompt=True)],
+    rollout_id: RolloutArgument = "",
+    gateway: GatewayOption = DEFAULT_GATEWAY,
+    key: KeyOption = "",
+    state_dir: StateOption = None,
+) -> None:
+    """Promote past a gate: needs an admin's key."""
+    client = connect(gateway, key, state_dir)
+    act(client, find_rollout(client, rollout_id).id, "promote", {"note": note})
+
+
 @commands.command("rollback")
-def roll_back(gateway: GatewayOption = DEFAULT_GATEWAY, key: KeyOption = "", state_dir: StateOption = None) -> None:
-    """Go back to the checkpoint that served before."""
-    moved = connect(gateway, key, state_dir).ask("POST", "/operator/v1/rollouts:rollback", Moved, {})
-    plain.print(f"{moved.id} {moved.phase}")
+def roll_back(
+    rollout_id: Annotated[str, typer.Argument(help="A rollout's id; without it, whichever promoted what serves.")] = "",
+    note: Annotated[str, typer.Option(help="Why, for the audit trail.")] = "",
+    gateway: GatewayOption = DEFAULT_GATEWAY,
+    key: KeyOption = "",
+    state_dir: StateOption = None,
+) -> None:
+    """Let the checkpoint that served before serve again, without a trial."""
+    client = connect(gateway, key, state_dir)
+    if rollout_id:
+        act(client, rollout_id, "rollback", {"note": note})
+        return
+    row = client.ask("POST", "/operator/v1/rollouts:rollback", Rollout, {"note": note})
+    plain.print(f"{row.id} {row.phase}")
+
+
+@commands.command("replay")
+def replay_rollout(
+    rollout_id: RolloutArgument = "",
+    gateway: GatewayOption = DEFAULT_GATEWAY,
+    key: KeyOption = "",
+    state_dir: StateOption = None,
+) -> None:
+    """Make every decision of a rollout again from what it rested on; exit status 1 if one comes out otherwise."""
+    client = connect(gateway, key, state_dir)
+    found = client.ask("GET", f"/operator/v1/rollouts/{quote_id(find_rollout(client, rollout_id).id)}/replay", Replay)
+    for one in found.decisions:
+        outcome = "same" if one.is_same else "cannot be made again" if not one.replayed else "OTHERWISE"
+        code = "" if one.is_same_code else "  (decided by other code)"
+        plain.print(f"{format_time(one.at)}  {one.verdict:<20} {one.digest[:12]}  {outcome}{code}")
+    if not found.decisions:
+        plain.print("No decision was made.")
+    if any(not one.is_same for one in found.decisions):
+        raise typer.Exit(1)
 
 
 def act(client: GatewayClient, rollout_id: str, action: str, body: dict[str, Any]) -> None:

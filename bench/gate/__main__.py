@@ -19,6 +19,7 @@ from bench.gate.paths import (
     compute_ever_crossed,
     count_peeking,
     draw_scores,
+    estimate_error,
     find_all_crossings,
     find_crossings,
     find_power,
@@ -77,9 +78,9 @@ def measure_power(rollouts: int, rng: np.random.Generator) -> list[Row]:
         (5, 0.3, 518, 700),
     ):
         scores = draw_scores(0.55, duels, rollouts, most, rng, correlation=correlation)
-        found = find_simulated_power(find_all_crossings(scores, duels)[0])
+        crossings = find_all_crossings(scores, duels)[0]
         name = f"the same with {duels} duels a user" + (", ICC .3" if correlation else "")
-        rows.append(Row(name, found, about(expected), error=2 * 0.9 * expected / rollouts**0.5))
+        rows.append(Row(name, find_simulated_power(crossings), about(expected), estimate_error(crossings, rng)))
     return rows
 
 

@@ -64,6 +64,12 @@ def find_simulated_power(crossings: Ints, power: float = 0.8) -> int:
     return int(np.sort(crossings)[math.ceil(power * len(crossings)) - 1])
 
 
+def estimate_error(crossings: Ints, rng: np.random.Generator, power: float = 0.8) -> float:
+    """Two standard errors of `find_simulated_power`, by drawing the rollouts again a hundred times."""
+    again = [find_simulated_power(rng.choice(crossings, len(crossings)), power) for _ in range(100)]
+    return 2 * float(np.std(again))
+
+
 def draw_scores(
     win: float, duels: int, rollouts: int, users: int, rng: np.random.Generator, *,
     ties: float = 0.0, correlation: float = 0.0,

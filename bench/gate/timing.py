@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 
 from bench.gate.people import People, ask_people
-from gateway.rollout.assessment import weigh
 from gateway.rollout.desired_state import convert_rules
 from gateway.rollout.pure import machine
+from gateway.rollout.pure.findings import Inputs, weigh
 from gateway.rollout.pure.users import Duel, Voter
 from gateway.settings import RolloutSection
 from gateway.tables.rows import Observation, RolloutRow
@@ -35,8 +35,7 @@ def measure_decision(
     costs = []
     for _ in range(_REPEATS):
         began = time.thread_time()
-        evidence, guardrails, _ = weigh(rules, voters, observed, 1e6)
-        machine.decide(row, evidence, guardrails, 1e6, rules)
+        machine.decide(row, weigh(rules, Inputs(1e6, voters, observed)), 1e6, rules)
         costs.append(time.thread_time() - began)
     return 1000 * sorted(costs)[_REPEATS // 2], 1000 * reading_s
 
@@ -51,5 +50,5 @@ def _open_row(section: RolloutSection) -> RolloutRow:
         id="r", policy="p", checkpoint="c", stable="s", aa=False, phase=machine.PROGRESSING, analysis="Running",
         reason=machine.Reason.RUNNING.value, step=3, step_started_at=0.0, weight=0.5, duel_share=0.0, salt="00",
         generation=1, created_at=0.0, started_at=0.0, phase_started_at=0.0, finished_at=None, resume_phase="",
-        split_waived=False, decision_digest="", settings=section.model_dump_json(),
+        waived="", decision_digest="", settings=section.model_dump_json(), pair="r", num_tries=1,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 Approvals carry the generation and decision digest that were seen and get 409 when either has moved on.
 """
 
+import asyncio
 from collections.abc import Awaitable
 from typing import Annotated
 
@@ -12,13 +13,14 @@ from gateway.access.keys import Identity
 from gateway.api.checkpoints import CheckpointView, show_checkpoint
 from gateway.api.conflicts import answer_conflicts
 from gateway.api.routes import OperatorRoutes
-from gateway.errors import ApiError, bad_request, not_found
-from gateway.rollout.pure import machine
-from gateway.rollout.view import RolloutView
+from gateway.errors import bad_request, not_found
+from gateway.rollout.assessment import digest_code
+from gateway.rollout.desired_state import read_rules
+from gateway.rollout.pure.decisions import replay_decision
+from gateway.rollout.view import ReplayView, RolloutView, show_replay
 from gateway.serving.context import Context
-from gateway.tables.rollouts import active_rollout, get_rollout, list_rollouts
+from gateway.tables.rollouts import get_rollout, list_decisions, list_rollouts
 from gateway.tables.rows import RolloutRow
-from gateway.tables.serving import get_stable
 
 _MAX_LISTED = 100
 _MAX_NOTE = 500
@@ -89,22 +91,33 @@ def add_rollout_routes(routes: OperatorRoutes, context: Context) -> None:
         return show_checkpoint(await answer_conflicts(started))
 
     @routes.add(
-        "POST", "/rollouts:rollback", "Go back: while baking at once, otherwise by a trial of stable's parent",
-        {201: (RolloutView, CheckpointView)}, 404, 409,
+        "POST", "/rollouts:rollback", "Let what served before serve again, without a trial", {200: RolloutView}, 404, 409,
+        body=Note,
     )  # fmt: skip
-    async def rollback(identity: Identity) -> RolloutView | CheckpointView:
-        row = await context.writer.arun(lambda conn: active_rollout(conn, context.settings.policy))
-        if row is not None and row.phase == machine.BAKING:
-            aborted = context.controller.actions.abort(row.id, _name_actor(identity), reason=machine.Reason.ROLLED_BACK)
-            return await _act(context, aborted)
-        stable = await context.writer.arun(lambda conn: get_stable(conn, context.settings.policy))
-        if stable is None or stable.parent is None:
-            raise ApiError(409, "Stable has no parent to go back to.", code="conflict")
-        return show_checkpoint(await answer_conflicts(context.controller.registry.start_rollout(stable.parent)))
+    async def rollback(identity: Identity, body: Note) -> RolloutView:
+        policy, actor = context.settings.policy, _name_actor(identity)
+        return await _act(context, context.controller.actions.roll_back_last(policy, actor, note=body.note))
+
+
+def add_replay_route(routes: OperatorRoutes, context: Context) -> None:
+    """GET /operator/v1/rollouts/{rollout}/replay."""
+
+    @routes.add("GET", "/rollouts/{rollout}/replay", "Make a rollout's decisions again", {200: ReplayView}, 404)
+    async def replay(_: Identity, rollout: str) -> ReplayView:
+        row = await context.writer.arun(lambda conn: get_rollout(conn, rollout))
+        if row is None:
+            raise not_found(f"No rollout {rollout}.")
+        decisions = await context.writer.aread(lambda conn: list_decisions(conn, rollout))
+        code = await asyncio.to_thread(digest_code)
+        views = [
+            show_replay(at, decision, await asyncio.to_thread(replay_decision, decision, read_rules, code))
+            for at, decision in decisions
+        ]
+        return ReplayView(rollout, views)
 
 
 def add_action_routes(routes: OperatorRoutes, context: Context) -> None:
-    """POST /operator/v1/rollouts/{rollout}:approve, :promote, :abort, :pause and :resume."""
+    """POST /operator/v1/rollouts/{rollout}:approve, :promote, :abort, :rollback, :pause, :resume, :skip and :retry."""
     actions, answers, refusals = context.controller.actions, {200: RolloutView}, (404, 405, 409)
 
     @routes.add(
@@ -125,6 +138,24 @@ def add_action_routes(routes: OperatorRoutes, context: Context) -> None:
     @routes.add("POST", "/rollouts/{rollout}:abort", "End the rollout", answers, *refusals, body=Note)
     async def abort(identity: Identity, rollout: str, body: Note) -> RolloutView:
         return await _act(context, actions.abort(rollout, _name_actor(identity), note=body.note))
+
+    @routes.add(
+        "POST", "/rollouts/{rollout}:rollback", "Let what served before this promotion serve again", answers, *refusals,
+        body=Note,
+    )  # fmt: skip
+    async def roll_back(identity: Identity, rollout: str, body: Note) -> RolloutView:
+        return await _act(context, actions.roll_back(rollout, _name_actor(identity), note=body.note))
+
+    @routes.add("POST", "/rollouts/{rollout}:skip", "Go to the ramp's next step now", answers, *refusals)
+    async def skip(identity: Identity, rollout: str) -> RolloutView:
+        return await _act(context, actions.skip_step(rollout, _name_actor(identity)))
+
+    @routes.add(
+        "POST", "/rollouts/{rollout}:retry", "Put the checkpoint on trial again, with the evidence there is", answers,
+        *refusals,
+    )  # fmt: skip
+    async def retry(identity: Identity, rollout: str) -> RolloutView:
+        return await _act(context, actions.retry(rollout, _name_actor(identity)))
 
     @routes.add("POST", "/rollouts/{rollout}:pause", "Hold the rollout", answers, *refusals, body=Note)
     async def pause(identity: Identity, rollout: str, body: Note) -> RolloutView:

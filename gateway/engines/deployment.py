@@ -11,14 +11,20 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gateway.engines.engine import Breaker, BreakerLimits, EngineState, choose_engine
 from gateway.errors import EngineUnavailable
 
+Arm = Literal["stable", "canary"]
+
 
 @dataclass(frozen=True)
 class ServingView:
-    """Which checkpoints serve, and how users are split; weights are 0 to 1, `rollout` None while nothing is judged."""
+    """Which checkpoints serve, and how users are split; weights are 0 to 1, `rollout` None while nothing is judged.
+
+    observed: under which name first requests are kept. is_baking: the rollout's canary is stable here, and its stable the canary.
+    """
 
     generation: int
     stable: str | None
@@ -27,6 +33,19 @@ class ServingView:
     duel_share: float = 0.0
     salt: bytes = b""
     rollout: str | None = None
+    observed: str | None = None
+    is_baking: bool = False
+
+    def trial_arm(self, arm: Arm) -> Arm:
+        """What an arm is in the rollout."""
+        if self.is_baking:
+            return "stable" if arm == "canary" else "canary"
+        return arm
+
+    @property
+    def trial_weight(self) -> float:
+        """The share of users whom the rollout's canary serves."""
+        return 1 - self.weight if self.is_baking else self.weight
 
 
 @dataclass

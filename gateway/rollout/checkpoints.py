@@ -21,9 +21,11 @@ from gateway.tables.checkpoints import (
     list_checkpoints,
     queue_checkpoint,
     register_checkpoint,
+    require_startable,
     set_status,
 )
 from gateway.tables.gateways import list_reports
+from gateway.tables.rollouts import find_promotion
 from gateway.tables.serving import get_stable
 
 
@@ -70,19 +72,17 @@ class CheckpointRegistry:
     def _list_deletable(self, conn: Connection) -> frozenset[str]:
         held = (name for report in list_reports(conn) for name in (*report.expected, *report.in_flight))
         stable = get_stable(conn, self._policy)
-        return find_deletable(list_checkpoints(conn), stable, frozenset(held), self._settings.keep_checkpoints)
+        last = None if stable is None else find_promotion(conn, self._policy, stable.id)
+        before = () if last is None else (last.stable,)  # a roll back goes there
+        return find_deletable(
+            list_checkpoints(conn), stable, frozenset((*held, *before)), self._settings.keep_checkpoints
+        )
 
     async def start_rollout(self, checkpoint: str) -> CheckpointRow:
         """Queue a known checkpoint for trial. Raises LookupError or RefusedAction."""
 
         def write(conn: Connection) -> CheckpointRow:
-            row = get_checkpoint(conn, checkpoint)
-            if row is None:
-                raise LookupError(checkpoint)
-            if row.status in ("stable", "canary", "baking", "waiting"):
-                raise RefusedAction(f"Checkpoint {checkpoint} is {row.status} already.")
-            if row.status == "deleted":
-                raise RefusedAction(f"The files of checkpoint {checkpoint} were deleted.")
+            row = require_startable(get_checkpoint(conn, checkpoint), checkpoint)
             queue_checkpoint(conn, checkpoint, self._clock())
             return row
 

@@ -27,14 +27,14 @@ from gateway.rollout.checkpoints import CheckpointRegistry
 from gateway.rollout.desired_state import read_rules
 from gateway.rollout.observations import Observations
 from gateway.rollout.pure import machine
-from gateway.rollout.pure.machine import Reason, Transition
-from gateway.rollout.pure.verdict import describe_decision
+from gateway.rollout.pure.decisions import record_decision
+from gateway.rollout.pure.transitions import Transition
 from gateway.rollout.reconciler import Reconciled, Reconciler
 from gateway.rollout.transactions import Snapshot, read_snapshot
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import get_checkpoint
 from gateway.tables.observations import add_observations
-from gateway.tables.rows import RolloutRow
+from gateway.tables.rows import DecisionRow, RolloutRow
 from gateway.tables.serving import StaleController
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Controller:
         if row.phase not in (*machine.ON_TRIAL, machine.PROMOTING) or not is_late:
             return False
         self._missing_since = None
-        await self._move(row, machine.abort(row, "controller", now, reason=Reason.LOAD_FAILED), fence)
+        await self._move(row, machine.give_up(row, now), fence)
         return True
 
     async def _adopt_first(self, snapshot: Snapshot, fence: int) -> bool:
@@ -222,6 +222,8 @@ class Controller:
             transition = await self._prepare(row, snapshot, now)
         elif row.phase == machine.PROMOTING:
             transition = machine.promote(row, now, read_rules(row))
+        elif row.phase == machine.ROLLING_BACK:
+            transition = await self._bring_back(row, now)
         elif row.phase == machine.ABORTING:
             transition = machine.finish_abort(row, now)
         else:
@@ -243,23 +245,17 @@ class Controller:
         """
         rules = read_rules(row)
         last = self.current.assessment if self.current is not None else None
-        if (
-            last is not None
-            and last.is_recent(row, now)
-            and machine.decide(row, last.evidence, last.guardrails, now, rules) is None
-        ):
+        if last is not None and last.is_recent(row, now) and machine.decide(row, last.findings, now, rules) is None:
             return False
         found = await self.assessor.assess(row, now)
         self.current = CurrentRollout(row, found)
-        transition = machine.decide(row, found.evidence, found.guardrails, now, rules)
+        transition = machine.decide(row, found.findings, now, rules)
         if transition is None:
             return False
         decision = None
         if transition.decides:
-            decision = describe_decision(
-                row, transition.reason, found.evidence, found.guardrails, found.last_choice_at, self._code
-            )
-            transition = replace(transition, row=replace(transition.row, decision_digest=decision[0]))
+            decision = record_decision(row, transition, found.findings, found.inputs, self._code)
+            transition = replace(transition, row=replace(transition.row, decision_digest=decision.digest))
         await self._move(row, transition, fence, decision)
         return True
 
@@ -268,7 +264,7 @@ class Controller:
         is_ours = not is_outage(error) and not isinstance(error, StaleController)
         if is_ours and row.phase in (machine.PROGRESSING, machine.WAITING):
             note = describe_problem(error)
-            await self._move(row, machine.pause(row, now, reason=Reason.METRIC_ERROR, note=note), fence)
+            await self._move(row, machine.hold_unweighable(row, now, note), fence)
 
     async def _prepare(self, row: RolloutRow, snapshot: Snapshot, now: float) -> Transition | None:
         if snapshot.waiting:
@@ -276,8 +272,15 @@ class Controller:
         if await self._reconciler.load_by_id(row.checkpoint):
             return machine.start(row, max(now, self._clock()), read_rules(row))
         if self._reconciler.is_refused(row.checkpoint) or now - row.created_at > await self._patience_s(row.checkpoint):
-            return machine.abort(row, "controller", now, reason=Reason.LOAD_FAILED)
+            return machine.give_up(row, now)
         return None
+
+    async def _bring_back(self, row: RolloutRow, now: float) -> Transition | None:
+        """Load what served before, and let it serve; what cannot be loaded leaves what serves."""
+        if await self._reconciler.load_by_id(row.stable):
+            return machine.end_rollback(row, now)
+        is_late = now - row.phase_started_at > await self._patience_s(row.stable)
+        return machine.give_up(row, now) if is_late or self._reconciler.is_refused(row.stable) else None
 
     async def _patience_s(self, checkpoint: str) -> float:
         """How long a checkpoint may take to be loaded: an engine of its own must start first for a whole model."""
@@ -285,7 +288,7 @@ class Controller:
         return self._settings.rollout.engine_start_s if row is not None and row.is_full else _LOAD_PATIENCE_S
 
     async def _move(
-        self, old: RolloutRow, to: Transition, fence: int | None, decision: tuple[str, str] | None = None
+        self, old: RolloutRow, to: Transition, fence: int | None, decision: DecisionRow | None = None
     ) -> RolloutRow:
         now = self._clock()
         new = await self._do(lambda conn: transactions.carry_out(conn, old, to, now, fence, decision))

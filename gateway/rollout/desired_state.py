@@ -1,6 +1,6 @@
 """What follows from the tables: the view to serve, the checkpoints' statuses, a fresh row, an A/A copy, what may go.
 
-Pure but for `copy_checkpoint`, which writes one directory.
+Pure but for `copy_checkpoint`, which writes one directory, and `list_observed`, which reads.
 """
 
 import secrets
@@ -11,13 +11,16 @@ from hashlib import sha256
 from pathlib import Path
 
 import msgspec
+from sqlalchemy import Connection
 
 from feedback.manifest import write_manifest
 from gateway.engines.deployment import ServingView
 from gateway.rollout.pure import machine
+from gateway.rollout.pure.findings import LATE_PHASES
 from gateway.rollout.pure.rules import Rules
 from gateway.settings import RolloutSection
 from gateway.tables.checkpoints import CheckpointRow
+from gateway.tables.rollouts import list_tries
 from gateway.tables.rows import RolloutRow
 from gateway.tables.serving import ServingRow
 
@@ -35,12 +38,31 @@ def convert_rules(section: RolloutSection) -> Rules:
 def build_desired_view(serving: ServingRow, row: RolloutRow | None) -> ServingView:
     """What should serve, by the tables alone."""
     view = ServingView(generation=serving.generation, stable=serving.stable)
-    if row is None or row.phase in (machine.PENDING, machine.ABORTING):
+    if row is None or row.phase in (machine.PENDING, machine.ABORTING, machine.ROLLING_BACK):
         return view
-    salt = bytes.fromhex(row.salt)
+    salt, observed = bytes.fromhex(row.salt), name_observed(row)
     if row.phase == machine.BAKING:
-        return replace(view, canary=row.stable, weight=row.weight, salt=salt)
-    return replace(view, canary=row.checkpoint, weight=row.weight, duel_share=row.duel_share, salt=salt, rollout=row.id)
+        return replace(
+            view, canary=row.stable, weight=row.weight, salt=salt, rollout=row.id, observed=observed, is_baking=True
+        )
+    return replace(
+        view, canary=row.checkpoint, weight=row.weight, duel_share=row.duel_share, salt=salt, rollout=row.id,
+        observed=observed,
+    )  # fmt: skip
+
+
+def name_observed(row: RolloutRow) -> str:
+    """Under which name first requests are kept now: the rollout's, with its phase once that is a late stage."""
+    phase = row.resume_phase if row.phase == machine.PAUSED else row.phase
+    if phase == machine.PROMOTING:
+        phase = machine.WAITING
+    return f"{row.id}.{phase}" if phase in LATE_PHASES else row.id
+
+
+def list_observed(conn: Connection, row: RolloutRow) -> list[str]:
+    """Under which names first requests are kept that say who has been seen now: of a trial, those of its pair."""
+    observed = name_observed(row)
+    return list_tries(conn, row) if observed == row.id else [observed]
 
 
 def new_statuses(old: RolloutRow, new: RolloutRow) -> list[tuple[str, str]]:
@@ -49,7 +71,9 @@ def new_statuses(old: RolloutRow, new: RolloutRow) -> list[tuple[str, str]]:
         return [(new.checkpoint, "stable"), (new.stable, "baking")]
     if new.phase == machine.HEALTHY:
         return [(new.stable, "draining")]
-    if new.phase == machine.ABORTING and old.phase == machine.BAKING:
+    if new.phase == machine.ROLLING_BACK:
+        return [(new.stable, "baking")]
+    if new.phase == machine.ABORTING and old.phase in (machine.BAKING, machine.ROLLING_BACK):
         return [(new.checkpoint, "canary"), (new.stable, "stable")]
     if new.phase == machine.DEGRADED:
         return [(new.checkpoint, "superseded" if old.phase == machine.PENDING else "draining")]
@@ -59,14 +83,15 @@ def new_statuses(old: RolloutRow, new: RolloutRow) -> list[tuple[str, str]]:
 def new_rollout(
     checkpoint: CheckpointRow, serving: ServingRow, policy: str, settings: RolloutSection, number: int, now: float
 ) -> RolloutRow:
-    """A Pending rollout with a salt of its own."""
+    """A Pending rollout with a salt of its own, and a pair of its own."""
     assert serving.stable is not None
+    name = f"r-{number + 1:06d}"
     return RolloutRow(
-        id=f"r-{number + 1:06d}", policy=policy, checkpoint=checkpoint.id, stable=serving.stable,
+        id=name, policy=policy, checkpoint=checkpoint.id, stable=serving.stable,
         aa=checkpoint.kind == "aa", phase=machine.PENDING, analysis="Pending", reason=machine.Reason.CREATED.value, step=0,
         step_started_at=now, weight=0.0, duel_share=settings.duel_share, salt=secrets.token_hex(16),
         generation=serving.generation, created_at=now, started_at=None, phase_started_at=now, finished_at=None,
-        resume_phase="", split_waived=False, decision_digest="", settings=settings.model_dump_json(),
+        resume_phase="", waived="", decision_digest="", settings=settings.model_dump_json(), pair=name, num_tries=1,
     )  # fmt: skip
 
 

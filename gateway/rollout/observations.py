@@ -79,9 +79,9 @@ class Observations:
     def record_failed_duel(self, rollout: str | None, user: str, failed_arms: Collection[str]) -> None:
         """Keep the outcome of a duel of which one candidate failed, or both: nobody is asked about it.
 
-        failed_arms: "stable", "canary" or both, which is 0.
+        rollout: its id, whatever its stage. failed_arms: "stable", "canary" or both, which is 0.
         """
-        if rollout is None or rollout != self._rollout or not user:
+        if rollout is None or self._rollout is None or rollout != self._rollout.partition(".")[0] or not user:
             return
         if len(self._failed) >= _MAX_FAILED:
             self.num_dropped += 1

@@ -15,12 +15,13 @@ from sqlalchemy import Connection
 from feedback.database import Writer
 from gateway.engines.deployment import Deployment, ServingView
 from gateway.errors import SwapError
-from gateway.rollout.desired_state import build_desired_view
+from gateway.rollout.desired_state import build_desired_view, list_observed
 from gateway.rollout.observations import Observations
 from gateway.rollout.transactions import Snapshot
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import CheckpointRow, get_checkpoint
 from gateway.tables.observations import load_observations
+from gateway.tables.rows import RolloutRow
 
 if TYPE_CHECKING:
     from gateway.engines.swap import Swap
@@ -81,16 +82,16 @@ class Reconciler:
         if view.canary is not None and not await self.load_by_id(view.canary):
             self._deployment.apply(stable_alone)
             return Reconciled(is_serving=True, lacks_canary=True)
-        await self._begin_observing(view)
+        await self._begin_observing(view, row)
         self._deployment.apply(view)
         return Reconciled(is_serving=True)
 
-    async def _begin_observing(self, view: ServingView) -> None:
+    async def _begin_observing(self, view: ServingView, row: RolloutRow | None) -> None:
         seen = None
-        if view.rollout is not None and view.rollout != self._deployment.view.rollout:
-            rows = await self._do(lambda conn: load_observations(conn, view.rollout or ""))
+        if row is not None and view.observed is not None and view.observed != self._deployment.view.observed:
+            rows = await self._do(lambda conn: load_observations(conn, list_observed(conn, row)))
             seen = [(o.user, o.arm, o.answered) for o in rows]
-        self._observations.begin(view.rollout, view.weight, seen)
+        self._observations.begin(view.observed, view.trial_weight, seen)
 
     # -- loading
 

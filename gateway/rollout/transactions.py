@@ -5,7 +5,7 @@ and what must be loaded or unloaded before, the controller knows.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
@@ -15,8 +15,8 @@ from gateway.rollout.pure import machine
 from gateway.rollout.pure.machine import Transition
 from gateway.settings import RolloutSection
 from gateway.tables.checkpoints import CheckpointRow, list_checkpoints, set_status
-from gateway.tables.rollouts import active_rollout, add_decision, add_rollout, count_rollouts, move_rollout
-from gateway.tables.rows import RolloutRow
+from gateway.tables.rollouts import active_rollout, add_decision, add_rollout, count_rollouts, find_tries, move_rollout
+from gateway.tables.rows import DecisionRow, RolloutRow
 from gateway.tables.serving import ServingRow, advance_serving, get_serving, require_fence
 
 _log = logging.getLogger(__name__)
@@ -66,26 +66,28 @@ def open_rollout(conn: Connection, snapshot: Snapshot, settings: RolloutSection,
     for checkpoint in older:
         set_status(conn, checkpoint.id, "superseded")
     set_status(conn, newest.id, "canary")
-    number = count_rollouts(conn)
-    add_rollout(conn, new_rollout(newest, snapshot.serving, policy, settings, number, now))
+    row = new_rollout(newest, snapshot.serving, policy, settings, count_rollouts(conn), now)
+    if earlier := find_tries(conn, row):
+        row = replace(row, pair=earlier[0].pair, num_tries=len(earlier) + 1, reason=machine.Reason.RETRIED.value)
+    add_rollout(conn, row)
 
 
 def carry_out(
-    conn: Connection, old: RolloutRow, to: Transition, now: float, fence: int | None, decision: tuple[str, str] | None
+    conn: Connection, old: RolloutRow, to: Transition, now: float, fence: int | None, decision: DecisionRow | None
 ) -> RolloutRow:
-    """Move a rollout: row, event, pointer, statuses and decision (digest, JSON). Returns the row under its generation.
+    """Move a rollout: row, event, pointer, statuses and decision. Returns the row under its generation.
 
     fence: None for an operator's action, which any gateway may carry out.
     """
     pointer = None
     if to.row.phase == machine.BAKING and old.phase == machine.PROMOTING:
         pointer = old.checkpoint
-    if to.row.phase == machine.ABORTING and old.phase == machine.BAKING:
+    if to.row.phase == machine.ABORTING and old.phase in (machine.BAKING, machine.ROLLING_BACK):
         pointer = old.stable
     for checkpoint, status in new_statuses(old, to.row):
         set_status(conn, checkpoint, status)
     if decision is not None:
-        add_decision(conn, old.id, now, to.reason, *decision)
+        add_decision(conn, old.id, now, decision)
     return move_rollout(
         conn,
         old,

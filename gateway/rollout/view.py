@@ -6,17 +6,20 @@ from collections.abc import Sequence
 import msgspec
 
 from gateway.rollout.pure import machine
-from gateway.rollout.pure.evidence import Evidence, Point
-from gateway.rollout.pure.guardrails import Guardrail, Guardrails
+from gateway.rollout.pure.decisions import Replay
+from gateway.rollout.pure.evidence import Point
+from gateway.rollout.pure.findings import Findings
+from gateway.rollout.pure.guardrails import FAIL, SENSORS, Guardrails
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.verdict import limit_exp, say_verdict
-from gateway.tables.rows import EventRow, RolloutRow
+from gateway.tables.rows import DecisionRow, EventRow, RolloutRow
 
 
 class EvidenceView(msgspec.Struct, frozen=True, kw_only=True):
     """Preference evidence. E-values, not logarithms; `net_win_rate` is the mean of (wins - losses) / cap over users.
 
-    delta: the net win rate that the whole interval must be above. unit: what `users` counts, "user" or "comparison".
+    delta: the net win rate that the whole interval must be above. unit: what `users` counts, "user" or "comparison". waiting: users
+    asked who have not entered. fragility: users who would have to vanish, worst first, until the evidence is below its threshold.
     """
 
     e: float
@@ -26,6 +29,8 @@ class EvidenceView(msgspec.Struct, frozen=True, kw_only=True):
     users: int
     min_users: int
     max_users: int
+    waiting: int
+    fragility: int
     votes: int
     wins: int
     losses: int
@@ -39,7 +44,11 @@ class EvidenceView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GuardrailView(msgspec.Struct, frozen=True, kw_only=True):
-    """One guardrail. `status`: "pass", "fail" or "not enough data"; `missing`: clean users that would make it pass."""
+    """One guardrail. `status`: "pass", "fail", "not enough data" or "blind"; `missing`: clean users that would make it pass.
+
+    sensor: what looks, and seen: at how many answers. action: what its alarm does, "roll_back", "pause" or "warn". waived: an
+    operator has accepted its alarm. length: canary is the mean difference to stable, as a share of the most tokens.
+    """
 
     name: str
     status: str
@@ -48,6 +57,10 @@ class GuardrailView(msgspec.Struct, frozen=True, kw_only=True):
     canary: float | None
     stable: float | None
     missing: int
+    sensor: str
+    seen: int
+    action: str
+    waived: bool
 
 
 class SeriesPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +107,7 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
     weight: float
     weight_of: str
     duel_share: float
+    num_tries: int
     generation: int
     decision_digest: str
     created_at: float
@@ -108,9 +122,38 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
     events: list[EventView]
 
 
+class DecisionView(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision, and whether it comes out the same when it is made again. replayed: the digest then, empty if it cannot be.
+
+    is_same: both digests are the same. is_same_code: the files that decide have not changed since.
+    """
+
+    at: float
+    verdict: str
+    digest: str
+    replayed: str
+    is_same: bool
+    is_same_code: bool
+
+
+class ReplayView(msgspec.Struct, frozen=True):
+    """Every decision of a rollout, made again."""
+
+    rollout: str
+    decisions: list[DecisionView]
+
+
+def show_replay(at: float, decision: DecisionRow, replay: Replay) -> DecisionView:
+    """A decision beside its replay."""
+    return DecisionView(
+        at=at, verdict=decision.verdict, digest=decision.digest, replayed=replay.digest,
+        is_same=decision.digest == replay.digest, is_same_code=replay.is_same_code,
+    )  # fmt: skip
+
+
 def build_view(
-    row: RolloutRow, evidence: Evidence, guardrails: Guardrails, series: Sequence[Point], events: Sequence[EventRow],
-    rules: Rules, preset: str, problem: str = "",
+    row: RolloutRow, findings: Findings, series: Sequence[Point], events: Sequence[EventRow], rules: Rules, preset: str,
+    problem: str = "",
 ) -> RolloutView:  # fmt: skip
     """Everything an operator sees of one rollout."""
     return RolloutView(
@@ -128,6 +171,7 @@ def build_view(
         weight=row.weight,
         weight_of="old" if row.phase == machine.BAKING else "canary",
         duel_share=row.duel_share,
+        num_tries=row.num_tries,
         generation=row.generation,
         decision_digest=row.decision_digest,
         created_at=row.created_at,
@@ -135,9 +179,9 @@ def build_view(
         next_move_at=machine.next_move_at(row, rules),
         approve_at=machine.approve_at(row, rules),
         preset=preset,
-        verdict_sentence=f"Cannot be judged: {problem}." if problem else say_verdict(row, evidence, guardrails, rules),
-        evidence=_show_evidence(evidence, rules),
-        guardrails=_show_guardrails(guardrails, rules),
+        verdict_sentence=f"Cannot be judged: {problem}." if problem else say_verdict(row, findings, rules),
+        evidence=_show_evidence(findings, rules, row),
+        guardrails=_show_all_guardrails(findings, rules, row),
         series=[
             SeriesPoint(
                 at=p.at,
@@ -159,7 +203,8 @@ def build_view(
     )
 
 
-def _show_evidence(evidence: Evidence, rules: Rules) -> EvidenceView:
+def _show_evidence(findings: Findings, rules: Rules, row: RolloutRow) -> EvidenceView:
+    evidence = findings.evidence
     return EvidenceView(
         e=limit_exp(evidence.log_e),
         threshold=1 / rules.alpha,
@@ -167,7 +212,9 @@ def _show_evidence(evidence: Evidence, rules: Rules) -> EvidenceView:
         unit=rules.evidence_unit,
         users=evidence.users,
         min_users=rules.min_users,
-        max_users=rules.max_users,
+        max_users=rules.max_users * row.num_tries,
+        waiting=evidence.waiting,
+        fragility=findings.fragility,
         votes=evidence.votes,
         wins=evidence.wins,
         losses=evidence.losses,
@@ -181,22 +228,31 @@ def _show_evidence(evidence: Evidence, rules: Rules) -> EvidenceView:
     )
 
 
-def _name_guardrail(rate: Guardrail, rules: Rules) -> str:
-    if rate.needed:
-        return rate.name
-    return f"{rate.name} ({'accepted unseen' if rate.name in rules.accept_blind else 'alarm only'})"
+def _show_all_guardrails(findings: Findings, rules: Rules, row: RolloutRow) -> list[GuardrailView]:
+    rows = _show_guardrails(findings.guardrails, rules, row)
+    if findings.late is not None:
+        late = _show_guardrails(findings.late.guardrails, rules, row)
+        rows += [
+            msgspec.structs.replace(one, name=f"{one.name} since the verdict") for one in late if one.status == FAIL
+        ]
+    return rows
 
 
-def _show_guardrails(guardrails: Guardrails, rules: Rules) -> list[GuardrailView]:
+def _show_guardrails(guardrails: Guardrails, rules: Rules, row: RolloutRow) -> list[GuardrailView]:
+    waived = row.waived.split()
     rows = [
         GuardrailView(
-            name=_name_guardrail(rate, rules),
+            name=rate.name if rate.needed else f"{rate.name} (alarm only)",
             status=rate.status,
             e=limit_exp(rate.log_alarm if rate.status == "fail" else rate.log_e),
             threshold=1 / rules.alpha,
             canary=rate.canary,
             stable=rate.stable,
             missing=rate.missing,
+            sensor=SENSORS[rate.name],
+            seen=rate.seen,
+            action=rules.actions[rate.name],
+            waived=rate.name in waived,
         )
         for rate in guardrails.rates
     ]
@@ -205,7 +261,17 @@ def _show_guardrails(guardrails: Guardrails, rules: Rules) -> list[GuardrailView
         status = "fail" if log_e >= math.log(limit) else "pass" if guardrails.users else "not enough data"
         rows.append(
             GuardrailView(
-                name=name, status=status, e=limit_exp(log_e), threshold=limit, canary=None, stable=None, missing=0
+                name=name,
+                status=status,
+                e=limit_exp(log_e),
+                threshold=limit,
+                canary=None,
+                stable=None,
+                missing=0,
+                sensor="the arm that really answered" if name == "sample ratio" else "the order shown",
+                seen=guardrails.users,
+                action=rules.actions["split"],
+                waived="split" in waived,
             )
         )
     return rows

@@ -16,13 +16,13 @@ from typing import Any
 
 import msgspec
 
+from gateway.engines.deployment import Arm
 from gateway.errors import ApiError, CheckpointGone, error_body, unavailable
 from gateway.http.call import Call, Handler
 from gateway.http.sse import DONE, encode_event
 from gateway.rollout.observations import Observations
 from gateway.serving.context import Context
 from gateway.serving.exchange import Exchange
-from gateway.serving.routing import Arm
 from gateway.tables.rows import Answered
 
 CLIENT_GONE = 499  # nginx's code for a client that left: not our failure
@@ -132,7 +132,7 @@ def record_answer(exchange: Exchange, outcome: Outcome) -> None:
     observations = _find_observations(exchange)
     if _counts_comparisons(exchange):
         return  # they are the units there: who is answered once is none
-    if observations is None or observations.is_settled(exchange.view.rollout or "", exchange.who.user):
+    if observations is None or observations.is_settled(exchange.view.observed or "", exchange.who.user):
         return
     if _is_telling(exchange, outcome):
         _observe(observations, exchange, exchange.who.user, outcome, "single")
@@ -157,7 +157,7 @@ def record_pair(exchange: Exchange, outcomes: Sequence[Outcome], *, is_duel: boo
     elif len(telling) == len(outcomes):
         for outcome in telling:
             _observe(observations, exchange, unit, outcome, "duel")
-        if failed := [outcome.arm for outcome in telling if outcome.code >= 500]:
+        if failed := [exchange.view.trial_arm(outcome.arm) for outcome in telling if outcome.code >= 500]:
             observations.record_failed_duel(exchange.view.rollout, exchange.who.user, failed)
 
 
@@ -209,13 +209,13 @@ def _counts_comparisons(exchange: Exchange) -> bool:
 
 def _observe(observations: Observations, exchange: Exchange, unit: str, outcome: Outcome, answered: Answered) -> None:
     observations.record(
-        exchange.view.rollout,
+        exchange.view.observed,
         unit,
-        outcome.arm,
+        exchange.view.trial_arm(outcome.arm),
         _has_failed(exchange, outcome),
         outcome.is_truncated,
         outcome.is_refused,
         outcome.first_byte_s,
         answered=answered,
-        weight=exchange.view.weight,
+        weight=exchange.view.trial_weight,
     )

@@ -5,18 +5,17 @@ without a user is assigned by its conversation.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from gateway.access.keys import Identity
 from gateway.access.secrets import Secrets
-from gateway.engines.deployment import ServingView
+from gateway.engines.deployment import Arm, ServingView
 from gateway.errors import not_found, unavailable
 from gateway.rollout.pure.assignment import choose_arm
 from gateway.serving.body import EngineRequest
 
-Arm = Literal["stable", "canary"]
 Header = Callable[[bytes], str | None]  # a header's value by its lower-case name
 Messages = Callable[[], list[dict[str, Any]]]
 

@@ -7,6 +7,7 @@ from sqlalchemy import Column, Connection, Float, Integer, String, Table, Text, 
 
 from feedback.database import metadata
 from feedback.manifest import Manifest
+from gateway.errors import RefusedAction
 from gateway.tables.columns import select_rows
 
 # status of a checkpoint: waiting -> canary -> stable -> draining -> retired -> deleted; or superseded while it waited.
@@ -95,6 +96,17 @@ def list_checkpoints(conn: Connection, status: str | None = None) -> list[Checkp
 
 def set_status(conn: Connection, checkpoint: str, status: str) -> None:
     conn.execute(update(checkpoints).where(checkpoints.c.id == checkpoint).values(status=status))
+
+
+def require_startable(row: CheckpointRow | None, checkpoint: str) -> CheckpointRow:
+    """A checkpoint that may be put on trial. Raises LookupError or RefusedAction."""
+    if row is None:
+        raise LookupError(checkpoint)
+    if row.status in ("stable", "canary", "baking", "waiting"):
+        raise RefusedAction(f"Checkpoint {checkpoint} is {row.status} already.")
+    if row.status == "deleted":
+        raise RefusedAction(f"The files of checkpoint {checkpoint} were deleted.")
+    return row
 
 
 def queue_checkpoint(conn: Connection, checkpoint: str, now: float) -> None:

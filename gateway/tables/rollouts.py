@@ -8,6 +8,7 @@ from sqlalchemy import (
     Connection,
     Float,
     Integer,
+    LargeBinary,
     String,
     Table,
     Text,
@@ -20,7 +21,7 @@ from sqlalchemy import (
 
 from feedback.database import metadata
 from gateway.tables.columns import select_rows
-from gateway.tables.rows import EventRow, RolloutRow
+from gateway.tables.rows import DecisionRow, EventRow, RolloutRow
 from gateway.tables.serving import StaleController, advance_serving, get_serving
 
 rollouts = Table(
@@ -45,9 +46,12 @@ rollouts = Table(
     Column("phase_started_at", Float, nullable=False),
     Column("finished_at", Float),
     Column("resume_phase", String(30), nullable=False),
-    Column("split_waived", Boolean, nullable=False),
+    Column("split_waived", Boolean, nullable=False),  # for the release before, which knows no other waiver
+    Column("waived", Text, nullable=False, server_default=""),
     Column("decision_digest", String(64), nullable=False),
     Column("settings", Text, nullable=False),
+    Column("pair", String(64), nullable=False, server_default="", index=True),
+    Column("num_tries", Integer, nullable=False, server_default="1"),
     Column("note", Text, nullable=False, server_default=""),
 )
 
@@ -74,6 +78,7 @@ decisions = Table(
     Column("verdict", String(40), nullable=False),
     Column("digest", String(64), nullable=False),
     Column("data", Text, nullable=False),
+    Column("inputs", LargeBinary),  # none in rows of older gateways, which cannot be replayed
 )
 
 
@@ -88,8 +93,12 @@ _ACTIVE_ROLLOUTS = _ROLLOUTS.where(
 
 
 def add_rollout(conn: Connection, row: RolloutRow) -> None:
-    conn.execute(insert(rollouts).values(**asdict(row)))
-    _add_event(conn, row, "", "controller", row.reason, row.created_at)
+    conn.execute(insert(rollouts).values(**_store(row)))
+    add_event(conn, row, "", "controller", row.reason, row.created_at)
+
+
+def _store(row: RolloutRow) -> dict[str, object]:
+    return {**asdict(row), "split_waived": "split" in row.waived.split()}
 
 
 def get_rollout(conn: Connection, rollout: str) -> RolloutRow | None:
@@ -105,6 +114,31 @@ def list_rollouts(conn: Connection, limit: int = 100) -> list[RolloutRow]:
 
 def count_rollouts(conn: Connection) -> int:
     return conn.execute(select(func.count()).select_from(rollouts)).scalar_one()
+
+
+def list_tries(conn: Connection, row: RolloutRow) -> list[str]:
+    """The rollouts whose evidence this one goes on with, oldest first, itself included."""
+    if row.num_tries == 1:
+        return [row.id]
+    query = select(rollouts.c.id).where(rollouts.c.pair == row.pair, rollouts.c.num_tries <= row.num_tries)
+    return [str(name) for name in conn.execute(query.order_by(rollouts.c.num_tries)).scalars()]
+
+
+def find_tries(conn: Connection, row: RolloutRow) -> list[RolloutRow]:
+    """Earlier rollouts of the same checkpoints under the same settings, oldest first."""
+    query = _ROLLOUTS.where(
+        rollouts.c.checkpoint == row.checkpoint, rollouts.c.stable == row.stable, rollouts.c.settings == row.settings
+    ).order_by(rollouts.c.created_at, rollouts.c.id)
+    return [RolloutRow(*found) for found in conn.execute(query)]
+
+
+def find_promotion(conn: Connection, policy: str, checkpoint: str) -> RolloutRow | None:
+    """The newest rollout that made this checkpoint stable."""
+    query = _ROLLOUTS.where(
+        rollouts.c.policy == policy, rollouts.c.checkpoint == checkpoint, rollouts.c.phase == "Healthy"
+    ).order_by(rollouts.c.created_at.desc(), rollouts.c.id.desc())
+    row = conn.execute(query).first()
+    return None if row is None else RolloutRow(*row)
 
 
 def active_rollout(conn: Connection, policy: str) -> RolloutRow | None:
@@ -124,15 +158,16 @@ def move_rollout(
     generation = advance_serving(conn, old.policy, get_serving(conn, old.policy).generation, fence, stable)
     new = replace(new, generation=generation)
     where = (rollouts.c.id == old.id, rollouts.c.generation == old.generation)
-    if conn.execute(update(rollouts).where(*where).values(**asdict(new))).rowcount != 1:
+    if conn.execute(update(rollouts).where(*where).values(**_store(new))).rowcount != 1:
         raise StaleController(f"rollout {old.id} is past generation {old.generation}")
-    _add_event(conn, new, old.phase, actor, reason, now, note)
+    add_event(conn, new, old.phase, actor, reason, now, note)
     return new
 
 
-def _add_event(
+def add_event(
     conn: Connection, row: RolloutRow, old_phase: str, actor: str, reason: str, now: float, note: str = ""
 ) -> None:
+    """Append a line to the audit trail: the row came from `old_phase` to where it is."""
     values = {"from_phase": old_phase, "to_phase": row.phase, "actor": actor, "reason": reason, "note": note}
     conn.execute(insert(rollout_events).values(rollout=row.id, at=now, generation=row.generation, **values))
 
@@ -142,5 +177,11 @@ def list_events(conn: Connection, rollout: str) -> list[EventRow]:
     return [EventRow(r.at, r.from_phase, r.to_phase, r.actor, r.reason, r.note) for r in conn.execute(query)]
 
 
-def add_decision(conn: Connection, rollout: str, at: float, verdict: str, digest: str, data: str) -> None:
-    conn.execute(insert(decisions).values(rollout=rollout, at=at, verdict=verdict, digest=digest, data=data))
+def add_decision(conn: Connection, rollout: str, at: float, decision: DecisionRow) -> None:
+    conn.execute(insert(decisions).values(rollout=rollout, at=at, **asdict(decision)))
+
+
+def list_decisions(conn: Connection, rollout: str) -> list[tuple[float, DecisionRow]]:
+    """Every decision of a rollout with its time, oldest first."""
+    query = select(decisions).where(decisions.c.rollout == rollout).order_by(decisions.c.id)
+    return [(r.at, DecisionRow(r.verdict, r.digest, r.data, r.inputs)) for r in conn.execute(query)]

@@ -10,7 +10,9 @@ Answered = Literal["single", "explore", "duel"]  # by one answer, a pair of one 
 class RolloutRow:
     """One rollout, all of its state. analysis: Pending, Running, Successful, Failed, Error or Inconclusive.
 
-    reason: a code of machine.Reason; note: what an operator wrote of it, which steers nothing.
+    reason: a code of machine.Reason; note: what an operator wrote of it, which steers nothing. waived: guardrails, by blanks,
+    that an operator has accepted. pair: the first rollout of these two checkpoints under these settings, whose evidence this
+    one goes on with, as the `num_tries`-th of them.
     """
 
     id: str
@@ -32,9 +34,11 @@ class RolloutRow:
     phase_started_at: float
     finished_at: float | None
     resume_phase: str
-    split_waived: bool
+    waived: str
     decision_digest: str
     settings: str
+    pair: str
+    num_tries: int
     note: str = ""
 
 
@@ -50,11 +54,22 @@ class EventRow:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class DecisionRow:
+    """What a decision came to, as JSON with its SHA-256, and all that it rested on (decisions.py); None of older gateways."""
+
+    verdict: str
+    digest: str
+    data: str
+    inputs: bytes | None
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What happened on a user's first request; a duel has one for each arm.
+    """What happened on a user's first request; a duel has one for each arm. None: the sensor saw nothing.
 
-    latency_first_s: time to the first token, None if there was none.
+    rollout: its id, and for a late stage its phase after it. latency_first_s: time to the first token; latency_token_s: to each
+    further one. length: tokens of the answer as a share of the most it might have.
     """
 
     rollout: str
@@ -63,7 +78,9 @@ class Observation:
     answered: Answered
     weight: float
     error: bool
-    truncated: bool
-    refused: bool
+    truncated: bool | None
+    refused: bool | None
     latency_first_s: float | None
     at: float
+    latency_token_s: float | None = None
+    length: float | None = None

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway.rollout.pure import machine
-from gateway.rollout.pure.guardrails import FAIL, NOT_ENOUGH, PASS
+from gateway.rollout.pure.guardrails import BLIND, FAIL, NOT_ENOUGH, PASS
 
 if TYPE_CHECKING:
     from gateway.engines.deployment import Deployment
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 PHASES = (
     machine.PENDING, machine.PROGRESSING, machine.PAUSED, machine.WAITING, machine.PROMOTING, machine.BAKING,
-    machine.ABORTING,
+    machine.ABORTING, machine.ROLLING_BACK,
 )  # fmt: skip
-STATUSES = (PASS, FAIL, NOT_ENOUGH)
+STATUSES = (PASS, FAIL, NOT_ENOUGH, BLIND)
 _NUMBERS = {
     "phase_age_seconds": "Time since the rollout's phase began.",
     "step": "The step of the canary's ramp, from 0.",
@@ -58,8 +58,11 @@ class RolloutCollector(Collector):
         current = self._controller.current
         yield from self._show_row(current)
         assessment = current.assessment if current is not None else None
-        yield from _show_evidence(assessment.evidence if assessment is not None else None)
-        yield from _show_guardrails(assessment.guardrails if assessment is not None else None)
+        findings = assessment.findings if assessment is not None else None
+        yield from _show_evidence(findings.evidence if findings is not None else None)
+        yield from _show_guardrails(findings.guardrails if findings is not None else None)
+        fragility: Mapping[tuple[str, ...], float] = {} if findings is None else {(): findings.fragility}
+        yield _family("fragility_users", "Users who would have to vanish until the evidence is short.", fragility)
 
     def _show_row(self, current: CurrentRollout | None) -> Iterator[GaugeMetricFamily]:
         row = current.row if current is not None else None
@@ -101,13 +104,16 @@ def _show_guardrails(guardrails: Guardrails | None) -> Iterator[GaugeMetricFamil
     states: dict[tuple[str, ...], float] = {}
     missing: dict[tuple[str, ...], float] = {}
     skews: dict[tuple[str, ...], float] = {}
+    seen: dict[tuple[str, ...], float] = {}
     if guardrails is not None:
         for rate in guardrails.rates:
             states |= {(rate.name, status): rate.status == status for status in STATUSES}
             missing[rate.name,] = rate.missing
+            seen[rate.name,] = rate.seen
         skews = {("split",): guardrails.log_e_split, ("order",): guardrails.log_e_order}
     yield _family("guardrail", "1 for the state the guardrail is in.", states, "name", "status")
     yield _family("guardrail_missing_users", "Clean users of the canary until it passes.", missing, "name")
+    yield _family("sensor_seen", "Answers of the rollout of which the guardrail's sensor saw anything.", seen, "name")
     text = "Natural logarithm of the e-value that users, or places on the page, were not split as intended."
     yield _family("skew_log_e", text, skews, "check")
 

@@ -209,7 +209,7 @@ def test_duels_are_seen_from_the_canarys_side_user_by_user_in_the_order_asked(da
         show(database, make_comparison(f"d{number}", arms=arms, rollout="r1", created_at=1000.0 + number))
         choose(database, f"d{number}", preferred, now=1010.0)
     with database.connect() as connection:
-        duels = list(load_duels(connection, "r1"))
+        duels = list(load_duels(connection, ["r1"]))
     assert [duel.outcome for duel in duels] == [outcome for _, _, outcome in verdicts]
     assert [duel.canary_first for duel in duels] == [arms == "canary stable" for arms, _, _ in verdicts]
     assert [duel.both_bad for duel in duels] == [False] * 5 + [True]
@@ -222,13 +222,13 @@ def test_open_and_skipped_duels_are_not_decided(database: sa.Engine) -> None:
     show(database, make_comparison("skipped", arms="stable canary", rollout="r1"))
     choose(database, "skipped", "skip")
     with database.connect() as connection:
-        assert [(duel.chosen_at, duel.outcome) for duel in load_duels(connection, "r1")] == [(None, 0)] * 2
+        assert [(duel.chosen_at, duel.outcome) for duel in load_duels(connection, ["r1"])] == [(None, 0)] * 2
 
 
 def test_explores_and_other_rollouts_are_no_duels(database: sa.Engine) -> None:
     show(database, make_comparison("explore", rollout="r1"), make_comparison("d", arms="stable canary", rollout="r2"))
     with database.connect() as connection:
-        assert list(load_duels(connection, "r1")) == []
+        assert list(load_duels(connection, ["r1"])) == []
 
 
 def test_duels_with_a_failed_candidate_stand_among_those_that_were_shown(database: sa.Engine) -> None:
@@ -243,7 +243,7 @@ def test_duels_with_a_failed_candidate_stand_among_those_that_were_shown(databas
         for _ in range(2):
             store_failed_duels(connection, failed)
     with database.connect() as connection:
-        duels = list(load_duels(connection, "r1"))
+        duels = list(load_duels(connection, ["r1"]))
     assert [(duel.comparison_id, duel.chosen_at, duel.outcome, duel.failed) for duel in duels] == [
         ("f1", 1000.0, -1, True), ("shown", None, 0, False), ("f2", 1002.0, 0, True),
     ]  # fmt: skip

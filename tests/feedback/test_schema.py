@@ -133,6 +133,13 @@ def test_the_gateways_signals_are_not_taken_for_the_trainers(empty: sa.Engine) -
     assert "idempotency_key" in {column["name"] for column in sa.inspect(empty).get_columns("signals")}
 
 
+_SINCE_REVISION_5 = {
+    "rollouts": ("waived", "pair", "num_tries"),
+    "decisions": ("inputs",),
+    "rollout_observations": ("latency_token_s", "length", "unseen"),
+}
+
+
 @pytest.mark.filterwarnings("ignore:.*expression-based")
 @pytest.mark.parametrize("store", ["gateway", "completions"])
 def test_a_database_from_before_revisions_is_adopted_and_completed(empty: sa.Engine, store: Store) -> None:
@@ -147,6 +154,10 @@ def test_a_database_from_before_revisions_is_adopted_and_completed(empty: sa.Eng
             connection.exec_driver_sql("ALTER TABLE rollouts DROP COLUMN note")
             connection.exec_driver_sql("ALTER TABLE rollout_events DROP COLUMN note")
             connection.exec_driver_sql("ALTER TABLE rollout_observations DROP COLUMN answered")
+            connection.exec_driver_sql("DROP INDEX ix_rollouts_pair")
+            for table, columns in _SINCE_REVISION_5.items():
+                for column in columns:
+                    connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
             connection.exec_driver_sql("INSERT INTO leases VALUES ('default', 'gateway-1', 12.5)")
     migrate(empty, store)
     assert list_differences(empty, store) == []

@@ -13,6 +13,7 @@ from gateway.engines.deployment import Deployment
 from gateway.errors import SwapError
 from gateway.rollout.assessment import Assessor
 from gateway.rollout.controller import Controller
+from gateway.rollout.desired_state import name_observed
 from gateway.rollout.membership import Membership
 from gateway.rollout.pure import machine
 from gateway.settings import GatewaySettings
@@ -136,7 +137,7 @@ class World:
         row = await self.row()
         for user in users:
             for arm in ("stable", "canary"):
-                self.observed.record(row.id, f"u{user}", arm, False, False, False, 0.1, answered="duel")
+                self.observed.record(name_observed(row), f"u{user}", arm, False, False, False, 0.1, answered="duel")
             for n in range(3):
                 await self.choose(row, f"u{user}", n < num_wins_of_3)
 

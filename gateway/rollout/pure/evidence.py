@@ -45,7 +45,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Logarithms of e-values, the net win rate with its 90% interval, and what was counted."""
+    """Logarithms of e-values, the net win rate with its 90% interval, and what was counted.
+
+    scores: entered users per possible score, from -cap to cap.
+    """
 
     log_e: float
     log_e_inferior: float
@@ -61,6 +64,7 @@ class Evidence:
     low: float
     high: float
     top_user_share: float
+    scores: tuple[int, ...]
 
 
 def enter_users(voters: Iterable[Voter], *, now: float, max_users: int | None = None) -> tuple[list[EnteredUser], int]:
@@ -153,7 +157,17 @@ def weigh_voters(
         low=float(low[0]),
         high=float(high[0]),
         top_user_share=max([voter.votes for voter in voters], default=0) / max(1, votes),
+        scores=tuple(int(num) for num in total),
     )
+
+
+def count_users_to_lose(scores: Sequence[int], cap: int, alpha: float = 0.05, delta: float = 0.0) -> int:
+    """How many users would have to vanish, those who like the canary most first, until E+ is below 1/alpha; 0 if it is."""
+    best_first = np.repeat(np.arange(2 * cap, -1, -1), np.array(scores[::-1], dtype=int))
+    left = np.tile(np.array(scores, dtype=float), (len(best_first) + 1, 1))
+    left[1:] -= np.cumsum(np.eye(2 * cap + 1)[best_first], axis=0)  # row k: without the k best
+    below = log_superiority(left, cap, delta) < -math.log(alpha)
+    return int(below.argmax())
 
 
 def draw_series(

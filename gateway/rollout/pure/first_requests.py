@@ -68,6 +68,8 @@ class FirstRequests:
     truncated: Floats
     refused: Floats
     first_token_s: Floats
+    token_s: Floats
+    length: Floats
 
     @property
     def num_users(self) -> int:
@@ -91,6 +93,14 @@ class FirstRequests:
         tau = _LATENCY_EDGES_S[edge] if edge < len(_LATENCY_EDGES_S) else quantile
         before: Ints = num_stable - (known & ~self.canary)  # of stable's, without this one
         return self.see(np.where(known & (before >= _NUM_FOR_TAU), seconds > tau, np.nan))
+
+    def compare_lengths(self) -> Floats:
+        """Of each duel of which both lengths are known, the canary's minus stable's, as a share of the most: (duels,)."""
+        rows = np.flatnonzero(self.duel & ~np.isnan(self.length))
+        rows = rows[np.argsort(self.user[rows], kind="stable")]
+        user, canary, length = self.user[rows], self.canary[rows], self.length[rows]
+        both = np.flatnonzero(user[1:] == user[:-1])  # the first row of each pair
+        return cast(Floats, np.where(canary[both], 1, -1) * (length[both] - length[both + 1]))
 
     def count_arms(self) -> list[tuple[float, int, int]]:
         """By weight, (weight, canary, stable): single answers by the arm that really answered; of a duel both did."""
@@ -131,6 +141,8 @@ def read_first_requests(observed: Sequence[Observation]) -> FirstRequests:
         truncated=column("truncated"),
         refused=column("refused"),
         first_token_s=column("latency_first_s"),
+        token_s=column("latency_token_s"),
+        length=column("length"),
     )
 
 

@@ -7,9 +7,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 LOWER_RATIOS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.2)  # alternatives to "ratio >= 1.5", times r0 / 1.5
 HIGHER_RATIOS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0)  # alternatives to "ratio <= 1"
 CEILING_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75)  # alternatives to "rate >= ceiling", as shares of the ceiling
+SHIFT_BETS = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
 SPLIT_STRENGTH = 100.0
 _MOST_MISSING = 100_000
 
@@ -74,6 +78,15 @@ def log_split_e(splits: Iterable[tuple[float, int, int]]) -> float:
         total += _log_beta(a + canary, b + stable) - _log_beta(a, b)
         total -= canary * math.log(weight) + stable * math.log1p(-weight)
     return total
+
+
+def log_shift_e(differences: npt.NDArray[np.float64], margin: float) -> float:
+    """log E that the mean of differences in [-1, 1] is beyond `margin` on either side: (n,), the mean of both one-sided tests."""
+    logs = []
+    for values in (differences, -differences):
+        steps = np.log1p(np.outer((values - margin) / (1 + margin), SHIFT_BETS))  # (n, bets), every factor positive
+        logs += steps.sum(axis=0).tolist()
+    return log_mean(logs)
 
 
 def clean_users_missing(num_users: int, num_events: int, ceiling: float, log_ratio: float, threshold: float) -> int:

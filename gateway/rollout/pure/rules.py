@@ -16,9 +16,10 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """Times in seconds, weights and rates 0 to 1. ceilings: by guardrail. evidence_unit: "user" or "comparison".
+    """Times in seconds, weights and rates 0 to 1. ceilings: by guardrail; actions: "roll_back", "pause" or "warn", likewise.
 
-    accept_blind: guardrails that need not have seen enough. approve_early: operators decide on whatever evidence there is.
+    evidence_unit: "user" or "comparison". accept_blind: guardrails whose sensor need not have worked. approve_early: operators
+    decide on whatever evidence there is, unless a guardrail fails.
     """
 
     alpha: float
@@ -32,12 +33,17 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     max_s: float
     steps: tuple[Step, ...]
     ceilings: Mapping[str, float]
+    actions: Mapping[str, str]
+    accept_blind: tuple[str, ...]
     max_ratio: float
     rollback_threshold: float
     sample_ratio_threshold: float
     baking_s: float
     baking_weight: float
-    accept_blind: tuple[str, ...]
     approve_early: bool
     auto_approve: bool
     approve_countdown_s: float
+
+    def list_guardrails(self, action: str) -> list[str]:
+        """The guardrails with this action; the split of users is none."""
+        return [name for name, chosen in self.actions.items() if chosen == action and name != "split"]

@@ -12,7 +12,7 @@ import msgspec
 class Duel(msgspec.Struct, frozen=True, gc=False):
     """One duel from the canary's side: outcome +1, 0 or -1. `chosen_at` None: shown and not decided (yet).
 
-    failed: decided by a candidate's failure, without anybody's choice.
+    failed: decided by a candidate's failure, without anybody's choice. skipped: answered, without deciding it.
     """
 
     user: str
@@ -24,10 +24,11 @@ class Duel(msgspec.Struct, frozen=True, gc=False):
     harmful_stable: bool = False
     canary_first: bool = False
     failed: bool = False
+    skipped: bool = False
 
 
 class Voter(msgspec.Struct, frozen=True, gc=False):
-    """A user's duels. first: the earliest asked of which something was said, None if there is none.
+    """A user's duels. first: the earliest asked that was answered, if only by skipping it; None if there is none.
 
     complete_at: when `cap` duels were decided, or `window_s` had passed since the first was asked. score: wins - losses
     over the first `cap` that were decided until then. last_chosen_at: 0 without votes.
@@ -68,7 +69,7 @@ def sum_up(own: Sequence[Duel], *, cap: int, window_s: float) -> Voter:
         both_bad=sum([duel.both_bad for duel in own]),
         last_chosen_at=decided[-1][0] if decided else 0.0,
         first=min(
-            [duel for duel in own if duel.chosen_at is not None and not duel.failed],
+            [duel for duel in own if (duel.chosen_at is not None or duel.skipped) and not duel.failed],
             key=attrgetter("asked_at"),
             default=None,
         ),

@@ -1,40 +1,19 @@
 """Says in words and numbers where a rollout stands, for operators. Pure."""
 
-import hashlib
-import json
 import math
-from dataclasses import asdict
 
 from gateway.rollout.pure import machine
-from gateway.rollout.pure.evidence import Evidence
-from gateway.rollout.pure.guardrails import FAIL, Guardrails
+from gateway.rollout.pure.findings import Findings
+from gateway.rollout.pure.guardrails import BLIND, FAIL, Guardrail
 from gateway.rollout.pure.rules import Rules
 from gateway.tables.rows import RolloutRow
 
 _LARGEST_LOG = 690.0
 
 
-def describe_decision(
-    row: RolloutRow, verdict: str, evidence: Evidence, guardrails: Guardrails, last_choice_at: float, code: str
-) -> tuple[str, str]:
-    """Return (digest, JSON) of everything a decision rests on."""
-    data = {
-        "rollout": row.id,
-        "checkpoint": row.checkpoint,
-        "stable": row.stable,
-        "verdict": verdict,
-        "evidence": asdict(evidence),
-        "guardrails": asdict(guardrails),
-        "last_choice_at": last_choice_at,
-        "settings": hashlib.sha256(row.settings.encode()).hexdigest(),
-        "code": code,
-    }
-    text = json.dumps(data, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest(), text
-
-
-def say_verdict(row: RolloutRow, evidence: Evidence, guardrails: Guardrails, rules: Rules) -> str:
+def say_verdict(row: RolloutRow, findings: Findings, rules: Rules) -> str:
     """One sentence: what is known and what is awaited."""
+    evidence, guardrails = findings.evidence, findings.guardrails
     units = "comparisons" if rules.evidence_unit == "comparison" else "users"
     net = f"net win rate {evidence.net:+.0%} ({evidence.low:+.0%} to {evidence.high:+.0%}), {evidence.users} {units}"
     is_proven = evidence.log_e >= -math.log(rules.alpha)
@@ -55,18 +34,27 @@ def say_verdict(row: RolloutRow, evidence: Evidence, guardrails: Guardrails, rul
         if not is_proven:
             return f"Promoted by an operator on little evidence: {net}, {have}{tail}."
         return f"Promoted: people preferred it ({net}){tail}."
+    if row.phase == machine.ROLLING_BACK:
+        return f"Rolling back ({why}): {row.stable} is being loaded, {row.checkpoint} serves until then."
     if row.phase in (machine.ABORTING, machine.DEGRADED):
+        if row.reason == machine.Reason.ROLLED_BACK:
+            return f"Rolled back{': ' + row.note if row.note else ''}: {row.stable} serves again."
         if row.reason == machine.Reason.INCONCLUSIVE:
             return f"Inconclusive, so not promoted: {net}, {have}."
         return f"Not promoted ({why}): {net}."
     missing = [rate for rate in guardrails.rates if rate.needed and rate.status != "pass"]
     if is_proven and evidence.users >= rules.min_users and missing:
-        waits = ", ".join(
-            f"{rate.name} fails" if rate.status == FAIL else f"{rate.name} needs {rate.missing} more clean {units}"
-            for rate in missing
-        )
+        waits = ", ".join(_say_missing(rate, units) for rate in missing)
         return f"People prefer the canary ({net}); {waits}."
     return f"No verdict yet: {net}, {have}."
+
+
+def _say_missing(rate: Guardrail, units: str) -> str:
+    if rate.status == FAIL:
+        return f"{rate.name} fails"
+    if rate.status == BLIND:
+        return f"{rate.name} is blind, because its sensor never worked"
+    return f"{rate.name} needs {rate.missing} more clean {units}"
 
 
 def limit_exp(log_value: float) -> float:

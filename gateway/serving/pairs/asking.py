@@ -13,11 +13,11 @@ from typing import Literal
 
 from feedback.events import Share
 from gateway.access.keys import Identity
-from gateway.engines.deployment import ServingView
+from gateway.engines.deployment import Arm, ServingView
 from gateway.errors import bad_request
 from gateway.rollout.pure.assignment import may_duel
 from gateway.serving.body import EngineRequest
-from gateway.serving.routing import Arm, Route, Who
+from gateway.serving.routing import Route, Who
 from gateway.settings import GatewaySection
 
 _DAY_S = 86400.0

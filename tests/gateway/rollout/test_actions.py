@@ -12,6 +12,7 @@ from operator_client import open_client
 from world import World
 
 from gateway.errors import RefusedAction
+from gateway.rollout.desired_state import name_observed
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.machine import Reason
 from gateway.tables.rollouts import list_events, rollouts
@@ -73,7 +74,7 @@ async def test_what_cannot_be_weighed_is_paused_and_said_and_goes_on_by_itself(
     running = asyncio.create_task(world.controller.run())
     async with open_client(world) as client:
         with monkeypatch.context() as patch:
-            patch.setattr("gateway.rollout.assessment.load_observations", fail)
+            patch.setattr("gateway.rollout.inputs.load_observations", fail)
             async with asyncio.timeout(10):
                 while (await world.row()).phase != machine.PAUSED:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
@@ -182,7 +183,7 @@ async def test_a_skew_that_shows_while_an_approval_is_awaited_stops_it(world: Wo
     row = await world.row()
     assert row.phase == machine.WAITING
     for user in range(60):
-        world.observed.record(row.id, f"late{user}", "canary", False, False, False, 0.1)
+        world.observed.record(name_observed(row), f"late{user}", "canary", False, False, False, 0.1)
     await world.controller._read()  # stored, and not weighed yet
     with pytest.raises(RefusedAction, match="split"):
         await world.controller.actions.approve(row.id, row.generation, row.decision_digest, "key:1")

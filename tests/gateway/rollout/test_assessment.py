@@ -59,10 +59,10 @@ async def test_an_assessment_is_recent_for_twenty_times_its_cost_and_for_its_ver
     row = await world.row()
     found = await assess(world, row)
     assert found.cpu_s == 1.0
-    assert found.is_recent(row, found.at) and found.is_recent(row, found.at + 19.9)
-    assert not found.is_recent(row, found.at + 20.0)
-    assert not found.is_recent(row, found.at - 1.0)  # the clock was set back
-    assert not found.is_recent(replace(row, weight=0.5), found.at)
+    assert found.is_recent(row, found.inputs.now) and found.is_recent(row, found.inputs.now + 19.9)
+    assert not found.is_recent(row, found.inputs.now + 20.0)
+    assert not found.is_recent(row, found.inputs.now - 1.0)  # the clock was set back
+    assert not found.is_recent(replace(row, weight=0.5), found.inputs.now)
 
 
 async def test_an_assessment_knows_what_it_cost(world: World) -> None:

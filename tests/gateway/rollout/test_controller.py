@@ -45,7 +45,7 @@ async def test_a_better_canary_walks_to_healthy(make_world: Callable[..., World]
     await world.tick(5)
     assert (await world.row()).phase == machine.BAKING
     serving = world.deployment.view
-    assert (serving.stable, serving.canary, serving.weight, serving.rollout) == (new, old, 0.05, None)
+    assert (serving.stable, serving.canary, serving.weight, serving.rollout) == (new, old, 0.05, row.id)
     await world.tick(20)
     await world.tick()
     assert (await world.row()).phase == machine.HEALTHY
@@ -83,9 +83,9 @@ async def test_a_checkpoint_that_is_queued_again_while_it_is_unloaded_has_its_tr
     world.swap.while_unloading = queue_again
     for _ in range(4):
         await world.tick()
-    assert await world.status(new) == "canary"
     rows = await world.writer.arun(list_rollouts)
-    assert [row.checkpoint for row in rows] == [new, new]
+    assert [(row.checkpoint, row.num_tries, row.pair) for row in rows] == [(new, 2, "r-000001"), (new, 1, "r-000001")]
+    assert rows[0].reason == "Inferior"  # by the evidence of before: a retry spends no fresh chance of error
 
 
 async def test_no_verdict_in_time_is_inconclusive_and_not_promoted(make_world: Callable[..., World]) -> None:
@@ -187,7 +187,7 @@ async def test_abort_while_baking_goes_back_to_the_old_checkpoint_at_once(make_w
     await world.tick(1)
     row = await world.row()
     assert row.phase == machine.BAKING and world.deployment.view.stable == new
-    await world.controller.actions.abort(row.id, "key:1", reason=machine.Reason.ROLLED_BACK)
+    await world.controller.actions.roll_back(row.id, "key:1")
     assert (world.deployment.view.stable, world.deployment.view.canary) == (old, None)
     await world.tick()
     await world.tick()
@@ -313,7 +313,7 @@ async def test_a_restart_keeps_first_requests(make_world: Callable[..., World]) 
     await world.tick()
     world.observed.record(row.id, "u", "canary", True, False, False, 0.1)
     await world.tick()
-    kept = await world.writer.arun(lambda conn: load_observations(conn, row.id))
+    kept = await world.writer.arun(lambda conn: load_observations(conn, [row.id]))
     assert [(o.user, o.error) for o in kept] == [("u", False)]
 
 
@@ -348,7 +348,7 @@ async def test_a_tick_with_nothing_to_do_is_one_transaction_and_one_more_to_weig
     for user in ("u1", "u2"):
         world.observed.record(row.id, user, "canary", False, False, False, 0.1)
         assert await count_transactions(world) == 2
-    assert len(await world.writer.arun(lambda conn: load_observations(conn, row.id))) == 2
+    assert len(await world.writer.arun(lambda conn: load_observations(conn, [row.id]))) == 2
     await world.membership.leave()
     assert await count_transactions(world) == 1  # it only follows
 
@@ -371,7 +371,7 @@ async def test_first_requests_are_stored_later_if_the_tables_cannot_be_written_n
     world.time += 1.0
     world.observed.record(row.id, "second", "canary", False, False, False, 0.1)
     await world.tick()
-    kept = await world.writer.arun(lambda conn: load_observations(conn, row.id))
+    kept = await world.writer.arun(lambda conn: load_observations(conn, [row.id]))
     assert [(o.user, o.at) for o in kept] == [("first", world.time - 1.5), ("second", world.time - 0.5)]
 
 

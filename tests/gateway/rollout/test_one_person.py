@@ -13,7 +13,7 @@ from gateway.tables.rows import RolloutRow
 
 RULES = {
     "auto_approve": False, "evidence_unit": "comparison", "cap": 1, "min_users": 4, "window_s": 60.0, "alpha": 0.2,
-    "accept_blind": ["errors", "truncation", "refusals", "harm"], "approve_early": True, "max_s": 600.0,
+    "approve_early": True, "max_s": 600.0,
 }  # fmt: skip
 
 

@@ -2,15 +2,17 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gateway.rollout.observations import Observations
 from gateway.rollout.pure.assignment import choose_arm
-from gateway.rollout.pure.guardrails import judge_guardrails
+from gateway.rollout.pure.guardrails import Guardrail, judge_guardrails
 from gateway.rollout.pure.rates import (
     CEILING_SHARES,
+    SHIFT_BETS,
     Segment,
     clean_users_missing,
     log_ceiling_e,
@@ -61,12 +63,42 @@ def test_without_data_nothing_passes() -> None:
     assert {rate.status for rate in result.rates} == {"not enough data"}
 
 
-def test_a_guardrail_that_may_be_blind_is_waited_for_only_when_it_can_fail() -> None:
-    blind = ("errors", "truncation", "refusals", "harm")
-    assert judge_guardrails([], [], ceilings=CEILINGS, accept_blind=blind).all_pass
-    assert not judge_guardrails([], [], ceilings=CEILINGS, accept_blind=blind[:3]).all_pass
-    bad = [seen(f"u{n}", arm, error=arm == "canary") for n in range(30) for arm in ("canary", "stable")]
-    assert not judge_guardrails(bad, [], ceilings=CEILINGS, accept_blind=blind).all_pass
+def test_a_sensor_that_never_worked_blinds_its_guardrail_until_that_is_accepted() -> None:
+    mute = [replace(one, refused=None) for n in range(60) for one in (seen(f"u{n}", "canary"), seen(f"u{n}", "stable"))]
+
+    def status_of(name: str, **given: Any) -> str:
+        result = judge_guardrails(mute, voters(60), ceilings=CEILINGS, **given)
+        return next(rate.status for rate in result.rates if rate.name == name)
+
+    assert status_of("refusals", accept_blind=()) == "blind" and status_of("errors", accept_blind=()) == "pass"
+    assert status_of("refusals", accept_blind=["refusals"]) == "not enough data"
+    assert status_of("harm", accept_blind=()) == "blind"  # nobody has ever reported any
+    assert status_of("harm", accept_blind=(), sees_harm=True) == "pass" == status_of("harm", accept_blind=["harm"])
+
+
+def test_a_blind_guardrail_blocks_and_a_failing_one_is_not_called_blind() -> None:
+    duels = voters(40, harmful=30)
+    result = judge_guardrails([], duels, ceilings=CEILINGS, accept_blind=())
+    assert {rate.name: rate.status for rate in result.rates}["harm"] == "fail"
+    assert not result.all_pass and not result.none_fails
+    assert judge_guardrails([], [], ceilings=CEILINGS).none_fails  # nothing was seen yet
+
+
+def test_answers_that_grow_by_more_than_a_tenth_of_the_limit_raise_an_alarm() -> None:
+    def compare(shift: float, num: int) -> Guardrail:
+        own = [
+            replace(seen(f"u{n}", arm), length=0.3 + (shift if arm == "canary" else 0))
+            for n in range(num)
+            for arm in ("canary", "stable")
+        ]
+        return judge_guardrails(own, [], ceilings=CEILINGS).rates[-1]
+
+    longer, shorter, same = compare(0.5, 60), compare(-0.25, 400), compare(0.05, 400)
+    assert (longer.name, longer.status, longer.seen) == ("length", "fail", 120) and longer.canary == pytest.approx(0.5)
+    assert (shorter.status, same.status) == ("fail", "not enough data")
+    # one duel, the canary .5 longer: (1/2) mean over bets of [1 + l (.4 / 1.1)] + [1 - l (.6 / 1.1)]
+    expected = (sum(1 + bet * 0.4 / 1.1 for bet in SHIFT_BETS) + sum(1 - bet * 0.6 / 1.1 for bet in SHIFT_BETS)) / 10
+    assert math.exp(compare(0.5, 1).log_alarm) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_canary_that_errs_fails_and_stable_that_errs_does_not_fail_it() -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from world import World
 
-from gateway.rollout import assessment
+from gateway.rollout import inputs
+from gateway.rollout.desired_state import read_rules
 from gateway.rollout.pure.users import Duel, Voter, sum_up
 
 
@@ -68,7 +69,8 @@ async def test_one_users_duels_are_held_at_a_time(tmp_path: Path, monkeypatch: p
             held.append(len(own))
             return sum_up(own, cap=cap, window_s=window_s)
 
-        monkeypatch.setattr(assessment, "sum_up", watch)
-        voters = await world.writer.aread(lambda conn: assessment.read_voters(conn, row.id, cap=2, window_s=600))
+        monkeypatch.setattr(inputs, "sum_up", watch)
+        rules = read_rules(row)
+        voters = (await world.writer.aread(lambda conn: inputs.read_inputs(conn, row, rules, world.time))).voters
     assert held == [3] * 20 == [voter.votes for voter in voters]
     assert len({voter.user for voter in voters}) == 20

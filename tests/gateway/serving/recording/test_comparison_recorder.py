@@ -44,7 +44,7 @@ class Database:
 
     def count_duels(self) -> int:
         with self.engine.connect() as connection:
-            return len(list(load_duels(connection, "r-1")))
+            return len(list(load_duels(connection, ["r-1"])))
 
 
 @pytest.fixture

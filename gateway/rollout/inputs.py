@@ -1,0 +1,59 @@
+"""Reads what a rollout is weighed by: the voters and first requests of its pair, and of its late stage those alone."""
+
+from collections.abc import Iterable
+from itertools import groupby
+from operator import attrgetter
+
+from sqlalchemy import Connection
+
+from feedback.duels import DuelRow, has_reported_harm, load_duels
+from gateway.rollout.desired_state import name_observed
+from gateway.rollout.pure.findings import LATE_CAP, LATE_WINDOW_S, Inputs
+from gateway.rollout.pure.rules import Rules
+from gateway.rollout.pure.users import Duel, Voter, sum_up
+from gateway.tables.observations import load_observations
+from gateway.tables.rollouts import list_tries
+from gateway.tables.rows import RolloutRow
+
+
+def read_inputs(conn: Connection, row: RolloutRow, rules: Rules, now: float) -> Inputs:
+    """All of it, as the tables hold it at this moment. Of known users; by comparison, each of theirs is a voter alone."""
+    tries = list_tries(conn, row)
+    by_comparison = rules.evidence_unit == "comparison"
+    known = (duel for duel in load_duels(conn, tries) if duel.user)
+    duels = [_convert(duel, duel.comparison_id if by_comparison else duel.user) for duel in known]
+    observed = name_observed(row)
+    late_voters = None
+    if observed != row.id:
+        late = [duel for duel in duels if duel.asked_at >= row.phase_started_at]
+        late_voters = sum_up_voters(late, cap=LATE_CAP, window_s=min(rules.window_s, LATE_WINDOW_S))
+    return Inputs(
+        now=now,
+        voters=sum_up_voters(duels, cap=rules.cap, window_s=rules.window_s),
+        observed=load_observations(conn, tries),
+        late_voters=late_voters,
+        late_observed=() if late_voters is None else load_observations(conn, [observed]),
+        num_tries=row.num_tries,
+        sees_harm="harm" not in rules.accept_blind and has_reported_harm(conn),
+    )
+
+
+def sum_up_voters(duels: Iterable[Duel], *, cap: int, window_s: float) -> list[Voter]:
+    """The users who were asked, whether they have chosen or not. duels: user by user."""
+    return [sum_up(list(own), cap=cap, window_s=window_s) for _, own in groupby(duels, attrgetter("user"))]
+
+
+def _convert(row: DuelRow, voter: str) -> Duel:
+    # A harm flag is of the pair: it is held against the candidate that was not preferred, or against both.
+    return Duel(
+        user=voter,
+        asked_at=row.asked_at,
+        chosen_at=row.chosen_at,
+        outcome=row.outcome,
+        both_bad=row.both_bad,
+        harmful_canary=row.harmful and row.outcome <= 0,
+        harmful_stable=row.harmful and row.outcome >= 0,
+        canary_first=row.canary_first,
+        failed=row.failed,
+        skipped=row.skipped,
+    )
