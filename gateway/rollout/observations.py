@@ -49,10 +49,12 @@ class Observations:
         user: str,
         arm: str,
         error: bool,
-        truncated: bool,
-        refused: bool,
+        truncated: bool | None,
+        refused: bool | None,
         latency_first_s: float | None,
         *,
+        latency_token_s: float | None = None,
+        length: float | None = None,
         answered: Answered = "single",
         weight: float | None = None,
     ) -> None:
@@ -72,9 +74,21 @@ class Observations:
             return
         self._seen[user] = (answered, (known[1] if known else frozenset()) | {arm})
         at_weight, now = self._weight if weight is None else weight, self._clock()
-        self._fresh.append(
-            Observation(rollout, user, arm, answered, at_weight, error, truncated, refused, latency_first_s, now)
+        one = Observation(
+            rollout,
+            user,
+            arm,
+            answered,
+            at_weight,
+            error,
+            truncated,
+            refused,
+            latency_first_s,
+            now,
+            latency_token_s,
+            length,
         )
+        self._fresh.append(one)
 
     def record_failed_duel(self, rollout: str | None, user: str, failed_arms: Collection[str]) -> None:
         """Keep the outcome of a duel of which one candidate failed, or both: nobody is asked about it.

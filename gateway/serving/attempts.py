@@ -31,6 +31,7 @@ from gateway.serving.exchange import Exchange
 
 logger = logging.getLogger("gateway.attempts")
 
+LOST_TWICE = "engine_lost_twice"  # the code of a request over which two engines went away
 _MAX_INTERNAL_ERRORS = 5  # an engine whose core has died answers 500 for a while; a bad input does so for ever
 _ENGINE_DIED = b"EngineCore"  # what vLLM's server answers, with 500, once the process that generates has died
 _RESTARTING = frozenset({502, 503, 504})
@@ -93,7 +94,8 @@ async def ask_engine(
 ) -> EngineAnswer:
     """A complete answer, or a stream whose first bytes have come, which the caller closes.
 
-    `suffix` tells the two requests of a pair apart; `has_other`: whether the other one has its answer, or begins to.
+    `suffix` tells the two requests of a pair apart; `has_other`: whether the other one has its answer, or begins to. A canary that
+    another checkpoint can answer for is not asked again after an error of its own.
     Raises ApiError 503 or 504, CheckpointGone. What an engine failed at stands in `exchange.failed_on`.
     """
     context = exchange.context
@@ -112,6 +114,11 @@ async def ask_engine(
             found = _find_problem(answer)
             if answer.status >= 500 or found == "internal":
                 exchange.failed_on += (checkpoint,)
+                if not suffix and exchange.fallback is not None:
+                    answer.close()
+                    raise ApiError(
+                        503, "The engine failed to answer.", code="engine_error", headers={"retry-after": "1"}
+                    )
             if found == "internal":
                 num_internal += 1
             if found is None or num_internal > _MAX_INTERNAL_ERRORS:
@@ -216,7 +223,7 @@ def _note_lost(exchange: Exchange, engine: EngineState) -> None:
     if len(exchange.lost_engines) < _MAX_LOST_ENGINES:
         return
     headers = {"x-should-retry": "false"}  # OpenAI's clients would ask again
-    raise ApiError(503, "Two engines were lost while answering this.", code="engine_lost_twice", headers=headers)
+    raise ApiError(503, "Two engines were lost while answering this.", code=LOST_TWICE, headers=headers)
 
 
 def _pick_engine(exchange: Exchange, checkpoint: str) -> EngineState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway.access.keys import Identity
-from gateway.engines.deployment import ServingView
+from gateway.engines.deployment import Arm, ServingView
 from gateway.http.call import Call
 from gateway.serving.body import EngineRequest, replace_span
 from gateway.serving.context import Context
@@ -47,6 +47,24 @@ class Exchange(msgspec.Struct):
         known = served_checkpoints(self.context)
         alias = self.context.settings.policy
         self.route = choose_route(self.request.model, alias, self.who, self.identity, self.view, known)
+
+    @property
+    def fallback(self) -> Route | None:
+        """What answers if the route's checkpoint fails before its first byte: its rollout's stable, if it is the canary."""
+        view, route = self.view, self.route
+        if view.rollout is None or route.is_pinned or view.trial_arm(route.arm) != "canary":
+            return None
+        other: Arm = "canary" if view.is_baking else "stable"
+        checkpoint = view.canary if view.is_baking else view.stable
+        return None if checkpoint is None else Route(other, checkpoint, route.alias)
+
+    def fall_back(self) -> bool:
+        """Let `fallback` answer instead; says whether there is one."""
+        route = self.fallback
+        if route is None:
+            return False
+        self.route = route
+        return True
 
     @property
     def own_headers(self) -> bytes:

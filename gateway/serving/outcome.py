@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from feedback.refusals import refuses
 from gateway.engines.deployment import Arm
 from gateway.errors import ApiError, CheckpointGone, error_body, unavailable
 from gateway.http.call import Call, Handler
@@ -23,8 +24,10 @@ from gateway.http.sse import DONE, encode_event
 from gateway.rollout.observations import Observations
 from gateway.serving.context import Context
 from gateway.serving.exchange import Exchange
+from gateway.serving.opening import NUM_BYTES, read_opening
 from gateway.tables.rows import Answered
 
+_USUAL_LIMIT = 1024  # tokens, where the app sets none
 CLIENT_GONE = 499  # nginx's code for a client that left: not our failure
 
 
@@ -35,8 +38,11 @@ class Outcome(msgspec.Struct):
     code: int = 200
     is_truncated: bool = False
     is_refused: bool = False
+    is_finished: bool = False
     first_byte_s: float | None = None
     num_tokens: int = 0
+    start: list[bytes] = []  # the answer's first bytes, as they came
+    num_kept: int = 0
 
     def read_bytes(self, data: bytes) -> None:
         """Note what an answer's bytes say of its end; inside strings the quotes of these patterns are escaped."""
@@ -44,6 +50,22 @@ class Outcome(msgspec.Struct):
             self.is_truncated = True
         if b'"refusal":"' in data or b'"finish_reason":"content_filter"' in data:
             self.is_refused = True
+        if b'"finish_reason":"' in data:
+            self.is_finished = True
+        if self.num_kept < NUM_BYTES:
+            self.start.append(data[: NUM_BYTES - self.num_kept])
+            self.num_kept += len(data)
+
+    def sense_truncation(self) -> bool | None:
+        """Whether the answer was cut off; None if it does not say how it ended."""
+        return self.is_truncated if self.is_finished else None
+
+    def sense_refusal(self) -> bool | None:
+        """Whether the answer refuses, by its engine's field or by its first words; None if it has neither."""
+        if self.is_refused:
+            return True
+        opening = read_opening(b"".join(self.start))
+        return None if opening is None else refuses(opening)
 
 
 def failure_events() -> bytes:
@@ -178,10 +200,23 @@ def _count(exchange: Exchange, outcome: Outcome) -> None:
     if outcome.first_byte_s is not None:
         arm.first_token.observe(outcome.first_byte_s)
         if outcome.num_tokens > 1:
-            rest_s = time.monotonic() - exchange.started - outcome.first_byte_s
-            arm.per_token.observe(max(0.0, rest_s) / (outcome.num_tokens - 1))
+            arm.per_token.observe(_time_tokens(exchange, outcome) or 0.0)
     if outcome.num_tokens:
         arm.output_tokens.observe(outcome.num_tokens)
+
+
+def _time_tokens(exchange: Exchange, outcome: Outcome) -> float | None:
+    """Seconds from one token to the next of a stream that ends now; None of an answer that was no stream, or had one token."""
+    if outcome.first_byte_s is None or outcome.num_tokens < 2:
+        return None
+    rest_s = time.monotonic() - exchange.started - outcome.first_byte_s
+    return max(0.0, rest_s) / (outcome.num_tokens - 1)
+
+
+def _measure_length(exchange: Exchange, outcome: Outcome) -> float | None:
+    """An answer's tokens as a share of its limit, 1 at most; None if they were not counted."""
+    limit = exchange.request.token_limit or _USUAL_LIMIT
+    return min(1.0, outcome.num_tokens / limit) if outcome.num_tokens else None
 
 
 def _find_observations(exchange: Exchange) -> Observations | None:
@@ -213,9 +248,11 @@ def _observe(observations: Observations, exchange: Exchange, unit: str, outcome:
         unit,
         exchange.view.trial_arm(outcome.arm),
         _has_failed(exchange, outcome),
-        outcome.is_truncated,
-        outcome.is_refused,
+        outcome.sense_truncation(),
+        outcome.sense_refusal(),
         outcome.first_byte_s,
+        latency_token_s=_time_tokens(exchange, outcome) if answered == "single" else None,
+        length=_measure_length(exchange, outcome) if answered == "duel" else None,
         answered=answered,
         weight=exchange.view.trial_weight,
     )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 
-from gateway.errors import CheckpointGone, EngineInterrupted
+from gateway.errors import ApiError, CheckpointGone, EngineInterrupted
 from gateway.http.call import EVENTS
 from gateway.http.connection import EngineAnswer
 from gateway.http.sse import EventTail
-from gateway.serving.attempts import Begun, ask_engine, begin_asking, drop_asking, end_asking, hide_refusal
+from gateway.serving.attempts import LOST_TWICE, Begun, ask_engine, begin_asking, drop_asking, end_asking, hide_refusal
 from gateway.serving.body import find_restorer
 from gateway.serving.exchange import Exchange
 from gateway.serving.metering import StreamMeter, settle_answer
@@ -84,6 +84,10 @@ async def answer_single(exchange: Exchange, begun: Begun | None = None) -> None:
         except CheckpointGone:
             begun = None
             exchange.reroute()
+        except ApiError as error:  # nothing has reached the client: users do not pay for a canary
+            if error.status < 500 or error.code == LOST_TWICE or not exchange.fall_back():
+                raise
+            begun = None
     raise CheckpointGone(exchange.route.checkpoint)
 
 

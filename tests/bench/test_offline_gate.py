@@ -3,9 +3,9 @@
 import random
 
 from bench.offline_gate.checkpoints import BROKEN, REFUSALS, TASTES, forget, ramble
+from feedback.refusals import refuses
 from prefloop.demo.worlds import capitals as world
 from trainer.judge.answers import is_looping
-from trainer.judge.frozen import refuses
 
 QUESTION = world.Question("France", 0)
 

@@ -45,7 +45,7 @@ def ask(gateway: LiveGateway, *arguments: str, code: int = 0, **env: str) -> Res
 def test_a_rollout_from_start_to_rollback(gateway: LiveGateway) -> None:
     seed = gateway.call("GET", "/operator/v1/status")["stable"]["id"]
     assert "No rollout is active" in ask(gateway, "rollout", "show", code=1).stderr
-    assert "no parent" in ask(gateway, "rollout", "rollback", code=1).stderr
+    assert "Nothing served before" in ask(gateway, "rollout", "rollback", code=1).stderr
 
     queued, words = ask(gateway, "rollout", "start", "--aa").stdout.split(" ", 1)
     assert queued.startswith("a-000001-") and words == "waits for its trial\n"
@@ -53,7 +53,7 @@ def test_a_rollout_from_start_to_rollback(gateway: LiveGateway) -> None:
     assert f"{rollout} Paused" in ask(gateway, "rollout", "pause").stdout
     assert "Paused" in ask(gateway, "rollout", "pause", rollout, code=1).stderr
     assert f"{rollout} Progressing" in ask(gateway, "rollout", "resume", rollout).stdout
-    assert "not WaitingPromotion" in ask(gateway, "rollout", "approve", code=1).stderr
+    assert "is for WaitingPromotion" in ask(gateway, "rollout", "approve", code=1).stderr
     shown = ask(gateway, "rollout", "show").stdout
     assert queued in shown and "guardrail" in shown and "Resumed" in shown
     assert json.loads(ask(gateway, "rollout", "show", rollout, "--json").stdout)["checkpoint"] == queued
@@ -70,11 +70,17 @@ def test_a_rollout_from_start_to_rollback(gateway: LiveGateway) -> None:
     ask(gateway, "rollout", "start", "--checkpoint", queued)
     gateway.promote()
     wait_until(lambda: not gateway.active(), "baking is over")
-    assert ask(gateway, "rollout", "rollback").stdout == f"{seed} waits for its trial\n"  # the parent
+    assert ask(gateway, "rollout", "rollback", "--note", "It lies").stdout.endswith(" RollingBack\n")
+    wait_until(lambda: gateway.call("GET", "/operator/v1/status")["stable"]["id"] == seed, "the seed serves")
+    wait_until(lambda: not gateway.active(), "the rollout ended")
+    last = gateway.call("GET", "/operator/v1/rollouts")["data"][0]
+    assert (last["phase"], last["reason"], last["note"], last["num_tries"]) == ("Degraded", "RolledBack", "It lies", 3)
+    assert "No decision was made" in ask(gateway, "rollout", "replay", last["id"]).stdout
+    assert "waits for its trial" in ask(gateway, "rollout", "retry", last["id"]).stdout
     ask(gateway, "rollout", "abort", gateway.wait_for_phase("Progressing"))
     wait_until(lambda: not gateway.active(), "the rollout ended")
     listed = ask(gateway, "rollout", "list").stdout
-    assert listed.count(queued) == 3 and seed in listed
+    assert listed.count(queued) == 4
 
 
 def test_a_rollout_is_approved(tmp_path: Path) -> None:

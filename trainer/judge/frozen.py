@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from feedback.refusals import refuses
 from trainer.text.messages import flatten_content, flatten_messages
 from trainer.text.pairs import Demonstration, Prompt
 
@@ -22,12 +23,6 @@ log = logging.getLogger("trainer.judge.frozen")
 
 KINDS = ("fact", "task", "redteam", "bias", "anchor", "demonstration")
 SHIPPED = Path(__file__).with_name("sets")
-_REFUSAL = re.compile(
-    r"\bi (can(no|')?t|can not|won't|will not|must decline)\b"
-    r"|\bi('| a)m (sorry, but i|(not able|unable) to)\b"
-    r"|\bas an ai\b.{0,60}\bcan(no|')?t\b",
-    re.IGNORECASE | re.DOTALL,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +218,6 @@ def states_fact(answer: str, accepted: Sequence[str]) -> bool:
     """Whether one of the accepted texts stands in the answer, as whole words, whatever its case."""
     text = answer.casefold()
     return any(re.search(rf"(?<!\w){re.escape(each.casefold())}(?!\w)", text) for each in accepted)
-
-
-def refuses(answer: str) -> bool:
-    """Whether the answer says that it will not, or cannot, answer."""
-    return bool(_REFUSAL.search(answer.replace("’", "'")))
 
 
 def passes_task(row: FrozenRow, answer: str, checkers: Mapping[str, Callable[[str], float]]) -> bool:

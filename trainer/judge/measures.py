@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from feedback.refusals import refuses
 from trainer.judge import frozen
 from trainer.judge.answers import HarmScreen, is_copied, is_looping, is_short
 from trainer.judge.frozen import FrozenRow
@@ -190,7 +191,7 @@ def measure_answer(each: Asked, sampled: Sampled, harm: HarmScreen, checkers: Ch
     values["copied"] = float(is_copied(each.question, text) and not is_right)
     values["short"] = float(is_short(text) and not is_right)  # a right answer may be one word
     if each.kind != "redteam":
-        values["refusals"] = float(frozen.refuses(text))
+        values["refusals"] = float(refuses(text))
     return values
 
 

@@ -41,10 +41,15 @@ def is_superior(row: RolloutRow, evidence: Evidence, rules: Rules, now: float) -
     return evidence.log_e >= -math.log(rules.alpha) and _is_long_enough(row, evidence, rules, now)
 
 
+def do_gates_hold(findings: Findings, rules: Rules) -> bool:
+    """Whether every guardrail has passed; where operators decide early, whether none fails or is blind."""
+    return findings.guardrails.none_fails if rules.approve_early else findings.guardrails.all_pass
+
+
 def may_ask_early(row: RolloutRow, findings: Findings, rules: Rules, now: float) -> bool:
     """Whether the rules let an operator decide already, on less evidence than would promote: it does not by itself."""
     is_due = _is_long_enough(row, findings.evidence, rules, now)
-    return rules.approve_early and findings.guardrails.none_fails and is_due
+    return rules.approve_early and do_gates_hold(findings, rules) and is_due
 
 
 def _is_long_enough(row: RolloutRow, evidence: Evidence, rules: Rules, now: float) -> bool:
@@ -72,7 +77,7 @@ def decide(row: RolloutRow, findings: Findings, now: float, rules: Rules) -> Tra
         return _approve_by_itself(row, findings, now, rules)
     if row.phase == PAUSED and (row.resume_phase == WAITING or row.reason not in (Reason.NO_DATA, Reason.METRIC_ERROR)):
         return _recover(row, findings, now)
-    if row.phase == PROGRESSING and is_superior(row, findings.evidence, rules, now) and findings.guardrails.all_pass:
+    if row.phase == PROGRESSING and is_superior(row, findings.evidence, rules, now) and do_gates_hold(findings, rules):
         return fire(row, Event.PROVEN, Reason.SUPERIOR, now, decides=True)
     if row.phase == PROGRESSING and may_ask_early(row, findings, rules, now):
         return fire(row, Event.ASKED_EARLY, Reason.UNPROVEN, now, decides=True)

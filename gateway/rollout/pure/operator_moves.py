@@ -5,7 +5,7 @@ Each raises RefusedAction where transitions.py has no way, or where more is aske
 
 from gateway.errors import RefusedAction
 from gateway.rollout.pure.findings import REASON_OF, Findings
-from gateway.rollout.pure.machine import SPLIT, advance_step, is_skewed
+from gateway.rollout.pure.machine import SPLIT, advance_step, do_gates_hold, is_skewed
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.transitions import ROLLING_BACK, WAITING, Event, Reason, Transition, find_next_phase, fire
 from gateway.tables.rows import RolloutRow
@@ -20,7 +20,7 @@ def approve(
     find_next_phase(row, Event.APPROVE)
     if generation != row.generation or digest != row.decision_digest:
         raise RefusedAction("The rollout has moved on since you looked: look again, then approve.")
-    if not (findings.guardrails.none_fails if rules.approve_early else findings.guardrails.all_pass):
+    if not do_gates_hold(findings, rules):
         names = ", ".join(r.name for r in findings.guardrails.rates if r.needed and r.status != "pass")
         raise RefusedAction(f"Guardrails no longer pass: {names}.")
     if is_skewed(row, findings, rules):

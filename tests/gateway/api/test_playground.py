@@ -48,7 +48,9 @@ async def test_what_is_asked_and_chosen_there_is_no_evidence_and_trains_nothing(
     other = await gateway.publish(context.settings.state_dir / "other", 1)
     await wait_until(lambda: context.deployment.view.canary == other)
     view = context.deployment.view
-    await gateway.serve(ServingView(view.generation + 1000, stable, other, 0.5, 1.0, view.salt, view.rollout))
+    await gateway.serve(
+        ServingView(view.generation + 1000, stable, other, 0.5, 1.0, view.salt, view.rollout, view.observed)
+    )
     headers = {"x-prefloop-compare": "always", "x-prefloop-user": "ann", "x-prefloop-conversation": "c1"}
     async with gateway.http.post(gateway.url + URL, json=QUESTION, headers=headers) as answer:
         comparison = json.loads((await answer.text()).split("\n\n")[-3][6:])["comparison"]

@@ -56,7 +56,7 @@ async def start_trial(gateway: Running, duel_share: float = 1.0) -> tuple[Kept, 
     canary = stable.replace("c-000000", "c-000001")
     gateway.engine.adapters.add(canary)
     gateway.context.controller.observations = kept = Kept()
-    await gateway.serve(ServingView(view.generation + 1000, stable, canary, 0.0, duel_share, b"salt", "r-1"))
+    await gateway.serve(ServingView(view.generation + 1000, stable, canary, 0.0, duel_share, b"salt", "r-1", "r-1"))
     return kept, canary
 
 
