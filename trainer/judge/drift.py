@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from feedback.refusals import refuses
 from trainer.judge.answers import HarmScreen, is_copied, is_looping, is_short
+from trainer.judge.frozen import refuses
 from trainer.math.intervals import Estimate, estimate_mean
 from trainer.text.messages import flatten_content
 from trainer.text.pairs import Answer, Prompt

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from feedback.refusals import refuses
+from feedback.refusals import refuses as refuses  # for those who judge answers without input or output
 from trainer.text.messages import flatten_content, flatten_messages
 from trainer.text.pairs import Demonstration, Prompt
 

@@ -115,7 +115,9 @@ async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: 
                 await world.tick()
         rows = (await client.get("/operator/v1/checkpoints")).json()["data"]
         assert [(row["status"], row["may_delete"]) for row in rows] == [
-            ("retired", True), ("retired", False), ("stable", False),
+            ("retired", True),
+            ("retired", False),
+            ("stable", False),
         ]  # fmt: skip  (a roll back goes to the second)
         assert (await client.delete(f"/operator/v1/checkpoints/{rows[2]['id']}")).status_code == 409
         assert (await client.delete("/operator/v1/checkpoints/none")).status_code == 404

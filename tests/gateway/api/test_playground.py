@@ -9,9 +9,9 @@ from conftest import Running, run_gateway, wait_until
 from sqlalchemy import select
 
 from feedback.choices import choices, load_comparison
+from feedback.duels import load_duels
 from gateway.api.playground import build_chat_body, has_playground
 from gateway.engines.deployment import ServingView
-from gateway.rollout.assessment import read_voters
 from gateway.settings import GatewaySection
 from gateway.tables.observations import observations
 
@@ -72,7 +72,7 @@ async def test_what_is_asked_and_chosen_there_is_no_evidence_and_trains_nothing(
 
     await wait_until(lambda: list_observed() == {ann})
     with context.database.connect() as conn:
-        assert [voter.user for voter in read_voters(conn, view.rollout or "", cap=5, window_s=60.0)] == [ann]
+        assert {duel.user for duel in load_duels(conn, [view.rollout or ""])} - {""} == {ann}
         assert len(conn.execute(select(choices.c.comparison_id)).all()) == 2
     await wait_until(lambda: read_log(gateway) == {app_answer["comparison"]["id"]})
 
