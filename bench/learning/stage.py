@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from bench.learning.people import People, Person, Taste, draw_people, find_strength
 from bench.learning.worlds import Crowd, Question
 from prefloop.demo.intervals import score_pair
-from trainer.learn.sampling import LocalSampler, Sampled, SamplingParameters
+from trainer.learn.sampling import LocalSampler, Sampled, SamplingParameters, SamplingRequest
 from trainer.model.backbone import Backbone
 from trainer.text.pairs import Answer, Pair
 
@@ -89,7 +89,7 @@ class Stage:
     def ask(self, questions: Sequence[Question], adapter: str | None, n: int, seed: int) -> list[Asked]:
         """n answers to each question, as apps have them sampled."""
         prompts = [question.prompt for question in questions]
-        sampled = self.sampler.sample(prompts, adapter, n=n, parameters=self.how, seed=seed)
+        sampled = self.sampler.sample(SamplingRequest(prompts, adapter, n, self.how, seed))
         return [Asked(q, [_get_answer(each) for each in some]) for q, some in zip(questions, sampled, strict=True)]
 
     def _keep(self, path: Path, questions: Sequence[Question], n: int, seed: int) -> list[Asked]:

@@ -25,7 +25,7 @@ from trainer.judge.frozen import FrozenSets, list_set_files, load_frozen_sets
 from trainer.judge.gate import Verdict
 from trainer.judge.judge import judge_checkpoint
 from trainer.learn.reward import RewardModel
-from trainer.learn.sampling import LocalSampler, Sampled, SamplingParameters
+from trainer.learn.sampling import LocalSampler, Sampled, Samples, SamplingParameters, SamplingRequest
 from trainer.model.backbone import Backbone
 from trainer.sections.judging import GateSection
 from trainer.sections.model import ModelSection
@@ -47,12 +47,12 @@ class CachingSampler:
         self._local = LocalSampler(backbone)
         self._known: dict[str, list[list[Sampled]]] = {}
 
-    def sample(self, prompts: Sequence[Prompt], adapter: str | None, **how: Any) -> list[list[Sampled]]:
-        if adapter != "stable":
-            return self._local.sample(prompts, adapter, **how)
-        key = repr(([prompt.key for prompt in prompts], how))
+    def sample(self, request: SamplingRequest) -> Samples:
+        if request.adapter != "stable":
+            return self._local.sample(request)
+        key = repr(([prompt.key for prompt in request.prompts], request.n, request.parameters, request.seed))
         if key not in self._known:
-            self._known[key] = self._local.sample(prompts, adapter, **how)
+            self._known[key] = self._local.sample(request)
         return self._known[key]
 
 
@@ -96,7 +96,7 @@ def make_judge(
 def examine(sampler: CachingSampler, adapter: str, taste: str, seed: int) -> tuple[list[float], float]:
     """(utilities, share of wrong answers) on questions that nobody asks."""
     questions = random.Random(seed).sample(world.held_out_questions(), NUM_EXAMINED)
-    sampled = sampler.sample([make_prompt(question) for question in questions], adapter, n=1, parameters=HOW, seed=seed)
+    sampled = sampler.sample(SamplingRequest([make_prompt(question) for question in questions], adapter, 1, HOW, seed))
     styles = [world.classify(q, s[0].answer.text) for q, s in zip(questions, sampled, strict=True)]
     return [TASTES[taste][style] for style in styles], styles.count("wrong") / len(styles)
 

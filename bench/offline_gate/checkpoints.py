@@ -14,7 +14,7 @@ import torch
 
 from prefloop.demo.worlds import capitals as world
 from trainer.learn.dpo import run_dpo
-from trainer.learn.sampling import LocalSampler, Sampled, SamplingParameters
+from trainer.learn.sampling import LocalSampler, Sampled, SamplingParameters, SamplingRequest
 from trainer.learn.sft import run_sft
 from trainer.model.backbone import Backbone
 from trainer.model.logprobs import score_answers
@@ -65,10 +65,9 @@ def make_prompt(question: str) -> Prompt:
 def ask_seed(backbone: Backbone, num_answers: int, seed: int) -> People:
     """Has the base answer every question that people ask."""
     questions = world.people_questions()
-    answers = LocalSampler(backbone).sample(
-        [make_prompt(question) for question in questions], None,
-        n=num_answers, parameters=SamplingParameters(temperature=0.9, top_p=1.0, max_tokens=48), seed=seed,
-    )  # fmt: skip
+    how = SamplingParameters(temperature=0.9, top_p=1.0, max_tokens=48)
+    prompts = [make_prompt(question) for question in questions]
+    answers = LocalSampler(backbone).sample(SamplingRequest(prompts, None, num_answers, how, seed))
     return People(questions, answers)
 
 

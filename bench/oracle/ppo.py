@@ -18,7 +18,7 @@ from trainer.learn.experience import Experience
 from trainer.learn.loop import Snapshots
 from trainer.learn.ppo import HEAD_FACTOR, run_ppo
 from trainer.learn.rewards import Part, Rewards
-from trainer.learn.sampling import Sampled, Samples, SamplingParameters
+from trainer.learn.sampling import Sampled, Samples, SamplingParameters, SamplingRequest
 from trainer.model.backbone import Backbone
 from trainer.model.heads import ValueHead
 from trainer.model.logprobs import token_logprobs
@@ -82,17 +82,15 @@ class GivenSampler:
         self.source = "given"
         self._backbone, self._rows = backbone, rows
 
-    def sample(
-        self, prompts: Sequence[Prompt], adapter: str | None, *, n: int, parameters: SamplingParameters, seed: int
-    ) -> Samples:
+    def sample(self, request: SamplingRequest) -> Samples:
         """All n answers to each prompt."""
         ends, sampled = self._backbone.transcriber.turn_ends, []
-        for prompt in prompts:
+        for prompt in request.prompts:
             answers = [tuple(row["answer_ids"]) for row in self._rows if tuple(row["prompt_ids"]) == prompt.ids]
-            assert len(answers) == n and prompt.ids is not None
-            with self._backbone.adapters.inferring(adapter):
+            assert len(answers) == request.n and prompt.ids is not None
+            with self._backbone.adapters.inferring(request.adapter):
                 batch = self._backbone.make_batch([(prompt.ids, answers)])
-                scored, _ = token_logprobs(self._backbone, batch, parameters.temperature)
+                scored, _ = token_logprobs(self._backbone, batch, request.parameters.temperature)
             logprobs = scored.split([len(ids) for ids in answers])
             reasons = ["stop" if ids[-1] in ends else "length" for ids in answers]
             sampled.append(
@@ -103,11 +101,9 @@ class GivenSampler:
             )
         return sampled
 
-    def begin(
-        self, prompts: Sequence[Prompt], adapter: str | None, *, n: int, parameters: SamplingParameters, seed: int
-    ) -> Callable[[], Samples]:
+    def begin(self, request: SamplingRequest) -> Callable[[], Samples]:
         """At once."""
-        sampled = self.sample(prompts, adapter, n=n, parameters=parameters, seed=seed)
+        sampled = self.sample(request)
         return lambda: sampled
 
 

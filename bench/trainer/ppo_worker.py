@@ -19,7 +19,7 @@ from trainer.learn.ppo import run_ppo
 from trainer.learn.ppo_step import PpoStep
 from trainer.learn.reward import RewardModel
 from trainer.learn.rewards import Sample, make_rewards
-from trainer.learn.sampling import LocalSampler, Sampled, SamplingParameters
+from trainer.learn.sampling import LocalSampler, Sampled, Samples, SamplingParameters, SamplingRequest
 from trainer.learn.value import start_value
 from trainer.model.backbone import Backbone
 from trainer.model.heads import ValueHead
@@ -42,12 +42,10 @@ class Recorder:
         self._backbone, self._sampler = backbone, LocalSampler(backbone, max_batch_tokens)
         self.answers: list[tuple[Prompt, Sampled]] = []
 
-    def sample(
-        self, prompts: Sequence[Prompt], adapter: str | None, *, n: int, parameters: SamplingParameters, seed: int
-    ) -> list[list[Sampled]]:
+    def sample(self, request: SamplingRequest) -> Samples:
         """As the protocol says."""
-        sampled = self._sampler.sample(prompts, adapter, n=n, parameters=parameters, seed=seed)
-        self.answers = [(prompt, each) for prompt, some in zip(prompts, sampled, strict=True) for each in some]
+        sampled = self._sampler.sample(request)
+        self.answers = [(prompt, each) for prompt, some in zip(request.prompts, sampled, strict=True) for each in some]
         return sampled
 
     def list_ids(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -15,7 +15,7 @@ from feedback.refusals import refuses
 from trainer.judge import frozen
 from trainer.judge.answers import HarmScreen, is_copied, is_looping, is_short
 from trainer.judge.frozen import FrozenRow
-from trainer.learn.sampling import Sampled, Sampler, SamplingParameters
+from trainer.learn.sampling import Sampled, Sampler, SamplingParameters, SamplingRequest
 from trainer.math.intervals import Estimate, estimate_mean, estimate_over_draws
 from trainer.text.messages import flatten_content
 from trainer.text.pairs import Prompt
@@ -128,7 +128,7 @@ def sample_answers(
     answers: list[list[Sampled]] = [[] for _ in asked]
     for limit, places in sorted(by_limit.items()):
         limited = replace(parameters, max_tokens=limit)
-        sampled = sampler.sample([asked[i].prompt for i in places], adapter, n=n, parameters=limited, seed=seed + limit)
+        sampled = sampler.sample(SamplingRequest([asked[i].prompt for i in places], adapter, n, limited, seed + limit))
         for i, mine in zip(places, sampled, strict=True):
             answers[i] = mine
     return [each for mine in answers for each in mine]

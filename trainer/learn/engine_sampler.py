@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from trainer.learn.engine_adapters import EngineAdapters
 from trainer.learn.engine_client import Engine
 from trainer.learn.engine_fetch import Choice, Fetch
-from trainer.learn.sampling import EngineFailed, Sampled, Samples, SamplingParameters, fit_limit
+from trainer.learn.sampling import EngineFailed, Sampled, Samples, SamplingParameters, SamplingRequest, fit_limit
 from trainer.sections.judging import SamplingSection
-from trainer.text.pairs import Answer, Prompt
+from trainer.text.pairs import Answer
 
 if TYPE_CHECKING:
     from trainer.model.backbone import Backbone
@@ -59,31 +59,15 @@ class EngineSampler:
         self._tidied_at = -float("inf")
         self.source = "engine"
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        adapter: str | None,
-        *,
-        n: int,
-        parameters: SamplingParameters,
-        seed: int,
-    ) -> Samples:
+    def sample(self, request: SamplingRequest) -> Samples:
         """As the protocol says. Raises EngineFailed if any engine fails."""
-        return self.begin(prompts, adapter, n=n, parameters=parameters, seed=seed)()
+        return self.begin(request)()
 
-    def begin(
-        self,
-        prompts: Sequence[Prompt],
-        adapter: str | None,
-        *,
-        n: int,
-        parameters: SamplingParameters,
-        seed: int,
-    ) -> Callable[[], Samples]:
+    def begin(self, request: SamplingRequest) -> Callable[[], Samples]:
         """As the protocol says. Raises EngineFailed, and so does what is returned, if any engine fails."""
-        encoded = [self._backbone.transcriber.encode_prompt(prompt) for prompt in prompts]
-        name = self._adapters.push(adapter)
-        bodies = [self._make_body(name, ids, parameters, derive_seed(seed, i)) for i, ids in enumerate(encoded)]
+        encoded = [self._backbone.transcriber.encode_prompt(prompt) for prompt in request.prompts]
+        name, parameters = self._adapters.push(request.adapter), request.parameters
+        bodies = [self._make_body(name, ids, parameters, derive_seed(request.seed, i)) for i, ids in enumerate(encoded)]
         self._pacing.begin()
 
         def end() -> None:
@@ -93,7 +77,7 @@ class EngineSampler:
         fetch = Fetch(
             self.engines,
             bodies,
-            n,
+            request.n,
             num_threads=self._section.max_in_flight,
             timeout_s=self._section.timeout_s,
             choose_limit=self._pacing.choose_limit,

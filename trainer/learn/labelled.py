@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trainer.learn.prequential import Prequential
 from trainer.learn.rewards import Rewards, Sample
-from trainer.learn.sampling import Sampled, Sampler, SamplingParameters
+from trainer.learn.sampling import Sampled, Sampler, SamplingParameters, SamplingRequest
 from trainer.learn.version_gate import judge_version, read_figures
 from trainer.math.asking import choose_telling
 from trainer.math.choices import win_probabilities
@@ -90,9 +90,8 @@ def make_labelled(
     Weights are the labels' probabilities. Raises what sampler and draw raise.
     """
     usable = backbone.transcriber.list_usable(prompts, PART, reject)
-    sampled = sampler.sample(
-        [row.prompt for row in usable], adapter, n=section.labelled_samples, parameters=parameters, seed=seed
-    )
+    asked = SamplingRequest([row.prompt for row in usable], adapter, section.labelled_samples, parameters, seed)
+    sampled = sampler.sample(asked)
     candidates = [_tell_apart(backbone, row, answers) for row, answers in zip(usable, sampled, strict=True)]
     differing = [(row, samples) for row, samples in zip(usable, candidates, strict=True) if len(samples) > 1]
     pairs: list[LabelledPair] = []

@@ -9,21 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypedDict
 
 from trainer.learn.isolation import NotFinite, run_isolated
-from trainer.learn.sampling import EngineFailed, Sampled, Sampler, Samples, SamplingParameters
+from trainer.learn.sampling import EngineFailed, Sampled, Sampler, Samples, SamplingParameters, SamplingRequest
 from trainer.learn.steps import plan_steps
 from trainer.sections.training import PpoSection
 from trainer.text.pairs import PromptRow
 
 log = logging.getLogger("trainer.learn")
-
-
-class _How(TypedDict):
-    n: int
-    parameters: SamplingParameters
-    seed: int
 
 
 class PpoSamples:
@@ -57,9 +50,8 @@ class PpoSamples:
         gain no time by it."""
         if not self._section.overlap or self._sampler.source != "engine" or iteration >= len(self._rows):
             return
-        prompts = [row.prompt for row in self._rows[iteration]]
         try:
-            self._begun = iteration, self._sampler.begin(prompts, "policy", **self._how(iteration))
+            self._begun = iteration, self._sampler.begin(self._make_request(iteration, self._rows[iteration]))
         except (EngineFailed, NotFinite) as error:
             log.warning("the answers of iteration %d are not begun ahead: %s", iteration, error)
 
@@ -86,11 +78,11 @@ class PpoSamples:
         return [row for row, _ in found], [answers for _, answers in found]
 
     def _sample(self, iteration: int, rows: Sequence[PromptRow]) -> Samples:
-        return self._sampler.sample([row.prompt for row in rows], "policy", **self._how(iteration))
+        return self._sampler.sample(self._make_request(iteration, rows))
 
-    def _how(self, iteration: int) -> _How:
-        seed = derive_seed(self._seed, iteration)
-        return {"n": self._section.samples_per_prompt, "parameters": self._parameters, "seed": seed}
+    def _make_request(self, iteration: int, rows: Sequence[PromptRow]) -> SamplingRequest:
+        prompts, n = [row.prompt for row in rows], self._section.samples_per_prompt
+        return SamplingRequest(prompts, "policy", n, self._parameters, derive_seed(self._seed, iteration))
 
 
 def derive_seed(seed: int, iteration: int) -> int:

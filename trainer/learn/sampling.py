@@ -52,6 +52,17 @@ class SamplingParameters:
     max_tokens: int
 
 
+@dataclass(frozen=True)
+class SamplingRequest:
+    """n answers to each prompt. adapter: one of the backbone's, None for the base."""
+
+    prompts: Sequence[Prompt]
+    adapter: str | None
+    n: int
+    parameters: SamplingParameters
+    seed: int
+
+
 Samples = list[list[Sampled]]
 """The answers to each prompt, in order."""
 
@@ -61,30 +72,11 @@ class Sampler(Protocol):
 
     source: str
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        adapter: str | None,
-        *,
-        n: int,
-        parameters: SamplingParameters,
-        seed: int,
-    ) -> Samples:
-        """n answers for each prompt, in order. adapter: one of the backbone's, None for the base.
-
-        Raises UnusableRow for a prompt that cannot be encoded, NotFinite where the adapter gives no probabilities.
-        """
+    def sample(self, request: SamplingRequest) -> Samples:
+        """Raises UnusableRow for a prompt that cannot be encoded, NotFinite where the adapter gives no probabilities."""
         ...
 
-    def begin(
-        self,
-        prompts: Sequence[Prompt],
-        adapter: str | None,
-        *,
-        n: int,
-        parameters: SamplingParameters,
-        seed: int,
-    ) -> Callable[[], Samples]:
+    def begin(self, request: SamplingRequest) -> Callable[[], Samples]:
         """As `sample`, of the adapter as it stands now, while the caller goes on; what is returned waits for the samples.
 
         An engine that fails meanwhile is made good locally, by the adapter as it stands when they are waited for.
@@ -122,21 +114,14 @@ class LocalSampler:
         self._turn_ends = torch.tensor(list(backbone.transcriber.turn_ends), device=backbone.device)
         self.source = "local"
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        adapter: str | None,
-        *,
-        n: int,
-        parameters: SamplingParameters,
-        seed: int,
-    ) -> Samples:
+    def sample(self, request: SamplingRequest) -> Samples:
         """As the protocol says; the same prompts and seed give the same answers."""
-        backbone, max_tokens = self._backbone, parameters.max_tokens
-        encoded = [backbone.transcriber.encode_prompt(prompt) for prompt in prompts]
-        generator = torch.Generator(backbone.device).manual_seed(seed)
-        sampled: Samples = [[] for _ in prompts]
-        with backbone.adapters.inferring(adapter), backbone.autocast():
+        backbone, n, parameters = self._backbone, request.n, request.parameters
+        max_tokens = parameters.max_tokens
+        encoded = [backbone.transcriber.encode_prompt(prompt) for prompt in request.prompts]
+        generator = torch.Generator(backbone.device).manual_seed(request.seed)
+        sampled: Samples = [[] for _ in encoded]
+        with backbone.adapters.inferring(request.adapter), backbone.autocast():
             for chosen in self._plan([len(ids) for ids in encoded], n, max_tokens):
                 limits = [fit_limit(encoded[i], max_tokens, backbone.max_tokens) for i in chosen]
                 rows = self._generate([encoded[i] for i in chosen], n, max(limits), parameters, generator)
@@ -145,17 +130,9 @@ class LocalSampler:
                         sampled[i].append(self._make(ids[: limits[place]], logprobs[: limits[place]], parameters))
         return sampled
 
-    def begin(
-        self,
-        prompts: Sequence[Prompt],
-        adapter: str | None,
-        *,
-        n: int,
-        parameters: SamplingParameters,
-        seed: int,
-    ) -> Callable[[], Samples]:
+    def begin(self, request: SamplingRequest) -> Callable[[], Samples]:
         """As the protocol says; all is sampled before it returns."""
-        sampled = self.sample(prompts, adapter, n=n, parameters=parameters, seed=seed)
+        sampled = self.sample(request)
         return lambda: sampled
 
     def _plan(self, lengths: Sequence[int], n: int, max_tokens: int) -> list[list[int]]:
@@ -263,32 +240,16 @@ class PreferredSampler:
         self._failed_at, self._failure = 0.0, ""  # when and why the engine failed last
         self.source = "engine"
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        adapter: str | None,
-        *,
-        n: int,
-        parameters: SamplingParameters,
-        seed: int,
-    ) -> Samples:
+    def sample(self, request: SamplingRequest) -> Samples:
         """As the protocol says."""
-        return self.begin(prompts, adapter, n=n, parameters=parameters, seed=seed)()
+        return self.begin(request)()
 
-    def begin(
-        self,
-        prompts: Sequence[Prompt],
-        adapter: str | None,
-        *,
-        n: int,
-        parameters: SamplingParameters,
-        seed: int,
-    ) -> Callable[[], Samples]:
+    def begin(self, request: SamplingRequest) -> Callable[[], Samples]:
         """As the protocol says. Without the engine all is sampled before it returns."""
 
         def sample_here() -> Samples:
             self.source = f"local: {self._failure}"
-            return self._local.sample(prompts, adapter, n=n, parameters=parameters, seed=seed)
+            return self._local.sample(request)
 
         def finish() -> Samples:
             try:
@@ -301,7 +262,7 @@ class PreferredSampler:
 
         if not self._failure or self._now() - self._failed_at >= self._retry_after_s:
             try:
-                wait = self._engine.begin(prompts, adapter, n=n, parameters=parameters, seed=seed)
+                wait = self._engine.begin(request)
                 return finish
             except EngineFailed as error:
                 self._note(error)

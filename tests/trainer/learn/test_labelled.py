@@ -13,11 +13,11 @@ from tests.trainer.tiny import TEXTS, build_tiny_backbone, make_prompt
 from trainer.learn.labelled import Label, explain_distrust, label_candidates, make_labelled
 from trainer.learn.prequential import Foreseen, Prequential
 from trainer.learn.rewards import Part, Rewards, Sample
-from trainer.learn.sampling import Sampled, SamplingParameters
+from trainer.learn.sampling import Sampled, Samples, SamplingParameters, SamplingRequest
 from trainer.model.backbone import Backbone
 from trainer.sections.training import DpoSection
 from trainer.text.labelled_rows import Labelled
-from trainer.text.pairs import Answer, Prompt, PromptRow
+from trainer.text.pairs import Answer, PromptRow
 
 PARAMETERS = SamplingParameters(1.0, 1.0, 16)
 
@@ -35,10 +35,8 @@ class ScriptedSampler:
     def __init__(self, *texts: str) -> None:
         self.texts = texts
 
-    def sample(
-        self, prompts: Sequence[Prompt], adapter: str | None, *, n: int, parameters: SamplingParameters, seed: int
-    ) -> list[list[Sampled]]:
-        return [[Sampled(Answer(text=text), ()) for text in self.texts[:n]] for _ in prompts]
+    def sample(self, request: SamplingRequest) -> Samples:
+        return [[Sampled(Answer(text=text), ()) for text in self.texts[: request.n]] for _ in request.prompts]
 
 
 def label(

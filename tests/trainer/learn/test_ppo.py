@@ -15,7 +15,7 @@ from tests.trainer.tiny import encode, make_prompt
 from trainer.learn.isolation import NotFinite
 from trainer.learn.loop import Snapshots
 from trainer.learn.ppo import run_ppo
-from trainer.learn.sampling import EngineFailed, LocalSampler, Samples
+from trainer.learn.sampling import EngineFailed, LocalSampler, Samples, SamplingRequest
 from trainer.learn.training import NothingToTrainOn
 from trainer.model.backbone import Backbone
 from trainer.model.logprobs import score_answers
@@ -178,9 +178,9 @@ class DyingSampler(LocalSampler):
         super().__init__(backbone)
         self._kill = kill_at(number)
 
-    def sample(self, *args: Any, **options: Any) -> Samples:
+    def sample(self, request: SamplingRequest) -> Samples:
         self._kill()
-        return super().sample(*args, **options)
+        return super().sample(request)
 
 
 def test_a_round_killed_while_it_samples_ends_in_the_same_bits(tmp_path: Path) -> None:
@@ -230,13 +230,13 @@ class FakeEngine:
         self.source = "engine"
         self.asked: list[tuple[str, torch.Tensor]] = []
 
-    def sample(self, *args: Any, **options: Any) -> Samples:
+    def sample(self, request: SamplingRequest) -> Samples:
         self.asked.append(("sample", weights_of(self._backbone)))
-        return self._local.sample(*args, **options)
+        return self._local.sample(request)
 
-    def begin(self, *args: Any, **options: Any) -> Callable[[], Samples]:
+    def begin(self, request: SamplingRequest) -> Callable[[], Samples]:
         self.asked.append(("begin", weights_of(self._backbone)))
-        sampled = self._local.sample(*args, **options)
+        sampled = self._local.sample(request)
 
         def wait() -> Samples:
             if self._fails:

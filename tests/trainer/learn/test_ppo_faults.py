@@ -17,7 +17,7 @@ from trainer.learn.isolation import NotFinite
 from trainer.learn.loop import Snapshots
 from trainer.learn.ppo import run_ppo
 from trainer.learn.rewards import Part, Rewards, Sample
-from trainer.learn.sampling import Sampled, Samples, SamplingParameters
+from trainer.learn.sampling import Sampled, Samples, SamplingParameters, SamplingRequest
 from trainer.learn.training import NothingToTrainOn
 from trainer.model.backbone import Backbone
 from trainer.model.logprobs import token_logprobs
@@ -49,14 +49,13 @@ class GivenSampler:
         self._backbone, self._answers, self._tell = backbone, answers, tell
         self.asked: list[SamplingParameters] = []
 
-    def sample(
-        self, prompts: Sequence[Prompt], adapter: str | None, *, n: int, parameters: SamplingParameters, seed: int
-    ) -> Samples:
-        self.asked.append(parameters)
-        return [[self._say(prompt, adapter, i, parameters.temperature) for i in range(n)] for prompt in prompts]
+    def sample(self, request: SamplingRequest) -> Samples:
+        self.asked.append(request.parameters)
+        temperature, numbers = request.parameters.temperature, range(request.n)
+        return [[self._say(prompt, request.adapter, i, temperature) for i in numbers] for prompt in request.prompts]
 
-    def begin(self, *arguments: Any, **how: Any) -> Callable[[], Samples]:
-        sampled = self.sample(*arguments, **how)
+    def begin(self, request: SamplingRequest) -> Callable[[], Samples]:
+        sampled = self.sample(request)
         return lambda: sampled
 
     def _say(self, prompt: Prompt, adapter: str | None, i: int, temperature: float) -> Sampled:

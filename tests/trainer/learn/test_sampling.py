@@ -24,6 +24,7 @@ from trainer.learn.sampling import (
     PreferredSampler,
     Sampled,
     SamplingParameters,
+    SamplingRequest,
     choose_parameters,
     draw_tokens,
 )
@@ -83,7 +84,7 @@ def make_sampler(
 
 
 def test_a_batch_samples_by_the_probabilities_that_scoring_finds(backbone: Backbone) -> None:
-    sampled = LocalSampler(backbone).sample(PROMPTS, "policy", **HOW)
+    sampled = LocalSampler(backbone).sample(SamplingRequest(PROMPTS, "policy", **HOW))
     assert [len(answers) for answers in sampled] == [3, 3, 3]
     flat = [(prompt, each) for prompt, answers in zip(PROMPTS, sampled, strict=True) for each in answers]
     encoded = [
@@ -101,7 +102,7 @@ def test_answers_end_with_the_turn_end_or_at_the_limit_and_say_so(backbone: Back
     with torch.no_grad():
         head[turn_end] *= 8  # else an untrained policy hardly ever ends
     try:
-        sampled = LocalSampler(backbone).sample(PROMPTS, "policy", **change_how(n=40, temperature=1.5))
+        sampled = LocalSampler(backbone).sample(SamplingRequest(PROMPTS, "policy", **change_how(n=40, temperature=1.5)))
     finally:
         with torch.no_grad():
             head[turn_end] = before
@@ -119,7 +120,7 @@ def test_answers_end_with_the_turn_end_or_at_the_limit_and_say_so(backbone: Back
 
 def test_the_same_seed_gives_the_same_answers_and_another_others(backbone: Backbone) -> None:
     first, again, other = (
-        LocalSampler(backbone).sample(PROMPTS, "policy", **change_how(seed=seed)) for seed in (5, 5, 6)
+        LocalSampler(backbone).sample(SamplingRequest(PROMPTS, "policy", **change_how(seed=seed))) for seed in (5, 5, 6)
     )
     assert first == again
     assert first != other
@@ -127,17 +128,17 @@ def test_the_same_seed_gives_the_same_answers_and_another_others(backbone: Backb
 
 def test_the_likeliest_answer_is_the_same_in_small_batches_and_large(backbone: Backbone) -> None:
     greedy = change_how(n=1, temperature=0.0)
-    whole = LocalSampler(backbone).sample(PROMPTS, "policy", **greedy)
-    alone = LocalSampler(backbone, max_batch_tokens=1).sample(PROMPTS, "policy", **greedy)
+    whole = LocalSampler(backbone).sample(SamplingRequest(PROMPTS, "policy", **greedy))
+    alone = LocalSampler(backbone, max_batch_tokens=1).sample(SamplingRequest(PROMPTS, "policy", **greedy))
     assert [each[0].answer.ids for each in whole] == [each[0].answer.ids for each in alone]
-    base = LocalSampler(backbone).sample(PROMPTS, None, **greedy)
+    base = LocalSampler(backbone).sample(SamplingRequest(PROMPTS, None, **greedy))
     assert [each[0].answer.ids for each in base] != [each[0].answer.ids for each in whole]
 
 
 def test_an_answer_never_outgrows_what_the_policy_reads(backbone: Backbone) -> None:
     long = make_prompt("capital " * 8)
     room = backbone.max_tokens - len(backbone.transcriber.encode_prompt(long))
-    sampled = LocalSampler(backbone).sample([long, PROMPTS[1]], "policy", **change_how(max_tokens=60))
+    sampled = LocalSampler(backbone).sample(SamplingRequest([long, PROMPTS[1]], "policy", **change_how(max_tokens=60)))
     assert all(len(each.answer.ids or ()) <= room for each in sampled[0])
 
 
@@ -171,7 +172,9 @@ def test_what_most_recent_answers_were_sampled_with_is_used_again() -> None:
 def test_the_engine_is_asked_by_ids_at_low_priority_and_gives_ids_back(
     backbone: Backbone, engine: FakeEngine, tmp_path: Path
 ) -> None:
-    sampled = make_sampler(backbone, engine, tmp_path).sample(PROMPTS, "policy", **change_how(max_tokens=20))
+    sampled = make_sampler(backbone, engine, tmp_path).sample(
+        SamplingRequest(PROMPTS, "policy", **change_how(max_tokens=20))
+    )
     assert [[each.answer.text for each in answers] for answers in sampled] == [["It is Paris."] * 3] * 3
     ids = (*engine.said, engine.turn_end)
     assert sampled[0][0] == Sampled(
@@ -191,11 +194,11 @@ def test_the_adapter_is_unloaded_and_its_files_deleted_also_after_a_failure(
     backbone: Backbone, engine: FakeEngine, tmp_path: Path
 ) -> None:
     sampler = make_sampler(backbone, engine, tmp_path)
-    sampler.sample(PROMPTS, "policy", **HOW)
+    sampler.sample(SamplingRequest(PROMPTS, "policy", **HOW))
     assert (engine.loaded, list(tmp_path.iterdir()), len(engine.unloaded)) == ({}, [], 1)
     engine.fail_on.add("/v1/completions")
     with pytest.raises(EngineFailed, match=r"500.*out of order"):
-        sampler.sample(PROMPTS, "policy", **HOW)
+        sampler.sample(SamplingRequest(PROMPTS, "policy", **HOW))
     assert (engine.loaded, list(tmp_path.iterdir()), len(engine.unloaded)) == ({}, [], 2)
     assert engine.unloaded[0] != engine.unloaded[1]  # a new name every time
 
@@ -203,14 +206,14 @@ def test_the_adapter_is_unloaded_and_its_files_deleted_also_after_a_failure(
 def test_what_a_killed_trainer_left_is_unloaded_first(backbone: Backbone, engine: FakeEngine, tmp_path: Path) -> None:
     (tmp_path / "t-old-1").mkdir()
     engine.loaded["t-old-1"] = "gone"
-    make_sampler(backbone, engine, tmp_path).sample(PROMPTS, "policy", **HOW)
+    make_sampler(backbone, engine, tmp_path).sample(SamplingRequest(PROMPTS, "policy", **HOW))
     assert engine.unloaded[0] == "t-old-1"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_more_answers_are_under_way_than_allowed(backbone: Backbone, engine: FakeEngine, tmp_path: Path) -> None:
     sampler = make_sampler(backbone, engine, tmp_path, cap=4)
-    sampled = sampler.sample(PROMPTS * 3, "policy", **change_how(n=6))
+    sampled = sampler.sample(SamplingRequest(PROMPTS * 3, "policy", **change_how(n=6)))
     assert {len(answers) for answers in sampled} == {6}
     assert 0 < engine.most_in_flight <= 4
 
@@ -219,7 +222,7 @@ def test_the_base_is_sampled_as_an_adapter_that_changes_nothing(
     backbone: Backbone, engine: FakeEngine, tmp_path: Path
 ) -> None:
     backbone.adapters.reset("stable", like="policy")
-    make_sampler(backbone, engine, tmp_path).sample(PROMPTS, None, **HOW)
+    make_sampler(backbone, engine, tmp_path).sample(SamplingRequest(PROMPTS, None, **HOW))
     backbone.adapters.reset("stable")
     tensors = load(engine.weights[0])
     assert all(not tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
@@ -228,19 +231,19 @@ def test_the_base_is_sampled_as_an_adapter_that_changes_nothing(
 def test_answers_without_token_ids_are_no_samples(backbone: Backbone, engine: FakeEngine, tmp_path: Path) -> None:
     engine.said, engine.turn_end = [], 5  # an answer that stops without a turn end
     with pytest.raises(EngineFailed, match="no turn end"):
-        make_sampler(backbone, engine, tmp_path).sample(PROMPTS, "policy", **HOW)
+        make_sampler(backbone, engine, tmp_path).sample(SamplingRequest(PROMPTS, "policy", **HOW))
 
 
 def test_answers_of_another_vocabulary_are_no_samples(backbone: Backbone, engine: FakeEngine, tmp_path: Path) -> None:
     engine.said = [5, backbone.vocab_size]  # on a GPU such an id would end the process
     with pytest.raises(EngineFailed, match="another vocabulary"):
-        make_sampler(backbone, engine, tmp_path).sample(PROMPTS, "policy", **HOW)
+        make_sampler(backbone, engine, tmp_path).sample(SamplingRequest(PROMPTS, "policy", **HOW))
 
 
 def test_log_probabilities_that_are_no_numbers_are_none(backbone: Backbone, engine: FakeEngine, tmp_path: Path) -> None:
     engine.logprob = math.nan
     with pytest.raises(EngineFailed, match="not finite"):
-        make_sampler(backbone, engine, tmp_path).sample(PROMPTS, "policy", **HOW)
+        make_sampler(backbone, engine, tmp_path).sample(SamplingRequest(PROMPTS, "policy", **HOW))
 
 
 def test_while_the_engine_is_away_the_trainer_samples_itself_and_says_so(
@@ -251,13 +254,15 @@ def test_while_the_engine_is_away_the_trainer_samples_itself_and_says_so(
         make_sampler(backbone, engine, tmp_path), LocalSampler(backbone), 60.0, now=lambda: clock[0]
     )
     engine.fail_on.add("/v1/load_lora_adapter")
-    assert sampler.sample(PROMPTS, "policy", **HOW) == LocalSampler(backbone).sample(PROMPTS, "policy", **HOW)
+    assert sampler.sample(SamplingRequest(PROMPTS, "policy", **HOW)) == LocalSampler(backbone).sample(
+        SamplingRequest(PROMPTS, "policy", **HOW)
+    )
     assert sampler.source.startswith("local: http://127.0.0.1") and "500" in sampler.source
     engine.fail_on.clear()
-    sampler.sample(PROMPTS, "policy", **HOW)
+    sampler.sample(SamplingRequest(PROMPTS, "policy", **HOW))
     assert sampler.source.startswith("local")  # not asked again so soon
     clock[0] = 160.0
-    sampler.sample(PROMPTS, "policy", **HOW)
+    sampler.sample(SamplingRequest(PROMPTS, "policy", **HOW))
     assert sampler.source == "engine" and engine.asked
 
 
@@ -265,7 +270,7 @@ def test_samples_are_of_the_adapter_as_it_stood_when_they_were_begun(
     backbone: Backbone, engine: FakeEngine, tmp_path: Path
 ) -> None:
     stood = backbone.adapters.state("policy")
-    wait = make_sampler(backbone, engine, tmp_path).begin(PROMPTS, "policy", **HOW)
+    wait = make_sampler(backbone, engine, tmp_path).begin(SamplingRequest(PROMPTS, "policy", **HOW))
     assert len(engine.weights) == 1  # loaded before it returned
     backbone.adapters.reset("policy")
     try:
@@ -284,22 +289,24 @@ def test_an_engine_that_fails_after_the_beginning_is_made_good_locally(
 ) -> None:
     sampler = PreferredSampler(make_sampler(backbone, engine, tmp_path), LocalSampler(backbone), 60.0)
     engine.fail_on.add("/v1/completions")
-    wait = sampler.begin(PROMPTS, "policy", **HOW)
-    assert wait() == LocalSampler(backbone).sample(PROMPTS, "policy", **HOW)
+    wait = sampler.begin(SamplingRequest(PROMPTS, "policy", **HOW))
+    assert wait() == LocalSampler(backbone).sample(SamplingRequest(PROMPTS, "policy", **HOW))
     assert sampler.source.startswith("local: http://127.0.0.1") and "500" in sampler.source
     assert engine.loaded == {}
 
 
 def test_the_local_sampler_has_sampled_before_begin_returns(backbone: Backbone) -> None:
     sampler = LocalSampler(backbone)
-    assert sampler.begin(PROMPTS, "policy", **HOW)() == sampler.sample(PROMPTS, "policy", **HOW)
+    assert sampler.begin(SamplingRequest(PROMPTS, "policy", **HOW))() == sampler.sample(
+        SamplingRequest(PROMPTS, "policy", **HOW)
+    )
 
 
 def test_what_nobody_waits_for_is_given_up_and_leaves_nothing(
     backbone: Backbone, engine: FakeEngine, tmp_path: Path
 ) -> None:
     sampler = make_sampler(backbone, engine, tmp_path, cap=1)
-    wait = sampler.begin(PROMPTS * 20, "policy", **HOW)
+    wait = sampler.begin(SamplingRequest(PROMPTS * 20, "policy", **HOW))
     sampler.tidy()
     with pytest.raises(GivenUp):
         wait()
@@ -313,7 +320,7 @@ def test_what_an_engine_kept_while_it_was_away_is_unloaded_once_it_is_back(
     clock = [0.0]
     sampler = make_sampler(backbone, engine, tmp_path, now=lambda: clock[0])
     engine.fail_on.add("/v1/unload_lora_adapter")
-    sampler.sample(PROMPTS, "policy", **HOW)
+    sampler.sample(SamplingRequest(PROMPTS, "policy", **HOW))
     assert len(engine.loaded) == 1
     sampler.tidy()
     engine.fail_on.clear()
@@ -328,7 +335,7 @@ def test_what_an_engine_kept_while_it_was_away_is_unloaded_once_it_is_back(
 def test_answers_that_one_prompt_gets_in_several_requests_have_seeds_of_their_own(
     backbone: Backbone, engine: FakeEngine, tmp_path: Path
 ) -> None:
-    make_sampler(backbone, engine, tmp_path, cap=2).sample(PROMPTS[:1], "policy", **change_how(n=5))
+    make_sampler(backbone, engine, tmp_path, cap=2).sample(SamplingRequest(PROMPTS[:1], "policy", **change_how(n=5)))
     seeds = [body["seed"] + k for body in engine.asked for k in range(body["n"])]
     assert [body["n"] for body in engine.asked] == [2, 2, 1]
     assert seeds == list(range(seeds[0], seeds[0] + 5))
