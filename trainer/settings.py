@@ -130,7 +130,8 @@ _DEMO: dict[str, Any] = {
     "round_every_minutes": 0.0,
     "register_every_s": 5.0,
     "dpo": {"lr": 1e-3, "epochs": 3, "max_new_pairs": 400},
-    "ppo": {"iterations": 8, "max_tokens": 48},  # the reward has risen by its spread after six
+    # At the default price of KL it went 11 nats to what the reward model overrates: every answer began "question!".
+    "ppo": {"iterations": 8, "max_tokens": 48, "kl_coefficient": 0.3},
 }
 # 135M parameters on two cores: a round of 160 pairs takes about ten minutes.
 _DEMO_SMOLLM2: dict[str, Any] = {
