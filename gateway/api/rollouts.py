@@ -16,6 +16,7 @@ from gateway.api.routes import OperatorRoutes
 from gateway.errors import bad_request, not_found
 from gateway.rollout.assessment import digest_code
 from gateway.rollout.desired_state import read_rules
+from gateway.rollout.pure import machine
 from gateway.rollout.pure.decisions import replay_decision
 from gateway.rollout.view import ReplayView, RolloutView, show_replay
 from gateway.serving.context import Context
@@ -24,6 +25,7 @@ from gateway.tables.rows import RolloutRow
 
 _MAX_LISTED = 100
 _MAX_NOTE = 500
+PROMOTE_SCOPE = "admin"
 
 
 class NewRollout(msgspec.Struct, frozen=True):
@@ -68,16 +70,16 @@ def add_rollout_routes(routes: OperatorRoutes, context: Context) -> None:
     """GET and POST /operator/v1/rollouts."""
 
     @routes.add("GET", "/rollouts", "List the rollouts", {200: RolloutList}, query=Newest)
-    async def rollouts(_: Identity, query: Newest) -> RolloutList:
+    async def rollouts(identity: Identity, query: Newest) -> RolloutList:
         rows = await context.writer.arun(lambda conn: list_rollouts(conn, max(1, min(query.limit, _MAX_LISTED))))
-        return RolloutList([await context.controller.assessor.show(row) for row in rows])
+        return RolloutList([await show_rollout(context, row, identity) for row in rows])
 
     @routes.add("GET", "/rollouts/{rollout}", "Show a rollout", {200: RolloutView}, 404)
-    async def rollout_by_id(_: Identity, rollout: str) -> RolloutView:
+    async def rollout_by_id(identity: Identity, rollout: str) -> RolloutView:
         row = await context.writer.arun(lambda conn: get_rollout(conn, rollout))
         if row is None:
             raise not_found(f"No rollout {rollout}.")
-        return await context.controller.assessor.show(row)
+        return await show_rollout(context, row, identity)
 
     @routes.add(
         "POST", "/rollouts", "Put a checkpoint, or stable itself, on trial", {201: CheckpointView}, 404, 409,
@@ -96,7 +98,7 @@ def add_rollout_routes(routes: OperatorRoutes, context: Context) -> None:
     )  # fmt: skip
     async def rollback(identity: Identity, body: Note) -> RolloutView:
         policy, actor = context.settings.policy, _name_actor(identity)
-        return await _act(context, context.controller.actions.roll_back_last(policy, actor, note=body.note))
+        return await _act(context, context.controller.actions.roll_back_last(policy, actor, note=body.note), identity)
 
 
 def add_replay_route(routes: OperatorRoutes, context: Context) -> None:
@@ -126,44 +128,44 @@ def add_action_routes(routes: OperatorRoutes, context: Context) -> None:
     )  # fmt: skip
     async def approve(identity: Identity, rollout: str, body: Approval) -> RolloutView:
         seen = body.generation, body.decision_digest
-        return await _act(context, actions.approve(rollout, *seen, _name_actor(identity)))
+        return await _act(context, actions.approve(rollout, *seen, _name_actor(identity)), identity)
 
     @routes.add(
         "POST", "/rollouts/{rollout}:promote", "Promote the canary past a gate, with a written reason: admins only",
-        answers, *refusals, body=RequiredNote, scope="admin",
+        answers, *refusals, body=RequiredNote, scope=PROMOTE_SCOPE,
     )  # fmt: skip
     async def promote(identity: Identity, rollout: str, body: RequiredNote) -> RolloutView:
-        return await _act(context, actions.promote_past(rollout, _name_actor(identity), body.note))
+        return await _act(context, actions.promote_past(rollout, _name_actor(identity), body.note), identity)
 
     @routes.add("POST", "/rollouts/{rollout}:abort", "End the rollout", answers, *refusals, body=Note)
     async def abort(identity: Identity, rollout: str, body: Note) -> RolloutView:
-        return await _act(context, actions.abort(rollout, _name_actor(identity), note=body.note))
+        return await _act(context, actions.abort(rollout, _name_actor(identity), note=body.note), identity)
 
     @routes.add(
         "POST", "/rollouts/{rollout}:rollback", "Let what served before this promotion serve again", answers, *refusals,
         body=Note,
     )  # fmt: skip
     async def roll_back(identity: Identity, rollout: str, body: Note) -> RolloutView:
-        return await _act(context, actions.roll_back(rollout, _name_actor(identity), note=body.note))
+        return await _act(context, actions.roll_back(rollout, _name_actor(identity), note=body.note), identity)
 
     @routes.add("POST", "/rollouts/{rollout}:skip", "Go to the ramp's next step now", answers, *refusals)
     async def skip(identity: Identity, rollout: str) -> RolloutView:
-        return await _act(context, actions.skip_step(rollout, _name_actor(identity)))
+        return await _act(context, actions.skip_step(rollout, _name_actor(identity)), identity)
 
     @routes.add(
         "POST", "/rollouts/{rollout}:retry", "Put the checkpoint on trial again, with the evidence there is", answers,
         *refusals,
     )  # fmt: skip
     async def retry(identity: Identity, rollout: str) -> RolloutView:
-        return await _act(context, actions.retry(rollout, _name_actor(identity)))
+        return await _act(context, actions.retry(rollout, _name_actor(identity)), identity)
 
     @routes.add("POST", "/rollouts/{rollout}:pause", "Hold the rollout", answers, *refusals, body=Note)
     async def pause(identity: Identity, rollout: str, body: Note) -> RolloutView:
-        return await _act(context, actions.pause(rollout, _name_actor(identity), body.note))
+        return await _act(context, actions.pause(rollout, _name_actor(identity), body.note), identity)
 
     @routes.add("POST", "/rollouts/{rollout}:resume", "Let the rollout go on", answers, *refusals)
     async def resume(identity: Identity, rollout: str) -> RolloutView:
-        return await _act(context, actions.resume(rollout, _name_actor(identity)))
+        return await _act(context, actions.resume(rollout, _name_actor(identity)), identity)
 
 
 def _name_actor(identity: Identity) -> str:
@@ -171,6 +173,16 @@ def _name_actor(identity: Identity) -> str:
     return f"key:{identity.key_id}"
 
 
-async def _act(context: Context, action: Awaitable[RolloutRow]) -> RolloutView:
-    row = await answer_conflicts(action)
-    return await context.controller.assessor.show(row)
+async def _act(context: Context, action: Awaitable[RolloutRow], identity: Identity) -> RolloutView:
+    return await show_rollout(context, await answer_conflicts(action), identity)
+
+
+async def show_rollout(context: Context, row: RolloutRow, identity: Identity) -> RolloutView:
+    """What an operator sees, with those actions alone that this key may take and that still lead somewhere."""
+    view, serves = await context.controller.assessor.show(row), context.deployment.view.stable
+    actions = [name for name in view.actions if name != "promote" or identity.may(PROMOTE_SCOPE)]
+    if (view.phase == machine.HEALTHY and serves != view.checkpoint) or (
+        view.phase == machine.DEGRADED and serves != view.stable
+    ):
+        actions = []
+    return view if actions == view.actions else msgspec.structs.replace(view, actions=actions)

@@ -6,6 +6,7 @@ from feedback.choices import count_outbox
 from gateway.access.keys import Identity
 from gateway.api.checkpoints import CheckpointView, show_checkpoint
 from gateway.api.engines import EngineView, show_engine
+from gateway.api.rollouts import show_rollout
 from gateway.api.routes import OperatorRoutes
 from gateway.rollout.view import RolloutView
 from gateway.serving.context import Context
@@ -82,8 +83,8 @@ def add_status_route(routes: OperatorRoutes, context: Context) -> None:
     """GET /operator/v1/status."""
 
     @routes.add("GET", "/status", "Show what serves and how it goes", {200: Status})
-    async def show_status(_: Identity) -> Status:
-        return await build_status(context)
+    async def show_status(identity: Identity) -> Status:
+        return await build_status(context, identity)
 
 
 def show_asking(context: Context) -> AskingView:
@@ -99,7 +100,7 @@ def show_asking(context: Context) -> AskingView:
     )
 
 
-async def build_status(context: Context) -> Status:
+async def build_status(context: Context, identity: Identity) -> Status:
     """The gateway's status now."""
     policy = context.settings.policy
     view, counters = context.deployment.view, context.deployment.counters
@@ -114,7 +115,7 @@ async def build_status(context: Context) -> Status:
         preset=context.settings.preset,
         stable=None if stable is None else show_checkpoint(stable),
         canary=None if canary is None else show_checkpoint(canary),
-        rollout=None if row is None else await context.controller.assessor.show(row),
+        rollout=None if row is None else await show_rollout(context, row, identity),
         counters=Counters(
             requests=counters.requests,
             failed_requests=counters.failed_requests,

@@ -60,14 +60,21 @@ class OperatorActions:
         now = self._clock()
         return await self.act(rollout, lambda row: operator_moves.promote_past(row, note, actor, now))
 
-    async def act(self, rollout: str, plan: Callable[[RolloutRow], Transition]) -> RolloutRow:
-        """Carry out an operator's action in one transaction. Raises LookupError, RefusedAction or StaleController."""
+    async def act(
+        self, rollout: str, plan: Callable[[RolloutRow], Transition],
+        require: Callable[[Connection, RolloutRow], None] = lambda conn, row: None,
+    ) -> RolloutRow:  # fmt: skip
+        """Carry out an operator's action in one transaction. Raises LookupError, RefusedAction or StaleController.
+
+        require: refuses what the row alone does not tell.
+        """
 
         def write(conn: Connection) -> tuple[RolloutRow, Transition, RolloutRow]:
             row = get_rollout(conn, rollout)
             if row is None:
                 raise LookupError(rollout)
             to = plan(row)
+            require(conn, row)
             return row, to, transactions.carry_out(conn, row, to, self._clock(), None, None)
 
         old, to, new = await self._writer.arun(write)
@@ -109,7 +116,7 @@ class OperatorActions:
         def plan(row: RolloutRow) -> Transition:
             return operator_moves.roll_back(row, actor, self._clock(), note)
 
-        return await self._end(rollout, plan)
+        return await self._end(rollout, plan, _require_newest_promotion)
 
     async def roll_back_last(self, policy: str, actor: str, *, note: str = "") -> RolloutRow:
         """The same of whichever rollout promoted what serves now; one that is on trial against it is aborted. Raises RefusedAction."""
@@ -151,10 +158,13 @@ class OperatorActions:
         self._on_change()
         return row
 
-    async def _end(self, rollout: str, plan: Callable[[RolloutRow], Transition]) -> RolloutRow:
+    async def _end(
+        self, rollout: str, plan: Callable[[RolloutRow], Transition],
+        require: Callable[[Connection, RolloutRow], None] = lambda conn, row: None,
+    ) -> RolloutRow:  # fmt: skip
         for attempt in range(_MOST_ATTEMPTS):
             try:
-                row = await self.act(rollout, plan)
+                row = await self.act(rollout, plan, require)
                 break
             except StaleController:  # whatever else moved it, it shall end
                 if attempt == _MOST_ATTEMPTS - 1:
@@ -162,3 +172,14 @@ class OperatorActions:
         if row.phase == machine.ABORTING and self._swap.is_expected(row.stable):
             self._deployment.apply(ServingView(generation=row.generation, stable=row.stable))
         return row
+
+
+def _require_newest_promotion(conn: Connection, row: RolloutRow) -> None:
+    """Of what serves no more nothing can be rolled back, and no two rollouts are active at once."""
+    if row.phase != machine.HEALTHY:
+        return
+    if get_serving(conn, row.policy).stable != row.checkpoint:
+        raise RefusedAction(f"{row.checkpoint} does not serve any more.")
+    active = active_rollout(conn, row.policy)
+    if active is not None and active.phase != machine.ABORTING:
+        raise RefusedAction(f"{active.id} is on: abort it first, or roll back what serves, which does both.")

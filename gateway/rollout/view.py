@@ -10,8 +10,9 @@ from gateway.rollout.pure.decisions import Replay
 from gateway.rollout.pure.evidence import Point
 from gateway.rollout.pure.findings import Findings
 from gateway.rollout.pure.guardrails import FAIL, SENSORS, Guardrails
+from gateway.rollout.pure.operator_moves import list_actions
 from gateway.rollout.pure.rules import Rules
-from gateway.rollout.pure.verdict import limit_exp, say_verdict
+from gateway.rollout.pure.verdict import limit_exp, say_reason, say_verdict
 from gateway.tables.rows import DecisionRow, EventRow, RolloutRow
 
 
@@ -47,7 +48,8 @@ class GuardrailView(msgspec.Struct, frozen=True, kw_only=True):
     """One guardrail. `status`: "pass", "fail", "not enough data" or "blind"; `missing`: clean users that would make it pass.
 
     sensor: what looks, and seen: at how many answers. action: what its alarm does, "roll_back", "pause" or "warn". waived: an
-    operator has accepted its alarm. length: canary is the mean difference to stable, as a share of the most tokens.
+    operator has accepted its alarm. needed: whether a promotion waits for it.
+    length: canary is the mean difference to stable, as a share of the most tokens.
     """
 
     name: str
@@ -61,6 +63,7 @@ class GuardrailView(msgspec.Struct, frozen=True, kw_only=True):
     seen: int
     action: str
     waived: bool
+    needed: bool
 
 
 class SeriesPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,20 +79,29 @@ class SeriesPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventView(msgspec.Struct, frozen=True, kw_only=True, rename={"from_phase": "from", "to_phase": "to"}):
-    """One line of the audit trail. reason: a code; note: what an operator wrote."""
+    """One line of the audit trail. reason: a code, reason_text: it in words; note: what an operator wrote."""
 
     at: float
     from_phase: str
     to_phase: str
     actor: str
     reason: str
+    reason_text: str
     note: str
+
+
+class StepView(msgspec.Struct, frozen=True):
+    """A step of the ramp. weight: the canary's share of users; hold_s: null if it lasts until a verdict."""
+
+    weight: float
+    hold_s: float | None
 
 
 class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
     """A rollout with its evidence, guardrails, series and audit trail. Times in epoch seconds.
 
-    reason: a code; note: what an operator wrote. weight_of: whom `weight` is the share of, "canary" or, while baking, "old".
+    reason: a code, reason_text: it in words; note: what an operator wrote. actions: what may be done now, by whoever asks, as in
+    the API's paths. weight_of: whom `weight` is the share of, "canary" or, while baking, "old".
     problem: why it could not be weighed, empty if it was.
     """
 
@@ -99,11 +111,14 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
     aa: bool
     phase: str
     analysis: str
+    actions: list[str]
     reason: str
+    reason_text: str
     note: str
     problem: str
     step: int
     num_steps: int
+    steps: list[StepView]
     weight: float
     weight_of: str
     duel_share: float
@@ -163,11 +178,14 @@ def build_view(
         aa=row.aa,
         phase=row.phase,
         analysis=row.analysis,
+        actions=list_actions(row, len(rules.steps)),
         reason=row.reason,
+        reason_text=say_reason(row.reason),
         note=row.note,
         problem=problem,
         step=row.step,
         num_steps=len(rules.steps),
+        steps=[StepView(step.weight, step.hold_s) for step in rules.steps],
         weight=row.weight,
         weight_of="old" if row.phase == machine.BAKING else "canary",
         duel_share=row.duel_share,
@@ -194,13 +212,15 @@ def build_view(
             )
             for p in series
         ],
-        events=[
-            EventView(
-                at=e.at, from_phase=e.from_phase, to_phase=e.to_phase, actor=e.actor, reason=e.reason, note=e.note
-            )
-            for e in events
-        ],
+        events=[_show_event(event) for event in events],
     )
+
+
+def _show_event(event: EventRow) -> EventView:
+    return EventView(
+        at=event.at, from_phase=event.from_phase, to_phase=event.to_phase, actor=event.actor, reason=event.reason,
+        reason_text=say_reason(event.reason), note=event.note,
+    )  # fmt: skip
 
 
 def _show_evidence(findings: Findings, rules: Rules, row: RolloutRow) -> EvidenceView:
@@ -253,6 +273,7 @@ def _show_guardrails(guardrails: Guardrails, rules: Rules, row: RolloutRow) -> l
             seen=rate.seen,
             action=rules.actions[rate.name],
             waived=rate.name in waived,
+            needed=rate.needed,
         )
         for rate in guardrails.rates
     ]
@@ -272,6 +293,7 @@ def _show_guardrails(guardrails: Guardrails, rules: Rules, row: RolloutRow) -> l
                 seen=guardrails.users,
                 action=rules.actions["split"],
                 waived="split" in waived,
+                needed=True,
             )
         )
     return rows

@@ -10,6 +10,7 @@ from world import World
 from gateway.access.keys import Identity
 from gateway.api.operators import build_operator_router
 from gateway.errors import ApiError
+from gateway.serving.pairs.scorer_client import ScorerClient
 
 
 def open_client(world: World) -> httpx.AsyncClient:
@@ -19,6 +20,7 @@ def open_client(world: World) -> httpx.AsyncClient:
         writer=world.writer,
         deployment=world.deployment,
         controller=world.controller,
+        scorer=ScorerClient("", None, None),  # type: ignore[arg-type]
         keys=keys,
         secrets=None,
     )

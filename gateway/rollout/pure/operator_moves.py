@@ -7,10 +7,29 @@ from gateway.errors import RefusedAction
 from gateway.rollout.pure.findings import REASON_OF, Findings
 from gateway.rollout.pure.machine import SPLIT, advance_step, do_gates_hold, is_skewed
 from gateway.rollout.pure.rules import Rules
-from gateway.rollout.pure.transitions import ROLLING_BACK, WAITING, Event, Reason, Transition, find_next_phase, fire
+from gateway.rollout.pure.transitions import (
+    OPERATOR_EVENTS,
+    ROLLING_BACK,
+    TRANSITIONS,
+    WAITING,
+    Event,
+    Reason,
+    Transition,
+    find_next_phase,
+    fire,
+)
 from gateway.tables.rows import RolloutRow
 
 _GUARDRAIL_OF = {reason.value: name for name, reason in REASON_OF.items()} | {Reason.SAMPLE_RATIO_MISMATCH.value: SPLIT}
+_SHORT_NAMES = {Event.SKIP: "skip", Event.ROLL_BACK: "rollback"}  # in the API's paths and on the command line
+
+
+def list_actions(row: RolloutRow, num_steps: int) -> list[str]:
+    """What an operator may do in the row's phase, by the names of the API's paths."""
+    allowed = [event for event in Event if event in OPERATOR_EVENTS and event in TRANSITIONS.get(row.phase, {})]
+    if row.step + 1 >= num_steps:
+        allowed = [event for event in allowed if event != Event.SKIP]
+    return [_SHORT_NAMES.get(event, event.value) for event in allowed]
 
 
 def approve(

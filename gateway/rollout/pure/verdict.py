@@ -6,9 +6,44 @@ from gateway.rollout.pure import machine
 from gateway.rollout.pure.findings import Findings
 from gateway.rollout.pure.guardrails import BLIND, FAIL, Guardrail
 from gateway.rollout.pure.rules import Rules
+from gateway.rollout.pure.transitions import Reason
 from gateway.tables.rows import RolloutRow
 
 _LARGEST_LOG = 690.0
+REASON_WORDS = {
+    Reason.CREATED: "a new checkpoint",
+    Reason.LOADED: "every engine holds it and has proved its weights",
+    Reason.RUNNING: "it is on trial",
+    Reason.NEXT_STEP: "the step's time was over",
+    Reason.SKIPPED: "an operator skipped a step",
+    Reason.NO_DATA: "nobody asked or chose anything",
+    Reason.DATA: "there is data again",
+    Reason.METRIC_ERROR: "it cannot be weighed",
+    Reason.METRICS_BACK: "it can be weighed again",
+    Reason.SAMPLE_RATIO_MISMATCH: "users, or places on the page, are not split as intended",
+    Reason.SUPERIOR: "people prefer it and every guardrail passes",
+    Reason.UNPROVEN: "too little evidence yet",
+    Reason.INFERIOR: "people prefer stable",
+    Reason.HARM: "more of its answers are reported as harmful",
+    Reason.ERRORS: "more of its answers fail",
+    Reason.LATENCY: "its first token comes later",
+    Reason.TOKEN_LATENCY: "its tokens come more slowly",
+    Reason.REFUSALS: "it refuses more often",
+    Reason.TRUNCATION: "more of its answers are cut off",
+    Reason.LENGTH: "its answers have another length",
+    Reason.INCONCLUSIVE: "no verdict in time",
+    Reason.LOAD_FAILED: "what is to serve cannot be loaded",
+    Reason.SUPERSEDED: "a newer checkpoint took its place",
+    Reason.AUTO_APPROVED: "the countdown was over",
+    Reason.APPROVED: "an operator approved it",
+    Reason.FORCED: "an admin promoted it past the gates",
+    Reason.PROMOTED: "it serves everyone else",
+    Reason.BAKED: "its baking time was over",
+    Reason.OPERATOR: "an operator decided",
+    Reason.RESUMED: "an operator resumed it",
+    Reason.RETRIED: "an operator tries it again",
+    Reason.ROLLED_BACK: "an operator rolled it back",
+}
 
 
 def say_verdict(row: RolloutRow, findings: Findings, rules: Rules) -> str:
@@ -47,6 +82,11 @@ def say_verdict(row: RolloutRow, findings: Findings, rules: Rules) -> str:
         waits = ", ".join(_say_missing(rate, units) for rate in missing)
         return f"People prefer the canary ({net}); {waits}."
     return f"No verdict yet: {net}, {have}."
+
+
+def say_reason(code: str) -> str:
+    """A reason's code in words; empty where there is none."""
+    return REASON_WORDS[Reason(code)] if code else ""
 
 
 def _say_missing(rate: Guardrail, units: str) -> str:

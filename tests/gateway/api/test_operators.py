@@ -101,6 +101,50 @@ async def test_an_admin_promotes_past_the_gate_with_a_written_reason(make_world:
         assert (await client.post(path, json={"note": "Again."})).status_code == 409
 
 
+async def test_a_rollout_lists_what_this_key_may_do_now(make_world: Callable[..., World]) -> None:
+    world = make_world(baking_s=0.0, steps=[{"weight": 0.1, "hold_s": 60}, {"weight": 0.5}])
+    async with open_client(world) as client:
+        await world.started()
+        first = (await client.get("/operator/v1/status")).json()["rollout"]
+        assert first["actions"] == ["pause", "skip", "abort"] and first["reason_text"] == "it is on trial"
+        assert first["steps"] == [{"weight": 0.1, "hold_s": 60.0}, {"weight": 0.5, "hold_s": None}]
+        assert first["events"][-1]["reason_text"] == "every engine holds it and has proved its weights"
+        client.headers["authorization"] = "Bearer admin"
+        path = f"/operator/v1/rollouts/{first['id']}"
+        assert (await client.get(path)).json()["actions"] == ["pause", "skip", "promote", "abort"]
+        await client.post(f"{path}:promote", json={"note": "Test."})
+        for _ in range(3):
+            await world.tick()
+        assert (await client.get(path)).json()["actions"] == ["rollback"]
+
+
+async def test_what_serves_no_more_is_not_rolled_back_and_two_rollouts_are_never_on(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(baking_s=0.0)
+    async with open_client(world) as client:
+        client.headers["authorization"] = "Bearer admin"
+        await world.started()
+        paths = []
+        for number in (2, 3):
+            paths.append(f"/operator/v1/rollouts/{(await world.row()).id}")
+            await client.post(f"{paths[-1]}:promote", json={"note": "Test."})
+            for _ in range(3):
+                await world.tick()
+            await world.publish(number)
+            await world.tick()
+        older, newer = [(await client.get(path)).json() for path in paths]
+        assert (older["phase"], older["actions"]) == ("Healthy", [])
+        assert (newer["phase"], newer["actions"]) == ("Healthy", ["rollback"])
+        refused = await client.post(f"{paths[0]}:rollback")
+        assert refused.status_code == 409 and "does not serve any more" in refused.json()["error"]["message"]
+        active = await world.row()
+        refused = await client.post(f"{paths[1]}:rollback")
+        assert refused.status_code == 409 and f"{active.id} is on" in refused.json()["error"]["message"]
+        rolled_back = (await client.post("/operator/v1/rollouts:rollback")).json()
+        assert (rolled_back["id"], rolled_back["phase"]) == (newer["id"], "RollingBack")
+
+
 async def test_a_checkpoint_that_nothing_needs_is_given_up_for_good(make_world: Callable[..., World]) -> None:
     world = make_world(keep_checkpoints=1, baking_s=0.0)
     async with open_client(world) as client:

@@ -20,6 +20,7 @@ from gateway.rollout.pure.transitions import (
     find_next_phase,
     fire,
 )
+from gateway.rollout.pure.verdict import REASON_WORDS, say_reason
 from gateway.settings import RolloutSection
 from gateway.tables.rows import RolloutRow
 
@@ -49,6 +50,34 @@ def test_every_phase_is_reached_from_pending_and_can_be_left() -> None:
 def test_every_active_phase_can_be_ended_by_one_action_of_an_operator() -> None:
     for phase in set(TRANSITIONS) - {"Aborting", "Degraded"}:
         assert {Event.ABORT, Event.ROLL_BACK} & set(TRANSITIONS[phase]), phase
+
+
+@pytest.mark.parametrize(
+    ("phase", "actions"),
+    [
+        ("Pending", ["abort"]),
+        ("Progressing", ["pause", "skip", "promote", "abort"]),
+        ("Paused", ["resume", "promote", "abort"]),
+        ("WaitingPromotion", ["approve", "pause", "promote", "abort"]),
+        ("Promoting", ["abort"]),
+        ("Baking", ["abort", "rollback"]),
+        ("Healthy", ["rollback"]),
+        ("RollingBack", ["abort"]),
+        ("Aborting", []),
+        ("Degraded", ["retry"]),
+    ],
+)
+def test_operators_are_offered_what_the_table_allows(phase: str, actions: list[str]) -> None:
+    assert operator_moves.list_actions(replace(ROW, phase=phase), 2) == actions
+
+
+def test_the_last_step_is_not_skipped() -> None:
+    assert operator_moves.list_actions(replace(ROW, step=1), 2) == ["pause", "promote", "abort"]
+
+
+def test_every_reason_has_words_of_its_own() -> None:
+    assert set(REASON_WORDS) == set(Reason) and len(set(REASON_WORDS.values())) == len(REASON_WORDS)
+    assert (say_reason("NoData"), say_reason("")) == ("nobody asked or chose anything", "")
 
 
 def test_nothing_promotes_for_lack_of_evidence() -> None:
