@@ -205,10 +205,10 @@ class RoundRunner:
             self._quarantine.flush()
             files.write_labelled(labelled)
             log.info(
-                "round %d: %d pairs labelled by the reward model %s",
+                "round %d: %d pairs labelled by the reward model%s",
                 task.plan.number,
                 len(labelled.pairs),
-                labelled.reason,
+                f": {labelled.reason}" if labelled.reason else "",
             )
         reach("round.labelled")
         return replace(task, rows=[*list_pairs(task), *(each.pair for each in labelled.pairs)])
