@@ -28,7 +28,7 @@ log = logging.getLogger("trainer.run.round")
 
 _PREFIX = "r-"
 _UNFINISHED = ".unfinished"
-_TRAINED, _JUDGED = 1 << 40, 1 << 41  # as progress: more than any number of steps
+_ITERATION, _TRAINED, _JUDGED = 1 << 20, 1 << 40, 1 << 41  # as progress: each more than any number of what is before it
 
 
 class _Attempts(msgspec.Struct, frozen=True):
@@ -119,7 +119,7 @@ class RoundFiles:
         return attempt - 1 - last.attempt
 
     def _measure_progress(self) -> int:
-        """Optimizer steps in the newest snapshot, or more if training or judging is done."""
+        """Where learning stands in the newest snapshot: iterations, then steps of one; more if training or judging is done."""
         if (self.path / "verdict.json").exists():
             return _JUDGED
         if self.trained.exists():
@@ -127,7 +127,8 @@ class RoundFiles:
         try:
             with safe_open(self.snapshots / "snapshot.safetensors", framework="np") as file:
                 loop = json.loads(file.metadata()["loop"])
-            return int(loop["memo"].get("position", loop["step_number"]))
+            memo = loop["memo"]
+            return _ITERATION * int(memo.get("iteration", 0)) + int(memo.get("position", loop["step_number"]))
         except (OSError, SafetensorError, TypeError, KeyError, ValueError):
             return 0
 

@@ -184,17 +184,24 @@ def test_a_round_that_keeps_killing_the_trainer_is_given_up(bench):
     assert [row["reason"] for row in bench.finished()] == ["the trainer died in it 3 times without coming further"]
 
 
-def test_deaths_count_only_while_a_round_comes_no_further(bench):
-    """Five deaths with a step between them, then three at the same step."""
+STEPS = [{"position": position} for position in (1, 2, 3, 4, 5)]
+ITERATIONS = [
+    {"iteration": i, "position": position} for i, position in ((0, 3), (1, 0), (1, 2), (2, 0), (2, 1))
+]  # of PPO
+
+
+@pytest.mark.parametrize("memos", [STEPS, ITERATIONS])
+def test_deaths_count_only_while_a_round_comes_no_further(bench, memos):
+    """Five deaths with progress between them, then three at the same step."""
     bench.send(40)
     bench.error = Killed()
     learner, files = bench.start(), RoundFiles(bench.settings.rounds_dir, 1)
-    for position in [1, 2, 3, 4, 5, 5, 5, 5]:
+    for memo in [*memos, *memos[-1:] * 3]:
         assert bench.finished() == []
         with pytest.raises(Killed):
             bench.run_all(learner)
         files.snapshots.mkdir(exist_ok=True)
-        about = json.dumps({"step_number": 0, "memo": {"position": position}})
+        about = json.dumps({"step_number": 0, "memo": memo})
         save_file({"x": np.zeros(1)}, files.snapshots / "snapshot.safetensors", metadata={"loop": about})
         learner = bench.start()
     bench.run_all(learner)
