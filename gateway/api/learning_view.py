@@ -162,7 +162,7 @@ async def _ask_trainer(context: Context) -> tuple[TrainerView | None, str]:
         found = msgspec.json.decode(body, type=TrainerView)
     except EngineUnavailable:
         return None, "The trainer does not answer."
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
         _logger.warning("the trainer's status cannot be read: %s", error)
         return None, "The trainer says something that cannot be read."
     doing = msgspec.structs.replace(found.round, reason=found.round.reason[:_MAX_REASON])

@@ -27,13 +27,14 @@ STATUS = {
 
 
 class FakeTrainer:
-    """Says `status` at /status, as JSON."""
+    """Says `status` at /status, as JSON; bytes as they are."""
 
     def __init__(self) -> None:
         self.status: Any = STATUS
 
     async def answer(self, _: web.Request) -> web.Response:
-        return web.Response(text=json.dumps(self.status), content_type="application/json")
+        body = self.status if isinstance(self.status, bytes) else json.dumps(self.status).encode()
+        return web.Response(body=body, content_type="application/json")
 
 
 @pytest.fixture
@@ -88,9 +89,10 @@ async def test_what_was_learnt_is_shown_without_anybodys_text(personal: Running)
 async def test_a_trainer_that_is_away_or_talks_nonsense_is_said(
     personal: Running, trainer: tuple[FakeTrainer, str], tmp_path: Path
 ) -> None:
-    trainer[0].status = {"decisive": "many"}
-    seen = await look(personal)
-    assert (seen["trainer"], seen["problem"]) == (None, "The trainer says something that cannot be read.")
+    for nonsense in ({"decisive": "many"}, b'{"decisive": "\xff"}', b"[" * 100_000):
+        trainer[0].status = nonsense
+        seen = await look(personal)
+        assert (seen["trainer"], seen["problem"]) == (None, "The trainer says something that cannot be read.")
     async with run_gateway(tmp_path / "alone", preset="personal", trainer_url="http://127.0.0.1:9") as alone:
         assert (await look(alone))["problem"] == "The trainer does not answer."
     async with run_gateway(tmp_path / "unset", preset="personal") as unset:
