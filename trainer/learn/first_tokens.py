@@ -27,7 +27,10 @@ _LE = re.compile(r'le="([^"]+)"')
 
 
 def parse_waits(text: str, names: tuple[str, str, str] = GATEWAY) -> Waits:
-    """The counters of a page in Prometheus' text format, summed over labels. names: the histogram, answers, those under way."""
+    """The counters of a page in Prometheus' text format, summed over labels. names: the histogram, answers, those under way.
+
+    Raises ValueError where a value is no number.
+    """
     histogram, answers, under_way = names
     buckets: dict[float, float] = {}
     numbers = dict.fromkeys((answers, under_way), 0.0)
@@ -49,7 +52,11 @@ def read_waits(gateway_url: str, engine_urls: Sequence[str]) -> Waits | None:
     for urls, names in (([gateway_url], GATEWAY), (engine_urls, ENGINE)):
         pages = [page for url in urls if (page := _read_page(url)) is not None]
         if pages and len(pages) == len(urls):
-            waits = parse_waits("\n".join(pages), names)
+            try:
+                waits = parse_waits("\n".join(pages), names)
+            except ValueError as error:
+                log.warning("/metrics of %s cannot be read: %s", ", ".join(urls), error)
+                continue
             if waits.edges:
                 return waits
     return None
@@ -60,7 +67,7 @@ def _read_page(url: str) -> str | None:
     try:
         with opener.open(url.rstrip("/").removesuffix("/v1") + "/metrics", timeout=READ_TIMEOUT_S) as response:
             return str(response.read().decode("utf-8", "replace"))
-    except (OSError, HTTPException):
+    except (OSError, HTTPException, ValueError):  # ValueError: no URL
         return None
 
 

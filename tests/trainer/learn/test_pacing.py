@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from trainer.learn.first_tokens import ENGINE, Pacer, parse_waits
+from trainer.learn.first_tokens import ENGINE, GATEWAY, Pacer, parse_waits, read_waits
 from trainer.learn.pacing import Limits, Pace, Waits, add_idle, choose_pace
 
 LIMITS = Limits(lowest=2, highest=16, blind=4, slowdown=1.5)
@@ -74,6 +76,29 @@ def test_counters_are_read_over_all_labels() -> None:
     assert parse_waits(PAGE) == Waits(EDGES, (7.0, 1.0, 3.0), 32.0, 3.0)
     engine = 'vllm:time_to_first_token_seconds_bucket{le="0.1",model_name="m"} 2.0\nvllm:num_requests_running 1.0\n'
     assert parse_waits(engine, ENGINE) == Waits((0.1,), (2.0,), 0.0, 1.0)
+
+
+class Page(BaseHTTPRequestHandler):
+    """The same page of figures for a gateway and an engine, one of whose values is no number for the gateway."""
+
+    def do_GET(self) -> None:
+        said = f'{GATEWAY[1]} many\n{ENGINE[0]}_bucket{{le="0.1"}} 2.0\n'
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(said.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_a_page_that_cannot_be_read_is_one_that_says_nothing() -> None:
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    assert read_waits(url, [f"{url}/v1"]) == Waits((0.1,), (2.0,))
+    assert read_waits(url, []) is None and read_waits("no url", []) is None
+    server.shutdown()
+    server.server_close()
 
 
 def test_a_window_is_what_came_since_also_after_a_restart() -> None:
