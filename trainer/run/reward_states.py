@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -118,7 +119,10 @@ class RewardStates:
     def accept(self, accepted: Accepted) -> None:
         """Have rounds use a version from here on."""
         unfinished = self.directory / f".{ACCEPTED}"
-        unfinished.write_text(json.dumps({"version": accepted.version, "figures": accepted.figures}))
+        with unfinished.open("w") as file:
+            json.dump({"version": accepted.version, "figures": accepted.figures}, file)
+            file.flush()
+            os.fsync(file.fileno())
         unfinished.rename(self.directory / ACCEPTED)
         fsync_directory(self.directory)
 
