@@ -7,6 +7,7 @@ prompts, nor how many pairs a round may have.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from feedback.outages import describe_error
 from trainer.learn.prequential import Prequential
 from trainer.learn.rewards import Rewards, Sample
 from trainer.learn.sampling import Sampled, Sampler, SamplingParameters, SamplingRequest
@@ -29,6 +31,8 @@ from trainer.text.rejected import Reject
 if TYPE_CHECKING:
     from trainer.learn.reward import RewardModel
     from trainer.model.backbone import Backbone
+
+log = logging.getLogger("trainer.learn")
 
 PART = "labelled"
 LEAST_FORESEEN = 30  # decisive choices: with fewer nobody knows what the reward model is worth
@@ -124,8 +128,8 @@ def _tell_apart(backbone: Backbone, row: PromptRow, sampled: Sequence[Sampled]) 
             continue
         try:
             distinct[text] = Sample(row.prompt, answer, backbone.transcriber.encode_answer(row.prompt, answer))
-        except Exception:
-            continue
+        except Exception as error:  # templates and tokenizers raise what they like
+            log.info("an answer to %s is no candidate: %s", row.event_id, describe_error(error))
     return list(distinct.values())
 
 

@@ -228,7 +228,7 @@ class RoundRunner:
         self._reporter.show_phase("training", describe_rows(task.plan))
         rewarded = self._keeper.in_use() if task.plan.kind == "ppo" else nullcontext()
         with self._time(files, "training"), rewarded:
-            metrics = self._training.train(task)
+            metrics = rounds.keep_finite(self._training.train(task))
             files.write_trained(self._training.save, metrics)
         if "share_generating" in metrics:
             files.split_phase("training", "sampling", metrics["share_generating"])

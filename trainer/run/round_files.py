@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,8 @@ from trainer.run.training import Judged
 from trainer.text.labelled_rows import Labelled
 
 log = logging.getLogger("trainer.run.round")
+
+T = TypeVar("T")
 
 _PREFIX = "r-"
 _UNFINISHED = ".unfinished"
@@ -73,10 +76,7 @@ class RoundFiles:
 
     def read_labelled(self) -> Labelled | None:
         """The pairs that the reward model labelled, None while it has not."""
-        try:
-            return msgspec.json.decode((self.path / "labelled.json").read_bytes(), type=Labelled)
-        except FileNotFoundError:
-            return None
+        return self._read("labelled.json", Labelled)
 
     def read_label_figures(self) -> dict[str, float]:
         """Figures of these pairs; {} for a round that asked for none."""
@@ -89,11 +89,7 @@ class RoundFiles:
 
     def read_metrics(self) -> dict[str, float] | None:
         """What training measured, None while it is not done."""
-        try:
-            metrics: dict[str, float] = json.loads((self.trained / "trained.json").read_text())
-        except FileNotFoundError:
-            return None
-        return metrics
+        return self._read("trained/trained.json", dict[str, float])
 
     def write_trained(self, save_policy: Callable[[Path], None], metrics: Mapping[str, float]) -> None:
         """Make the trained adapter durable: from here on nothing is trained again."""
@@ -103,6 +99,7 @@ class RoundFiles:
         save_policy(unfinished)
         (unfinished / "trained.json").write_text(json.dumps(dict(metrics)))
         fsync_files(unfinished)
+        shutil.rmtree(self.trained, ignore_errors=True)  # one that cannot be read
         unfinished.rename(self.trained)
         fsync_directory(self.path)
 
@@ -134,10 +131,7 @@ class RoundFiles:
 
     def read_verdict(self) -> Judged | None:
         """What the gate said, None while it has not."""
-        try:
-            return msgspec.json.decode((self.path / "verdict.json").read_bytes(), type=Judged)
-        except FileNotFoundError:
-            return None
+        return self._read("verdict.json", Judged)
 
     def write_verdict(self, judged: Judged) -> None:
         """Make the verdict durable: from here on nothing is sampled again."""
@@ -191,6 +185,16 @@ class RoundFiles:
         shutil.rmtree(doomed, ignore_errors=True)
         self.path.rename(doomed)
         shutil.rmtree(doomed)
+
+    def _read(self, name: str, kind: type[T]) -> T | None:
+        """A step's file; None if it is not there, or cannot be read: the step is done anew."""
+        try:
+            return msgspec.json.decode((self.path / name).read_bytes(), type=kind)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            log.error("%s in %s cannot be read and is made anew: %s", name, self.path, describe_error(error))
+            return None
 
     def _write(self, name: str, content: bytes) -> None:
         unfinished = self.path / f"{_UNFINISHED}-{name}"

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 
 from feedback import inbox
+from feedback.errors import DatabaseError
 from tests.trainer.workbench import Killed, Workbench, kill_at
 from trainer.judge.frozen import digest_prompt
+from trainer.learn.isolation import NotFinite
+from trainer.learn.prequential import Foreseen, Prequential
+from trainer.learn.rewards import Rewards
+from trainer.learn.sampling import Samples, SamplingParameters, SamplingRequest
 from trainer.run import lineage, pool
+from trainer.run.labelling import label_answers
 from trainer.run.plan import count_labelled
 from trainer.run.round_files import RoundFiles
 from trainer.run.training import Task
+from trainer.text.labelled_rows import Labelled
 from trainer.text.pairs import Pair
+from trainer.text.rejected import log_rejected
 
 
 @pytest.fixture
@@ -77,6 +88,28 @@ def test_killed_and_resumed_a_round_has_the_same_labelled_pairs(
     assert list(bench.settings.rounds_dir.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("point", "name"),
+    [
+        ("round.labelled", "labelled.json"),
+        ("round.trained", "trained/trained.json"),
+        ("round.judged", "labelled.json"),
+        ("round.judged", "verdict.json"),
+    ],
+)
+def test_a_step_whose_file_is_damaged_is_done_anew(
+    bench: Workbench, point: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.send(40)
+    kill_at(point, monkeypatch)
+    with pytest.raises(Killed):
+        bench.run_all(bench.start())
+    (RoundFiles(bench.settings.rounds_dir, 1).path / name).write_bytes(b'{"\x00')
+    bench.run_all(bench.start())
+    assert [(row["outcome"], row["metrics"]["num_labelled"]) for row in bench.finished()] == [("published", 17.0)]
+    assert bench.num_labellings == 1 + (name == "labelled.json")
+
+
 def test_a_reward_model_that_is_not_trusted_labels_nothing_and_the_round_goes_on(bench: Workbench) -> None:
     bench.distrust = "the reward model foresaw 55% of the last 60 choices, below 60%"
     bench.send(40)
@@ -85,6 +118,38 @@ def test_a_reward_model_that_is_not_trusted_labels_nothing_and_the_round_goes_on
     assert (done["outcome"], len(bench.trained[0]), done["metrics"]["num_labelled"]) == ("published", 40, 0.0)
     report = (bench.settings.checkpoints_dir / "reports" / f"{done['checkpoint']}.html").read_text()
     assert "None: the reward model foresaw 55% of the last 60 choices" in report
+
+
+class FailingSampler:
+    """Raises what it is given."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def sample(self, request: SamplingRequest) -> Samples:
+        raise self.error
+
+
+def test_labelling_that_fails_gives_none_and_says_why_but_for_the_database(bench: Workbench) -> None:
+    bench.send(40)
+    bench.run_all(bench.start())
+    task = bench.tasks[0]
+    record = Prequential(rows=[Foreseen(str(i), "first", 1.0) for i in range(40)])
+    reward: Any = SimpleNamespace(version=3, record=record, fit=SimpleNamespace(log_nu=0.0))
+    usable = SimpleNamespace(list_usable=lambda prompts, part, reject: prompts)
+    backbone: Any = SimpleNamespace(transcriber=usable)
+
+    def label(error: Exception) -> Labelled:
+        sampler: Any = FailingSampler(error)
+        return label_answers(
+            backbone, sampler, reward, Rewards([]), task, SamplingParameters(1.0, 1.0, 8), log_rejected
+        )
+
+    failed = label(NotFinite("no probabilities"))
+    assert (failed.pairs, failed.num_prompts) == ([], len(task.prompts)) and len(task.prompts) > 0
+    assert failed.reason == "labelling failed: NotFinite: no probabilities"
+    with pytest.raises(DatabaseError):
+        label(DatabaseError("gone"))
 
 
 def test_frozen_prompts_are_not_sampled_on(bench: Workbench) -> None:
