@@ -9,6 +9,7 @@ from trainer.learn.ppo import run_ppo
 from trainer.learn.sampling import choose_parameters
 from trainer.learn.value import start_value
 from trainer.run.training import list_pairs
+from trainer.sections.reward import RewardsSection
 from trainer.sections.training import PpoSection
 from trainer.text.pairs import PromptRow
 
@@ -37,7 +38,13 @@ def train_ppo(
     Answers are sampled as apps have them, by what the pairs of the plan's prompts say; gate: what stands where they do not.
     """
     plan, pairs = task.plan, list_pairs(task)
-    anchored = rewards.make_anchored(reward, task.snapshots, plan.last_preference_id, plan.last_signal_id)
+    anchored = rewards.make_anchored(
+        reward,
+        task.snapshots,
+        RewardsSection.model_validate(plan.settings["rewards"]),
+        plan.last_preference_id,
+        plan.last_signal_id,
+    )
     share = anchored.describe()["preference"] * reward.mix.adapter
     return run_ppo(
         backbone,

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from trainer.judge.answers import HarmScreen
-from trainer.learn.checkers import Checker
+from trainer.learn.checkers import Checker, make_checkers
 from trainer.learn.outcomes import make_outcome_model
 from trainer.learn.rewards import Rewards, Sample, Scorer, make_rewards
 from trainer.run import rows, signal_queries
+from trainer.sections.reward import RewardsSection
 from trainer.settings import TrainerSection
 from trainer.text.pairs import Pair
 from trainer.text.rejected import Reject
@@ -46,28 +47,35 @@ class RoundRewards:
         self._section, self._backbone, self._database = section, backbone, database
         self._checkers, self._reject = checkers, reject
 
-    def make(self, scorer: Scorer, last_signal: int | None = None) -> Rewards:
-        """The parts that the settings state. last_signal: the newest whose outcome counts, None for all there are now."""
+    def make(self, scorer: Scorer, last_signal: int | None = None, settings: RewardsSection | None = None) -> Rewards:
+        """The parts that the settings state. last_signal: the newest whose outcome counts, None for all there are now.
+
+        settings: those that a round was planned under, None for those of now. Raises ValueError for a checker that cannot be made.
+        """
         section = self._section
+        stated = section.rewards if settings is None else settings
+        checkers = self._checkers if stated.checkers == section.rewards.checkers else make_checkers(stated.checkers)
         with self._database.connect() as connection:
             last = signal_queries.find_last_signal(connection) if last_signal is None else last_signal
             after = max(0, last - RECENT_SIGNALS)
             rated = signal_queries.load_rated(connection, section.policy, after, reject=self._reject)
         harm = HarmScreen.load(section.gate.harm_words)
         return make_rewards(
-            section.rewards,
+            stated,
             scorer,
-            self._checkers,
+            checkers,
             is_harmful=harm.is_harmful,
             outcomes=make_outcome_model([row for row in rated if row.row_id <= last]),
         )
 
-    def make_anchored(self, scorer: Scorer, directory: Path, last_preference: int, last_signal: int) -> Rewards:
+    def make_anchored(
+        self, scorer: Scorer, directory: Path, settings: RewardsSection, last_preference: int, last_signal: int
+    ) -> Rewards:
         """The same with mean 0 on stored answers, a fixed sample of the training pairs up to one of them.
 
         directory: keeps the means, and gives those that it has.
         """
-        rewards, path = self.make(scorer, last_signal), directory / ANCHOR_FILE
+        rewards, path = self.make(scorer, last_signal, settings), directory / ANCHOR_FILE
         try:
             rewards.means = dict(json.loads(path.read_text()))
         except (FileNotFoundError, ValueError):

@@ -21,6 +21,7 @@ from tests.trainer.tiny import build_tiny_tokenizer
 from tests.trainer.workbench import Killed
 from trainer.learn import ppo
 from trainer.run import lineage, round, rounds
+from trainer.sections.reward import CheckerSection, RewardsSection
 from trainer.settings import TrainerSettings
 
 NUM_SEEDS = int(os.environ.get("PREFLOOP_RESUME_SEEDS", "8"))
@@ -88,6 +89,20 @@ def test_a_kill_in_any_phase_changes_no_bit_of_what_is_published(
         assert all(rows == bench.trained[0] for rows in bench.trained)
         assert len(bench.trained) == (2 if point in OFTEN else 1)
         assert not list(bench.settings.rounds_dir.iterdir())
+
+
+def test_a_round_that_goes_on_keeps_the_reward_it_was_planned_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = play(make_bench(tmp_path / "whole", 0))
+    bench = make_bench(tmp_path / "changed", 0)
+    checker = CheckerSection(name="late", kind="json", weight=5.0)
+
+    def change_settings() -> None:
+        bench.settings.trainer.rewards = RewardsSection(preference_weight=0.0, checkers=[checker])
+
+    kill("ppo.learnt", 1, monkeypatch, change_settings)
+    assert play(bench) == expected
 
 
 def test_a_ppo_round_asks_prompts_and_says_what_it_was_made_of(tmp_path: Path) -> None:
