@@ -30,20 +30,16 @@ def draw_prompts(
     *,
     split: Split,
     frozen: AbstractSet[str] = frozenset(),
-    apps: Sequence[str] | None = None,
     reject: Reject = log_rejected,
 ) -> list[PromptRow]:
     """Up to `limit` recent prompts of one split, the newest first.
 
-    frozen: prompts that are left out, as digest_prompt names them. apps: only of these.
+    frozen: prompts that are left out, as digest_prompt names them.
     """
-    where = is_usable(policy, split)
-    if apps is not None:
-        where = sa.and_(where, preferences.c.app.in_(list(apps)))
-    query = sa.select(*PAIR_COLUMNS, preferences.c.cluster).where(where).order_by(preferences.c.id.desc())
+    query = sa.select(*PAIR_COLUMNS, preferences.c.cluster).where(is_usable(policy, split))
     by_tags: dict[tuple[tuple[str, str], ...], list[PromptRow]] = {}
     seen: set[Any] = set()
-    for row in connection.execute(query.limit(ROWS_A_PROMPT * limit)):
+    for row in connection.execute(query.order_by(preferences.c.id.desc()).limit(ROWS_A_PROMPT * limit)):
         name = row.cluster or row.prompt_key
         if name in seen:
             continue

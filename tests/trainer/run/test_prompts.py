@@ -20,11 +20,10 @@ def asked(rows: Sequence[PromptRow]) -> list[str]:
 def test_prompts_are_recent_deduplicated_and_even_over_tags(connection: sa.Connection) -> None:
     for number in range(12):
         tags = {"domain": "law" if number == 0 else "chat"}
-        send(connection, choose(number // 2, split="heldout", tags=tags, app="shop" if number < 4 else "app-1"))
+        send(connection, choose(number // 2, split="heldout", tags=tags))
     drawn = draw_prompts(connection, "default", 3, split="heldout")
     assert asked(drawn) == ["question 5", "question 4", "question 3"]
     assert [row.event_id for row in drawn] == ["event-11", "event-9", "event-7"]
-    assert asked(draw_prompts(connection, "default", 4, split="heldout", apps=["shop"])) == ["question 1", "question 0"]
     assert draw_prompts(connection, "default", 4, split="train") == []
 
 
