@@ -80,7 +80,7 @@ class AuditEvent(msgspec.Struct, frozen=True, rename={"from_phase": "from", "to_
 
 
 class Rollout(msgspec.Struct, frozen=True):
-    """A rollout as its operators see it. `weight_of`: whom `weight` is the share of."""
+    """A rollout as its operators see it. `weight_of`: whom `weight` is the share of; `actions`: what may be done now."""
 
     id: str
     checkpoint: str
@@ -98,6 +98,7 @@ class Rollout(msgspec.Struct, frozen=True):
     guardrails: list[Guardrail]
     events: list[AuditEvent]
     weight_of: str
+    actions: list[str] = msgspec.field(default_factory=list)
     reason: str = ""
     note: str = ""
 

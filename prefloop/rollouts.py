@@ -104,6 +104,8 @@ def show_rollout(
     plain.print(f"{row.id}  {row.checkpoint} against {row.stable}")
     plain.print(f"{row.phase}  {row.weight_of} weight {row.weight:.0%}  step {row.step + 1} of {row.num_steps}")
     plain.print(row.verdict_sentence)
+    if row.actions:
+        plain.print(f"may be done now: {', '.join(row.actions)}")
     plain.print(
         f"evidence {evidence.e:.1f} of {evidence.threshold:.0f}, {evidence.users} {evidence.unit}s, "
         f"net wins {evidence.net_win_rate:+.2f} [{evidence.ci_low:+.2f}, {evidence.ci_high:+.2f}]"

@@ -1,6 +1,9 @@
 // The operator's page: signs in, polls the status each second, and sends decisions with the CSRF value.
 
-import { byId, showCheckpoints, showCountdown, showPastRollouts, showStatus } from "./console_view.js";
+import { checkConfirmation, confirmAction, makeActions } from "./console_actions.js";
+import { showCheckpoints, showPastRollouts } from "./console_lists.js";
+import { showCountdown, showStatus } from "./console_view.js";
+import { byId } from "./dom.js";
 
 const POLL_MS = 1000;
 const LISTS_EVERY_POLLS = 5;
@@ -18,10 +21,7 @@ const now = () => Date.now() / 1000 + clockSkewS;
 
 byId("sign-in-form").addEventListener("submit", signIn);
 byId("sign-out").addEventListener("click", signOut);
-byId("approve").addEventListener("click", confirmApproval);
-byId("abort").addEventListener("click", confirmAbort);
-byId("pause").addEventListener("click", () => decide("pause", {}));
-byId("resume").addEventListener("click", () => decide("resume", {}));
+makeActions(byId("actions"), (name) => confirm(name, status.rollout));
 byId("confirm-no").addEventListener("click", () => byId("confirm").close());
 start();
 
@@ -85,6 +85,7 @@ async function poll() {
     numPolls += 1;
     status = { ...fresh, rollout: fresh.rollout ?? lastEnded };
     showStatus(status, now());
+    checkConfirmation(status.rollout);
     byId("dashboard").hidden = false;
     setLive("Live", false);
   } catch (error) {
@@ -100,7 +101,7 @@ async function refreshLists() {
   const ended = rollouts.data.filter((row) => row.finished_at).sort((a, b) => b.finished_at - a.finished_at);
   lastEnded = ended[0] ?? null;
   showCheckpoints(checkpoints.data);
-  showPastRollouts(ended);
+  showPastRollouts(ended, confirm);
 }
 
 /** Call the operator API with the session. Rejects with SignedOut, or with an Error whose message can be shown. */
@@ -121,10 +122,16 @@ async function call(path, body) {
   return answer;
 }
 
-/** Send a decision about the rollout on show. Resolves to true when it was taken. */
-async function decide(action, body, showError = showProblem) {
+function confirm(name, rollout) {
+  confirmAction(name, rollout, (action, body, showError) => decide(action, rollout, body, showError));
+}
+
+/** Send a decision about a rollout. Resolves to true when it was taken. */
+async function decide(action, rollout, body, showError) {
+  // What serves is rolled back whatever is on trial against it, as on the command line without an id.
+  const path = action === "rollback" && rollout.finished_at ? "rollouts:rollback" : `rollouts/${encodeURIComponent(rollout.id)}:${action}`;
   try {
-    await call(`rollouts/${encodeURIComponent(status.rollout.id)}:${action}`, body);
+    await call(path, body);
     showProblem("");
     numPolls = 0;
     poll();
@@ -134,50 +141,6 @@ async function decide(action, body, showError = showProblem) {
     else showError(`Could not ${action}: ${error.message}`);
     return false;
   }
-}
-
-function confirmApproval() {
-  // What the operator saw is what is approved: the gateway refuses if the decision has changed since.
-  const { generation, decision_digest, checkpoint, verdict_sentence } = status.rollout;
-  openConfirm({
-    title: "Promote this checkpoint?",
-    text: `${verdict_sentence} ${checkpoint} will serve everyone; the old one keeps a small share while it bakes.`,
-    yes: "Approve",
-    onYes: (showError) => decide("approve", { generation, decision_digest }, showError),
-  });
-}
-
-function confirmAbort() {
-  openConfirm({
-    title: "Abort this rollout?",
-    text: `Everyone goes back to stable. ${status.rollout.checkpoint} will not be tried again by itself.`,
-    yes: "Abort",
-    danger: true,
-    onYes: (showError) => decide("abort", { note: byId("reason").value.trim() }, showError),
-  });
-}
-
-function openConfirm({ title, text, yes, danger = false, onYes }) {
-  byId("confirm-title").textContent = title;
-  byId("confirm-text").textContent = text;
-  byId("confirm-yes").textContent = yes;
-  byId("confirm-yes").classList.toggle("danger", danger);
-  byId("confirm-yes").disabled = false;
-  byId("reason-field").hidden = !danger;
-  byId("reason").value = "";
-  const error = byId("confirm-error");
-  error.hidden = true;
-  byId("confirm-form").onsubmit = async (event) => {
-    event.preventDefault();
-    byId("confirm-yes").disabled = true;
-    const taken = await onYes((message) => {
-      error.textContent = message;
-      error.hidden = false;
-    });
-    byId("confirm-yes").disabled = false;
-    if (taken) byId("confirm").close();
-  };
-  byId("confirm").showModal();
 }
 
 function showProblem(text) {

@@ -1,5 +1,7 @@
 // Small builders of elements. Text is always set as text, never parsed as markup.
 
+export const byId = (id) => document.getElementById(id);
+
 /** Make an HTML element; children are nodes or text. */
 export function make(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);

@@ -31,5 +31,21 @@ export function clock(at) {
   return date.toDateString() === new Date().toDateString() ? time : `${date.toLocaleDateString("en-GB", { day: "numeric", month: "short" })} ${time}`;
 }
 
-/** "WaitingPromotion" as "Waiting for promotion"; the other phases are words already. */
-export const phaseName = (phase) => (phase === "WaitingPromotion" ? "Waiting for promotion" : phase || "–");
+const TONES = {
+  Progressing: "go", Paused: "wait", WaitingPromotion: "wait", Promoting: "go", Baking: "go", Healthy: "good", RollingBack: "wait",
+  Aborting: "bad", Degraded: "bad",
+};
+
+/** The colour of a phase, as a class; none for a phase that is neither good nor bad. */
+export const toneOf = (phase) => TONES[phase] ?? "";
+
+const PHASE_NAMES = { WaitingPromotion: "Waiting for promotion", RollingBack: "Rolling back" };
+
+/** A phase in words; most are words already. */
+export const phaseName = (phase) => PHASE_NAMES[phase] ?? (phase || "–");
+
+/** What evidence is counted in, "user" or "comparison", as one or many. */
+export const unitName = (unit, number) => (number === 1 ? unit : `${unit}s`);
+
+/** Why a rollout is where it is: the reason's code, its words, and what an operator wrote. */
+export const why = ({ reason, reason_text, note }) => `${reason}: ${[reason_text, note].filter(Boolean).join(" – ")}`;

@@ -2,14 +2,14 @@
 // Colours come from CSS classes; the caller owns the <svg>.
 
 import { makeSvg } from "./dom.js";
-import { duration, evidence, signedPercent } from "./format.js";
+import { duration, evidence, signedPercent, unitName } from "./format.js";
 
 const WIDTH = 560;
 const HEIGHT = 240;
 const EDGE = { left: 54, right: 14, top: 14, bottom: 28 };
 
 /** Draw net win rate and interval against the lines to cross: 0, and delta where it is not 0. */
-export function drawNet(svg, series, { startedAt, delta = 0 }) {
+export function drawNet(svg, series, { startedAt, delta = 0, unit }) {
   const reach = Math.max(0.2, delta, ...series.flatMap((p) => [Math.abs(p.low), Math.abs(p.high)].filter(Number.isFinite)));
   const bound = Math.min(1, Math.ceil(reach * 5) / 5);
   const x = timeScale(series, startedAt);
@@ -27,11 +27,11 @@ export function drawNet(svg, series, { startedAt, delta = 0 }) {
   }
   parts.push(line("zero", y(0)), label("zero-label", EDGE.left + 6, y(0) + 15, delta ? "0 · no better than stable" : "0 · the whole band must rise above"));
   if (delta) parts.push(line("delta", y(delta)), label("delta-label", EDGE.left + 6, y(delta) - 6, `${signedPercent(delta)} · the whole band must rise above`));
-  replace(svg, parts, series, x, (p) => `${p.users} users: ${signedPercent(p.net)} (${signedPercent(p.low)} to ${signedPercent(p.high)})`, startedAt);
+  replace(svg, parts, series, x, (p) => `${p.users} ${unitName(unit, p.users)}: ${signedPercent(p.net)} (${signedPercent(p.low)} to ${signedPercent(p.high)})`, startedAt, unit);
 }
 
 /** Draw both e-values against the threshold they must reach. */
-export function drawEvidence(svg, series, { startedAt, threshold }) {
+export function drawEvidence(svg, series, { startedAt, threshold, unit }) {
   const logs = series.flatMap((p) => [Math.log10(p.e), Math.log10(p.e_inferior)]).filter(Number.isFinite);
   const enough = Math.log10(threshold);
   const top = Math.min(enough + 2, Math.max(enough + 0.35, ...logs)); // far beyond enough, how far does not matter
@@ -50,14 +50,14 @@ export function drawEvidence(svg, series, { startedAt, threshold }) {
     parts.push(path("inferior", series, (p) => x(p.at), (p) => at(p.e_inferior)), dot("inferior-dot", x(last.at), at(last.e_inferior)));
     parts.push(path("superior", series, (p) => x(p.at), (p) => at(p.e)), dot("superior-dot", x(last.at), at(last.e)));
   }
-  replace(svg, parts, series, x, (p) => `${p.users} users: better ${evidence(p.e)}, worse ${evidence(p.e_inferior)}`, startedAt);
+  replace(svg, parts, series, x, (p) => `${p.users} ${unitName(unit, p.users)}: better ${evidence(p.e)}, worse ${evidence(p.e_inferior)}`, startedAt, unit);
 }
 
-function replace(svg, parts, series, x, describe, startedAt) {
+function replace(svg, parts, series, x, describe, startedAt, unit) {
   svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
-  const summary = series.length ? describe(series.at(-1)) : "no user has entered yet";
+  const summary = series.length ? describe(series.at(-1)) : `no ${unit} has entered yet`;
   svg.setAttribute("aria-label", `${svg.dataset.name}: ${summary}`);
-  if (!series.length) parts.push(label("empty", WIDTH / 2, HEIGHT / 2 - 26, "No user has entered the evidence yet", "middle"));
+  if (!series.length) parts.push(label("empty", WIDTH / 2, HEIGHT / 2 - 26, `No ${unit} has entered the evidence yet`, "middle"));
   const readout = label("readout", WIDTH - EDGE.right - 2, EDGE.top + 8, "", "end");
   const cursor = makeSvg("line", { class: "cursor", y1: EDGE.top, y2: HEIGHT - EDGE.bottom, visibility: "hidden" });
   parts.push(cursor, readout);

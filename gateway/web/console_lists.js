@@ -1,0 +1,52 @@
+// The console's lists: audit trail, checkpoints, past rollouts.
+
+import { actionLabel } from "./console_actions.js";
+import { byId, make } from "./dom.js";
+import { clock, count, phaseName, signedPercent, toneOf, unitName, why } from "./format.js";
+
+/** Show the audit trail, the newest first. */
+export function showTrail(events) {
+  const items = [...events].reverse().map((event) => make("li", {},
+    make("time", { datetime: new Date(event.at * 1000).toISOString() }, clock(event.at)),
+    make("div", {}, `${event.from && event.from !== event.to ? `${phaseName(event.from)} → ` : ""}${phaseName(event.to)} `, make("span", { class: "muted" }, `by ${event.actor}`),
+      event.reason ? make("span", { class: "note" }, why(event)) : null)));
+  byId("trail").replaceChildren(...(items.length ? items : [make("li", { class: "empty-row" }, "Nothing has happened yet.")]));
+}
+
+/** Show the checkpoints, the newest first. */
+export function showCheckpoints(checkpoints) {
+  const rows = [...checkpoints].sort((a, b) => b.number - a.number).map((row) => make("tr", {},
+    make("td", {}, make("code", {}, row.id), row.parent ? make("span", { class: "note" }, `from ${row.parent}`) : null),
+    make("td", {}, make("span", { class: `pill ${{ stable: "good", canary: "go" }[row.status] ?? ""}` }, row.status)),
+    make("td", {}, clock(row.created_at))));
+  byId("checkpoints").replaceChildren(...orEmpty(rows, 3, "No checkpoint yet."));
+}
+
+/** Show the rollouts that ended, in the order given; onAction gets a rollout and what may be done with it still. */
+export function showPastRollouts(rollouts, onAction) {
+  const rows = rollouts.map((row) => make("tr", { "data-rollout": row.id },
+    make("td", {}, make("code", {}, row.checkpoint), row.aa ? make("span", { class: "note" }, "A/A") : null),
+    make("td", {}, make("span", { class: `pill ${row.reason === "Inconclusive" ? "" : toneOf(row.phase)}` }, phaseName(row.phase)),
+      row.reason ? make("span", { class: "note" }, why(row)) : null),
+    make("td", { class: "number" }, `${count(row.evidence.users)} ${unitName(row.evidence.unit, row.evidence.users)}`,
+      row.evidence.fragility ? make("span", { class: "note" }, `fragility ${count(row.evidence.fragility)}`) : null),
+    make("td", { class: "number" }, row.evidence.users ? signedPercent(row.evidence.net_win_rate) : "–"),
+    make("td", {}, clock(row.finished_at)),
+    make("td", {}, ...row.actions.map((name) => makePastAction(name, row, onAction)))));
+  const table = byId("rollouts");
+  const focused = table.contains(document.activeElement) ? document.activeElement.closest("tr")?.dataset.rollout : null;
+  table.replaceChildren(...orEmpty(rows, 6, "No rollout has ended yet."));
+  if (focused) table.querySelector(`tr[data-rollout="${CSS.escape(focused)}"] button`)?.focus();
+}
+
+function makePastAction(name, row, onAction) {
+  const label = actionLabel(name);
+  const button = make("button", { class: "button small", type: "button", "aria-label": `${label} ${row.checkpoint}` }, `${label}…`);
+  button.addEventListener("click", () => onAction(name, row));
+  return button;
+}
+
+/** Rows of a table, or one that says why there is none. */
+export function orEmpty(rows, columns, text) {
+  return rows.length ? rows : [make("tr", {}, make("td", { class: "empty-row", colspan: columns }, text))];
+}
