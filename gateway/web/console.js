@@ -2,6 +2,7 @@
 
 import { checkConfirmation, confirmAction, makeActions } from "./console_actions.js";
 import { showCheckpoints, showPastRollouts } from "./console_lists.js";
+import { clearReplay, showReplay } from "./console_replay.js";
 import { showCountdown, showStatus } from "./console_view.js";
 import { byId } from "./dom.js";
 
@@ -22,6 +23,7 @@ const now = () => Date.now() / 1000 + clockSkewS;
 byId("sign-in-form").addEventListener("submit", signIn);
 byId("sign-out").addEventListener("click", signOut);
 makeActions(byId("actions"), (name) => confirm(name, status.rollout));
+byId("replay-button").addEventListener("click", () => showReplay(status.rollout, call));
 byId("confirm-no").addEventListener("click", () => byId("confirm").close());
 start();
 
@@ -83,6 +85,7 @@ async function poll() {
     const hasEnded = Boolean(status?.rollout && !status.rollout.finished_at && !fresh.rollout);
     if (hasEnded || numPolls % LISTS_EVERY_POLLS === 0) await refreshLists();
     numPolls += 1;
+    if (status?.rollout?.id !== (fresh.rollout ?? lastEnded)?.id) clearReplay();
     status = { ...fresh, rollout: fresh.rollout ?? lastEnded };
     showStatus(status, now());
     checkConfirmation(status.rollout);

@@ -124,6 +124,9 @@ def test_an_operator_approves_a_canary_that_people_prefer(
     wait_until(lambda: gateway.call("/operator/v1/status")["stable"]["id"] == canary, "the canary is stable")
     expect(page.locator("#phase")).to_have_text("Healthy", timeout=30_000)
     assert list_offered(page) == ["rollback"]
+    page.get_by_role("button", name="Replay decisions").click()
+    expect(page.locator("#replay-summary")).to_have_text("1 of 1 decisions come out the same")
+    expect(page.locator("#replay")).to_contain_text("same")
     page.screenshot(path=tmp_path / "promoted.png", full_page=True)
 
 
