@@ -95,7 +95,7 @@ def carry_out(
         fence=fence,
         actor=to.actor,
         reason=to.reason.value,
-        now=to.row.phase_started_at,
+        now=now,
         note=to.note,
         stable=pointer,
     )

@@ -176,6 +176,16 @@ async def test_a_forced_promotion_says_so_to_its_end(world: World) -> None:
     assert [(e.reason, e.note) for e in events if e.to_phase == "Promoting"] == [("Forced", "We know better.")]
 
 
+async def test_the_audit_trail_says_when_a_step_was_made(world: World) -> None:
+    await world.started()
+    began = (await world.row()).phase_started_at
+    world.time += 7
+    row = await world.controller.actions.skip_step((await world.row()).id, "key:1")
+    assert (row.phase, row.phase_started_at) == (machine.PROGRESSING, began)  # the trial as a whole is as old as it was
+    last = (await world.writer.arun(lambda conn: list_events(conn, row.id)))[-1]
+    assert (last.reason, last.at) == (Reason.SKIPPED, world.time)
+
+
 async def test_a_skew_that_shows_while_an_approval_is_awaited_stops_it(world: World) -> None:
     await world.started()
     await world.duel(range(60), 3)
