@@ -69,12 +69,17 @@ class Guardrails:
     @property
     def all_pass(self) -> bool:
         """Whether every guardrail that a promotion needs has passed."""
-        return all(rate.status == PASS for rate in self.rates if rate.needed)
+        return not self.list_blocking()
 
     @property
     def none_fails(self) -> bool:
         """Whether no guardrail that a promotion needs has failed, or is blind, however little they have seen."""
-        return all(rate.status in (PASS, NOT_ENOUGH) for rate in self.rates if rate.needed)
+        return not self.list_blocking(accepts_too_little=True)
+
+    def list_blocking(self, *, accepts_too_little: bool = False) -> list[str]:
+        """Guardrails that a promotion needs and that have not passed; accepts_too_little: without those that saw too little."""
+        accepted = (PASS, NOT_ENOUGH) if accepts_too_little else (PASS,)
+        return [rate.name for rate in self.rates if rate.needed and rate.status not in accepted]
 
     def log_alarm(self, name: str) -> float:
         """The log e-value of the alarm of that name; 0 if there is none."""

@@ -81,6 +81,8 @@ def test_a_blind_guardrail_blocks_and_a_failing_one_is_not_called_blind() -> Non
     result = judge_guardrails([], duels, ceilings=CEILINGS, accept_blind=())
     assert {rate.name: rate.status for rate in result.rates}["harm"] == "fail"
     assert not result.all_pass and not result.none_fails
+    assert result.list_blocking(accepts_too_little=True) == ["harm"]
+    assert result.list_blocking() == ["errors", "truncation", "refusals", "harm"]
     assert judge_guardrails([], [], ceilings=CEILINGS).none_fails  # nothing was seen yet
 
 
