@@ -126,8 +126,8 @@ class Learner:
     def _run_dpo(self) -> dict[str, float]:
         """On what is new and what is replayed."""
         is_restart = is_restart_due(self._since_restart, self.manner.restart_every)
-        rows = self._draw_rows(is_restart)
         section = DpoSection(**self.manner.dpo)
+        rows = self._draw_rows(section, is_restart)
         backbone = self.stage.backbone
         labelled = label_pairs(
             self.stage, self.reward, self.pairs, section,
@@ -148,10 +148,9 @@ class Learner:
         )  # fmt: skip
         return figures | {"num_labelled": float(len(labelled))}
 
-    def _draw_rows(self, is_restart: bool) -> list[Pair]:
+    def _draw_rows(self, section: DpoSection, is_restart: bool) -> list[Pair]:
         known = {pair.event_id: pair for pair in self.pairs}
         ids = list(known)
-        section = DpoSection(**self.manner.dpo)
         drawn = draw_rows(
             ids[self.num_learnt :], ids[: self.num_learnt], max_new=section.max_new_pairs,
             replay_share=section.replay_share, is_restart=is_restart, rng=self._rng,

@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.personal.person import PersonGaveUp
-from bench.personal.run import Setup, StartFailed, run_one
+from bench.personal.run import Setup, run_one
+from feedback.outages import describe_error
 from prefloop import smollm
 from prefloop.demo.report import write_json
 
@@ -105,8 +105,8 @@ def main() -> int:
         if not kept.exists() or arguments.again:
             try:
                 found = asyncio.run(run_one(setup, model, folder / name_setup(setup), arguments.port, console))
-            except (StartFailed, PersonGaveUp, TimeoutError) as error:
-                console.print(f"[red]{setup.taste}, seed {setup.seed}: {error or 'it took too long'}[/red]")
+            except Exception as error:  # whatever services and engine do: one run does not end the others
+                console.print(f"[red]{setup.taste}, seed {setup.seed}: {describe_error(error)}[/red]")
                 num_failed += 1
                 continue
             write_json(kept, found)

@@ -24,7 +24,6 @@ from prefloop.demo.examination import FinalResult, collect_answers, conclude
 from prefloop.demo.tastes import Tastes, find_tastes, judge_truly, load_tastes
 from prefloop.gateway_client import read_admin_key
 from prefloop.services import Layout, log_path
-from prefloop.startup import StartFailed
 from prefloop.supervisor import Supervisor
 
 REQUEST_TIMEOUT_S = 300.0
@@ -42,7 +41,7 @@ class Setup:
 
 
 async def run_one(setup: Setup, model: Path, folder: Path, port: int, console: Console) -> dict[str, Any]:
-    """Start everything anew in a folder, teach, examine, stop. Raises StartFailed, PersonGaveUp or TimeoutError."""
+    """Start everything anew in a folder, teach, examine, stop. Raises StartFailed, PersonGaveUp, TimeoutError, and what clients do."""
     shutil.rmtree(folder, ignore_errors=True)
     layout = Layout(
         folder,
@@ -138,6 +137,3 @@ def show_result(result: FinalResult) -> dict[str, Any]:
         "by_family": {name: share.value for name, share in result.by_family.items()},
         "examples": [asdict(example) for example in result.examples],
     }
-
-
-__all__ = ["PersonGaveUp", "Setup", "StartFailed", "run_one", "teach_and_examine"]
