@@ -46,11 +46,14 @@ def record_decision(
 
 
 def replay_decision(decision: DecisionRow, read_rules: Callable[[RolloutRow], Rules], code: str) -> Replay:
-    """Make a stored decision again from what it rested on. code: of the files that decide now."""
+    """Make a stored decision again from what it rested on; one that was stored otherwise cannot be. code: of the files now."""
     if decision.inputs is None:
         return Replay("", "", is_same_code=False)
-    record = msgspec.msgpack.decode(zlib.decompress(decision.inputs), type=_Record)
-    rules = read_rules(record.row)
+    try:
+        record = msgspec.msgpack.decode(zlib.decompress(decision.inputs), type=_Record)
+        rules = read_rules(record.row)
+    except (zlib.error, ValueError):  # of a release with other columns or settings, or damaged
+        return Replay("", "", is_same_code=False)
     findings = weigh(rules, record.inputs)
     transition = decide(record.row, findings, record.inputs.now, rules)
     verdict = "" if transition is None else transition.reason.value

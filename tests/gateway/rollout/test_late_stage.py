@@ -1,5 +1,6 @@
 """Armed to the end: a canary that turns bad while it waits or bakes goes back, and what served before can be brought back."""
 
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -180,4 +181,9 @@ async def test_every_decision_replays_to_its_digest_and_a_forged_one_does_not(wo
         ]  # fmt: skip
         await world.writer.arun(lambda conn: conn.execute(sa.update(decisions).values(digest="forged")))
         assert [one["is_same"] for one in await replay(client, rollout)] == [False, False]
+        for unreadable in (b"\x00", zlib.compress(b"\x80")):  # no archive; a record without anything in it
+            spoilt = sa.update(decisions).values(inputs=unreadable)
+            await world.writer.arun(lambda conn, spoilt=spoilt: conn.execute(spoilt))
+            found = await replay(client, rollout)
+            assert [(one["replayed"], one["is_same"], one["is_same_code"]) for one in found] == [("", False, False)] * 2
         assert (await client.get("/operator/v1/rollouts/r-9/replay")).status_code == 404
