@@ -18,7 +18,7 @@ def test_a_picked_answer_is_stored_and_goes_into_the_history(
     expect(page.locator(".chip")).to_have_count(len(EXAMPLES))
     page.locator(".chip").first.click()
 
-    compare = page.locator("prefloop-compare")
+    compare = page.locator("#messages prefloop-compare")
     expect(compare).to_have_attribute("state", "asking")
     expect(compare.locator("article")).to_have_count(2)
     second = compare.locator("article .text").nth(1).inner_text()
@@ -37,7 +37,7 @@ def test_a_picked_answer_is_stored_and_goes_into_the_history(
         ("assistant", second),
         ("user", "And then?"),
     ]
-    expect(page.locator("prefloop-compare").last.locator(".text").first).to_contain_text("And then?")
+    expect(page.locator("#messages prefloop-compare").last.locator(".text").first).to_contain_text("And then?")
     page.screenshot(path=tmp_path / "chosen.png")
 
 
@@ -45,7 +45,7 @@ def test_the_keyboard_alone_is_enough_to_ask_and_choose(gateway: RunningGateway,
     page.goto(gateway.url)
     page.keyboard.type("What is the capital of Peru?")
     page.keyboard.press("Enter")
-    compare = page.locator("prefloop-compare")
+    compare = page.locator("#messages prefloop-compare")
     expect(compare).to_have_attribute("state", "asking")
     compare.get_by_role("button", name="Skip").focus()
     page.keyboard.press("t")
@@ -56,7 +56,7 @@ def test_markup_in_a_question_is_shown_as_text(gateway: RunningGateway, page: Pa
     page.goto(gateway.url)
     page.fill("#question", "<img src=x onerror=alert(1)><b>bold</b>")
     page.keyboard.press("Enter")
-    expect(page.locator("prefloop-compare")).to_have_attribute("state", "asking")
+    expect(page.locator("#messages prefloop-compare")).to_have_attribute("state", "asking")
     expect(page.locator(".message.user .bubble")).to_have_text("<img src=x onerror=alert(1)><b>bold</b>")
     assert page.locator("#messages b").count() == 0
 
@@ -69,7 +69,7 @@ def test_a_broken_answer_is_said_kindly_and_can_be_tried_again(gateway: RunningG
     expect(page.get_by_role("alert")).to_contain_text("The model is not ready yet")
     page.unroute("**/playground/chat")
     page.get_by_role("button", name="Try again").click()
-    expect(page.locator("prefloop-compare")).to_have_attribute("state", "asking")
+    expect(page.locator("#messages prefloop-compare")).to_have_attribute("state", "asking")
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
@@ -78,5 +78,5 @@ def test_on_a_phone_nothing_scrolls_sideways(gateway: RunningGateway, page: Page
     page.goto(gateway.url)
     assert page.evaluate("document.documentElement.scrollWidth") == 320
     page.locator(".chip").first.click()
-    expect(page.locator("prefloop-compare")).to_have_attribute("state", "asking")
+    expect(page.locator("#messages prefloop-compare")).to_have_attribute("state", "asking")
     assert page.evaluate("document.documentElement.scrollWidth") == 320
