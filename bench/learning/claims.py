@@ -59,9 +59,9 @@ def compare_rates(ours: Sequence[Point], theirs: Sequence[Point], seed: int = 0)
     return Interval(value, found[25], found[974], len(one))
 
 
-def decide(interval: Interval) -> bool | None:
-    """Whether a difference is clearly above 0; None where nobody can tell."""
-    return True if interval.low > 0 else False if interval.high < 0 else None
+def decide(interval: Interval, line: float = 0.0) -> bool | None:
+    """Whether a figure is clearly above a line; None where nobody can tell."""
+    return True if interval.low > line else False if interval.high < line else None
 
 
 def say(interval: Interval) -> str:
@@ -100,13 +100,15 @@ class Claims:
         return self._seeds
 
 
-def claim_difference(claim: str, ours: Sequence[Point], theirs: Sequence[Point], names: tuple[str, str]) -> Verdict:
-    """That one arm has a higher win rate than another."""
+def claim_difference(
+    claim: str, ours: Sequence[Point], theirs: Sequence[Point], names: tuple[str, str], choices: int = CHOICES
+) -> Verdict:
+    """That one arm has a higher win rate than another after so many choices."""
     difference = compare_rates(ours, theirs)
     holds = decide(difference)
     said = {True: "holds", False: "is refuted", None: "cannot be told"}[holds]
     sentence = (
-        f"{said}: the win rate of {names[0]} less that of {names[1]} is {say(difference)} after {CHOICES} choices"
+        f"{said}: the win rate of {names[0]} less that of {names[1]} is {say(difference)} after {choices} choices"
     )
     return Verdict(claim, holds, {"difference": describe(difference)}, sentence)
 
@@ -117,11 +119,10 @@ def claim_ppo_when_messy(claims: Claims) -> Verdict:
 
 
 def claim_sft_cannot_exceed(claims: Claims) -> Verdict:
-    sft, ours = claims.at("sft_chosen", choices=400), claims.at("online_dpo", choices=400)
-    found = claim_difference(
-        "SFT cannot exceed its data, RLHF can", ours, sft, ("online DPO", "SFT on what was chosen")
-    )
-    return replace(found, sentence=found.sentence.replace(str(CHOICES), "400"))
+    choices = 2 * CHOICES
+    sft, ours = claims.at("sft_chosen", choices=choices), claims.at("online_dpo", choices=choices)
+    names = ("online DPO", "SFT on what was chosen")
+    return claim_difference("SFT cannot exceed its data, RLHF can", ours, sft, names, choices)
 
 
 def claim_asking(claims: Claims) -> Verdict:
@@ -167,8 +168,7 @@ def claim_cost(claims: Claims) -> Verdict:
     ratios = [ppo / dpo for ppo, dpo in zip(spent["ppo"], spent["full"], strict=True)]
     mean = bootstrap_interval(ratios)
     sentence = f"PPO takes {mean.value:.1f} [{mean.low:.1f}, {mean.high:.1f}] times the CPU of full DPO up to {CHOICES} choices"
-    holds = True if mean.low > 1 else False if mean.high < 1 else None
-    return Verdict("DPO costs less", holds, {"ppo_over_dpo": describe(mean)}, sentence)
+    return Verdict("DPO costs less", decide(mean, 1.0), {"ppo_over_dpo": describe(mean)}, sentence)
 
 
 def split_pairs(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
