@@ -111,7 +111,9 @@ def show_rollout(
         f"net wins {evidence.net_win_rate:+.2f} [{evidence.ci_low:+.2f}, {evidence.ci_high:+.2f}]"
     )
     if evidence.fragility:
-        plain.print(f"fragility: without the {evidence.fragility} users who like it most the evidence is short")
+        plain.print(
+            f"fragility: without the {evidence.fragility} {evidence.unit}s that like it most the evidence is short"
+        )
     guardrails = Table("guardrail", "status", "seen", "missing", "alarm")
     for guardrail in row.guardrails:
         seen, missing = str(guardrail.seen), str(guardrail.missing or "")
