@@ -471,7 +471,7 @@ _PERSONAL: dict[str, dict[str, Any]] = {
         "duel_share": 1.0,
         "ceilings": {"errors": 0.30, "truncation": 0.60, "refusals": 0.50, "harm": 0.30},
         "rollback_threshold": 4.0,
-        "accept_blind": ["harm", "truncation"],  # one person may never report any, and their page sets no limit
+        "accept_blind": ["harm"],  # one person may never report any
         "approve_early": True,
         "baking_s": 10.0,
         "baking_weight": 0.0,

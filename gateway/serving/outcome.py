@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 import uuid
 from collections.abc import Coroutine, Iterator, Sequence
@@ -28,6 +29,10 @@ from gateway.serving.opening import NUM_BYTES, read_opening
 from gateway.tables.rows import Answered
 
 _USUAL_LIMIT = 1024  # tokens, where the app sets none
+_END, _REFUSAL = (
+    re.compile(rb'"finish_reason": ?"(\w*)"'),
+    re.compile(rb'"refusal": ?"'),
+)  # not every engine writes JSON densely
 CLIENT_GONE = 499  # nginx's code for a client that left: not our failure
 
 
@@ -46,12 +51,12 @@ class Outcome(msgspec.Struct):
 
     def read_bytes(self, data: bytes) -> None:
         """Note what an answer's bytes say of its end; inside strings the quotes of these patterns are escaped."""
-        if b'"finish_reason":"length"' in data:
-            self.is_truncated = True
-        if b'"refusal":"' in data or b'"finish_reason":"content_filter"' in data:
-            self.is_refused = True
-        if b'"finish_reason":"' in data:
+        for end in _END.findall(data):
             self.is_finished = True
+            self.is_truncated |= end == b"length"
+            self.is_refused |= end == b"content_filter"
+        if _REFUSAL.search(data):
+            self.is_refused = True
         if self.num_kept < NUM_BYTES:
             self.start.append(data[: NUM_BYTES - self.num_kept])
             self.num_kept += len(data)

@@ -49,6 +49,8 @@ def test_what_is_cut_off_in_an_escape_is_read_up_to_it() -> None:
         ([stream("As an AI, I "), stream("cannot say.")], True, None),
         ([stream("x" * 400), stream(" I can't.")], False, None),
         ([b'{"choices":[{"text":"Paris","finish_reason":"length"}]}'], False, True),
+        ([b'{"choices": [{"text": "Paris", "finish_reason": "length"}]}'], False, True),
+        ([b'{"choices": [{"message": {"refusal": "No."}, "finish_reason": "stop"}]}'], True, False),
     ],
 )
 def test_an_outcome_says_what_its_sensors_saw(
