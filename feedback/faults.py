@@ -18,6 +18,7 @@ POINTS = {
     "consumer.committed": "trainer: rows and offset are stored, the log's group does not know",
     "reward.saved": "trainer: the reward model's state is saved, its preferences are not marked as used",
     "round.prepared": "trainer: the round has its plan, and has not trained",
+    "round.labelled": "trainer: pairs that the reward model labelled are on disk, and nothing is learnt from them",
     "round.step": "trainer: the round took a step",
     "ppo.sampled": "trainer: a PPO round has the answers of an iteration, and nothing of them on disk",
     "ppo.measured": "trainer: what those answers are worth is on disk, and nothing is learnt from it",

@@ -149,7 +149,9 @@ def test_shipped_tastes_of_a_real_model_have_noise_bias_and_skips(taste):
 
 
 def test_an_unknown_taste_is_refused_with_those_there_are():
-    with pytest.raises(tastes.TastesError, match=r"no taste sour \(known: brief, people, warm-lists\)"):
+    with pytest.raises(
+        tastes.TastesError, match=r"no taste sour \(known: brief, people, plain-prose, thorough, warm-lists\)"
+    ):
         tastes.find_tastes("sour")
     with pytest.raises(tastes.TastesError):
         tastes.find_tastes("../demo/people")
