@@ -19,12 +19,7 @@ import httpx
 from rich.console import Console
 
 from prefloop import startup
-from prefloop.demo.report import (
-    RssSampler,
-    build_report,
-    read_start_time,
-    write_report,
-)
+from prefloop.demo.report import RssSampler, build_report, read_start_time, write_report
 from prefloop.demo.screen import Screen
 from prefloop.demo.snapshot import Snapshot, get_json
 from prefloop.gateway_client import read_admin_key
@@ -141,10 +136,7 @@ class Session:
         }
 
     def _trainer_settings(self) -> dict[str, str]:
-        settings = {
-            "PREFLOOP_TRAINER__SEED": str(self.options.seed),
-            "PREFLOOP_TRAINER__ROUND": self.options.algorithm,
-        }
+        settings = {"PREFLOOP_TRAINER__SEED": str(self.options.seed), "PREFLOOP_TRAINER__ROUND": self.options.algorithm}
         if self.options.num_aa:
             # An A/A trial asks about the deployment: nothing may be learnt meanwhile.
             settings["PREFLOOP_TRAINER__ROUND_EVERY_PREFERENCES"] = NEVER

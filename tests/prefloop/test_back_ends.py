@@ -18,7 +18,8 @@ def test_the_embedded_back_ends_start_nothing_and_name_nothing(tmp_path: Path):
     layout = Layout(tmp_path)
     with run_back_ends(layout, "sqlite", "sqlite") as running:
         assert running == layout
-    assert not [name for name in gateway_service(layout).env if name.endswith("_URL")]
+    urls = [name for name in gateway_service(layout).env if name.endswith("_URL")]
+    assert urls == ["PREFLOOP_GATEWAY__TRAINER_URL"]
 
 
 def test_a_broker_and_a_server_run_as_long_as_the_block_and_every_process_gets_their_addresses(tmp_path: Path):

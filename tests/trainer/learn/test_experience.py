@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.trainer.learn.prompts import build_backbone, make_rows
-from trainer.learn.experience import Experience, ExperienceMaker
+from trainer.learn.experience import Experience, ExperienceMaker, NothingLearnable
 from trainer.learn.ppo_step import PpoStep
 from trainer.learn.reward_adapter import AdapterPart
 from trainer.learn.reward_inputs import Read
@@ -112,7 +112,8 @@ def test_answers_that_another_policy_must_have_said_are_dropped_and_counted() ->
     assert made is not None
     assert [answer.answer for answer in made.answers] == [(22,)]
     assert (made.figures["dropped"], made.figures["num_answers"], made.figures["num_sampled"]) == (2, 1, 3)
-    assert make(backbone, [[answers[0][0]]]) is None
+    with pytest.raises(NothingLearnable, match="of 1 answers 1 were dropped"):
+        make(backbone, [[answers[0][0]]])
 
 
 def test_a_row_whose_reward_fails_or_is_no_number_goes_alone() -> None:
