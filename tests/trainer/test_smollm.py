@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.smollm import ConversionFailed, convert
-
-gguf = pytest.importorskip("gguf", reason="the package gguf comes with `make smollm`")
 
 WIDTH, NUM_HEADS, NUM_KV_HEADS, FEED_FORWARD = 32, 4, 2, 64
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
