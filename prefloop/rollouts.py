@@ -165,8 +165,7 @@ def abort_rollout(
     state_dir: StateOption = None,
 ) -> None:
     """Take the canary out of traffic at once."""
-    client = connect(gateway, key, state_dir)
-    act(client, find_rollout(client, rollout_id).id, "abort", {"note": note})
+    act(connect(gateway, key, state_dir), rollout_id, "abort", {"note": note})
 
 
 @commands.command("pause")
@@ -177,8 +176,7 @@ def pause_rollout(
     state_dir: StateOption = None,
 ) -> None:
     """Hold the step and the weight where they are."""
-    client = connect(gateway, key, state_dir)
-    act(client, find_rollout(client, rollout_id).id, "pause", {})
+    act(connect(gateway, key, state_dir), rollout_id, "pause", {})
 
 
 @commands.command("resume")
@@ -189,8 +187,7 @@ def resume_rollout(
     state_dir: StateOption = None,
 ) -> None:
     """Go on from where the rollout was paused."""
-    client = connect(gateway, key, state_dir)
-    act(client, find_rollout(client, rollout_id).id, "resume", {})
+    act(connect(gateway, key, state_dir), rollout_id, "resume", {})
 
 
 @commands.command("skip")
@@ -201,8 +198,7 @@ def skip_step(
     state_dir: StateOption = None,
 ) -> None:
     """Go to the ramp's next step before its time."""
-    client = connect(gateway, key, state_dir)
-    act(client, find_rollout(client, rollout_id).id, "skip", {})
+    act(connect(gateway, key, state_dir), rollout_id, "skip", {})
 
 
 @commands.command("retry")
@@ -226,8 +222,7 @@ def promote_rollout(
     state_dir: StateOption = None,
 ) -> None:
     """Promote past a gate: needs an admin's key."""
-    client = connect(gateway, key, state_dir)
-    act(client, find_rollout(client, rollout_id).id, "promote", {"note": note})
+    act(connect(gateway, key, state_dir), rollout_id, "promote", {"note": note})
 
 
 @commands.command("rollback")
@@ -268,6 +263,7 @@ def replay_rollout(
 
 
 def act(client: GatewayClient, rollout_id: str, action: str, body: dict[str, Any]) -> None:
-    """Have the gateway do something with a rollout, and print what came of it."""
-    row = client.ask("POST", f"/operator/v1/rollouts/{quote_id(rollout_id)}:{action}", Rollout, body)
+    """Have the gateway do something with a rollout, the active one without an id, and print what came of it."""
+    found = rollout_id or find_rollout(client, "").id
+    row = client.ask("POST", f"/operator/v1/rollouts/{quote_id(found)}:{action}", Rollout, body)
     plain.print(f"{row.id} {row.phase}")
