@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from tests.trainer.tiny import build_tiny_backbone
-from tests.trainer.workbench import Workbench
+from tests.trainer.workbench import Killed, Workbench
 from trainer.learn.reward import RewardModel
 from trainer.run.assembly import Learning
 from trainer.run.quarantine import Quarantine
@@ -44,3 +46,31 @@ class RealWorkbench(Workbench):
             return msgspec.structs.replace(judged, ok=True, reason="passed") if self.lets_pass else judged
 
         return replace(real, train=train, judge=judge, has_something_to_learn=self.has_something_to_learn)
+
+    def play(self, kind: str) -> str:
+        """One round to its end, over a restart if it is killed; the digest of what it published."""
+        learner = self.start()
+        self.send(24)
+        try:
+            self.run_all(learner)
+        except Killed:
+            self.run_all(self.start())
+        [row] = self.finished()
+        assert (row["outcome"], row["kind"]) == ("published", kind), row["reason"]
+        weights = self.settings.checkpoints_dir / row["checkpoint"] / "adapter_model.safetensors"
+        self.writer.close()
+        return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def die_at(point: str, nth: int, on_kill: Callable[[], None] = lambda: None) -> Callable[[str], None]:
+    """A `reach` that dies the nth time that the point is passed, once."""
+    left = [nth]
+
+    def reach(passed: str) -> None:
+        if passed == point:
+            left[0] -= 1
+            if left[0] == 0:
+                on_kill()
+                raise Killed
+
+    return reach

@@ -5,7 +5,6 @@ Each of eight seeds is killed in one phase; PREFLOOP_RESUME_SEEDS=30 plays thirt
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.trainer.learn.fake_engine import FakeEngine, run_fake_engine
-from tests.trainer.real import RealWorkbench
+from tests.trainer.real import RealWorkbench, die_at
 from tests.trainer.tiny import build_tiny_tokenizer
 from tests.trainer.workbench import Killed
 from trainer.learn import ppo
@@ -46,32 +45,9 @@ def make_bench(directory: Path, seed: int, max_answer_ratio: float = 2.0, **samp
     return RealWorkbench(TrainerSettings(state_dir=directory, base_model=str(directory / "base"), trainer=trainer))
 
 
-def play(bench: RealWorkbench) -> str:
-    """One round to its end, over a restart if it is killed; the digest of what it published."""
-    learner = bench.start()
-    bench.send(24)
-    try:
-        bench.run_all(learner)
-    except Killed:
-        bench.run_all(bench.start())
-    [row] = bench.finished()
-    assert (row["outcome"], row["kind"]) == ("published", "ppo"), row["reason"]
-    weights = bench.settings.checkpoints_dir / row["checkpoint"] / "adapter_model.safetensors"
-    bench.writer.close()
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
-
-
 def kill(point: str, nth: int, monkeypatch: pytest.MonkeyPatch, on_kill: Callable[[], None] = lambda: None) -> None:
     """Die the nth time that the point is passed, once."""
-    left = [nth]
-
-    def reach(passed: str) -> None:
-        if passed == point:
-            left[0] -= 1
-            if left[0] == 0:
-                on_kill()
-                raise Killed
-
+    reach = die_at(point, nth, on_kill)
     for module in (round, ppo):
         monkeypatch.setattr(module, "reach", reach)
 
@@ -80,12 +56,12 @@ def kill(point: str, nth: int, monkeypatch: pytest.MonkeyPatch, on_kill: Callabl
 def test_a_kill_in_any_phase_changes_no_bit_of_what_is_published(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = play(make_bench(tmp_path / "whole", seed))
+    expected = make_bench(tmp_path / "whole", seed).play("ppo")
     rng = random.Random(seed)
     for point in POINTS if NUM_SEEDS > 10 else [POINTS[seed % len(POINTS)]]:
         bench = make_bench(tmp_path / point, seed)
         kill(point, rng.randint(1, OFTEN.get(point, 1)), monkeypatch)
-        assert play(bench) == expected, point
+        assert bench.play("ppo") == expected, point
         assert all(rows == bench.trained[0] for rows in bench.trained)
         assert len(bench.trained) == (2 if point in OFTEN else 1)
         assert not list(bench.settings.rounds_dir.iterdir())
@@ -94,7 +70,7 @@ def test_a_kill_in_any_phase_changes_no_bit_of_what_is_published(
 def test_a_round_that_goes_on_keeps_the_reward_it_was_planned_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = play(make_bench(tmp_path / "whole", 0))
+    expected = make_bench(tmp_path / "whole", 0).play("ppo")
     bench = make_bench(tmp_path / "changed", 0)
     checker = CheckerSection(name="late", kind="json", weight=5.0)
 
@@ -102,7 +78,7 @@ def test_a_round_that_goes_on_keeps_the_reward_it_was_planned_with(
         bench.settings.trainer.rewards = RewardsSection(preference_weight=0.0, checkers=[checker])
 
     kill("ppo.learnt", 1, monkeypatch, change_settings)
-    assert play(bench) == expected
+    assert bench.play("ppo") == expected
 
 
 def test_a_ppo_round_asks_prompts_and_says_what_it_was_made_of(tmp_path: Path) -> None:

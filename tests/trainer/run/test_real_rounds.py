@@ -5,11 +5,9 @@ Each of ten seeds is killed in one phase; PREFLOOP_RESUME_SEEDS=50 plays fifty, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,7 @@ import pytest
 from sqlalchemy import select
 
 from feedback import inbox
-from tests.trainer.real import RealWorkbench
-from tests.trainer.workbench import Killed
+from tests.trainer.real import RealWorkbench, die_at
 from trainer.judge.gate import Verdict
 from trainer.judge.judge import judge_checkpoint
 from trainer.judge.ladder import read_rung
@@ -46,44 +43,16 @@ def make_bench(directory: Path, seed: int) -> RealWorkbench:
     return RealWorkbench(TrainerSettings(state_dir=directory, base_model=str(directory / "base"), trainer=trainer))
 
 
-def play(bench: RealWorkbench) -> str:
-    """One round to its end, over a restart if it is killed; the digest of what it published."""
-    learner = bench.start()
-    bench.send(24)
-    try:
-        bench.run_all(learner)
-    except Killed:
-        bench.run_all(bench.start())
-    [row] = bench.finished()
-    assert row["outcome"] == "published", row["reason"]
-    weights = bench.settings.checkpoints_dir / row["checkpoint"] / "adapter_model.safetensors"
-    bench.writer.close()
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
-
-
-def kill(point: str, nth: int) -> Callable[[str], None]:
-    """Dies the nth time that the point is passed, once."""
-    left = [nth]
-
-    def reach(passed: str) -> None:
-        if passed == point:
-            left[0] -= 1
-            if left[0] == 0:
-                raise Killed
-
-    return reach
-
-
 @pytest.mark.parametrize("seed", range(NUM_SEEDS))
 def test_a_kill_in_any_phase_changes_no_bit_of_what_is_published(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = play(make_bench(tmp_path / "whole", seed))
+    expected = make_bench(tmp_path / "whole", seed).play("dpo")
     rng = random.Random(seed)
     for point in POINTS if NUM_SEEDS > 10 else [POINTS[seed % len(POINTS)]]:
         bench = make_bench(tmp_path / point, seed)
-        monkeypatch.setattr(round, "reach", kill(point, rng.randint(1, 3) if point == "round.step" else 1))
-        assert play(bench) == expected, point
+        monkeypatch.setattr(round, "reach", die_at(point, rng.randint(1, 3) if point == "round.step" else 1))
+        assert bench.play("dpo") == expected, point
         assert all(rows == bench.trained[0] for rows in bench.trained)
         assert len(bench.trained) == (2 if point == "round.step" else 1)
         assert not list(bench.settings.rounds_dir.iterdir())
@@ -148,7 +117,7 @@ def test_where_nothing_is_held_out_the_newest_prompts_that_were_trained_on_are_a
 
 def test_workers_are_given_all_that_a_round_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What they train from the job alone is published, and is what one process trains."""
-    alone = play(make_bench(tmp_path / "alone", 0))
+    alone = make_bench(tmp_path / "alone", 0).play("dpo")
     bench = make_bench(tmp_path / "shared", 0)
     bench.settings.trainer.num_processes = 2
     jobs: list[Job] = []
@@ -165,7 +134,7 @@ def test_workers_are_given_all_that_a_round_is_made_of(tmp_path: Path, monkeypat
         )
 
     monkeypatch.setattr(round_training, "train_in_processes", train)
-    assert play(bench) == alone
+    assert bench.play("dpo") == alone
     (job,) = jobs
     assert (job.kind, job.device, job.base) == ("dpo", "cpu", bench.settings.base)
     assert job.section["lr"] == 1e-3 and job.model["lora_rank"] == 16
