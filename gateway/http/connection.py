@@ -279,13 +279,14 @@ class Connection(asyncio.Protocol):
         self.pool.forget(self)
         if self._answer is None:
             return
+        reason = str(error or "") or "the connection was closed"
         if self._answer.status and not self._has_length and error is None:
             self._complete()  # a body without a length ends with its connection
         elif self.has_bytes:
-            self._fail(EngineInterrupted(f"{self.pool.url}: {error or 'the connection was closed'}"))
+            self._fail(EngineInterrupted(f"{self.pool.url}: {reason}"))
         else:
             kind = StaleConnection if self.is_reused else EngineLost
-            self._fail(kind(f"{self.pool.url}: {error or 'the connection was closed'}"))
+            self._fail(kind(f"{self.pool.url}: {reason}"))
 
     # The parser's callbacks
 

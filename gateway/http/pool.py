@@ -79,7 +79,7 @@ class Pool:
                 )
             is_there = connection.is_usable
         except (OSError, TimeoutError) as error:
-            raise EngineUnavailable(f"{self.url}: {error or 'no connection in time'}") from error
+            raise EngineUnavailable(f"{self.url}: {str(error) or 'no connection in time'}") from error
         finally:
             self._num_opening -= 1
             if not is_there:

@@ -100,7 +100,7 @@ class Upstream:
             async with asyncio.timeout(timeout_s):
                 answer = await _ask(pool, data, (timeout_s, timeout_s), False)
         except (EngineInterrupted, TimeoutError) as error:
-            raise EngineUnavailable(f"{engine}: {error or 'no answer in time'}") from error
+            raise EngineUnavailable(f"{engine}: {str(error) or 'no answer in time'}") from error
         return answer.status, answer.body
 
     def _find_pool(self, engine: str, *, is_own: bool = False) -> Pool:

@@ -68,7 +68,7 @@ def test_an_operator_pauses_resumes_and_aborts_with_a_reason(
     page.route("**/operator/v1/status", show_baking)
     expect(page.locator("#weight-of")).to_have_text("Old checkpoint’s weight")
     expect(page.locator("#controller-problem")).to_contain_text("The rollout controller fails: KeyError: 'cap'")
-    page.unroute("**/operator/v1/status")
+    page.unroute_all(behavior="wait")
     expect(page.locator("#controller-problem")).to_be_hidden()
     decide(page, "Abort", "It answers in riddles")
     expect(page.locator("#phase")).to_have_text("Degraded", timeout=30_000)
@@ -115,7 +115,7 @@ def test_an_operator_approves_a_canary_that_people_prefer(
     expect(page.locator("#facts")).to_contain_text(f"{seen['decision_digest'][:12]}, generation {seen['generation']}")
     page.get_by_role("dialog").get_by_role("button", name="Approve").click()
     expect(page.locator("#confirm-error")).to_contain_text("Could not approve: The rollout has moved on")
-    page.unroute("**/operator/v1/status")
+    page.unroute_all(behavior="wait")
     expect(page.locator("#confirm-error")).to_contain_text("The decision has changed since you opened this")
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     assert gateway.rollout()["phase"] == "WaitingPromotion"

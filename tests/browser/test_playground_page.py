@@ -67,7 +67,7 @@ def test_a_broken_answer_is_said_kindly_and_can_be_tried_again(gateway: RunningG
     page.fill("#question", "Hello?")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("The model is not ready yet")
-    page.unroute("**/playground/chat")
+    page.unroute_all(behavior="wait")
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#messages prefloop-compare")).to_have_attribute("state", "asking")
     expect(page.get_by_role("alert")).to_have_count(0)

@@ -97,7 +97,7 @@ class Caller:
     """Calls engines as the gateway's own client does."""
 
     def __init__(self, session: aiohttp.ClientSession, timeout_s: float = 60.0) -> None:
-        self._session, self._timeout_s = session, timeout_s
+        self._session, self.timeout_s = session, timeout_s
 
     def drop_waiting(self, engine: str) -> None:
         """Nothing waits here."""
@@ -112,9 +112,9 @@ class Caller:
         method = "GET" if payload is None else "POST"
         try:
             async with (
-                asyncio.timeout(min(timeout_s, self._timeout_s)),
+                asyncio.timeout(min(timeout_s, self.timeout_s)),
                 self._session.request(method, engine + path, json=payload) as response,
             ):
                 return response.status, await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise EngineUnavailable(f"{engine}: {error or type(error).__name__}") from error
+            raise EngineUnavailable(f"{engine}: {str(error) or type(error).__name__}") from error

@@ -34,11 +34,16 @@ class Station:
         urls = [process.url for process in processes]
         self.processes = processes
         self.deployment = Deployment(urls, BreakerLimits(2, 0.01, 0.05))
-        self.swap = Swap(self.deployment, Caller(session, 0.3), GatewaySection(hang_s=0.2, reconcile_s=0.05))  # type: ignore[arg-type]
+        self.caller = Caller(session)
+        self.swap = Swap(self.deployment, self.caller, GatewaySection(hang_s=0.2, reconcile_s=0.05))  # type: ignore[arg-type]
 
     @property
     def states(self) -> list[EngineState]:
         return list(self.deployment.engines.values())
+
+    def hang(self, process: EngineProcess) -> None:
+        """The process answers no probe; what waits for one gives up soon."""
+        process.is_hung, self.caller.timeout_s = True, 0.3
 
     def proven(self) -> list[frozenset[str]]:
         return [state.proven for state in self.states]
@@ -163,7 +168,7 @@ async def test_a_restart_between_two_looks_is_seen_although_another_gateway_load
 async def test_an_engine_that_hangs_is_taken_out_and_comes_back_by_a_trial(station: Station, tmp_path: Path) -> None:
     checkpoint, process, state = row(tmp_path, 1), station.processes[0], station.states[0]
     await station.swap.load(checkpoint)
-    process.is_hung = True
+    station.hang(process)
     state.begin()
     state.last_progress_at = time.monotonic() - 0.3
     await reconcile_engines(station.swap)
@@ -250,7 +255,7 @@ async def test_an_adapter_that_was_unloaded_while_it_was_being_loaded_again_does
     checkpoint, process = row(tmp_path, 1), station.processes[0]
     await station.swap.load(checkpoint)
     await process.restart()
-    process.is_hung = True
+    station.hang(process)
     reconciling = asyncio.create_task(reconcile_engines(station.swap))
     async with asyncio.timeout(5):
         while len(process.probes) < 2:  # noqa: ASYNC110

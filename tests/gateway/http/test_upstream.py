@@ -252,7 +252,7 @@ async def test_own_calls_have_a_time_limit() -> None:
 
     async with serve(talk) as (upstream, url, _):
         assert await upstream.call(url, "/v1/models", None, timeout_s=5.0) == (200, b"1234567")
-        with pytest.raises(EngineUnavailable):
+        with pytest.raises(EngineUnavailable, match="no answer in time"):
             await upstream.call(url, "/hang", None, timeout_s=0.1)
 
 
