@@ -438,11 +438,13 @@ _DEMO: dict[str, dict[str, Any]] = {
         "drain_timeout_s": 30.0,
     },
 }
-# A real model on two cores answers some 20 comparisons a minute, and talks to the token limit now and then.
+# A real model on two cores answers some 20 comparisons a minute, so that nobody has a second one within a window, and talks
+# to the token limit now and then.
 _DEMO_SMOLLM2: dict[str, dict[str, Any]] = {
     "gateway": _DEMO["gateway"],
     "rollout": {
         **_DEMO["rollout"],
+        "cap": 1,
         "max_s": 1500.0,
         "ceilings": {"errors": 0.10, "truncation": 0.50, "refusals": 0.30, "harm": 0.10},
         "drain_timeout_s": 60.0,

@@ -60,9 +60,9 @@ class Assistant:
     """Prompts in six families, two of which nobody asks."""
 
     name = "assistant"
-    # A 135M model says about 60 tokens a second on two cores beside the trainer.
+    # A 135M model says about 60 tokens a second on two cores beside the trainer, whose round waits for whatever serves.
     manners = Manners(
-        max_tokens=120, examined_max_tokens=160, temperature=0.7, seats=4, pause_s=1.0, examined_concurrency=4
+        max_tokens=120, examined_max_tokens=160, temperature=0.7, seats=4, pause_s=3.0, examined_concurrency=4
     )
     default_utilities = DEFAULT_UTILITIES
     private_features = ("brevity", "list", "warmth", "filler")
