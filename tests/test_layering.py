@@ -25,7 +25,7 @@ ORDER = {  # from the top; what stands in one line stands side by side
     "gateway": [
         ["app"],
         ["api"], ["telemetry"], ["serving"], ["rollout"], ["engines"], ["access"], ["http"], ["tables"],
-        ["settings"], ["errors"],
+        ["settings"], ["sections"], ["errors"],
     ],
     "trainer": [
         ["main", "scorer", "seed", "full_model", "smollm"], ["process"],

@@ -10,7 +10,7 @@ from gateway.rollout.desired_state import convert_rules
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.findings import Inputs, weigh
 from gateway.rollout.pure.users import Duel, Voter
-from gateway.settings import RolloutSection
+from gateway.sections.rollout import RolloutSection
 from gateway.tables.rows import Observation, RolloutRow
 
 NUM_DUELS = 100_000

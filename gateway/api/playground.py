@@ -22,8 +22,8 @@ from gateway.serving.routing import Header
 
 if TYPE_CHECKING:
     from gateway.http.call import Call, Handler
+    from gateway.sections.serving import GatewaySection
     from gateway.serving.context import Context
-    from gateway.settings import GatewaySection
 
 PLAYGROUND_PATH = b"/playground/chat"
 PLAYGROUND = Identity(key_id="playground", app=PLAYGROUND_APP, scopes=frozenset({"app"}), pairs=True)

@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from gateway.settings import GatewaySection
+    from gateway.sections.serving import GatewaySection
 
 LOAD_FACTOR = (
     1.5  # a conversation stays with its engine while that has at most LOAD_FACTOR * least + LOAD_SLACK in flight

@@ -29,7 +29,7 @@ from gateway.errors import EngineUnavailable, SwapError
 if TYPE_CHECKING:
     from gateway.engines.deployment import Deployment
     from gateway.http.upstream import Upstream
-    from gateway.settings import GatewaySection
+    from gateway.sections.serving import GatewaySection
     from gateway.tables.checkpoints import CheckpointRow
 
 logger = logging.getLogger("gateway.swap")

@@ -17,7 +17,7 @@ from gateway.errors import EngineInterrupted, EngineLost, EngineUnavailable, Sta
 from gateway.http.connection import EngineAnswer
 from gateway.http.outbox import Outbox
 from gateway.http.pool import Pool
-from gateway.settings import GatewaySection
+from gateway.sections.serving import GatewaySection
 
 _SWEEP_S = 0.25
 _MAX_OWN_CONNECTIONS = 16  # to one engine, for our own calls: more than are ever made at once

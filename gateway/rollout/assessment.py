@@ -20,7 +20,7 @@ from gateway.rollout.desired_state import convert_rules, read_rules
 from gateway.rollout.inputs import read_inputs
 from gateway.rollout.pure.findings import Findings, Inputs, weigh, weigh_series
 from gateway.rollout.view import RolloutView, build_view
-from gateway.settings import RolloutSection
+from gateway.sections.rollout import RolloutSection
 from gateway.tables.rollouts import FINISHED, list_events
 from gateway.tables.rows import EventRow, RolloutRow
 

@@ -18,7 +18,7 @@ from gateway.engines.deployment import ServingView
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.findings import LATE_PHASES
 from gateway.rollout.pure.rules import Rules
-from gateway.settings import RolloutSection
+from gateway.sections.rollout import RolloutSection
 from gateway.tables.checkpoints import CheckpointRow
 from gateway.tables.rollouts import list_tries
 from gateway.tables.rows import RolloutRow

@@ -13,7 +13,7 @@ from gateway.engines.full_engines import RegisteredEngine, list_engines
 from gateway.rollout.desired_state import new_rollout, new_statuses
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.machine import Transition
-from gateway.settings import RolloutSection
+from gateway.sections.rollout import RolloutSection
 from gateway.tables.checkpoints import CheckpointRow, list_checkpoints, set_status
 from gateway.tables.rollouts import active_rollout, add_decision, add_rollout, count_rollouts, find_tries, move_rollout
 from gateway.tables.rows import DecisionRow, RolloutRow

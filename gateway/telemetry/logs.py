@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from gateway.settings import LogFormat
+from gateway.sections.serving import LogFormat
 
 # Set on ASGI's routes alone: a pooled connection to an engine keeps the context in which it was opened.
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="")

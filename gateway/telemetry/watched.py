@@ -24,7 +24,7 @@ from gateway.telemetry.access import AccessLine, AccessLog
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from gateway.settings import GatewaySection
+    from gateway.sections.serving import GatewaySection
     from gateway.telemetry.tracing import Tracing
 
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.settings import GatewaySection
+from gateway.sections.serving import GatewaySection
 from prefloop.engine_host import RequiredModel
 from prefloop.machine import MachineSettings
 from prefloop.services import (

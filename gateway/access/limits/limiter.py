@@ -24,7 +24,7 @@ from gateway.access.limits.leases import NANO, Grant, LeaseRequest, Window
 from gateway.access.limits.usage import exchange_leases, forget_usage
 from gateway.errors import ApiError, unavailable
 from gateway.http.eager import enter_task
-from gateway.settings import GatewaySection
+from gateway.sections.serving import GatewaySection
 
 logger = logging.getLogger("gateway.limits")
 

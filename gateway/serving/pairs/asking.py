@@ -16,9 +16,9 @@ from gateway.access.keys import Identity
 from gateway.engines.deployment import Arm, ServingView
 from gateway.errors import bad_request
 from gateway.rollout.pure.assignment import may_duel
+from gateway.sections.serving import GatewaySection
 from gateway.serving.body import EngineRequest
 from gateway.serving.routing import Route, Who
-from gateway.settings import GatewaySection
 
 _DAY_S = 86400.0
 _BYTES_PER_TOKEN = 8  # generous for JSON-escaped text

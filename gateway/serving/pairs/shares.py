@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
+from gateway.sections.asking import AskingSection
 from gateway.serving.pairs.asking import Ask
-from gateway.settings import AskingSection
 
 
 def draw_share(ask: Ask, settings: AskingSection, rng: Random) -> Ask:

@@ -12,7 +12,7 @@ from feedback.choices import choices, load_comparison
 from feedback.duels import load_duels
 from gateway.api.playground import build_chat_body, has_playground
 from gateway.engines.deployment import ServingView
-from gateway.settings import GatewaySection
+from gateway.sections.serving import GatewaySection
 from gateway.tables.observations import observations
 
 URL = "/playground/chat"

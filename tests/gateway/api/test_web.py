@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from gateway.access.keys import Identity
 from gateway.api.web import build_web_router, load_web_files, read_examples
 from gateway.errors import ApiError
-from gateway.settings import GatewaySection
+from gateway.sections.serving import GatewaySection
 
 OPERATOR = Identity("op1", "team", frozenset({"operator"}))
 APP = Identity("app1", "shop", frozenset({"app"}))

@@ -16,7 +16,8 @@ from gateway.engines.deployment import Deployment
 from gateway.engines.engine import BreakerLimits, EngineState
 from gateway.engines.swap import Swap, read_metric
 from gateway.errors import SwapError
-from gateway.settings import GatewaySection, GatewaySettings
+from gateway.sections.serving import GatewaySection
+from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import CheckpointRow
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.errors import EngineInterrupted, EngineUnavailable
 from gateway.http.upstream import Upstream
-from gateway.settings import GatewaySection
+from gateway.sections.serving import GatewaySection
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

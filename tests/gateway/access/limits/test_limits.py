@@ -18,7 +18,7 @@ from gateway.access.limits.leases import DAY_S, NANO
 from gateway.access.limits.limiter import Limits
 from gateway.access.limits.usage import forget_usage, usage
 from gateway.errors import ApiError
-from gateway.settings import GatewaySection
+from gateway.sections.serving import GatewaySection
 from tests.postgres import run_database
 
 NOON = 1_800_000_000.0 // DAY_S * DAY_S + 12 * 3600

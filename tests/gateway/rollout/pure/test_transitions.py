@@ -21,7 +21,7 @@ from gateway.rollout.pure.transitions import (
     fire,
 )
 from gateway.rollout.pure.verdict import REASON_WORDS, say_reason
-from gateway.settings import RolloutSection
+from gateway.sections.rollout import RolloutSection
 from gateway.tables.rows import RolloutRow
 
 DOCS = Path(__file__).parents[4] / "docs"

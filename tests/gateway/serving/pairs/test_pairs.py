@@ -9,6 +9,7 @@ from msgspec import Raw
 from gateway.access.keys import Identity
 from gateway.engines.deployment import ServingView
 from gateway.errors import ApiError
+from gateway.sections.serving import GatewaySection
 from gateway.serving.body import EngineRequest
 from gateway.serving.pairs.asking import (
     Ask,
@@ -21,7 +22,6 @@ from gateway.serving.pairs.asking import (
     read_compare,
 )
 from gateway.serving.routing import Route, choose_route
-from gateway.settings import GatewaySection
 
 
 @dataclass

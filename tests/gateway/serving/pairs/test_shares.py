@@ -8,9 +8,9 @@ from random import Random
 import pytest
 from pydantic import ValidationError
 
+from gateway.sections.asking import AskingSection
 from gateway.serving.pairs.asking import Ask, Side, add_sides
 from gateway.serving.pairs.shares import draw_share, fall_back
-from gateway.settings import AskingSection
 
 
 def test_what_random_leaves_is_halved_unless_it_is_set() -> None:
