@@ -36,6 +36,9 @@ comparisons = sa.Table(
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("expires_at", sa.Double, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),  # events.Comparison as JSON
+    sa.Column(
+        "tags", sa.Text
+    ),  # of a duel: what the app said of the request, as JSON by name; empty if it said nothing
     sa.Index("comparisons_by_rollout", "rollout", "asked", "created_at"),
 )
 
@@ -55,6 +58,7 @@ outbox = declare_outbox("outbox", metadata)
 
 
 _CHOICE = "prefloop.choice.v1"  # in events.BODIES
+_MAX_TAG = 64  # characters
 _STANDING = (
     sa.select(
         comparisons.c.id,
@@ -144,8 +148,15 @@ def store_comparison(connection: sa.Connection, comparison: Comparison) -> None:
             "created_at": comparison.created_at,
             "expires_at": comparison.expires_at,
             "body": msgspec.json.encode(comparison),
+            "tags": _encode_tags(comparison) if is_duel else None,
         },
     )
+
+
+def _encode_tags(comparison: Comparison) -> str | None:
+    """The tags by which evidence is read: a value that is longer is no name of a kind."""
+    tags = {name: value for name, value in sorted(comparison.tags.items()) if 0 < len(value) <= _MAX_TAG}
+    return msgspec.json.encode(tags).decode() if tags else None
 
 
 def delete_comparisons(connection: sa.Connection, ids: Collection[str]) -> None:

@@ -6,6 +6,7 @@ A duel with a failed candidate was never shown: nobody chooses, that candidate h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import msgspec
 import sqlalchemy as sa
@@ -38,7 +39,8 @@ class DuelRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A duel from the canary's side: outcome +1 won, 0 tie or both bad, -1 lost.
 
     chosen_at is None, and outcome 0, where nothing was said: not answered (yet), or skipped, and even then harmful may be said.
-    failed: a candidate failed, so it was decided (at chosen_at) without a choice, and no order was shown.
+    failed: a candidate failed, so it was decided (at chosen_at) without a choice, and no order was shown. tags: what the app said of
+    the request, by name.
     """
 
     comparison_id: str
@@ -51,6 +53,7 @@ class DuelRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     canary_first: bool
     skipped: bool = False
     failed: bool = False
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 _SHOWN = (
@@ -63,6 +66,7 @@ _SHOWN = (
         choices.c.harmful,
         sa.case((choices.c.preferred != "skip", choices.c.chosen_at)).label("chosen_at"),
         sa.null().label("outcome"),
+        comparisons.c.tags,
     )
     .select_from(comparisons.outerjoin(choices, choices.c.comparison_id == comparisons.c.id))
     .where(comparisons.c.rollout.in_(sa.bindparam("rollouts", expanding=True)), comparisons.c.canary_first.is_not(None))
@@ -76,6 +80,7 @@ _FAILED = sa.select(
     sa.false(),
     failed_duels.c.at,
     failed_duels.c.outcome,
+    sa.null(),
 ).where(failed_duels.c.rollout.in_(sa.bindparam("rollouts", expanding=True)))
 _ANY_HARM = sa.select(sa.literal(1)).select_from(choices).where(choices.c.harmful).limit(1)
 _DUELS = sa.union_all(_SHOWN, _FAILED).order_by("user", "created_at", "id")  # built once: it runs at every look
@@ -101,9 +106,15 @@ def load_duels(connection: sa.Connection, rollouts: Sequence[str]) -> Iterator[D
             skipped=preferred == "skip",
             canary_first=canary_first,
             failed=outcome is not None,
+            tags=_read_tags(tags) if tags else (),
         )
-        for comparison_id, user, asked_at, canary_first, preferred, harmful, chosen_at, outcome in rows
+        for comparison_id, user, asked_at, canary_first, preferred, harmful, chosen_at, outcome, tags in rows
     )
+
+
+@lru_cache(maxsize=4096)  # few are different, and they are read at every look
+def _read_tags(tags: str) -> tuple[tuple[str, str], ...]:
+    return tuple(msgspec.json.decode(tags, type=dict[str, str]).items())
 
 
 def _judge_for_canary(preferred: str | None, canary_first: bool) -> int:

@@ -9,7 +9,9 @@ from sqlalchemy import Connection
 from feedback.duels import DuelRow, has_reported_harm, load_duels
 from gateway.rollout.desired_state import name_observed
 from gateway.rollout.pure.findings import LATE_CAP, LATE_WINDOW_S, Inputs
+from gateway.rollout.pure.positions import tally_positions
 from gateway.rollout.pure.rules import Rules
+from gateway.rollout.pure.slices import tally_slices
 from gateway.rollout.pure.users import Duel, Voter, sum_up
 from gateway.tables.observations import load_observations
 from gateway.tables.rollouts import list_tries
@@ -35,6 +37,8 @@ def read_inputs(conn: Connection, row: RolloutRow, rules: Rules, now: float) -> 
         late_observed=() if late_voters is None else load_observations(conn, [observed]),
         num_tries=row.num_tries,
         sees_harm="harm" not in rules.accept_blind and has_reported_harm(conn),
+        slices=tally_slices(duels, cap=rules.cap, window_s=rules.window_s, now=now, max_slices=rules.max_slices),
+        positions=tally_positions(duels),
     )
 
 
@@ -56,4 +60,5 @@ def _convert(row: DuelRow, voter: str) -> Duel:
         canary_first=row.canary_first,
         failed=row.failed,
         skipped=row.skipped,
+        tags=row.tags,
     )

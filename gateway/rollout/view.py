@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from gateway.rollout.evidence_view import EvidenceView, SliceView, show_evidence, show_slice
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.decisions import Replay
 from gateway.rollout.pure.evidence import Point
@@ -14,34 +15,6 @@ from gateway.rollout.pure.operator_moves import list_actions
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.verdict import limit_exp, say_reason, say_verdict
 from gateway.tables.rows import DecisionRow, EventRow, RolloutRow
-
-
-class EvidenceView(msgspec.Struct, frozen=True, kw_only=True):
-    """Preference evidence. E-values, not logarithms; `net_win_rate` is the mean of (wins - losses) / cap over users.
-
-    delta: the net win rate that the whole interval must be above. unit: what `users` counts, "user" or "comparison". waiting: users
-    asked who have not entered. fragility: users who would have to vanish, worst first, until the evidence is below its threshold.
-    """
-
-    e: float
-    threshold: float
-    e_inferior: float
-    unit: str
-    users: int
-    min_users: int
-    max_users: int
-    waiting: int
-    fragility: int
-    votes: int
-    wins: int
-    losses: int
-    ties: int
-    both_bad: int
-    net_win_rate: float
-    delta: float
-    ci_low: float
-    ci_high: float
-    top_user_share: float
 
 
 class GuardrailView(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +106,7 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
     verdict_sentence: str
     evidence: EvidenceView
     guardrails: list[GuardrailView]
+    slices: list[SliceView]
     series: list[SeriesPoint]
     events: list[EventView]
 
@@ -198,8 +172,9 @@ def build_view(
         approve_at=machine.approve_at(row, rules),
         preset=preset,
         verdict_sentence=f"Cannot be judged: {problem}." if problem else say_verdict(row, findings, rules),
-        evidence=_show_evidence(findings, rules, row),
+        evidence=show_evidence(findings, rules, row),
         guardrails=_show_all_guardrails(findings, rules, row),
+        slices=[show_slice(one, rules) for one in findings.slices],
         series=[
             SeriesPoint(
                 at=p.at,
@@ -221,31 +196,6 @@ def _show_event(event: EventRow) -> EventView:
         at=event.at, from_phase=event.from_phase, to_phase=event.to_phase, actor=event.actor, reason=event.reason,
         reason_text=say_reason(event.reason), note=event.note,
     )  # fmt: skip
-
-
-def _show_evidence(findings: Findings, rules: Rules, row: RolloutRow) -> EvidenceView:
-    evidence = findings.evidence
-    return EvidenceView(
-        e=limit_exp(evidence.log_e),
-        threshold=1 / rules.alpha,
-        e_inferior=limit_exp(evidence.log_e_inferior),
-        unit=rules.evidence_unit,
-        users=evidence.users,
-        min_users=rules.min_users,
-        max_users=rules.max_users * row.num_tries,
-        waiting=evidence.waiting,
-        fragility=findings.fragility,
-        votes=evidence.votes,
-        wins=evidence.wins,
-        losses=evidence.losses,
-        ties=evidence.ties,
-        both_bad=evidence.both_bad,
-        net_win_rate=evidence.net,
-        delta=rules.delta,
-        ci_low=evidence.low,
-        ci_high=evidence.high,
-        top_user_share=evidence.top_user_share,
-    )
 
 
 def _show_all_guardrails(findings: Findings, rules: Rules, row: RolloutRow) -> list[GuardrailView]:

@@ -87,6 +87,16 @@ class RolloutSection(BaseModel):
     sample_ratio_threshold: float = Field(
         default=1000.0, gt=1, description="Evidence of a skewed split at which `actions.split` is due."
     )
+    slice_threshold: float = Field(
+        default=20.0,
+        gt=1,
+        description="Evidence that the users of a slice prefer stable, at which the canary is not promoted.",
+    )
+    max_slices: int = Field(
+        default=20,
+        ge=0,
+        description="Slices (domain, language, task) that are judged: those with the most users. 0 judges none.",
+    )
     baking_s: float = Field(
         default=_DAY_S, ge=0, description="How long the old checkpoint keeps a share after a promotion."
     )

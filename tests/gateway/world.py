@@ -132,16 +132,19 @@ class World:
         assert row is not None
         return row.status
 
-    async def duel(self, users: range, num_wins_of_3: int) -> None:
-        """Every user duels three times and the canary wins that many; their first requests were clean."""
+    async def duel(self, users: range, num_wins_of_3: int, tags: dict[str, str] | None = None) -> None:
+        """Every user duels three times and the canary wins that many; their first requests were clean.
+
+        tags: what the app says of the requests.
+        """
         row = await self.row()
         for user in users:
             for arm in ("stable", "canary"):
                 self.observed.record(name_observed(row), f"u{user}", arm, False, False, False, 0.1, answered="duel")
             for n in range(3):
-                await self.choose(row, f"u{user}", n < num_wins_of_3)
+                await self.choose(row, f"u{user}", n < num_wins_of_3, tags)
 
-    async def choose(self, row: RolloutRow, user: str, canary_wins: bool) -> None:
+    async def choose(self, row: RolloutRow, user: str, canary_wins: bool, tags: dict[str, str] | None = None) -> None:
         self.num_shown += 1
         is_first = hashlib.sha256(str(self.num_shown).encode()).digest()[0] % 2 == 0
         arms = ("canary", "stable") if is_first else ("stable", "canary")
@@ -156,7 +159,7 @@ class World:
             id=f"cmp{self.num_shown}", policy="default", app="a", user=user, conversation="c",
             messages=[{"role": "user", "content": "q"}], first=first, second=second, asked="duel", propensity=1.0,
             engine="e", rollout=row.id, weight=0.5, created_at=self.time + self.num_shown * 1e-6,
-            expires_at=self.time + 3600, tags={},
+            expires_at=self.time + 3600, tags=tags or {},
         )  # fmt: skip
         preferred = "first" if canary_wins == is_first else "second"
 

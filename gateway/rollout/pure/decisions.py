@@ -15,7 +15,7 @@ from gateway.rollout.pure.findings import Findings, Inputs, weigh
 from gateway.rollout.pure.machine import decide
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.transitions import Transition
-from gateway.rollout.pure.users import Voter
+from gateway.rollout.pure.users import Duel, Voter
 from gateway.tables.rows import DecisionRow, Observation, RolloutRow
 
 
@@ -76,7 +76,14 @@ def _describe(row: RolloutRow, verdict: str, findings: Findings, inputs: Inputs,
         "settings": hashlib.sha256(row.settings.encode()).hexdigest(),
         "code": code,
     }
+    if findings.slices:  # decisions of releases without slices keep their digest
+        data["slices"] = msgspec.to_builtins(findings.slices)
     return json.dumps(data, sort_keys=True)
+
+
+def _leave_out_details(duel: Duel, user: str) -> Duel:
+    """A voter's first duel without what decisions read elsewhere."""
+    return msgspec.structs.replace(duel, user=user, tags=())
 
 
 def _leave_out_names(inputs: Inputs) -> Inputs:
@@ -88,7 +95,7 @@ def _leave_out_names(inputs: Inputs) -> Inputs:
         return [
             msgspec.structs.replace(
                 voter, user=numbers[voter.user],
-                first=None if voter.first is None else msgspec.structs.replace(voter.first, user=numbers[voter.user]),
+                first=None if voter.first is None else _leave_out_details(voter.first, numbers[voter.user]),
             )
             for voter in voters
         ]  # fmt: skip

@@ -7,12 +7,14 @@ those can weigh again.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.rollout.pure.evidence import Evidence, Point, count_users_to_lose, draw_series, weigh_voters
-from gateway.rollout.pure.guardrails import Guardrails, judge_guardrails
+from gateway.rollout.pure.guardrails import FAIL, Guardrails, judge_guardrails
+from gateway.rollout.pure.positions import Positions
 from gateway.rollout.pure.rates import log_mean
 from gateway.rollout.pure.rules import Rules
+from gateway.rollout.pure.slices import Slice, SliceTally, judge_slices
 from gateway.rollout.pure.transitions import BAKING, WAITING, Reason
 from gateway.rollout.pure.users import Voter
 from gateway.tables.rows import Observation
@@ -34,7 +36,8 @@ class Inputs:
     """Voters and first requests (oldest first) of the trial, and of the late stage; None before there is one. now: epoch seconds.
 
     num_tries: rollouts of this pair under these settings, this one included; each may take its number of users. sees_harm:
-    whether anybody has ever reported harm here.
+    whether anybody has ever reported harm here. slices, positions: what the trial's duels come to by what apps said of them, and by
+    the canary's place.
     """
 
     now: float
@@ -44,6 +47,8 @@ class Inputs:
     late_observed: Sequence[Observation] = ()
     num_tries: int = 1
     sees_harm: bool = False
+    slices: Sequence[SliceTally] = ()
+    positions: Positions = field(default_factory=Positions)
 
     @property
     def last_choice_at(self) -> float:
@@ -67,6 +72,18 @@ class Findings:
     guardrails: Guardrails
     late: Late | None
     fragility: int
+    slices: tuple[Slice, ...]
+    positions: Positions
+
+    @property
+    def losing_slices(self) -> list[Slice]:
+        """Those whose users prefer stable: each forbids a promotion."""
+        return [one for one in self.slices if one.status == FAIL]
+
+    def list_blocking(self, *, accepts_too_little: bool = False) -> list[str]:
+        """All that forbids a promotion, by name, guardrails first; accepts_too_little: without guardrails that saw too little."""
+        guardrails = self.guardrails.list_blocking(accepts_too_little=accepts_too_little)
+        return [*guardrails, *(one.label for one in self.losing_slices)]
 
     @property
     def has_data(self) -> bool:
@@ -104,6 +121,8 @@ def weigh(rules: Rules, inputs: Inputs) -> Findings:
         guardrails=_judge(rules, inputs, inputs.observed, inputs.voters, is_late=False),
         late=None if inputs.late_voters is None else _weigh_late(rules, inputs, inputs.late_voters),
         fragility=count_users_to_lose(evidence.scores, rules.cap, rules.alpha, rules.delta),
+        slices=judge_slices(inputs.slices, cap=rules.cap, alpha=rules.alpha, threshold=rules.slice_threshold),
+        positions=inputs.positions,
     )
 
 

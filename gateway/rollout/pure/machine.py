@@ -42,8 +42,8 @@ def is_superior(row: RolloutRow, evidence: Evidence, rules: Rules, now: float) -
 
 
 def do_gates_hold(findings: Findings, rules: Rules) -> bool:
-    """Whether every guardrail has passed; where operators decide early, whether none fails or is blind."""
-    return findings.guardrails.none_fails if rules.approve_early else findings.guardrails.all_pass
+    """Whether every guardrail has passed, and no slice loses; where operators decide early, whether none fails or is blind."""
+    return not findings.list_blocking(accepts_too_little=rules.approve_early)
 
 
 def may_ask_early(row: RolloutRow, findings: Findings, rules: Rules, now: float) -> bool:
@@ -82,7 +82,8 @@ def decide(row: RolloutRow, findings: Findings, now: float, rules: Rules) -> Tra
     if row.phase == PROGRESSING and may_ask_early(row, findings, rules, now):
         return fire(row, Event.ASKED_EARLY, Reason.UNPROVEN, now, decides=True)
     if _is_spent(row, findings.evidence, now, rules):
-        return fire(row, Event.SPENT, Reason.INCONCLUSIVE, now, decides=True)
+        why, note = _find_obstacle(findings, rules)
+        return fire(row, Event.SPENT, why, now, note=note, decides=True)
     return _recover(row, findings, now) if row.phase == PAUSED else _walk(row, findings, now, rules)
 
 
@@ -108,6 +109,13 @@ def _end_baking(row: RolloutRow, now: float, rules: Rules) -> Transition | None:
 def _is_spent(row: RolloutRow, evidence: Evidence, now: float, rules: Rules) -> bool:
     age_s = now - (row.started_at if row.started_at is not None else now)
     return evidence.users >= rules.max_users * row.num_tries or age_s >= rules.max_s
+
+
+def _find_obstacle(findings: Findings, rules: Rules) -> tuple[Reason, str]:
+    """Why there is no verdict in time, and what a note says of it: too little evidence, or what forbids to promote all the same."""
+    if findings.evidence.log_e >= -math.log(rules.alpha) and findings.losing_slices:
+        return Reason.SLICE, ", ".join(one.label for one in findings.losing_slices)
+    return Reason.INCONCLUSIVE, ""
 
 
 def _recover(row: RolloutRow, findings: Findings, now: float) -> Transition | None:
@@ -148,7 +156,7 @@ def advance_step(
 
 def _approve_by_itself(row: RolloutRow, findings: Findings, now: float, rules: Rules) -> Transition | None:
     due_at = approve_at(row, rules)
-    if due_at is None or now < due_at or not findings.guardrails.all_pass:
+    if due_at is None or now < due_at or findings.list_blocking():
         return None
     return fire(row, Event.AUTO_APPROVED, Reason.AUTO_APPROVED, now, decides=True)
 

@@ -40,8 +40,8 @@ def approve(
     if generation != row.generation or digest != row.decision_digest:
         raise RefusedAction("The rollout has moved on since you looked: look again, then approve.")
     if not do_gates_hold(findings, rules):
-        names = findings.guardrails.list_blocking(accepts_too_little=rules.approve_early)
-        raise RefusedAction(f"Guardrails no longer pass: {', '.join(names)}.")
+        names = findings.list_blocking(accepts_too_little=rules.approve_early)
+        raise RefusedAction(f"These no longer pass: {', '.join(names)}.")
     if is_skewed(row, findings, rules):
         raise RefusedAction("Users are not split as intended.")
     return fire(row, Event.APPROVE, Reason.APPROVED, now, actor=actor)

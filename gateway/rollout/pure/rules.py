@@ -38,6 +38,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     max_ratio: float
     rollback_threshold: float
     sample_ratio_threshold: float
+    slice_threshold: float
+    max_slices: int
     baking_s: float
     baking_weight: float
     approve_early: bool

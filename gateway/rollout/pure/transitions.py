@@ -156,6 +156,7 @@ class Reason(StrEnum):
     REFUSALS = "Refusals"
     TRUNCATION = "Truncation"
     LENGTH = "Length"
+    SLICE = "Slice"
     INCONCLUSIVE = "Inconclusive"
     LOAD_FAILED = "LoadFailed"
     SUPERSEDED = "Superseded"

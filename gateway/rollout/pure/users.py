@@ -8,11 +8,14 @@ from operator import attrgetter
 
 import msgspec
 
+Tag = tuple[str, str]  # what an app says of a request: its name, such as "language", and value
+
 
 class Duel(msgspec.Struct, frozen=True, gc=False):
     """One duel from the canary's side: outcome +1, 0 or -1. `chosen_at` None: shown and not decided (yet).
 
     failed: decided by a candidate's failure, without anybody's choice. skipped: answered, without deciding it.
+    tags: what the app said of the request.
     """
 
     user: str
@@ -25,6 +28,7 @@ class Duel(msgspec.Struct, frozen=True, gc=False):
     canary_first: bool = False
     failed: bool = False
     skipped: bool = False
+    tags: tuple[Tag, ...] = ()
 
 
 class Voter(msgspec.Struct, frozen=True, gc=False):
