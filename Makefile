@@ -8,7 +8,7 @@ export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up smollm kafka postgres chaos test check format docs bench bench-gateway bench-swap bench-leak \
-	bench-outage bench-choices bench-intake bench-round-beside-traffic bench-offline-gate bench-gate bench-learning \
+	bench-outage bench-choices bench-intake bench-backlog bench-round-beside-traffic bench-offline-gate bench-gate bench-learning \
 	bench-ladder bench-claims bench-personal clean install
 
 help:  ## List the commands
@@ -76,6 +76,9 @@ bench-choices: $(VENV)/.installed  ## Durable choices a second and their way to 
 
 bench-intake: $(VENV)/.installed  ## Imported pairs taken in by the trainer, a CPU second, at two sizes
 	@$(PYTHON) -m bench.intake $(ARGS)
+
+bench-backlog: $(VENV)/.installed  ## 60,000 imported pairs: import, intake, reward pass and round, on real vLLM
+	@$(PYTHON) -m bench.backlog $(ARGS)
 
 bench-round-beside-traffic: $(VENV)/.installed  ## Serving while a round trains, against idle, on real vLLM
 	@$(PYTHON) -m bench.round_beside_traffic $(ARGS)

@@ -25,13 +25,14 @@ from bench.round_beside_traffic.load import Load
 from prefloop import startup
 from prefloop.demo.snapshot import get_json
 from prefloop.gateway_client import read_admin_key
+from prefloop.rounds import BUSY
+from prefloop.servers.ports import find_neighbouring_ports
 from prefloop.services import Layout, log_path
 from prefloop.startup import StartFailed
 from prefloop.supervisor import Service, Supervisor
 
 ROOT = Path(__file__).parents[2] / "state"
 WARM_UP_S = 5.0
-BUSY = ("preparing", "training", "evaluating", "publishing")
 LOOK_S = 0.2
 
 
@@ -46,18 +47,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--state-dir", type=Path, default=ROOT, help="where the seed policy is, or is built")
     return parser.parse_args()
-
-
-def find_free_port() -> int:
-    """The first of three neighbouring ports that are free: gateway, engine, trainer."""
-    for port in range(19700, 20700, 3):
-        layout = Layout(ROOT, port)
-        try:
-            startup.require_free_ports(layout)
-        except StartFailed:
-            continue
-        return port
-    raise StartFailed("no three neighbouring ports are free")
 
 
 class Bench:
@@ -164,7 +153,7 @@ def main() -> int:
         seed = startup.build_seed_policy(arguments.state_dir)
         run_dir = ROOT / "bench" / "round_beside_traffic"
         shutil.rmtree(run_dir, ignore_errors=True)
-        layout = Layout(run_dir, port=find_free_port(), model=str(seed), preset="demo")
+        layout = Layout(run_dir, port=find_neighbouring_ports(3), model=str(seed), preset="demo")
         console.print(f"logs: {log_path(layout, 'engine').parent}", highlight=False)
         return asyncio.run(run_bench(arguments, layout, console))
     except (StartFailed, TooFewRequests) as error:

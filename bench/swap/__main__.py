@@ -1,7 +1,8 @@
-"""Hot swaps in a row on real vLLM under load: `python -m bench.swap [--swaps 100] [--connections 64]`.
+"""Hot swaps in a row on real vLLM under load: `python -m bench.swap [--swaps 100] [--rollbacks 10] [--connections 64]`.
 
 Starts its own engine and gateway on free ports with a state directory of its own. The last line is one JSON object;
-failed, truncated and wrong_checkpoint must be 0. Does not test several engines or gateways.
+failed, truncated and wrong_checkpoint must be 0; rollback_*_s are the longest times from the
+command to the beginning of the last request that the rolled-back checkpoint answered. Does not test several engines or gateways.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import argparse
 import asyncio
 import json
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,6 +27,7 @@ from bench.swap.swaps import Swaps, Timing
 from feedback.choices import comparisons
 from feedback.database import open_database
 from feedback.events import Comparison
+from prefloop.servers.ports import find_neighbouring_ports
 from prefloop.services import Layout, engine_service, gateway_service, log_path
 from prefloop.startup import StartFailed, build_seed_policy
 from prefloop.supervisor import Supervisor
@@ -39,7 +40,7 @@ SETTINGS = {
     "PREFLOOP_ROLLOUT__STEPS": '[{"weight": 0.5}]',
     "PREFLOOP_ROLLOUT__DUEL_SHARE": "1.0",
     "PREFLOOP_ROLLOUT__TICK_S": "0.1",
-    "PREFLOOP_ROLLOUT__BAKING_S": "0.2",
+    "PREFLOOP_ROLLOUT__BAKING_S": "2",  # long enough to roll back from
     "PREFLOOP_GATEWAY__COMPARISON_COMMIT_MS": "5000",
 }
 
@@ -47,23 +48,11 @@ SETTINGS = {
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench.swap", description=__doc__)
     parser.add_argument("--swaps", type=int, default=100)
+    parser.add_argument("--rollbacks", type=int, default=10, help="from Baking, and as many from Healthy")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--trial-s", type=float, default=0.5, help="how long both arms serve before each promotion")
     parser.add_argument("--state-dir", type=Path, default=ROOT, help="where the seed policy is, or is built")
     return parser.parse_args()
-
-
-def find_free_ports() -> int:
-    """The first of two neighbouring ports that are free, the gateway's; the engine's is the next."""
-    for port in range(18700, 19700, 2):
-        if not any(is_taken(port + offset) for offset in range(2)):
-            return port
-    raise StartFailed("no two neighbouring ports are free")
-
-
-def is_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 async def wait_until(session: aiohttp.ClientSession, url: str, supervisor: Supervisor, name: str) -> None:
@@ -86,6 +75,7 @@ async def run_swaps(arguments: argparse.Namespace, layout: Layout, adapters: Pat
     """The whole bench but for the training. Returns the exit status."""
     supervisor = Supervisor()
     timings: list[Timing] = []
+    rollbacks: dict[str, list[float]] = {"baking": [], "healthy": []}
     async with aiohttp.ClientSession() as session:
         try:
             supervisor.start(engine_service(layout))
@@ -108,6 +98,14 @@ async def run_swaps(arguments: argparse.Namespace, layout: Layout, adapters: Pat
                 for number in range(arguments.swaps):
                     timings.append(await swaps.swap(load))
                     show_progress(console, number + 1, arguments.swaps, timings[-1], load.tally, started)
+                for number in range(arguments.rollbacks):
+                    for phase, seconds in rollbacks.items():
+                        seconds.append(await swaps.roll_back(load, phase == "baking"))
+                        console.print(
+                            f"rollback {number + 1}/{arguments.rollbacks} from {phase}: {seconds[-1] * 1000:.0f} ms; "
+                            f"{load.tally.failed} failed",
+                            highlight=False,
+                        )
                 await asyncio.sleep(SETTLE_S)
             finally:
                 load.stop()
@@ -120,6 +118,7 @@ async def run_swaps(arguments: argparse.Namespace, layout: Layout, adapters: Pat
     for line in load.tally.examples:
         console.print(line, markup=False, highlight=False)
     figures = describe(load.tally, timings, elapsed_s, num_blind, restarts)
+    figures |= {f"rollback_{phase}_s": round(max(seconds, default=0.0), 3) for phase, seconds in rollbacks.items()}
     print(json.dumps(figures), flush=True)
     return int(any(figures[name] for name in ("failed", "truncated", "wrong_checkpoint")))
 
@@ -152,8 +151,8 @@ def describe(
     tally: Tally, timings: list[Timing], elapsed_s: float, num_candidates: int, restarts: int
 ) -> dict[str, float | int | dict[str, int]]:
     """The figures; milliseconds where the name says so."""
-    swap_ms = [timing.swap_s * 1000 for timing in timings]
-    retire_ms = [timing.retire_s * 1000 for timing in timings]
+    swap_ms = [timing.swap_s * 1000 for timing in timings] or [0.0]
+    retire_ms = [timing.retire_s * 1000 for timing in timings] or [0.0]
     return {
         "swaps": len(timings),
         "requests": tally.num_requests,
@@ -189,7 +188,7 @@ def main() -> int:
     if subprocess.run([sys.executable, "-m", "bench.swap.adapters", str(seed_dir), str(adapters)]).returncode:
         return 1
     shutil.rmtree(run_dir, ignore_errors=True)
-    layout = Layout(run_dir, port=find_free_ports(), model=str(seed_dir), max_model_len=256)
+    layout = Layout(run_dir, port=find_neighbouring_ports(2), model=str(seed_dir), max_model_len=256)
     console.print(f"logs: {log_path(layout, 'engine').parent}", highlight=False)
     try:
         return asyncio.run(run_swaps(arguments, layout, adapters, console))

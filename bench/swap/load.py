@@ -28,10 +28,14 @@ MIX = {"single": 0.2, "stream": 0.3, "pair": 0.2, "pair stream": 0.2, "pinned": 
 
 @dataclass
 class Tally:
-    """What came of the requests; `longest_gap_s` is the longest time in which no connection received anything."""
+    """What came of the requests; `longest_gap_s` is the longest time in which no connection received anything.
+
+    last_begun_at: by checkpoint, when the newest request began that it alone answered unasked; of the monotonic clock.
+    """
 
     requests: Counter[str] = field(default_factory=Counter)
     by_checkpoint: Counter[str] = field(default_factory=Counter)
+    last_begun_at: dict[str, float] = field(default_factory=dict)
     failed: int = 0
     truncated: int = 0
     wrong_checkpoint: int = 0
@@ -118,12 +122,15 @@ class Load:
         headers = {"x-prefloop-user": f"user-{self._rng.randrange(NUM_USERS)}"}
         if kind.startswith("pair"):
             headers["x-prefloop-compare"] = "always"
+        begun_at = time.monotonic()
         async with session.post(f"{self._url}/v1/chat/completions", json=body, headers=headers) as answer:
             if answer.status != 200:
                 self.tally.note_failure(kind, f"{answer.status} {(await answer.text())[:200]}")
                 return
             named = answer.headers.get("x-prefloop-checkpoint", "")
             shown = await (self._read_stream(answer) if is_stream else self._read_whole(answer))
+        if kind in ("single", "stream"):
+            self.tally.last_begun_at[named] = max(begun_at, self.tally.last_begun_at.get(named, 0.0))
         self._check(kind, body["model"], named, shown)
 
     async def _read_whole(self, answer: aiohttp.ClientResponse) -> dict[str, Any]:

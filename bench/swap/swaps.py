@@ -22,7 +22,7 @@ from trainer.run.checkpoints import Draft, publish_checkpoint
 
 POLL_S = 0.05
 PATIENCE_S = 120.0
-REASON = "bench: the next of a hundred swaps"
+REASON = "bench: the next swap"
 
 
 class SwapFailed(Exception):
@@ -80,21 +80,46 @@ class Swaps:
 
     async def swap(self, load: Load) -> Timing:
         """Put the next checkpoint in the place of the one that serves. Raises SwapFailed."""
-        path = await self._publish()
-        new, old = path.name, self.serving
-        registered_at = time.time()
-        await self.call("POST", "/operator/v1/checkpoints", {"path": str(path)})
-        status = await self._wait(new, "be on trial", lambda s: (s["canary"] or {}).get("id") == new)
-        rollout = status["rollout"]
+        old, registered_at = self.serving, time.time()
+        new, rollout = await self._try_next()
         loaded_at = next(event["at"] for event in rollout["events"] if event["reason"] == "Loaded")
         load.pinned = new  # serves until the next swap but one
         await asyncio.sleep(self._trial_s)
         promoted_at = time.time()
-        await self.call("POST", f"/operator/v1/rollouts/{rollout['id']}:promote", {"note": REASON})
+        await self._act(rollout, "promote")
         await self._wait(new, "be stable", lambda s: (s["stable"] or {}).get("id") == new and s["rollout"] is None)
         await self._wait_for_unload(old)
         self.serving = new
         return Timing(loaded_at - registered_at, time.time() - promoted_at)
+
+    async def roll_back(self, load: Load, is_baking: bool) -> float:
+        """Promote the next checkpoint and roll it back, from Baking or from Healthy. Raises SwapFailed.
+
+        Returns the seconds from the command to the beginning of the last request that the checkpoint still answered.
+        """
+        old, load.pinned = self.serving, None
+        new, rollout = await self._try_next()
+        await asyncio.sleep(self._trial_s)
+        await self._act(rollout, "promote")
+        await self._wait(
+            new, "be stable", lambda s: (s["stable"] or {}).get("id") == new and (s["rollout"] is not None) == is_baking
+        )
+        await asyncio.sleep(self._trial_s)
+        commanded_at = time.monotonic()
+        await self._act(rollout, "rollback")
+        await self._wait(new, "be gone", lambda s: (s["stable"] or {}).get("id") == old and s["rollout"] is None)
+        await asyncio.sleep(self._trial_s)
+        return max(0.0, load.tally.last_begun_at[new] - commanded_at)
+
+    async def _try_next(self) -> tuple[str, dict[str, Any]]:
+        """Register the next checkpoint and wait until it is on trial; its id and its rollout."""
+        path = await self._publish()
+        await self.call("POST", "/operator/v1/checkpoints", {"path": str(path)})
+        status = await self._wait(path.name, "be on trial", lambda s: (s["canary"] or {}).get("id") == path.name)
+        return path.name, dict(status["rollout"])
+
+    async def _act(self, rollout: dict[str, Any], action: str) -> None:
+        await self.call("POST", f"/operator/v1/rollouts/{rollout['id']}:{action}", {"note": REASON})
 
     async def _publish(self) -> Path:
         path = await asyncio.to_thread(make_checkpoint, self._adapters, self._root, self._number, self.serving)

@@ -149,13 +149,16 @@ class Session:
         created = await client.post("/operator/v1/keys", json={"name": "people", "scope": "app", "pairs": True})
         created.raise_for_status()
         self.supervisor.start(self._people_service(created.json()["key"]))
-        examined = None if self.options.num_aa else asyncio.create_task(self._examine(seed_policy, None))
+        examined: asyncio.Task[dict[str, Any]] | None = None
         with Screen(self.console) as screen:
             while not self.stop.is_set():
                 await self._refresh(client)
                 screen.show(self._status())
                 if self.options.num_aa:
                     await self._keep_aa_running(client)
+                elif examined is None and self.now.has_begun_a_round:
+                    # Not before: until then people's choices are what everything waits for.
+                    examined = asyncio.create_task(self._examine(seed_policy, None))
                 elif self.final is None and examined is not None and (promoted := self.now.first_promoted):
                     await examined
                     self.final = await self._examine(seed_policy, promoted)

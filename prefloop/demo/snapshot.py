@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from prefloop.demo.report import count_rollouts, find_first_promoted
+from prefloop.rounds import BUSY
 
 
 @dataclass
@@ -28,6 +29,11 @@ class Snapshot:
     def first_promoted(self) -> str | None:
         """The first checkpoint that was promoted."""
         return find_first_promoted(self.rollouts)
+
+    @property
+    def has_begun_a_round(self) -> bool:
+        """Whether a round trains now, or has ended."""
+        return (self.trainer.get("round") or {}).get("state") in BUSY or bool(self.trainer.get("rounds"))
 
     @property
     def active_rollout(self) -> dict[str, Any] | None:
