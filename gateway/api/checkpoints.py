@@ -8,7 +8,7 @@ from feedback.errors import ManifestError
 from gateway.access.keys import Identity
 from gateway.api.conflicts import answer_conflicts
 from gateway.api.routes import OperatorRoutes
-from gateway.errors import bad_request
+from gateway.errors import bad_request, not_found
 from gateway.serving.context import Context
 from gateway.tables.checkpoints import CheckpointRow
 
@@ -41,6 +41,20 @@ class CheckpointView(msgspec.Struct, frozen=True):
     may_delete: bool | msgspec.UnsetType = msgspec.UNSET
 
 
+class CheckpointDetail(CheckpointView, frozen=True, kw_only=True):
+    """A checkpoint with its manifest. path: its directory; files: how many it has; watermark: next offset of the log, by partition."""
+
+    kind: str
+    path: str
+    arrived_at: float
+    base_digest: str
+    rank: int
+    num_preferences: int
+    num_files: int
+    watermark: dict[str, int]
+    settings: dict[str, Any]
+
+
 class CheckpointList(msgspec.Struct, frozen=True):
     """All checkpoints, in order of arrival."""
 
@@ -67,6 +81,13 @@ def add_checkpoint_routes(routes: OperatorRoutes, context: Context) -> None:
         rows = await registry.list_checkpoints()
         return CheckpointList([show_checkpoint(row, may_delete) for row, may_delete in rows])
 
+    @routes.add("GET", "/checkpoints/{checkpoint}", "Show a checkpoint with its manifest", {200: CheckpointDetail}, 404)
+    async def show_one(_: Identity, checkpoint: str) -> CheckpointDetail:
+        found = next((pair for pair in await registry.list_checkpoints() if pair[0].id == checkpoint), None)
+        if found is None:
+            raise not_found(f"No checkpoint {checkpoint}.")
+        return show_manifest(*found)
+
     @routes.add(
         "DELETE", "/checkpoints/{checkpoint}", "Give up a checkpoint that nothing needs, so that its files may go",
         {200: CheckpointView}, 404, 409,
@@ -79,4 +100,21 @@ def show_checkpoint(row: CheckpointRow, may_delete: bool | msgspec.UnsetType = m
     """A checkpoint as operators see it."""
     return CheckpointView(
         row.id, row.number, row.parent, row.digest, row.status, dict(row.parsed.metrics), row.created_at, may_delete
+    )
+
+
+def show_manifest(row: CheckpointRow, may_delete: bool) -> CheckpointDetail:
+    """A checkpoint as operators see it, with all that its manifest says but the probe and the files' hashes."""
+    manifest = row.parsed
+    return CheckpointDetail(
+        **msgspec.structs.asdict(show_checkpoint(row, may_delete)),
+        kind=row.kind,
+        path=row.path,
+        arrived_at=row.arrived_at,
+        base_digest=manifest.base_digest,
+        rank=manifest.rank,
+        num_preferences=manifest.num_preferences,
+        num_files=len(manifest.files),
+        watermark={str(partition): offset for partition, offset in manifest.watermark.items()},
+        settings=dict(manifest.settings),
     )

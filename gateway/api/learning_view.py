@@ -5,13 +5,12 @@ Texts of prompts and answers are never among it. What the trainer does is asked 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.errors import EngineUnavailable
+from gateway.api.trainer_client import TrainerProblem, ask_trainer
 from gateway.rollout.pure import machine
 from gateway.tables.checkpoints import CheckpointRow, list_checkpoints
 from gateway.tables.rollouts import active_rollout
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from gateway.rollout.view import RolloutView
     from gateway.serving.context import Context
 
-_logger = logging.getLogger(__name__)
-
-_TRAINER_TIMEOUT_S = 2.0
 _MAX_REASON = 300
 
 
@@ -152,19 +148,10 @@ def show_trial(view: RolloutView) -> Trial:
 
 async def _ask_trainer(context: Context) -> tuple[TrainerView | None, str]:
     """What the trainer says it does, or why that is not known."""
-    url = context.settings.gateway.trainer_url.rstrip("/")
-    if not url:
-        return None, "It is not known where the trainer is: set gateway.trainer_url."
     try:
-        status, body = await context.upstream.call(url, "/status", None, timeout_s=_TRAINER_TIMEOUT_S)
-        if status != 200:
-            return None, f"The trainer answered {status}."
-        found = msgspec.json.decode(body, type=TrainerView)
-    except EngineUnavailable:
-        return None, "The trainer does not answer."
-    except (ValueError, RecursionError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
-        _logger.warning("the trainer's status cannot be read: %s", error)
-        return None, "The trainer says something that cannot be read."
+        found = await ask_trainer(context, "/status", TrainerView)
+    except TrainerProblem as problem:
+        return None, str(problem)
     doing = msgspec.structs.replace(found.round, reason=found.round.reason[:_MAX_REASON])
     last = tuple(msgspec.structs.replace(each, reason=each.reason[:_MAX_REASON]) for each in found.rounds[-1:])
     return msgspec.structs.replace(found, round=doing, rounds=last), ""

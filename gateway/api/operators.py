@@ -8,6 +8,7 @@ from gateway.api.engines import add_engine_routes
 from gateway.api.feedback import add_feedback_route
 from gateway.api.keys import add_key_routes
 from gateway.api.rollouts import add_action_routes, add_replay_route, add_rollout_routes
+from gateway.api.rounds import add_round_routes
 from gateway.api.routes import OperatorRoutes
 from gateway.api.status import add_status_route
 from gateway.serving.context import Context
@@ -24,6 +25,7 @@ def build_operator_router(context: Context) -> APIRouter:
         add_replay_route,
         add_engine_routes,
         add_feedback_route,
+        add_round_routes,
         add_demonstration_route,
         add_key_routes,
     ):

@@ -6,7 +6,7 @@ const SURE = 2; // standard deviations
 const LIKELY = 1;
 const LEAST_WEIGHT = 0.1;
 // A feature that is liked, and what its opposite is called (trainer/text/style.py FEATURES).
-const FEATURES = {
+export const FEATURES = {
   log_words: ["longer answers", "shorter answers"],
   finished: ["answers that come to an end", "answers that go on to the limit"],
   ends_properly: ["answers that end with a whole sentence", "answers that break off"],

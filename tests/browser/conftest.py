@@ -133,3 +133,16 @@ def app(gateway: RunningGateway) -> Iterator[ScriptedApp]:
 def element(page: Page) -> Locator:
     page.add_init_script(RECORD_EVENTS)
     return page.locator("prefloop-compare")
+
+
+@pytest.fixture
+def canary(gateway: RunningGateway) -> Iterator[str]:
+    """A new checkpoint on trial, whose answers differ from stable's: one more than a multiple of two after it."""
+    stable = gateway.call("/operator/v1/status")["stable"]
+    canary = gateway.publish(len(gateway.call("/operator/v1/checkpoints")["data"]) * 2 + 1, stable["id"])
+    wait_until(lambda: gateway.call("/operator/v1/status")["canary"] is not None, "the canary serves")
+    wait_until(lambda: gateway.rollout().get("phase") == "Progressing", "the canary is on trial")
+    yield canary
+    if gateway.rollout():  # a test that fails leaves the others a gateway without a rollout
+        gateway.call(f"/operator/v1/rollouts/{gateway.rollout()['id']}:abort", {})
+        wait_until(lambda: not gateway.rollout(), "the rollout has ended")

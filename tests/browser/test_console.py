@@ -1,48 +1,14 @@
 """An operator in the console: signs in, reads the evidence, approves or aborts."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from tests.browser.console_operator import decide, list_offered, sign_in
 from tests.browser.running_gateway import RunningGateway, let_people_choose, wait_until
 
 pytestmark = pytest.mark.browser
-
-
-def sign_in(gateway: RunningGateway, page: Page, key: str = "") -> None:
-    page.goto(f"{gateway.url}/console")
-    page.fill("#key", key or gateway.admin_key)
-    page.keyboard.press("Enter")
-    expect(page.locator("#dashboard")).to_be_visible()
-
-
-def decide(page: Page, action: str, note: str = "") -> None:
-    """Press the action's button, and confirm."""
-    page.get_by_role("group", name="Decide").get_by_role("button", name=action).click()
-    if note:
-        page.fill("#reason", note)
-    page.get_by_role("dialog").get_by_role("button", name=action).click()
-    expect(page.get_by_role("dialog")).to_be_hidden()
-
-
-def list_offered(page: Page) -> list[str]:
-    """The actions whose buttons are shown."""
-    return page.locator("#actions button:visible").evaluate_all("all => all.map((one) => one.dataset.action)")
-
-
-@pytest.fixture
-def canary(gateway: RunningGateway) -> Iterator[str]:
-    """A new checkpoint on trial, whose answers differ from stable's: one more than a multiple of two after it."""
-    stable = gateway.call("/operator/v1/status")["stable"]
-    canary = gateway.publish(len(gateway.call("/operator/v1/checkpoints")["data"]) * 2 + 1, stable["id"])
-    wait_until(lambda: gateway.call("/operator/v1/status")["canary"] is not None, "the canary serves")
-    wait_until(lambda: gateway.rollout().get("phase") == "Progressing", "the canary is on trial")
-    yield canary
-    if gateway.rollout():  # a test that fails leaves the others a gateway without a rollout
-        gateway.call(f"/operator/v1/rollouts/{gateway.rollout()['id']}:abort", {})
-        wait_until(lambda: not gateway.rollout(), "the rollout has ended")
 
 
 def show_baking(route: Route) -> None:
@@ -208,7 +174,7 @@ def test_guardrails_say_what_their_sensor_saw_and_what_a_breach_does(
 
 
 def test_a_wrong_key_stays_outside_and_a_session_ends_at_sign_out(gateway: RunningGateway, page: Page) -> None:
-    page.goto(f"{gateway.url}/console")
+    page.goto(f"{gateway.url}/console/rollout")
     page.fill("#key", "pl_nobody_nothing")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("unknown or was revoked")

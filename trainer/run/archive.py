@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 
 from trainer.run import lineage, rounds
 from trainer.run.checkpoints import list_published
-from trainer.run.report import name_report
+from trainer.run.report import name_figures, name_report
 
 MAX_ROUNDS = 1000
 
@@ -34,7 +35,8 @@ class RoundArchive:
                 return None
             checkpoint = found["checkpoint"]
             num_rows = len(lineage.list_rows(connection, checkpoint)) if checkpoint else 0
-        return {**found, "num_rows": num_rows, "has_report": self.find_report(number) is not None}
+        report = self.find_report(number)
+        return {**found, "num_rows": num_rows, "has_report": report is not None, **_read_figures(report)}
 
     def find_report(self, number: int) -> Path | None:
         """The report of a finished round, if it was written."""
@@ -50,3 +52,14 @@ class RoundArchive:
         with self._database.connect() as connection:
             own = lineage.count_rows_of_user(connection, user)
         return [asdict(learnt) for learnt in lineage.trace_learnt(own, list_published(self._root, None))]
+
+
+def _read_figures(report: Path | None) -> dict[str, Any]:
+    """What is kept beside a report; nothing beside one of an older trainer."""
+    if report is None:
+        return {}
+    try:
+        figures: dict[str, Any] = json.loads(name_figures(report).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return figures

@@ -19,7 +19,7 @@ from feedback.outages import describe_error
 from trainer.run import lineage, rounds
 from trainer.run.publisher import Publisher
 from trainer.run.quarantine import Quarantine
-from trainer.run.report import ReportData, name_report, render_report
+from trainer.run.report import ReportData, collect_figures, name_figures, name_report, render_report
 from trainer.run.reporter import Reporter
 from trainer.run.reward_keeper import read_history
 from trainer.run.round_files import RoundFiles, remove_orphans
@@ -114,6 +114,7 @@ class Closer:
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / name_report(data.opened.number, data.ending.checkpoint)
             path.write_text(render_report(data), encoding="utf-8")
+            name_figures(path).write_bytes(msgspec.json.encode(collect_figures(data)))
         except Exception as error:  # a report that cannot be drawn stops no round
             log.exception("round %d has no report: %s", data.opened.number, describe_error(error))
 

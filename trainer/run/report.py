@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from trainer.run.plots import draw_lines
@@ -67,6 +68,16 @@ class ReportData:
 def name_report(number: int, checkpoint: str | None) -> str:
     """The file of a round's report: named by its checkpoint, or by the round that was stopped."""
     return f"{checkpoint or f'r-{number:06d}'}.html"
+
+
+def name_figures(report: Path) -> Path:
+    """Beside a report: what of it other pages draw, as JSON."""
+    return report.with_suffix(".json")
+
+
+def collect_figures(data: ReportData) -> dict[str, Any]:
+    """The training's curve, and the samples that the report shows."""
+    return {"curve": list(data.curve), "samples": list(data.samples[:MAX_SAMPLES])}
 
 
 def render_report(data: ReportData) -> str:

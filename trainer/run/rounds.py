@@ -215,6 +215,7 @@ def list_finished(connection: sa.Connection, limit: int = 50) -> list[dict[str, 
                 "metrics": json.loads(row["metrics"]),
                 "phases": details.get("phases", {}),  # seconds by phase
                 "reward_parts": details.get("reward_parts", []),
+                "rung": details.get("rung"),  # where its checkpoint stands on the ladder
             }
         )
     return listed

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.testclient import TestClient
 
 from gateway.access.keys import Identity
-from gateway.api.web import build_web_router, load_web_files, read_examples
+from gateway.api.web import build_web_router, read_examples
+from gateway.api.web_files import CONSOLE_PAGES, build_console_pages, find_address, load_web_files
 from gateway.errors import ApiError
 from gateway.sections.serving import GatewaySection
 
@@ -44,7 +45,7 @@ def client(tmp_path: Path) -> TestClient:
     return TestClient(app, client=("10.1.2.3", 5000))
 
 
-@pytest.mark.parametrize("path", ["/", "/console"])
+@pytest.mark.parametrize("path", ["/", *map(find_address, CONSOLE_PAGES)])
 def test_pages_come_with_a_policy_that_forbids_inline_code(client: TestClient, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code == 200
@@ -55,7 +56,8 @@ def test_pages_come_with_a_policy_that_forbids_inline_code(client: TestClient, p
 
 
 def test_pages_hold_no_inline_script_style_or_handler() -> None:
-    for name, file in load_web_files().items():
+    files = load_web_files()
+    for name, file in {**files, **{f"{path}.html": page for path, page in build_console_pages(files).items()}}.items():
         text = file.content.decode()
         if name.endswith(".html"):
             assert "<style" not in text and " style=" not in text and " onclick=" not in text
@@ -64,15 +66,34 @@ def test_pages_hold_no_inline_script_style_or_handler() -> None:
             assert not any(word in text for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "eval(")), name
 
 
+def test_every_page_of_the_console_names_itself_in_the_navigation_and_brings_its_script(client: TestClient) -> None:
+    for name in CONSOLE_PAGES:
+        page = client.get(find_address(name)).text
+        assert re.findall(r'<a href="(\S+)" aria-current="page">', page) == [find_address(name)]
+        assert f'<script type="module" src="/web/console/{name}.js">' in page
+        assert page.count("<h1") >= 1 and "$" not in page
+    for name, file in load_web_files().items():
+        for imported in (
+            re.findall(r'^import .*"(\.\S+)"', file.content.decode(), re.MULTILINE) if name.endswith(".js") else ()
+        ):
+            assert client.get(str(Path("/web") / Path(name).parent / imported)).status_code == 200, (name, imported)
+
+
 def test_only_the_files_of_the_pages_are_served(client: TestClient) -> None:
     assert client.get("/web/base.css").headers["content-type"].startswith("text/css")
-    for path in ("/web/nothing.js", "/web/..%2fapp.py", "/web/console.html"):
+    for path in (
+        "/web/nothing.js",
+        "/web/..%2fapp.py",
+        "/web/console/frame.html",
+        "/web/console/keys.html",
+        "/console/nothing",
+    ):
         assert client.get(path).status_code == 404
 
 
 def test_an_unchanged_file_is_not_sent_again(client: TestClient) -> None:
-    etag = client.get("/web/console.js").headers["etag"]
-    assert client.get("/web/console.js", headers={"if-none-match": etag}).status_code == 304
+    etag = client.get("/web/console/rollout.js").headers["etag"]
+    assert client.get("/web/console/rollout.js", headers={"if-none-match": etag}).status_code == 304
 
 
 def test_only_the_compare_element_may_be_loaded_by_other_sites(client: TestClient) -> None:
@@ -81,7 +102,7 @@ def test_only_the_compare_element_may_be_loaded_by_other_sites(client: TestClien
         headers = client.get(f"/web/{name}").headers
         assert headers["access-control-allow-origin"] == "*", name
         assert headers["cross-origin-resource-policy"] == "cross-origin", name
-    for name in ("console.js", "base.css", "playground.js"):
+    for name in ("console/rollout.js", "base.css", "playground.js"):
         assert "access-control-allow-origin" not in client.get(f"/web/{name}").headers
 
 

@@ -18,6 +18,7 @@ from trainer.judge.frozen import digest_prompt
 from trainer.learn.prequential import Prequential
 from trainer.math.weights import WeightedRow
 from trainer.run import pool, rounds
+from trainer.run.archive import RoundArchive
 from trainer.run.assembly import Learning
 from trainer.run.requests import RoundRequest
 from trainer.run.training import Judged
@@ -144,9 +145,16 @@ def test_a_report_is_kept_of_every_round_beside_the_checkpoints(bench: Workbench
     bench.send(40)
     bench.run_all(learner)
     reports = sorted(path.name for path in (bench.settings.checkpoints_dir / "reports").iterdir())
-    assert reports == [f"{bench.names()[1]}.html", "r-000002.html"]
+    published = bench.names()[1]
+    assert reports == [f"{published}.html", f"{published}.json", "r-000002.html", "r-000002.json"]
     stopped = (bench.settings.checkpoints_dir / "reports" / "r-000002.html").read_text()
     assert "offline gate: facts fell" in stopped and "&lt;Q&gt;" in stopped
+    archive = RoundArchive(bench.database, bench.settings.checkpoints_dir)
+    second = archive.find_round(2)
+    assert second is not None and second["samples"] == [{"prompt": "<Q>", "before": "b", "after": "a"}]
+    assert second["curve"] and all(0 <= point["share"] <= 1 for point in second["curve"])
+    (bench.settings.checkpoints_dir / "reports" / "r-000002.json").unlink()  # of an older trainer
+    assert "samples" not in (archive.find_round(2) or {})
 
 
 def test_a_report_that_cannot_be_written_stops_no_round(bench: Workbench) -> None:

@@ -1,8 +1,8 @@
 // The two plots of a rollout, drawn as SVG: net win rate with its interval, and the e-values on a logarithmic axis.
 // Colours come from CSS classes; the caller owns the <svg>.
 
-import { makeSvg } from "./dom.js";
-import { duration, evidence, signedPercent, unitName } from "./format.js";
+import { makeSvg } from "../dom.js";
+import { duration, evidence, signedPercent, unitName } from "../format.js";
 
 const WIDTH = 560;
 const HEIGHT = 240;

@@ -1,12 +1,12 @@
 // Paints the console from what the gateway says. Reads nothing and decides nothing.
 
-import { showActions } from "./console_actions.js";
-import { showGuardrails } from "./console_guardrails.js";
-import { showTrail } from "./console_lists.js";
-import { listStages } from "./console_stages.js";
-import { byId, make, makeSvg, setText } from "./dom.js";
-import { clock, count, duration, evidence, percent, phaseName, signedPercent, toneOf, unitName, why } from "./format.js";
-import { drawEvidence, drawNet } from "./plot.js";
+import { showActions } from "./rollout_actions.js";
+import { showGuardrails } from "./rollout_guardrails.js";
+import { showTrail } from "./rollout_lists.js";
+import { listStages } from "./rollout_stages.js";
+import { byId, make, makeSvg, setText } from "../dom.js";
+import { clock, count, duration, evidence, percent, phaseName, signedPercent, toneOf, unitName, why } from "../format.js";
+import { drawEvidence, drawNet } from "./rollout_plot.js";
 
 /** Show the whole status; `now` is the gateway's clock in epoch seconds. */
 export function showStatus(status, now) {

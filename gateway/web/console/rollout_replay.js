@@ -1,7 +1,7 @@
 // Makes every decision of a rollout again, when asked to, and shows whether each comes out the same.
 
-import { byId, make, setText } from "./dom.js";
-import { clock, count } from "./format.js";
+import { byId, make, setText } from "../dom.js";
+import { clock, count } from "../format.js";
 
 /** Show no replay: another rollout is on show. */
 export function clearReplay() {

@@ -1,8 +1,8 @@
 // The guardrails' rows: status, what the sensor saw, how many users are missing, and what a breach does.
 
-import { orEmpty } from "./console_lists.js";
-import { byId, make } from "./dom.js";
-import { count, evidence, percent, unitName } from "./format.js";
+import { byId, make } from "../dom.js";
+import { count, evidence, percent, unitName } from "../format.js";
+import { orEmpty } from "./table.js";
 
 const TONE = { pass: "good", fail: "bad", blind: "wait" };
 const ON_BREACH = { roll_back: "rolls back", pause: "pauses", warn: "warns" };

@@ -1,6 +1,6 @@
 // The stages of a rollout, and at which of them it is. Pure functions.
 
-import { duration, percent } from "./format.js";
+import { duration, percent } from "../format.js";
 
 const ENDED = ["Aborting", "Degraded"];
 

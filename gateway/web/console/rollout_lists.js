@@ -1,8 +1,9 @@
-// The console's lists: audit trail, checkpoints, past rollouts.
+// The rollout page's lists: audit trail, past rollouts.
 
-import { actionLabel } from "./console_actions.js";
-import { byId, make } from "./dom.js";
-import { clock, count, phaseName, signedPercent, toneOf, unitName, why } from "./format.js";
+import { byId, make } from "../dom.js";
+import { clock, count, phaseName, signedPercent, toneOf, unitName, why } from "../format.js";
+import { actionLabel } from "./rollout_actions.js";
+import { orEmpty } from "./table.js";
 
 /** Show the audit trail, the newest first. */
 export function showTrail(events) {
@@ -11,15 +12,6 @@ export function showTrail(events) {
     make("div", {}, `${event.from && event.from !== event.to ? `${phaseName(event.from)} → ` : ""}${phaseName(event.to)} `, make("span", { class: "muted" }, `by ${event.actor}`),
       event.reason ? make("span", { class: "note" }, why(event)) : null)));
   byId("trail").replaceChildren(...(items.length ? items : [make("li", { class: "empty-row" }, "Nothing has happened yet.")]));
-}
-
-/** Show the checkpoints, the newest first. */
-export function showCheckpoints(checkpoints) {
-  const rows = [...checkpoints].sort((a, b) => b.number - a.number).map((row) => make("tr", {},
-    make("td", {}, make("code", {}, row.id), row.parent ? make("span", { class: "note" }, `from ${row.parent}`) : null),
-    make("td", {}, make("span", { class: `pill ${{ stable: "good", canary: "go" }[row.status] ?? ""}` }, row.status)),
-    make("td", {}, clock(row.created_at))));
-  byId("checkpoints").replaceChildren(...orEmpty(rows, 3, "No checkpoint yet."));
 }
 
 /** Show the rollouts that ended, in the order given; onAction gets a rollout and what may be done with it still. */
@@ -44,9 +36,4 @@ function makePastAction(name, row, onAction) {
   const button = make("button", { class: "button small", type: "button", "aria-label": `${label} ${row.checkpoint}` }, `${label}…`);
   button.addEventListener("click", () => onAction(name, row));
   return button;
-}
-
-/** Rows of a table, or one that says why there is none. */
-export function orEmpty(rows, columns, text) {
-  return rows.length ? rows : [make("tr", {}, make("td", { class: "empty-row", colspan: columns }, text))];
 }

@@ -1,8 +1,9 @@
 // What an operator may do with a rollout: a button for each action that the gateway lists, and its confirmation.
 // Which actions there are in which phase, the gateway says; here is how each is asked. Sends nothing itself.
 
-import { byId, make, setText } from "./dom.js";
-import { count, evidence, signedPercent, unitName } from "./format.js";
+import { byId, make } from "../dom.js";
+import { count, evidence, signedPercent, unitName } from "../format.js";
+import { askConfirmation, isAsking, showConfirmationError } from "./confirm.js";
 
 /** By the names of the API and the command line. note: "required", "optional" or none; facts: what is decided on. */
 const ACTIONS = {
@@ -71,54 +72,25 @@ export function confirmAction(name, rollout, send) {
   const { label, tone, title, text, note, facts, body = () => ({}) } = ACTIONS[name];
   const { id, generation, decision_digest } = rollout;
   shown = facts ? { id, generation, decision_digest } : null;
-  setText(byId("confirm-title"), title);
-  setText(byId("confirm-text"), text(rollout));
-  byId("facts").replaceChildren(...(facts ? listFacts(rollout) : []));
-  showNoteField(note);
-  const yes = byId("confirm-yes");
-  setText(yes, label);
-  yes.classList.toggle("danger", tone === "danger");
-  yes.disabled = false;
-  showError("");
-  byId("confirm-form").onsubmit = async (event) => {
-    event.preventDefault();
-    yes.disabled = true;
-    const written = note ? { note: byId("reason").value.trim() } : {};
-    const isTaken = await send(name, { ...body(rollout), ...written }, showError);
-    yes.disabled = false;
-    if (isTaken) byId("confirm").close();
-  };
-  byId("confirm").showModal();
+  const question = { title, text: text(rollout), label, tone, note, facts: facts ? listFacts(rollout) : [] };
+  askConfirmation(question, (written, showError) => send(name, { ...body(rollout), ...written }, showError));
 }
 
 /** Say so in an open confirmation if what it shows is not what stands now. */
 export function checkConfirmation(rollout) {
-  if (!shown || !byId("confirm").open) return;
+  if (!shown || !isAsking()) return;
   const isSame = rollout?.id === shown.id && rollout.generation === shown.generation && rollout.decision_digest === shown.decision_digest;
-  if (!isSame) showError("The decision has changed since you opened this: cancel, and look again.");
-}
-
-function showNoteField(note) {
-  byId("reason-field").hidden = !note;
-  setText(byId("reason-label"), note === "required" ? "Why, in writing: it stays in the audit trail" : "Note, for the audit trail");
-  byId("reason").value = "";
-  byId("reason").required = note === "required";
-}
-
-function showError(message) {
-  setText(byId("confirm-error"), message);
-  byId("confirm-error").hidden = !message;
+  if (!isSame) showConfirmationError("The decision has changed since you opened this: cancel, and look again.");
 }
 
 /** The decision: what it rests on, and the digest by which the gateway knows it again. */
 function listFacts({ verdict_sentence, evidence: seen, guardrails, generation, decision_digest }) {
   const open = guardrails.filter((row) => row.needed && row.status !== "pass").map((row) => `${row.name}: ${row.status}`);
-  const rows = [
+  return [
     ["Verdict", verdict_sentence],
     ["Evidence", `${evidence(seen.e)} of ${evidence(seen.threshold)}, ${count(seen.users)} ${unitName(seen.unit, seen.users)}`],
     ["Net win rate", `${signedPercent(seen.net_win_rate)} (${signedPercent(seen.ci_low)} to ${signedPercent(seen.ci_high)})`],
     ["Guardrails", open.join(", ") || "all pass"],
     ["Decision", `${decision_digest.slice(0, 12) || "none yet"}, generation ${generation}`],
   ];
-  return rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]);
 }

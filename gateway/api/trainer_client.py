@@ -1,0 +1,50 @@
+"""Asks the trainer what it does, in the name of whoever may see it: no browser ever talks to the trainer."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from gateway.errors import EngineUnavailable, GatewayError
+
+if TYPE_CHECKING:
+    from gateway.serving.context import Context
+
+_logger = logging.getLogger(__name__)
+
+_TIMEOUT_S = 2.0
+T = TypeVar("T")
+
+
+class TrainerProblem(GatewayError):
+    """Why the trainer said nothing of use, as a sentence. status: what it answered, None if nothing."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+async def fetch_from_trainer(context: Context, path: str) -> bytes:
+    """What the trainer answers to GET. Raises TrainerProblem."""
+    url = context.settings.gateway.trainer_url.rstrip("/")
+    if not url:
+        raise TrainerProblem("It is not known where the trainer is: set gateway.trainer_url.")
+    try:
+        status, body = await context.upstream.call(url, path, None, timeout_s=_TIMEOUT_S)
+    except EngineUnavailable:
+        raise TrainerProblem("The trainer does not answer.") from None
+    if status != 200:
+        raise TrainerProblem(f"The trainer answered {status}.", status)
+    return body
+
+
+async def ask_trainer(context: Context, path: str, kind: type[T]) -> T:
+    """The same, read as JSON of a kind. Raises TrainerProblem."""
+    body = await fetch_from_trainer(context, path)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (ValueError, RecursionError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
+        _logger.warning("the trainer's %s cannot be read: %s", path, error)
+        raise TrainerProblem("The trainer says something that cannot be read.") from None
