@@ -3,16 +3,16 @@
 //
 // Attributes: src (the app's own back end, streamed by GET as soon as it is set), gateway (where choices go; default: where this
 // file came from), state (read only: idle, writing, asking, sending, chosen, done, failed), pair (read only: two are shown).
-// Methods: load(input, init) with fetch's arguments, stop(), retry(), choose(preferred), close(). Properties: texts.
+// Methods: load(input, init) with fetch's arguments, stop(), retry(), choose(preferred), close(). Properties: texts; harmful,
+// whether the choice, whichever it is, reports harm: the report button turns it on and off.
 // Events, all bubbling: prefloop-state {state}; prefloop-answer {id, text, texts, comparison, stopped};
-// prefloop-choice {preferred, index, text, recorded, seconds}; prefloop-error {during, message, reason, status, code, said}.
+// prefloop-choice {preferred, harmful, index, text, recorded, seconds}; prefloop-error {during, message, reason, status, code, said}.
 
-import { KEYS, buildParts } from "./compare_parts.js";
+import { sendChoice } from "./compare_choice.js";
+import { KEYS, REPORT_KEY, buildParts } from "./compare_parts.js";
 import { AnswerError, readAnswer } from "./compare_stream.js";
 import { shareSheet } from "./compare_style.js";
 import { WORDS } from "./compare_words.js";
-
-const CHOICE_TIMEOUT_MS = 15_000;
 
 export class PrefloopCompare extends HTMLElement {
   static observedAttributes = ["src"];
@@ -32,6 +32,7 @@ export class PrefloopCompare extends HTMLElement {
     root.adoptedStyleSheets = [shareSheet()];
     root.append(this.#parts.group);
     for (const button of this.#parts.buttons) button.addEventListener("click", () => this.choose(button.value));
+    this.#parts.report.addEventListener("click", () => this.#toggleReport());
     this.#parts.retry.addEventListener("click", () => this.retry());
     this.#parts.group.addEventListener("keydown", (event) => this.#onKey(event));
   }
@@ -85,6 +86,17 @@ export class PrefloopCompare extends HTMLElement {
     return this.#parts.cards.filter(({ article }) => !article.hidden).map(({ text }) => text.data);
   }
 
+  /** Whether the choice will report harm. */
+  get harmful() {
+    return this.#parts.report.getAttribute("aria-pressed") === "true";
+  }
+
+  set harmful(isHarmful) {
+    const { report, buttons } = this.#parts;
+    report.setAttribute("aria-pressed", String(Boolean(isHarmful)));
+    buttons.at(-1).firstChild.data = isHarmful ? this.#words.reportOnly : this.#words.buttons.skip;
+  }
+
   /** Ask the app's back end, with fetch's arguments, and show what it streams. Resolves when that is over, well or badly. */
   async load(input, init = {}) {
     this.#running?.abort();
@@ -132,9 +144,11 @@ export class PrefloopCompare extends HTMLElement {
   async choose(preferred) {
     if (this.state !== "asking" || !Object.hasOwn(KEYS, preferred)) return false;
     const seconds = (performance.now() - this.#askedAt) / 1000;
+    const { harmful } = this;
     this.#showFailure("");
     this.#setState("sending", this.#words.sending);
-    const problem = await this.#send(preferred);
+    const body = { preferred, token: this.#comparison.token, ...(harmful && { harmful }) };
+    const problem = await sendChoice(this.gateway, this.#comparison.id, body, this.#words);
     if (problem?.canRetry) {
       this.#setState("asking", this.#words.asking);
       this.#showFailure(problem.message);
@@ -145,31 +159,10 @@ export class PrefloopCompare extends HTMLElement {
     const isDecisive = preferred === "first" || preferred === "second";
     this.#keepPlace();
     this.#mark(isDecisive ? index : null, isDecisive);
-    this.#setState("chosen", problem?.message ?? this.#words.thanks[preferred]);
-    this.#emit("prefloop-choice", { preferred, index, text: this.texts[index], recorded: !problem, seconds });
+    const thanks = harmful ? this.#words.reported : this.#words.thanks[preferred];
+    this.#setState("chosen", problem?.message ?? thanks);
+    this.#emit("prefloop-choice", { preferred, harmful, index, text: this.texts[index], recorded: !problem, seconds });
     return !problem;
-  }
-
-  async #send(preferred) {
-    const { id, token } = this.#comparison;
-    const words = this.#words;
-    try {
-      const response = await fetch(`${this.gateway.replace(/\/+$/, "")}/v1/comparisons/${encodeURIComponent(id)}/choice`, {
-        method: "POST",
-        headers: { "content-type": "application/json" },
-        body: JSON.stringify({ preferred, token }),
-        credentials: "omit",
-        keepalive: true, // arrives even if the person leaves the page now
-        signal: AbortSignal.timeout(CHOICE_TIMEOUT_MS),
-      });
-      if (response.ok) return null;
-      const { status } = response;
-      const { code = null, message: said = null } = (await response.json().catch(() => null))?.error ?? {};
-      const canRetry = status >= 500 || status === 429;
-      return { message: canRetry ? words.unsaved : (words.refusals[status] ?? words.unaccepted), canRetry, status, code, said };
-    } catch {
-      return { message: words.unsent, canRetry: true, status: null, code: null, said: null };
-    }
   }
 
   #append(index, text) {
@@ -211,6 +204,7 @@ export class PrefloopCompare extends HTMLElement {
       delete text.parentElement.dataset.empty;
     }
     this.#comparison = null;
+    this.harmful = false;
     this.#mark(null, false);
     this.#togglePair(false);
     this.#showFailure("");
@@ -233,14 +227,20 @@ export class PrefloopCompare extends HTMLElement {
   }
 
   #setState(state, text, isQuiet = false) {
-    const { answers, choices, buttons } = this.#parts;
+    const { answers, choices, buttons, report } = this.#parts;
     this.setAttribute("state", state);
     this.#say(text, isQuiet);
     answers.setAttribute("aria-busy", String(state === "writing"));
     answers.classList.toggle("writing", state === "writing");
     choices.hidden = state !== "asking" && state !== "sending";
-    for (const button of buttons) button.setAttribute("aria-disabled", String(state !== "asking"));
+    for (const button of [...buttons, report]) button.setAttribute("aria-disabled", String(state !== "asking"));
     this.#emit("prefloop-state", { state });
+  }
+
+  #toggleReport() {
+    if (this.state !== "asking") return;
+    this.harmful = !this.harmful;
+    this.#say(this.harmful ? this.#words.reporting : this.#words.asking);
   }
 
   #say(text, isQuiet = false) {
@@ -265,13 +265,14 @@ export class PrefloopCompare extends HTMLElement {
     if (this.state !== "asking") return;
     const typed = /^(Digit|Numpad)[12]$/.test(event.code) ? event.code.at(-1) : event.key.toLowerCase();
     const preferred = Object.keys(KEYS).find((each) => KEYS[each] === typed);
-    if (preferred && !event.repeat) this.choose(preferred);
+    if (typed === REPORT_KEY && !event.repeat) this.#toggleReport();
+    else if (preferred && !event.repeat) this.choose(preferred);
     else if (!this.#moveFocus(event.key)) return;
     event.preventDefault();
   }
 
   #moveFocus(key) {
-    const { buttons } = this.#parts;
+    const buttons = [...this.#parts.buttons, this.#parts.report];
     const at = buttons.indexOf(this.shadowRoot.activeElement);
     if (at < 0) return false;
     const right = getComputedStyle(this).direction === "rtl" ? -1 : 1;

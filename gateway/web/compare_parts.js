@@ -4,6 +4,9 @@
 /** Each choice and its key. The keys work while the focus is inside the element, nowhere else. */
 export const KEYS = { first: "1", second: "2", tie: "t", both_bad: "b", skip: "s" };
 
+/** The key of the report button, which says of any choice that an answer is harmful. */
+export const REPORT_KEY = "h";
+
 /** Build the elements and return those that change later; `group` holds them all. */
 export function buildParts(words) {
   const cards = words.answers.map((name) => {
@@ -23,12 +26,13 @@ export function buildParts(words) {
     const attributes = { type: "button", value: preferred, class: kind, part: "button", "aria-keyshortcuts": key };
     return make("button", attributes, words.buttons[preferred], hint);
   });
-  const choices = make("div", { class: "choices", part: "choices", role: "group", "aria-label": words.question, hidden: "" }, ...buttons);
+  const report = make("button", { type: "button", class: "report", part: "button report", "aria-pressed": "false", "aria-keyshortcuts": REPORT_KEY }, words.report, make("kbd", { "aria-hidden": "true" }, REPORT_KEY));
+  const choices = make("div", { class: "choices", part: "choices", role: "group", "aria-label": words.question, hidden: "" }, ...buttons, report);
   const alert = make("span", { part: "error", role: "alert" });
   const retry = make("button", { type: "button", part: "button" }, words.retry);
   const failure = make("div", { class: "failure", part: "failure", hidden: "" }, alert, retry);
   const group = make("div", { role: "group", tabindex: "-1" }, answers, status, choices, failure);
-  return { group, answers, cards, status, choices, buttons, failure, alert, retry };
+  return { group, answers, cards, status, choices, buttons, report, failure, alert, retry };
 }
 
 function make(tag, attributes, ...children) {

@@ -48,6 +48,8 @@ button {
 }
 button.pick { border-color: var(--_accent); color: var(--_accent); }
 button:hover { background: var(--_soft); border-color: var(--_accent); }
+.choices button.report { flex: 0 0 auto; border-color: transparent; background: none; color: var(--_muted); font-size: .8125rem; }
+.choices button.report:hover, button.report[aria-pressed="true"] { border-color: var(--_bad); color: var(--_bad); background: var(--_bad-soft); }
 button[aria-disabled="true"] { opacity: .5; cursor: default; }
 kbd {
   margin-inline-start: 7px; padding: 0 5px; border: 1px solid var(--_line); border-radius: 5px;

@@ -7,6 +7,10 @@ export const WORDS = {
   picked: "Your pick",
   question: "Which answer is better?",
   retry: "Try again",
+  report: "Report as harmful",
+  reporting: "Reported with your choice. Without a preference, send the report alone.",
+  reported: "Thank you. Your report was sent.",
+  reportOnly: "Send report only",
   buttons: { first: "First is better", second: "Second is better", tie: "Tie", both_bad: "Both bad", skip: "Skip" },
 
   writing: "The answer is being written…",

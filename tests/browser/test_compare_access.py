@@ -7,7 +7,7 @@ from tests.browser.scripted_app import PAIR, SINGLE, WAIT, ChoiceRoute, Scripted
 
 pytestmark = pytest.mark.browser
 
-BUTTONS = ["First is better", "Second is better", "Tie", "Both bad", "Skip"]
+BUTTONS = ["First is better", "Second is better", "Tie", "Both bad", "Skip", "Report as harmful"]
 
 
 def test_the_keys_move_choose_and_stay_inside(app: ScriptedApp, page: Page, element: Locator) -> None:
@@ -24,9 +24,10 @@ def test_the_keys_move_choose_and_stay_inside(app: ScriptedApp, page: Page, elem
         ("ArrowDown", BUTTONS[2]),
         ("ArrowLeft", BUTTONS[1]),
         ("Home", BUTTONS[0]),
-        ("ArrowUp", BUTTONS[4]),
+        ("ArrowUp", BUTTONS[5]),
         ("ArrowRight", BUTTONS[0]),
-        ("End", BUTTONS[4]),
+        ("End", BUTTONS[5]),
+        ("Shift+Tab", BUTTONS[4]),
         ("Shift+Tab", BUTTONS[3]),
     ):
         if key:
@@ -63,7 +64,7 @@ def test_each_key_says_its_choice(
     name, detail = seen(page)[-1]
     assert name == "prefloop-choice" and detail.pop("seconds") >= 0
     text = ["Lima it is.", "The capital is Lima."][index]
-    assert detail == {"preferred": preferred, "index": index, "text": text, "recorded": True}
+    assert detail == {"preferred": preferred, "harmful": False, "index": index, "text": text, "recorded": True}
     expect(element.get_by_text("Your pick").locator("visible=true")).to_have_count(
         int(preferred in ("first", "second"))
     )
@@ -105,9 +106,10 @@ def test_everything_has_a_role_and_a_name(app: ScriptedApp, page: Page, element:
               - button "Tie"
               - button "Both bad"
               - button "Skip"
+              - button "Report as harmful"
     """)
     keys = [button.get_attribute("aria-keyshortcuts") for button in element.get_by_role("button").all()]
-    assert keys == ["1", "2", "t", "b", "s"]
+    assert keys == ["1", "2", "t", "b", "s", "h"]
 
 
 def test_a_stream_is_announced_once_and_not_word_by_word(app: ScriptedApp, page: Page, element: Locator) -> None:

@@ -52,6 +52,22 @@ def test_the_keyboard_alone_is_enough_to_ask_and_choose(gateway: RunningGateway,
     expect(compare.get_by_role("status")).to_have_text("Thank you. You called it a tie.")
 
 
+def test_a_report_of_harm_reaches_the_gateway_without_a_preference(gateway: RunningGateway, page: Page) -> None:
+    num_reports = gateway.call("/operator/v1/feedback")["recent"]["harmful"]
+    page.goto(gateway.url)
+    page.fill("#question", "What is the capital of Peru?")
+    page.keyboard.press("Enter")
+    compare = page.locator("#messages prefloop-compare")
+    expect(compare).to_have_attribute("state", "asking")
+    compare.get_by_role("button", name="Report as harmful").click()
+    compare.get_by_role("button", name="Send report only").click()
+    expect(compare.get_by_role("status")).to_have_text("Thank you. Your report was sent.")
+    assert gateway.call("/operator/v1/feedback")["recent"]["harmful"] == num_reports + 1
+    newest = gateway.call("/operator/v1/feedback/comparisons?limit=1")["data"][0]
+    assert (newest["preferred"], newest["harmful"]) == ("skip", True)
+    assert newest["prompt"] == "What is the capital of Peru?"
+
+
 def test_markup_in_a_question_is_shown_as_text(gateway: RunningGateway, page: Page) -> None:
     page.goto(gateway.url)
     page.fill("#question", "<img src=x onerror=alert(1)><b>bold</b>")

@@ -1,12 +1,13 @@
 // Paints the console from what the gateway says. Reads nothing and decides nothing.
 
+import { byId, make, makeSvg, setText } from "../dom.js";
+import { clock, count, duration, evidence, percent, phaseName, signedPercent, toneOf, unitName, why } from "../format.js";
 import { showActions } from "./rollout_actions.js";
 import { showGuardrails } from "./rollout_guardrails.js";
 import { showTrail } from "./rollout_lists.js";
-import { listStages } from "./rollout_stages.js";
-import { byId, make, makeSvg, setText } from "../dom.js";
-import { clock, count, duration, evidence, percent, phaseName, signedPercent, toneOf, unitName, why } from "../format.js";
 import { drawEvidence, drawNet } from "./rollout_plot.js";
+import { showPositions, showSlices } from "./rollout_slices.js";
+import { listStages } from "./rollout_stages.js";
 
 /** Show the whole status; `now` is the gateway's clock in epoch seconds. */
 export function showStatus(status, now) {
@@ -24,6 +25,8 @@ export function showStatus(status, now) {
     drawNet(byId("net-plot"), rollout.series, { startedAt: rollout.created_at, delta: rollout.evidence.delta, unit });
     drawEvidence(byId("e-plot"), rollout.series, { startedAt: rollout.created_at, threshold: rollout.evidence.threshold, unit });
     showGuardrails(rollout.guardrails, unit);
+    showSlices(rollout.slices, unit);
+    showPositions(rollout.evidence);
     showTrail(rollout.events);
   }
   setText(byId("asking"), describeAsking(status.asking));
