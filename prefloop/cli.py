@@ -1,6 +1,7 @@
 """The `prefloop` command. Imports nothing heavy: what a command needs is imported when it runs.
 
-What a user can get wrong ends in one red line and a status that is not 0, in every command.
+What a user can get wrong ends in one red line on stderr, in every command. Exit statuses: 0 it was done; 1 it was not, or the
+answer is no; 2 the arguments are wrong. --json prints one document on stdout, and nothing else there.
 """
 
 import asyncio
@@ -9,13 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from prefloop import keys, rollouts, rounds
-from prefloop.gateway_client import StateOption, find_state_dir
+from prefloop import bias, checkpoints, engines, keys, rounds
+from prefloop.gateway_client import JsonOption, StateOption, find_state_dir
+from prefloop.rollouts.commands import commands as rollout_commands
 from prefloop.status import show_status
-from prefloop.terminal import console, plain, speak_plainly
+from prefloop.terminal import console, make_table, plain, print_json, speak_plainly
 
 
 class _Commands(typer.core.TyperGroup):
@@ -40,14 +41,18 @@ class _Commands(typer.core.TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="prefloop: a model-serving gateway that keeps learning from the people it serves.",
+    help="prefloop: a model-serving gateway that keeps learning from the people it serves.\n\n"
+    "Exit status: 0 it was done, 1 it was not or the answer is no, 2 the arguments are wrong.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(keys.commands, name="keys")
-app.add_typer(rollouts.commands, name="rollout")
+app.add_typer(rollout_commands, name="rollout")
 app.add_typer(rounds.commands, name="round")
+app.add_typer(checkpoints.commands, name="checkpoints")
+app.command("engines")(engines.show_engines)
+app.command("bias")(bias.show_bias)
 app.command("status")(show_status)
 
 
@@ -188,6 +193,7 @@ def doctor(
     engine: Annotated[
         str, typer.Option(callback=check_address, help="Check the engine at this URL instead of the machine.")
     ] = "",
+    as_json: JsonOption = False,
     state_dir: StateOption = None,
 ) -> None:
     """Say what is missing and how to get it."""
@@ -195,23 +201,34 @@ def doctor(
 
     found = diagnose_engine(engine, find_state_dir(state_dir)) if engine else diagnose_machine()
     findings = list(found)
-    table = Table("check", "", "seen", "what to do")
-    for finding in findings:
-        mark = Text("ok", "green") if finding.is_ok else Text("missing", "red")
-        table.add_row(finding.name, mark, finding.seen, "" if finding.is_ok else finding.remedy)
-    plain.print(table)
+    if as_json:
+        print_json({"data": findings})
+    else:
+        table = make_table("check", "", "seen", "what to do")
+        for finding in findings:
+            mark = Text("ok", "green") if finding.is_ok else Text("missing", "red")
+            table.add_row(finding.name, mark, finding.seen, "" if finding.is_ok else finding.remedy)
+        plain.print(table)
     raise typer.Exit(0 if all(finding.is_ok for finding in findings) else 1)
 
 
 @app.command("migrate")
 def migrate(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if something is missing.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Bring the databases to this release's schema, as gateway and trainer do when they start."""
     from prefloop.migrate import migrate_databases
 
-    num_missing = migrate_databases(plain, is_check=check)
-    raise typer.Exit(1 if check and num_missing else 0)
+    revisions = {}
+    for store, found in migrate_databases(is_check=check):
+        revisions[store] = found
+        if not as_json:
+            said = f"{'missing' if check else 'applied'} {', '.join(found)}" if found else "up to date"
+            plain.print(f"{store}: {said}")
+    if as_json:
+        print_json({"missing" if check else "applied": revisions})
+    raise typer.Exit(1 if check and any(revisions.values()) else 0)
 
 
 def run(main: Coroutine[Any, Any, int]) -> None:

@@ -1,11 +1,13 @@
-"""The gateway's operator API as the commands call it: options, one request, and what is read of the answers.
+"""The gateway's operator API as the commands call it: options, one request, and its answer.
 
-Fails with the gateway's own words when it refuses, and in one line when it is away or answers what cannot be read.
+Raises CommandFailed with the gateway's own words when it refuses, and in one line when it is away or cannot be read.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,7 +17,7 @@ import httpx
 import msgspec
 import typer
 
-from prefloop.terminal import fail
+from prefloop.terminal import CommandFailed, print_json
 
 GatewayOption = Annotated[str, typer.Option("--gateway", envvar="PREFLOOP_GATEWAY_URL", help="The gateway's address.")]
 KeyOption = Annotated[
@@ -31,76 +33,26 @@ StateOption = Annotated[
         show_default="as prefloop.toml says, else state",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 DEFAULT_GATEWAY = "http://127.0.0.1:8800"
 TIMEOUT_S = 30.0
+GATEWAY_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "gateway": (GatewayOption, DEFAULT_GATEWAY),
+    "key": (KeyOption, ""),
+    "state_dir": (StateOption, None),
+}
 
 T = TypeVar("T")
+
+
+class NoAnswer(CommandFailed):
+    """Nothing answers at the gateway's address; it may again."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
     """A checkpoint, by its name."""
 
     id: str
-
-
-class Evidence(msgspec.Struct, frozen=True):
-    """Preference evidence of a rollout. unit: what `users` counts, "user" or "comparison"."""
-
-    users: int
-    e: float
-    threshold: float
-    net_win_rate: float
-    ci_low: float
-    ci_high: float
-    unit: str = "user"
-    fragility: int = 0
-
-
-class Guardrail(msgspec.Struct, frozen=True):
-    """One guardrail; missing: clean users that would make it pass; seen: answers that its sensor saw; action: of its alarm."""
-
-    name: str
-    status: str
-    missing: int | None = None
-    seen: int = 0
-    action: str = ""
-    waived: bool = False
-
-
-class AuditEvent(msgspec.Struct, frozen=True, rename={"from_phase": "from", "to_phase": "to"}):
-    """One line of a rollout's audit trail. `reason` is a code, `note` what an operator wrote."""
-
-    at: float
-    from_phase: str
-    to_phase: str
-    actor: str
-    reason: str = ""
-    note: str = ""
-
-
-class Rollout(msgspec.Struct, frozen=True):
-    """A rollout as its operators see it. `weight_of`: whom `weight` is the share of; `actions`: what may be done now."""
-
-    id: str
-    checkpoint: str
-    stable: str
-    aa: bool
-    phase: str
-    step: int
-    num_steps: int
-    weight: float
-    generation: int
-    decision_digest: str
-    created_at: float
-    verdict_sentence: str
-    evidence: Evidence
-    guardrails: list[Guardrail]
-    events: list[AuditEvent]
-    weight_of: str
-    actions: list[str] = msgspec.field(default_factory=list)
-    reason: str = ""
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,11 +64,22 @@ class GatewayClient:
 
     def ask(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         """One request, and what its answer says."""
-        answer = self.send(method, path, body)
+        return self.read(self.send(method, path, body), kind)
+
+    def read(self, answer: bytes, kind: type[T]) -> T:
+        """What an answer says."""
         try:
             return msgspec.json.decode(answer, type=kind)
         except msgspec.MsgspecError as error:
-            raise fail(f"{self.url} answers what this release cannot read: {error}.") from None
+            raise CommandFailed(f"{self.url} answers what this release cannot read: {error}.") from None
+
+    def show(self, method: str, path: str, kind: type[T], body: Any = None, *, as_json: bool) -> T | None:
+        """One request, and what its answer says; as_json: the answer is printed as it came, and None returned."""
+        answer = self.send(method, path, body)
+        read = self.read(answer, kind)
+        if as_json:
+            print_json(answer)
+        return None if as_json else read
 
     def send(self, method: str, path: str, body: Any = None) -> bytes:
         """One request, and its answer as it came."""
@@ -125,12 +88,29 @@ class GatewayClient:
         try:
             response = httpx.request(method, self.url + path, content=content, headers=headers, timeout=TIMEOUT_S)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-            raise fail(f"{self.url} is no address of a gateway: write http://HOST:PORT.") from None
+            raise CommandFailed(f"{self.url} is no address of a gateway: write http://HOST:PORT.") from None
         except httpx.RequestError as error:
-            raise fail(f"No gateway answers at {self.url} ({error}). Is `prefloop up` running?") from None
+            raise NoAnswer(f"No gateway answers at {self.url} ({error}). Is `prefloop up` running?") from None
         if not response.is_success:
-            raise fail(f"{response.status_code}: {_read_error(response)}")
+            raise CommandFailed(f"{response.status_code}: {_read_error(response)}")
         return response.content
+
+
+def with_gateway(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options that say which gateway, and whose key: it takes them as `client`."""
+
+    def run(**given: Any) -> None:
+        command(client=connect(*(given.pop(name) for name in GATEWAY_OPTIONS)), **given)
+
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in GATEWAY_OPTIONS.items()
+    ]
+    signature = inspect.signature(command, eval_str=True)
+    kept = [each for each in signature.parameters.values() if each.name != "client"]
+    run.__doc__ = command.__doc__
+    run.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    return run
 
 
 def connect(gateway: str, key: str, state_dir: Path | None) -> GatewayClient:
@@ -139,9 +119,11 @@ def connect(gateway: str, key: str, state_dir: Path | None) -> GatewayClient:
         state_dir = find_state_dir(state_dir)
         key = read_admin_key(state_dir)
     if not key:
-        raise fail(f"No key: pass --key or PREFLOOP_KEY, or point --state-dir at the gateway's ({state_dir} has none).")
+        raise CommandFailed(
+            f"No key: pass --key or PREFLOOP_KEY, or point --state-dir at the gateway's ({state_dir} has none)."
+        )
     if not (key.isascii() and key.isprintable()):
-        raise fail("The key holds characters that no key has.")
+        raise CommandFailed("The key holds characters that no key has.")
     return GatewayClient(gateway.rstrip("/"), key)
 
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.table import Table
+from rich.text import Text
 
-from prefloop.gateway_client import DEFAULT_GATEWAY, GatewayOption, KeyOption, StateOption, connect, quote_id
-from prefloop.terminal import fail, format_time, plain
+from prefloop.gateway_client import GatewayClient, JsonOption, quote_id, with_gateway
+from prefloop.terminal import CommandFailed, format_day, make_table, plain
 
 commands = typer.Typer(help="Create, list, limit and revoke API keys.", no_args_is_help=True)
 
@@ -51,6 +51,12 @@ class NewKey(msgspec.Struct, frozen=True):
     """The key itself, which is told once."""
 
     key: str
+
+
+class RevokedKey(msgspec.Struct, frozen=True):
+    """A key that works no more."""
+
+    id: str
 
 
 class ChangedKey(msgspec.Struct, frozen=True):
@@ -98,7 +104,7 @@ def read_limits(**given: str) -> Limits:
             except ValueError:
                 limit = -1
             if not 0 <= limit < math.inf:
-                raise fail(f"--{name.replace('_', '-')}: {text} is neither a number from 0 up nor `none`.")
+                raise CommandFailed(f"--{name.replace('_', '-')}: {text} is neither a number from 0 up nor `none`.")
             limits[name] = limit
     return limits
 
@@ -115,63 +121,69 @@ def format_limits(limits: Mapping[str, int | float | None] | None) -> str:
 
 @commands.command("create")
 @with_limits
+@with_gateway
 def create_key(
     *,
+    client: GatewayClient,
     limits: Limits,
     name: Annotated[str, typer.Argument(help="What the key is for, such as the app's name.")],
     scope: Annotated[str, typer.Option(help="app, chooser, operator or admin.")] = "app",
     pairs: Annotated[bool, typer.Option(help="Let requests of this key ask for two answers.")] = True,
-    gateway: GatewayOption = DEFAULT_GATEWAY,
-    key: KeyOption = "",
-    state_dir: StateOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Create a key and print it, once."""
     body = {"name": name, "scope": scope, "pairs": pairs, "limits": limits}
-    typer.echo(connect(gateway, key, state_dir).ask("POST", "/operator/v1/keys", NewKey, body).key)
+    if made := client.show("POST", "/operator/v1/keys", NewKey, body, as_json=as_json):
+        typer.echo(made.key)
 
 
 @commands.command("list")
-def list_keys(gateway: GatewayOption = DEFAULT_GATEWAY, key: KeyOption = "", state_dir: StateOption = None) -> None:
+@with_gateway
+def list_keys(client: GatewayClient, as_json: JsonOption = False) -> None:
     """List the keys, never their secrets."""
-    table = Table("id", "name", "scope", "pairs", "limits", "created", "revoked")
-    for row in connect(gateway, key, state_dir).ask("GET", "/operator/v1/keys", KeyList).data:
-        table.add_row(
-            row.id,
-            row.name,
-            row.scope,
-            "yes" if row.pairs else "no",
-            format_limits(row.limits),
-            format_time(row.created_at),
-            format_time(row.revoked_at),
-        )
+    found = client.show("GET", "/operator/v1/keys", KeyList, as_json=as_json)
+    if found is None:
+        return
+    table = make_table("id", "name", "scope", "limits", "state", whole=("id", "limits", "state"))
+    for row in found.data:
+        scope = row.scope if row.pairs else f"{row.scope}\nno pairs"
+        table.add_row(row.id, Text(row.name), scope, format_limits(row.limits), describe_state(row))
     plain.print(table)
+
+
+def describe_state(row: Key) -> str:
+    """When it was made, and when it ended, one a line."""
+    lines = [f"since {format_day(row.created_at)}"]
+    if row.revoked_at is not None:
+        lines.append(f"revoked {format_day(row.revoked_at)}")
+    return "\n".join(lines)
 
 
 @commands.command("limit")
 @with_limits
+@with_gateway
 def limit_key(
     *,
+    client: GatewayClient,
     limits: Limits,
     key_id: Annotated[str, typer.Argument(help="The id that `prefloop keys list` shows.")],
-    gateway: GatewayOption = DEFAULT_GATEWAY,
-    key: KeyOption = "",
-    state_dir: StateOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Change a key's limits; those not given stay."""
     if not limits:
-        raise fail("Say at least one limit, such as --requests-per-minute 60.")
+        raise CommandFailed("Say at least one limit, such as --requests-per-minute 60.")
     path, body = f"/operator/v1/keys/{quote_id(key_id)}", {"limits": limits}
-    changed = connect(gateway, key, state_dir).ask("PATCH", path, ChangedKey, body)
-    typer.echo(format_limits(changed.limits) or "no limits")
+    if changed := client.show("PATCH", path, ChangedKey, body, as_json=as_json):
+        typer.echo(format_limits(changed.limits) or "no limits")
 
 
 @commands.command("revoke")
+@with_gateway
 def revoke_key(
+    client: GatewayClient,
     key_id: Annotated[str, typer.Argument(help="The id that `prefloop keys list` shows.")],
-    gateway: GatewayOption = DEFAULT_GATEWAY,
-    key: KeyOption = "",
-    state_dir: StateOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Revoke a key at once."""
-    connect(gateway, key, state_dir).send("DELETE", f"/operator/v1/keys/{quote_id(key_id)}")
-    typer.echo(f"revoked {key_id}")
+    if revoked := client.show("DELETE", f"/operator/v1/keys/{quote_id(key_id)}", RevokedKey, as_json=as_json):
+        typer.echo(f"revoked {revoked.id}")

@@ -6,7 +6,6 @@ Gateway and trainer do the same at their start. SQLite files that are not there 
 from collections.abc import Iterator
 from typing import get_args
 
-from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from feedback.database import Store, locate_store, open_database, sqlite_path
@@ -20,9 +19,8 @@ class MigrationFailed(CommandFailed):
     """A database could not be read or changed; the message says which, and why."""
 
 
-def migrate_databases(console: Console, *, is_check: bool) -> int:
-    """Apply what is missing, or with `is_check` only say it; return how many revisions. Raises MigrationFailed."""
-    num_revisions = 0
+def migrate_databases(*, is_check: bool) -> Iterator[tuple[Store, list[str]]]:
+    """Apply what is missing, or with `is_check` only find it: each store with its revisions. Raises MigrationFailed."""
     for store, url in list_stores(read_sources()):
         database = open_database(url)
         try:
@@ -31,10 +29,7 @@ def migrate_databases(console: Console, *, is_check: bool) -> int:
             raise MigrationFailed(f"{store}: {error}") from error
         finally:
             database.dispose()
-        num_revisions += len(revisions)
-        what = f"{'missing' if is_check else 'applied'} {', '.join(revisions)}" if revisions else "up to date"
-        console.print(f"{store}: {what}")
-    return num_revisions
+        yield store, revisions
 
 
 def list_stores(settings: Sources) -> Iterator[tuple[Store, str]]:

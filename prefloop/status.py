@@ -6,19 +6,10 @@ import os
 
 import httpx
 import msgspec
-import typer
 from rich.table import Table
 
-from prefloop.gateway_client import (
-    DEFAULT_GATEWAY,
-    Checkpoint,
-    GatewayOption,
-    JsonOption,
-    KeyOption,
-    StateOption,
-    connect,
-)
-from prefloop.terminal import fail, plain
+from prefloop.gateway_client import Checkpoint, GatewayClient, JsonOption, with_gateway
+from prefloop.terminal import make_table, plain, print_json
 
 TRAINER_TIMEOUT_S = 5.0
 
@@ -93,26 +84,19 @@ class TrainerStatus(msgspec.Struct, frozen=True):
     sampling: Sampling = Sampling()
 
 
-def show_status(
-    as_json: JsonOption = False,
-    gateway: GatewayOption = DEFAULT_GATEWAY,
-    key: KeyOption = "",
-    state_dir: StateOption = None,
-) -> None:
+@with_gateway
+def show_status(client: GatewayClient, as_json: JsonOption = False) -> None:
     """Show what serves, what is on trial, what the trainer does and why it did not train."""
-    client = connect(gateway, key, state_dir)
     whole = client.send("GET", "/operator/v1/status")
     trainer_url = os.environ.get("PREFLOOP_TRAINER_URL") or guess_trainer_url(client.url)
     trainer = ask_trainer(trainer_url)
     if as_json:
         both = {"gateway": msgspec.Raw(whole), "trainer": msgspec.Raw(trainer or b"null")}
-        typer.echo(msgspec.json.format(msgspec.json.encode(both), indent=2))
+        print_json(both)
         return
-    table = Table(show_header=False)
-    try:
-        _add_gateway(table, msgspec.json.decode(whole, type=GatewayStatus))
-    except msgspec.MsgspecError as error:
-        raise fail(f"{client.url} answers what this release cannot read: {error}.") from None
+    table = make_table("part", "state", whole=("part",))
+    table.show_header = False
+    _add_gateway(table, client.read(whole, GatewayStatus))
     try:
         _add_trainer(table, msgspec.json.decode(trainer or b"", type=TrainerStatus))
     except msgspec.MsgspecError:

@@ -94,6 +94,7 @@ def discard(
         list[str], typer.Argument(metavar="PARTITION:OFFSET...", help="The letters' places, as `list` shows them.")
     ],
     reason: Annotated[str, typer.Option(help="Why they need no other try; kept with them.")],
+    as_json: JsonOption = False,
     state_dir: StateOption = None,
 ) -> None:
     """Set letters aside, with a reason. They are marked and kept: `list --all` shows them, `retry PLACE` takes them."""
@@ -105,7 +106,7 @@ def discard(
         write_transaction(database) as connection,
     ):
         num = discard_dead_letters(connection, _find(connection, sources.topic, places), reason, time.time())
-    typer.echo(f"{num:,} discarded")
+    typer.echo(msgspec.json.encode({"discarded": num}) if as_json else f"{num:,} discarded")
 
 
 def _find(connection: sa.Connection, topic: str, places: list[str]) -> list[DeadLetter]:

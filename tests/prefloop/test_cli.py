@@ -1,12 +1,16 @@
 """The command line is light, helpful, and says what is wrong."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from prefloop.cli import app
@@ -18,8 +22,49 @@ runner = CliRunner(env={"COLUMNS": "250"})
 def test_help_lists_the_commands():
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in ("up", "demo", "doctor", "feedback", "status", "keys", "rollout", "migrate"):
+    for command in (
+        "up",
+        "demo",
+        "doctor",
+        "feedback",
+        "status",
+        "keys",
+        "rollout",
+        "checkpoints",
+        "engines",
+        "bias",
+        "migrate",
+    ):
         assert f"│ {command} " in result.output
+
+
+WITHOUT_JSON = {"up", "demo", "feedback export", "feedback import"}  # what they give is a process, or a file
+
+
+def list_leaves(group: click.Group, name: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command that does something, by what is typed."""
+    context = click.Context(group)
+    for word in group.list_commands(context):
+        command = group.get_command(context, word)
+        assert command is not None
+        if hasattr(command, "list_commands"):
+            yield from list_leaves(command, f"{name}{word} ")
+        else:
+            yield f"{name}{word}", command
+
+
+def test_every_command_can_print_json():
+    leaves = dict(list_leaves(typer.main.get_command(app)))
+    assert len(leaves) > 35
+    without = {name for name, command in leaves.items() if all("--json" not in each.opts for each in command.params)}
+    assert without == WITHOUT_JSON
+
+
+def test_what_only_looks_prints_one_json_document(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(runner.invoke(app, ["doctor", "--json"]).stdout)["data"]
+    assert {"name", "is_ok", "seen", "remedy"} == set(found[0])
+    assert json.loads(runner.invoke(app, ["migrate", "--check", "--json"]).stdout) == {"missing": {}}
 
 
 def test_command_line_imports_nothing_heavy():

@@ -1,13 +1,20 @@
 """Every command that talks to a gateway, run against a live one: right arguments, wrong ones, and no gateway at all.
 
-No command may end in a traceback: what is wrong is said in red, and the exit status is not 0.
+No command may end in a traceback: what is wrong is said in red, and the exit status is not 0. The terminal is 80 columns wide,
+and no id may be cut there.
 """
 
 import json
+import os
+import select
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -19,7 +26,7 @@ from tests.prefloop.live_gateway import LiveGateway, run_live_gateway, wait_unti
 from trainer.run.server import start_status_server
 from trainer.run.status import Board
 
-runner = CliRunner(env={"COLUMNS": "250"})
+runner = CliRunner(env={"COLUMNS": "80"})
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +35,23 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
         yield running
 
 
-def run(*arguments: str, code: int = 0, **env: str) -> Result:
-    """Run a command to its end, which is an exit and no exception."""
-    result = runner.invoke(app, list(arguments), env=env)
+def run(*arguments: str, code: int = 0, said: str = "", **env: str) -> Result:
+    """Run a command to its end, which is an exit and no exception. said: what a person types."""
+    result = runner.invoke(app, list(arguments), env=env, input=said)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     assert result.exit_code == code, result.output
     return result
 
 
-def ask(gateway: LiveGateway, *arguments: str, code: int = 0, **env: str) -> Result:
+def ask(gateway: LiveGateway, *arguments: str, code: int = 0, said: str = "", **env: str) -> Result:
     """Run a command for this gateway, with the admin key that its state directory holds."""
     place = {"PREFLOOP_GATEWAY_URL": gateway.url + "/", "PREFLOOP_STATE_DIR": str(gateway.state_dir)}
-    return run(*arguments, code=code, **{**place, **env})
+    return run(*arguments, code=code, said=said, **{**place, **env})
+
+
+def ask_json(gateway: LiveGateway, *arguments: str, code: int = 0, **env: str) -> Any:
+    """What a command prints with --json, which must be one document and nothing else."""
+    return json.loads(ask(gateway, *arguments, "--json", code=code, **env).stdout)
 
 
 def test_a_rollout_from_start_to_rollback(gateway: LiveGateway) -> None:
@@ -84,7 +96,7 @@ def test_a_rollout_from_start_to_rollback(gateway: LiveGateway) -> None:
 
 
 def test_a_rollout_is_approved(tmp_path: Path) -> None:
-    with run_live_gateway(tmp_path) as gateway:
+    with ExitStack() as stack, run_live_gateway(tmp_path) as gateway:
         better = gateway.publish(1, gateway.call("GET", "/operator/v1/status")["stable"]["id"])
         gateway.wait_for_phase("Progressing")
         for start in range(0, 400, 50):
@@ -92,8 +104,80 @@ def test_a_rollout_is_approved(tmp_path: Path) -> None:
             if gateway.active()["phase"] == "WaitingPromotion":
                 break
         gateway.wait_for_phase("WaitingPromotion")
-        assert "Promoting" in ask(gateway, "rollout", "approve").stdout
+        refused = ask(gateway, "rollout", "approve", code=1, said="n\n")
+        assert refused.stdout == "" and "Nothing was done." in refused.stderr
+        assert "nobody said yes" in ask(gateway, "rollout", "approve", code=1).stderr
+        seen = gateway.active()
+        assert seen["phase"] == "WaitingPromotion"
+        watching = stack.enter_context(start_watching(gateway))
+        approved = ask(gateway, "rollout", "approve", said="y\n")
+        assert approved.stdout == f"{seen['id']} Promoting\n"
+        for shown in (better, seen["decision_digest"], f"generation {seen['generation']}", "every guardrail passes"):
+            assert shown in approved.stderr, shown
+        assert "evidence" in approved.stderr and f"Approve {better}? [y/N]" in approved.stderr
         wait_until(lambda: gateway.call("GET", "/operator/v1/status")["stable"]["id"] == better, "it is stable")
+        assert watching.wait(60) == 0
+        assert watching.stdout is not None
+        lines = watching.stdout.read().splitlines()
+        assert all("Baking" not in line or "old weight" in line for line in lines)
+        assert "WaitingPromotion" in lines[0] and "Healthy" in lines[-1] and len(lines) >= 3
+        replayed = ask_json(gateway, "rollout", "replay", seen["id"])["decisions"]
+        assert replayed and all(decision["is_same"] for decision in replayed)
+        assert "same" in ask(gateway, "rollout", "replay", seen["id"]).stdout
+        assert "picked" in ask(gateway, "bias").stdout and ask_json(gateway, "bias")["shown_first"]["num"] > 0
+
+
+@contextmanager
+def start_watching(gateway: LiveGateway) -> Iterator[subprocess.Popen[str]]:
+    """`rollout watch` in a process of its own, which has said its first line; it is stopped at the end."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "prefloop.cli", "rollout", "watch", "--interval", "0.1"],
+        env={**os.environ, "PREFLOOP_GATEWAY_URL": gateway.url, "PREFLOOP_STATE_DIR": str(gateway.state_dir)},
+        stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            assert select.select([process.stdout], [], [], 60)[0]
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_decision_that_moved_on_while_the_operator_read_is_refused(gateway: LiveGateway) -> None:
+    ask(gateway, "rollout", "start", "--aa")
+    rollout = gateway.wait_for_phase("Progressing")
+    stale = {"generation": 1, "decision_digest": ""}
+    answer = gateway.http.post(f"/operator/v1/rollouts/{rollout}:approve", json=stale)
+    assert answer.status_code == 409
+    asked = ask(gateway, "rollout", "promote", said="the cause is known\n")
+    assert "guardrails that have not passed" in asked.stderr and "Why it is promoted" in asked.stderr
+    gateway.wait_for_phase("Promoting", "Baking")
+    assert ask_json(gateway, "rollout", "abort", "--note", "back")["phase"] == "Aborting"
+    wait_until(lambda: not gateway.active(), "the rollout ended")
+    ended = ask(gateway, "rollout", "watch", rollout, code=1)  # over already: one line, and it was not promoted
+    assert "Degraded" in ended.stdout and len(ended.stdout.splitlines()) == 1
+    [line] = ask(gateway, "rollout", "watch", rollout, "--json", code=1).stdout.splitlines()
+    events = json.loads(line)["events"]
+    assert [event["note"] for event in events if event["to"] == "Promoting"] == ["the cause is known"]
+
+
+def test_checkpoints_and_engines_are_shown_whole(gateway: LiveGateway) -> None:
+    seed = gateway.call("GET", "/operator/v1/status")["stable"]["id"]
+    ids = [row["id"] for row in gateway.call("GET", "/operator/v1/checkpoints")["data"]]
+    child = gateway.publish(50, seed)
+    gateway.wait_for_phase("Progressing")
+    ask(gateway, "rollout", "abort")
+    wait_until(lambda: not gateway.active(), "the rollout ended")
+    listed = ask(gateway, "checkpoints", "list").stdout
+    assert all(name in listed for name in (*ids, child))
+    assert {row["id"] for row in ask_json(gateway, "checkpoints", "list")["data"]} == {*ids, child}
+    shown = ask(gateway, "checkpoints", "show", child).stdout
+    assert f"descends from  {seed}" in shown and "Degraded" in shown
+    assert ask_json(gateway, "checkpoints", "show", child)["ancestors"] == [seed]
+    assert f"second  {child}" in ask(gateway, "checkpoints", "compare", seed, child).stdout
+    assert ask_json(gateway, "checkpoints", "compare", seed, child)["second"]["id"] == child
+    [engine] = ask_json(gateway, "engines")["data"]
+    shown = ask(gateway, "engines").stdout
+    assert engine["url"] in shown and f"holds  {seed}\n" in shown and "  up, 0 in flight" in shown
 
 
 def test_keys_from_creation_to_revocation(gateway: LiveGateway) -> None:
@@ -101,7 +185,7 @@ def test_keys_from_creation_to_revocation(gateway: LiveGateway) -> None:
     assert ask(gateway, "keys", "create", name, "--requests-per-minute", "60").stdout.startswith("pl_")
     [row] = [row for row in gateway.call("GET", "/operator/v1/keys")["data"] if row["name"] == name]
     listed = ask(gateway, "keys", "list").stdout
-    assert name in listed and "60 requests/minute" in listed
+    assert "[/red] shop" in listed and "[bold]" in listed and "60 requests/minute" in listed
     limited = ask(gateway, "keys", "limit", row["id"], "--tokens-per-day", "5", "--requests-per-minute", "none")
     assert limited.stdout == "5 tokens/day\n"
     assert ask(gateway, "keys", "revoke", row["id"]).stdout == f"revoked {row['id']}\n"
@@ -141,6 +225,11 @@ def test_status_shows_gateway_and_trainer(gateway: LiveGateway) -> None:
         (["rollout", "start"], "either --aa or --checkpoint"),
         (["rollout", "start", "--aa", "--checkpoint", "c"], "either --aa or --checkpoint"),
         (["rollout", "start", "--checkpoint", "c-000009-none"], "404"),
+        (["rollout", "watch"], "No rollout is active"),
+        (["rollout", "promote", "nobody", "--note", "x"], "404"),
+        (["rollout", "skip", "nobody"], "404"),
+        (["checkpoints", "show", "c-000009-none"], "no checkpoint c-000009-none"),
+        (["checkpoints", "compare", "c-000009-none", "x"], "no checkpoint c-000009-none"),
         (["keys", "create", ""], "400"),
         (["keys", "create", "shop", "--scope", "king"], "400"),
         (["keys", "create", "\udcff"], "400"),
@@ -166,8 +255,8 @@ def test_wrong_arguments_end_in_one_sentence(gateway: LiveGateway, arguments: li
 
 @pytest.mark.parametrize(
     "arguments",
-    [["status"], ["rollout", "list"], ["rollout", "show"], ["rollout", "rollback"], ["keys", "list"],
-     ["keys", "create", "shop"], ["rollout", "start", "--aa"]],
+    [["status"], ["rollout", "list"], ["engines"], ["bias"], ["checkpoints", "list"], ["rollout", "list", "--json"],
+     ["rollout", "show"], ["rollout", "rollback"], ["keys", "list"], ["keys", "create", "shop"], ["rollout", "start", "--aa"]],
 )  # fmt: skip
 @pytest.mark.parametrize("answer", ["hello", "[]", "{}", '{"data": [1]}'])
 def test_a_server_that_is_no_gateway_is_said_so(arguments: list[str], answer: str) -> None:

@@ -197,7 +197,7 @@ def test_dead_letters_are_shown_and_discarded_with_a_reason(state: Path) -> None
     shown = run(state, "dead-letters", "show", places["PoisonEvent"]).stdout
     assert "ce_type is missing" in shown and r"\x1b[31m{" in shown and "\x1b" not in shown
     run(state, "dead-letters", "discard", places["PoisonEvent"], "--reason", "a test bench")
-    assert places["PoisonEvent"] not in run(state, "dead-letters", "list").stdout
+    assert f" {places['PoisonEvent']} " not in run(state, "dead-letters", "list").stdout
     assert "a test bench" in run(state, "dead-letters", "list", "--all").stdout
     assert run_json(state, "stats")[0]["trainer"]["discarded"] == 1
 
