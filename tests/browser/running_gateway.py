@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from bench.gateway.checkpoints import make_checkpoint
-from feedback.manifest import Probe
+from feedback.manifest import Probe, read_manifest, write_manifest
 from tests.browser.adapter_engine import OPENINGS, PROBE_LOGPROBS, PROBE_TOKENS
 
 _PROBE = Probe(prompt_token_ids=PROBE_TOKENS, logprobs=PROBE_LOGPROBS, base_logprobs=[-5.0, -5.0])
@@ -42,9 +44,10 @@ class RunningGateway:
         """How many were made since the gateway started."""
         return int(self.call("/operator/v1/status")["counters"]["choices"])
 
-    def publish(self, number: int, parent: str | None) -> str:
-        """Register a checkpoint and return its id."""
+    def publish(self, number: int, parent: str | None, **fields: Any) -> str:
+        """Register a checkpoint, with these fields in its manifest, and return its id."""
         made = make_checkpoint(self.state_dir / "checkpoints", number, parent=parent, probe=_PROBE)
+        write_manifest(made, msgspec.structs.replace(read_manifest(made), **fields))
         self.call("/operator/v1/checkpoints", {"path": str(made)})
         return made.name
 

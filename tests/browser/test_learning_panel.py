@@ -1,16 +1,14 @@
 """One person teaches the model: what the playground shows of it, and the trial that they decide."""
 
-import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import run_gateway
+from tests.browser.fake_trainer import run_trainer
 from tests.browser.running_gateway import RunningGateway, wait_until
 
 pytestmark = pytest.mark.browser
@@ -38,23 +36,9 @@ STATUS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def trainer() -> Iterator[tuple[dict[str, Any], str]]:
     """A trainer's status that tests change, and where it is."""
-    status = dict(STATUS)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = json.dumps(status).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield status, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with run_trainer() as running:
+        running.status = dict(STATUS)
+        yield running.status, running.url
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,30 @@ from world import World
 
 from gateway.access.keys import Identity
 from gateway.api.operators import build_operator_router
-from gateway.errors import ApiError
+from gateway.errors import ApiError, EngineUnavailable
 from gateway.serving.pairs.scorer_client import ScorerClient
 
 
-def open_client(world: World) -> httpx.AsyncClient:
+class ScriptedTrainer:
+    """Says what a test wrote: a status and a body by path; else nothing."""
+
+    def __init__(self, pages: dict[str, tuple[int, bytes]]) -> None:
+        self.pages = pages
+
+    async def call(self, url: str, path: str, payload: object, *, timeout_s: float) -> tuple[int, bytes]:
+        if path not in self.pages:
+            raise EngineUnavailable(url)
+        return self.pages[path]
+
+
+def open_client(world: World, trainer: dict[str, tuple[int, bytes]] | None = None) -> httpx.AsyncClient:
+    """trainer: what it answers, by path."""
     keys = SimpleNamespace(identify=lambda header: Identity("k1", "ops", frozenset({header.decode().split()[1]})))
     context = SimpleNamespace(
         settings=world.settings,
         writer=world.writer,
+        database=world.engine,
+        upstream=ScriptedTrainer(trainer or {}),
         deployment=world.deployment,
         controller=world.controller,
         scorer=ScorerClient("", None, None),  # type: ignore[arg-type]
