@@ -63,6 +63,7 @@ _STANDING = (
     sa.select(
         comparisons.c.id,
         comparisons.c.body,
+        comparisons.c.canary_first,
         comparisons.c.created_at,
         comparisons.c.expires_at,
         *(choices.c[name] for name in ("preferred", "strength", "harmful", "channel", "chosen_at")),
@@ -118,10 +119,11 @@ class _Fresh:
 
 @dataclass(frozen=True)
 class StoredChoice:
-    """The choice that stands, and whether this call made it."""
+    """The choice that stands, and whether this call made it. canary_first: of a duel, else None."""
 
     status: Literal["created", "replayed"]
     body: bytes  # events.Choice as JSON
+    canary_first: bool | None = None
 
     @property
     def choice(self) -> Choice:
@@ -225,7 +227,8 @@ def _answer(new: NewChoice, row: sa.Row[Any] | None, made: _Fresh | None) -> Sto
     if (body.preferred, body.strength, body.harmful) != (new.preferred, new.strength, new.harmful):
         return ConflictingChoice(new.comparison_id)
     is_mine = made is not None and made.new is new
-    return StoredChoice("created" if is_mine else "replayed", msgspec.json.encode(body) if made is None else made.value)
+    value = msgspec.json.encode(body) if made is None else made.value
+    return StoredChoice("created" if is_mine else "replayed", value, row.canary_first)
 
 
 def _insert_choices(connection: sa.Connection, fresh: dict[str, _Fresh], source: str) -> dict[str, _Fresh]:

@@ -123,6 +123,11 @@ def _judge_for_canary(preferred: str | None, canary_first: bool) -> int:
     return 1 if (preferred == "first") == canary_first else -1
 
 
+def name_outcome(preferred: str, *, canary_first: bool) -> str:
+    """A decided duel from the canary's side: "win", "loss", "tie" or "both_bad"."""
+    return {1: "win", -1: "loss", 0: preferred}[_judge_for_canary(preferred, canary_first)]
+
+
 def has_reported_harm(connection: sa.Connection) -> bool:
     """Whether anybody has ever called an answer harmful."""
     return connection.execute(_ANY_HARM).first() is not None

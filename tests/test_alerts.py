@@ -13,6 +13,16 @@ from gateway.settings import GatewaySettings
 from trainer.run.metrics import Metrics as TrainerMetrics
 
 DOCS = Path(__file__).parent.parent / "docs"
+CONTRACT = {
+    "prefloop_" + name
+    for name in (
+        "rollout_info", "rollout_phase", "rollout_fragility_users", "sensor_seen_total", "rollout_weight_ratio",
+        "rollout_generation", "rollout_transitions_total", "duels_total", "duel_users", "duel_top_user_ratio",
+        "gate_log_e_value", "gate_log_threshold", "gate_estimate", "gate_ci_lower", "gate_ci_upper", "gate_status",
+        "srm_log_e_value", "requests_total", "time_to_first_token_seconds_bucket",
+        "time_per_output_token_seconds_bucket", "output_tokens_bucket", "refusals_total",
+    )
+}  # fmt: skip
 _FAMILY = re.compile(r"^# TYPE (prefloop_\w+) (\w+)", re.MULTILINE)
 
 
@@ -44,7 +54,12 @@ async def test_every_metric_of_the_operators_page_is_exported(tmp_path: Path) ->
     exported = await list_exported(tmp_path)
     page = (DOCS / "operations.md").read_text()
     named = set(re.findall(r"`(prefloop_\w+)", page))
+    named -= {name for name in named if f"{name}_bucket" in exported}
     assert named and named <= exported, named - exported
+
+
+async def test_every_metric_of_the_rollouts_specification_is_exported(tmp_path: Path) -> None:
+    assert await list_exported(tmp_path) >= CONTRACT
 
 
 def test_every_alert_is_promql_with_a_severity_and_a_sentence() -> None:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from feedback.choices import NewChoice, StoredChoice, record_choices
+from feedback.duels import name_outcome
 from feedback.errors import ConflictingChoice, DatabaseError, ExpiredComparison, UnknownComparison
 from feedback.faults import reach
 from gateway.access.keys import PLAYGROUND_APP
@@ -135,7 +136,7 @@ async def take_choice(context: Context, comparison_id: str, call: Call) -> bytes
     reach("choice.committed")
     if stored.status == "created":
         context.relay.notify()
-        _note_created(context, claims, request)
+        _note_created(context, claims, request, stored.canary_first)
     return _encoder.encode(ChoiceAnswer(id=comparison_id, preferred=request.preferred))
 
 
@@ -151,8 +152,11 @@ def parse_choice(body: bytes) -> ChoiceRequest:
     return request
 
 
-def _note_created(context: Context, claims: ComparisonToken, request: ChoiceRequest) -> None:
+def _note_created(context: Context, claims: ComparisonToken, request: ChoiceRequest, canary_first: bool | None) -> None:
     context.deployment.counters.choices += 1
     context.metrics.choices.labels(request.preferred).inc()
+    if canary_first is not None and request.preferred != "skip":
+        outcome = name_outcome(request.preferred, canary_first=canary_first)
+        context.metrics.count_duel(outcome, "first" if canary_first else "second")
     if request.preferred == "skip" and claims.chooser:
         context.asks.note_skipped(claims.chooser, time.time() + context.settings.gateway.skip_cooldown_s)

@@ -16,6 +16,7 @@ from gateway.errors import RefusedAction
 from gateway.rollout import transactions
 from gateway.rollout.assessment import Assessor, describe_problem
 from gateway.rollout.desired_state import read_rules
+from gateway.rollout.moves import MoveCounts
 from gateway.rollout.pure import machine, operator_moves
 from gateway.rollout.pure.transitions import Event, Reason, Transition, find_next_phase
 from gateway.tables.checkpoints import get_checkpoint, queue_checkpoint, require_startable
@@ -39,11 +40,12 @@ class OperatorActions:
         swap: "Swap",
         deployment: Deployment,
         assessor: Assessor,
+        moves: MoveCounts,
         on_change: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
         self._writer, self._swap, self._deployment, self._assessor = writer, swap, deployment, assessor
-        self._on_change, self._clock = on_change, clock
+        self._moves, self._on_change, self._clock = moves, on_change, clock
 
     async def pause(self, rollout: str, actor: str, note: str = "") -> RolloutRow:
         """Hold step and weight where they are. Raises LookupError, RefusedAction or StaleController."""
@@ -78,7 +80,7 @@ class OperatorActions:
             return row, to, transactions.carry_out(conn, row, to, self._clock(), None, None)
 
         old, to, new = await self._writer.arun(write)
-        transactions.log_move(old, new, to)
+        self._moves.record(old, new, to)
         self._on_change()
         return new
 

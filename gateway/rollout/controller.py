@@ -25,6 +25,7 @@ from gateway.rollout.actions import OperatorActions
 from gateway.rollout.assessment import Assessor, CurrentRollout, describe_problem, digest_code
 from gateway.rollout.checkpoints import CheckpointRegistry
 from gateway.rollout.desired_state import read_rules
+from gateway.rollout.moves import MoveCounts
 from gateway.rollout.observations import Observations
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.decisions import record_decision
@@ -75,7 +76,8 @@ class Controller:
         self.registry = CheckpointRegistry(writer, settings, self._wake.set, clock)
         self.engines = EngineRegistry(writer, settings, self._wake.set, clock)
         self.assessor = Assessor(writer, settings.preset, clock)
-        self.actions = OperatorActions(writer, swap, deployment, self.assessor, self._wake.set, clock)
+        self.moves = MoveCounts()
+        self.actions = OperatorActions(writer, swap, deployment, self.assessor, self.moves, self._wake.set, clock)
         self._draining_since: dict[str, float] = {}
         self._missing_since: float | None = None
         self.current: CurrentRollout | None = None
@@ -292,5 +294,5 @@ class Controller:
     ) -> RolloutRow:
         now = self._clock()
         new = await self._do(lambda conn: transactions.carry_out(conn, old, to, now, fence, decision))
-        transactions.log_move(old, new, to)
+        self.moves.record(old, new, to)
         return new

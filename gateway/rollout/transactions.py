@@ -4,7 +4,6 @@ The fence keeps out a leader that was asleep, the generation whoever decided by 
 and what must be loaded or unloaded before, the controller knows.
 """
 
-import logging
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
@@ -18,8 +17,6 @@ from gateway.tables.checkpoints import CheckpointRow, list_checkpoints, set_stat
 from gateway.tables.rollouts import active_rollout, add_decision, add_rollout, count_rollouts, find_tries, move_rollout
 from gateway.tables.rows import DecisionRow, RolloutRow
 from gateway.tables.serving import ServingRow, advance_serving, get_serving, require_fence
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,9 +96,3 @@ def carry_out(
         note=to.note,
         stable=pointer,
     )
-
-
-def log_move(old: RolloutRow, new: RolloutRow, to: Transition) -> None:
-    """Log what has committed."""
-    note = f": {to.note}" if to.note else ""
-    _log.info("rollout %s: %s -> %s (%s, %s%s)", new.id, old.phase, new.phase, to.reason, to.actor, note)

@@ -13,6 +13,8 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 ARMS = ("stable", "canary")
+OUTCOMES = ("win", "loss", "tie", "both_bad")
+POSITIONS = ("first", "second", "none")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _PER_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -33,9 +35,8 @@ class Metrics(Collector):
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self._num_answers: defaultdict[tuple[str, int], int] = defaultdict(
-            int
-        )  # by arm and code: cheaper than a Counter
+        # By arm and code: cheaper than a Counter. Arms begin at 0, so that their first answer shows as an increase.
+        self._num_answers: defaultdict[tuple[str, int], int] = defaultdict(int, {(arm, 200): 0 for arm in ARMS})
         registry.register(self)
         ProcessCollector(registry=registry)
         first = Histogram(
@@ -49,7 +50,9 @@ class Metrics(Collector):
         tokens = Histogram(
             "prefloop_output_tokens", "Tokens of an answer.", ["arm"], buckets=_TOKENS, registry=registry
         )
-        refusals = Counter("prefloop_refusals", "Answers that refuse.", ["arm"], registry=registry)
+        refusals = Counter(
+            "prefloop_refusals", "Answers that refuse, as their engine says.", ["arm"], registry=registry
+        )
         self.arms = {
             arm: ArmMetrics(first.labels(arm), per_token.labels(arm), tokens.labels(arm), refusals.labels(arm))
             for arm in ARMS
@@ -74,6 +77,12 @@ class Metrics(Collector):
             "prefloop_not_paired", "Requests due for two answers that got one.", ["reason"], registry=registry
         )
         self.choices = Counter("prefloop_choices", "Choices acknowledged.", ["preferred"], registry=registry)
+        duels = Counter(
+            "prefloop_duels",
+            "Decided duels from the canary's side, by where its answer was shown; none: a candidate failed.",
+            ["outcome", "position"], registry=registry,
+        )  # fmt: skip
+        self._duels = {(outcome, at): duels.labels(outcome, at) for outcome in OUTCOMES for at in POSITIONS}
         self._in_flight = Gauge("prefloop_requests_in_flight", "Requests being answered.", registry=registry)
 
     def watch_in_flight(self, count: Callable[[], float]) -> None:
@@ -90,6 +99,10 @@ class Metrics(Collector):
         for (arm, code), num in self._num_answers.copy().items():
             answers.add_metric([arm, str(code)], num)
         yield answers
+
+    def count_duel(self, outcome: str, position: str) -> None:
+        """One of OUTCOMES, and of POSITIONS."""
+        self._duels[outcome, position].inc()
 
     def count_not_paired(self, reason: str) -> None:
         """Two answers were due, one was given."""

@@ -186,6 +186,9 @@ def record_pair(exchange: Exchange, outcomes: Sequence[Outcome], *, is_duel: boo
             _observe(observations, exchange, unit, outcome, "duel")
         if failed := [exchange.view.trial_arm(outcome.arm) for outcome in telling if outcome.code >= 500]:
             observations.record_failed_duel(exchange.view.rollout, exchange.who.user, failed)
+            exchange.context.metrics.count_duel(
+                "tie" if len(failed) == 2 else "loss" if "canary" in failed else "win", "none"
+            )
 
 
 def record_broken(exchange: Exchange) -> None:

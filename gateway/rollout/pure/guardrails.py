@@ -43,7 +43,8 @@ SENSORS = {
 class Guardrail:
     """One rate, with log e-values. `missing`: clean canary users until it passes. Rates are None without users.
 
-    seen: answers of which its sensor (SENSORS) saw anything. needed: whether a promotion waits for it.
+    seen: answers of which its sensor (SENSORS) saw anything, num_canary: of them the canary's, where it is a rate. needed: whether
+    a promotion waits for it.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Guardrail:
     missing: int
     needed: bool
     seen: int
+    num_canary: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def _judge(
         missing=missing,
         needed=needed,
         seen=num_canary + num_stable,
+        num_canary=num_canary,
     )
 
 

@@ -1,0 +1,66 @@
+"""A rollout's gates as Prometheus shows them: by name the e-value, its line, the estimate with its interval, and the state. Pure.
+
+superiority promotes, inferiority and the guardrails' alarms (errors_alarm, ...) are weighed up into rollback, and a guardrail
+(errors, ...) must have passed for a promotion. split: users, or places on the page, are not split as intended.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gateway.rollout.pure.findings import ROLLBACK_WEIGHTS, Findings, log_rollback
+from gateway.rollout.pure.guardrails import FAIL, NOT_ENOUGH, PASS, Guardrail
+from gateway.rollout.pure.machine import SPLIT
+from gateway.rollout.pure.rate_interval import bound_rate
+from gateway.rollout.pure.rules import Rules
+from gateway.rollout.pure.transitions import Reason
+
+INTERVAL_ALPHA = 0.1  # two-sided, as the net win rate's
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Logarithms of the e-value and of the line it must reach; None where the gate has none of it. missing: clean users."""
+
+    name: str
+    log_e: float | None = None
+    log_threshold: float | None = None
+    status: str | None = None
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    missing: int | None = None
+    seen: int | None = None
+
+
+def list_gates(findings: Findings, rules: Rules) -> Iterator[Gate]:
+    """All gates as of these findings."""
+    evidence, line = findings.evidence, -math.log(rules.alpha)
+    yield Gate(
+        "superiority", evidence.log_e, line, PASS if evidence.log_e >= line else NOT_ENOUGH,
+        evidence.net, evidence.low, evidence.high, seen=evidence.votes,
+    )  # fmt: skip
+    alone = math.log(rules.rollback_threshold / ROLLBACK_WEIGHTS[Reason.INFERIOR])  # where it rolls back by itself
+    yield Gate("inferiority", findings.log_e_inferior, alone, FAIL if findings.log_e_inferior >= alone else PASS)
+    yield Gate("futility", evidence.log_e_futile, line)
+    log_e, log_line = log_rollback(findings, rules)[0], math.log(rules.rollback_threshold)
+    yield Gate("rollback", log_e, log_line, FAIL if log_e >= log_line else PASS)
+    late = () if findings.late is None else findings.late.guardrails.rates
+    failed_late = {rate.name for rate in late if rate.status == FAIL}
+    for rate in findings.guardrails.rates:
+        yield _show_guardrail(rate, FAIL if rate.name in failed_late else rate.status, line)
+        yield Gate(f"{rate.name}_alarm", findings.log_alarm(rate.name), line)
+    log_limit = math.log(rules.sample_ratio_threshold)
+    is_skewed, has_users = findings.log_e_split >= log_limit, findings.guardrails.users > 0
+    yield Gate(SPLIT, None, log_limit, FAIL if is_skewed else PASS if has_users else NOT_ENOUGH)
+
+
+def _show_guardrail(rate: Guardrail, status: str, line: float) -> Gate:
+    """Without an e-value of its own where no promotion waits for it: then only its alarm counts."""
+    low = high = None
+    if rate.canary is not None and rate.num_canary:
+        low, high = bound_rate(rate.num_canary, round(rate.canary * rate.num_canary), INTERVAL_ALPHA)
+    return Gate(
+        rate.name, rate.log_e if rate.needed else None, line if rate.needed else None, status, rate.canary, low, high,
+        rate.missing, rate.seen,
+    )  # fmt: skip
