@@ -7,7 +7,7 @@ EXTRA       ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up smollm kafka postgres chaos test check format docs bench bench-gateway bench-swap bench-leak \
+.PHONY: help demo up smollm kafka postgres prometheus chaos test check format docs bench bench-gateway bench-swap bench-leak \
 	bench-outage bench-choices bench-intake bench-backlog bench-round-beside-traffic bench-offline-gate bench-gate bench-learning \
 	bench-ladder bench-claims bench-personal clean install
 
@@ -58,6 +58,9 @@ docs: $(VENV)/.installed  ## Write docs/settings.md, openapi.json, schemas/ and 
 
 postgres: $(VENV)/.installed  ## A PostgreSQL on loopback until Ctrl-C, and the settings that use it
 	@$(PYTHON) -m prefloop.servers.postgres $(ARGS)
+
+prometheus: $(VENV)/.installed  ## Prometheus and Alertmanager beside the demo, until Ctrl-C (needs Debian's packages)
+	@$(PYTHON) -m prefloop.servers.prometheus $(ARGS)
 
 bench: $(VENV)/.installed  ## Measurements, one JSON line each
 	@for bench in bench/*.py; do [ -e "$$bench" ] || continue; $(PYTHON) "$$bench" $(ARGS) || exit 1; done

@@ -1,6 +1,7 @@
-"""Every alert can fire: its expression is PromQL, and what it reads is exported by our code."""
+"""Every alert can fire: its expression is PromQL, what it reads is exported by our code, and promtool sees it fire and not fire."""
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from prometheus_client import generate_latest
 
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
+from tests.prometheus import find_promtool
 from trainer.run.metrics import Metrics as TrainerMetrics
 
 DOCS = Path(__file__).parent.parent / "docs"
+CASES = Path(__file__).with_name("alert_cases.yml")
 CONTRACT = {
     "prefloop_" + name
     for name in (
@@ -73,9 +76,32 @@ def test_every_alert_is_promql_with_a_severity_and_a_sentence() -> None:
 
 def test_labels_of_alerts_are_those_that_the_code_writes() -> None:
     from gateway.engines.engine import BREAKER_PHASES
-    from gateway.rollout.pure.guardrails import FAIL
-    from gateway.telemetry.rollout_metrics import PHASES
+    from gateway.rollout.pure.machine import ABORTING, SPLIT
+    from gateway.rollout.pure.transitions import Reason
+    from gateway.telemetry.rollout_metrics import PHASES, STATUSES
 
-    known = {"phase": {*PHASES, *BREAKER_PHASES}, "status": {FAIL}, "arm": {"stable", "canary"}, "code": {"5.."}}
+    known = {
+        "phase": {*PHASES, *BREAKER_PHASES}, "status": {*STATUSES}, "arm": {"stable", "canary"}, "code": {"5.."},
+        "gate": {SPLIT}, "to": {ABORTING}, "reason": {Reason.NO_DATA.value},
+    }  # fmt: skip
     used = [pair for rule in read_rules() for pair in re.findall(r'(\w+)=~?"([^"]+)"', rule["expr"])]
     assert used and all(value in known[label] for label, value in used), used
+
+
+def test_promtool_sees_every_alert_fire_and_not_fire() -> None:
+    cases = [check for test in yaml.safe_load(CASES.read_text())["tests"] for check in test["alert_rule_test"]]
+    fires = {check["alertname"] for check in cases if check["exp_alerts"]}
+    rests = {check["alertname"] for check in cases if not check["exp_alerts"]}
+    assert fires == rests == {rule["alert"] for rule in read_rules()}
+    promtool = find_promtool()
+    done = subprocess.run([promtool, "test", "rules", str(CASES)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run([promtool, "check", "rules", str(DOCS / "alerts.yml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_operators_page_says_of_every_alert_what_to_do() -> None:
+    page = (DOCS / "operations.md").read_text()
+    rows = dict(re.findall(r"^\| (Prefloop\w+)(?:, (page))? \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE))
+    severities = {rule["alert"]: rule["labels"]["severity"] for rule in read_rules()}
+    assert {name: severity or "ticket" for name, severity in rows.items()} == severities

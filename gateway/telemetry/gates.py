@@ -1,7 +1,7 @@
 """A rollout's gates as Prometheus shows them: by name the e-value, its line, the estimate with its interval, and the state. Pure.
 
-superiority promotes, inferiority and the guardrails' alarms (errors_alarm, ...) are weighed up into rollback, and a guardrail
-(errors, ...) must have passed for a promotion. split: users, or places on the page, are not split as intended.
+superiority promotes; inferiority and the alarms of guardrails (errors_alarm, ...) are weighed up into rollback; a guardrail (errors, ...)
+must have passed for a promotion, and of the slices, whose worst is shown, none may have lost. split: of users and of places.
 """
 
 import math
@@ -50,6 +50,10 @@ def list_gates(findings: Findings, rules: Rules) -> Iterator[Gate]:
     for rate in findings.guardrails.rates:
         yield _show_guardrail(rate, FAIL if rate.name in failed_late else rate.status, line)
         yield Gate(f"{rate.name}_alarm", findings.log_alarm(rate.name), line)
+    if findings.slices:
+        worst = max(one.log_e_inferior for one in findings.slices)
+        status = FAIL if findings.losing_slices else PASS
+        yield Gate("slices", worst, math.log(rules.slice_threshold), status)
     log_limit = math.log(rules.sample_ratio_threshold)
     is_skewed, has_users = findings.log_e_split >= log_limit, findings.guardrails.users > 0
     yield Gate(SPLIT, None, log_limit, FAIL if is_skewed else PASS if has_users else NOT_ENOUGH)

@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import fcntl
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from prefloop.servers.children import choose_parent_guard, is_open
 from prefloop.servers.ports import find_port
 
 POM = Path(__file__).with_name("kafka-pom.xml")
 MIN_JAVA = 17
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
-PR_SET_PDEATHSIG = 1
 MAVEN = "dependency:copy-dependencies", "-DincludeScope=runtime"
 
 LOG4J = """\
@@ -146,7 +143,7 @@ class Broker:
         if not (self.folder / "data" / "meta.properties").exists():
             self._format()
         for port in (self.port, self._controller_port):
-            if _is_open(port):
+            if is_open(port):
                 raise KafkaFailed(f"port {port} is taken: stop what listens there, or choose another --port")
         heap = os.environ.get("PREFLOOP_KAFKA_HEAP", "-Xmx256m -Xms128m").split()
         with (self.folder / "broker.log").open("ab") as log:
@@ -157,7 +154,7 @@ class Broker:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us: the broker is stopped in order
-                preexec_fn=_choose_parent_guard(),
+                preexec_fn=choose_parent_guard(),
             )
         self._wait_until_ready()
 
@@ -221,7 +218,7 @@ class Broker:
     def _wait_until_ready(self) -> None:
         # The port opens when the broker takes requests, not before.
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not _is_open(self.port):
+        while not is_open(self.port):
             if not self.is_running or time.monotonic() > deadline:
                 self.kill()
                 tail = (self.folder / "broker.log").read_text(errors="replace")[-2000:]
@@ -247,20 +244,6 @@ def _load_ports(path: Path) -> tuple[int, int]:
     text = path.read_text()
     found = [re.search(rf"\b{name}://127\.0\.0\.1:(\d+)", text) for name in ("PLAINTEXT", "CONTROLLER")]
     return tuple(int(match[1]) if match else 0 for match in found)  # type: ignore[return-value]
-
-
-def _is_open(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _choose_parent_guard() -> Callable[[], None] | None:
-    """Have the broker die with this process; the kernel counts by thread, so only the main thread may ask for it."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def main() -> None:
