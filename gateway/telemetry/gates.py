@@ -1,6 +1,6 @@
 """A rollout's gates as Prometheus shows them: by name the e-value, its line, the estimate with its interval, and the state. Pure.
 
-superiority promotes; inferiority and the alarms of guardrails (errors_alarm, ...) are weighed up into rollback; a guardrail (errors, ...)
+superiority promotes; inferiority and the alarms of guardrails (errors_alarm, ...) add up to rollback; guardrails (errors, ...)
 must have passed for a promotion, and of the slices, whose worst is shown, none may have lost. split: of users and of places.
 """
 
