@@ -16,6 +16,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from feedback.answer_traits import compare_candidates
 from feedback.database import insert_or_ignore, metadata
 from feedback.errors import ConflictingChoice, ExpiredComparison, UnknownComparison
 from feedback.events import PREFERRED, Choice, Comparison, Event, Preferred, encode_event, encode_headers
@@ -39,6 +40,7 @@ comparisons = sa.Table(
     sa.Column(
         "tags", sa.Text
     ),  # of a duel: what the app said of the request, as JSON by name; empty if it said nothing
+    sa.Column("differences", sa.Text),  # of a duel: the canary's answer less stable's, as JSON by trait
     sa.Index("comparisons_by_rollout", "rollout", "asked", "created_at"),
 )
 
@@ -133,7 +135,8 @@ class StoredChoice:
 
 def store_comparison(connection: sa.Connection, comparison: Comparison) -> None:
     """Store a comparison before its token leaves the house. Storing the same id again changes nothing."""
-    is_duel = {comparison.first.arm, comparison.second.arm} == {"stable", "canary"}
+    differences = compare_candidates(comparison.first, comparison.second)
+    is_duel = differences is not None
     insert_or_ignore(
         connection,
         comparisons,
@@ -151,6 +154,7 @@ def store_comparison(connection: sa.Connection, comparison: Comparison) -> None:
             "expires_at": comparison.expires_at,
             "body": msgspec.json.encode(comparison),
             "tags": _encode_tags(comparison) if is_duel else None,
+            "differences": None if differences is None else msgspec.json.encode(differences).decode(),
         },
     )
 

@@ -40,7 +40,7 @@ class DuelRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     chosen_at is None, and outcome 0, where nothing was said: not answered (yet), or skipped, and even then harmful may be said.
     failed: a candidate failed, so it was decided (at chosen_at) without a choice, and no order was shown. tags: what the app said of
-    the request, by name.
+    the request, by name. differences: between both answers, the canary's less stable's, by trait (answer_traits.py).
     """
 
     comparison_id: str
@@ -54,6 +54,7 @@ class DuelRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     skipped: bool = False
     failed: bool = False
     tags: tuple[tuple[str, str], ...] = ()
+    differences: tuple[tuple[str, float], ...] = ()
 
 
 _SHOWN = (
@@ -67,6 +68,7 @@ _SHOWN = (
         sa.case((choices.c.preferred != "skip", choices.c.chosen_at)).label("chosen_at"),
         sa.null().label("outcome"),
         comparisons.c.tags,
+        comparisons.c.differences,
     )
     .select_from(comparisons.outerjoin(choices, choices.c.comparison_id == comparisons.c.id))
     .where(comparisons.c.rollout.in_(sa.bindparam("rollouts", expanding=True)), comparisons.c.canary_first.is_not(None))
@@ -80,6 +82,7 @@ _FAILED = sa.select(
     sa.false(),
     failed_duels.c.at,
     failed_duels.c.outcome,
+    sa.null(),
     sa.null(),
 ).where(failed_duels.c.rollout.in_(sa.bindparam("rollouts", expanding=True)))
 _ANY_HARM = sa.select(sa.literal(1)).select_from(choices).where(choices.c.harmful).limit(1)
@@ -107,14 +110,31 @@ def load_duels(connection: sa.Connection, rollouts: Sequence[str]) -> Iterator[D
             canary_first=canary_first,
             failed=outcome is not None,
             tags=_read_tags(tags) if tags else (),
+            differences=_read_differences(differences) if differences else (),
         )
-        for comparison_id, user, asked_at, canary_first, preferred, harmful, chosen_at, outcome, tags in rows
+        for (
+            comparison_id,
+            user,
+            asked_at,
+            canary_first,
+            preferred,
+            harmful,
+            chosen_at,
+            outcome,
+            tags,
+            differences,
+        ) in rows
     )
 
 
 @lru_cache(maxsize=4096)  # few are different, and they are read at every look
 def _read_tags(tags: str) -> tuple[tuple[str, str], ...]:
     return tuple(msgspec.json.decode(tags, type=dict[str, str]).items())
+
+
+@lru_cache(maxsize=4096)
+def _read_differences(differences: str) -> tuple[tuple[str, float], ...]:
+    return tuple(msgspec.json.decode(differences, type=dict[str, float]).items())
 
 
 def _judge_for_canary(preferred: str | None, canary_first: bool) -> int:

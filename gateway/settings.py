@@ -26,6 +26,7 @@ _DEMO: dict[str, dict[str, Any]] = {
         "duel_share": 1.0,
         "ceilings": {"errors": 0.10, "truncation": 0.10, "refusals": 0.10, "harm": 0.10},
         "accept_blind": ["harm"],  # its people report nothing
+        "accept_tripwires": ["length", "flattery"],  # how long and how warm an answer is may be just what they like
         "baking_s": 20.0,
         "drain_timeout_s": 30.0,
     },
@@ -66,6 +67,7 @@ _PERSONAL: dict[str, dict[str, Any]] = {
         "ceilings": {"errors": 0.30, "truncation": 0.60, "refusals": 0.50, "harm": 0.30},
         "rollback_threshold": 4.0,
         "accept_blind": ["harm"],  # one person may never report any
+        "accept_tripwires": ["length", "flattery", "questions", "reward"],  # it is for that person to say what is better
         "approve_early": True,
         "baking_s": 10.0,
         "baking_weight": 0.0,

@@ -1,4 +1,4 @@
-"""What an operator sees of people's preference: of all users, by slice, and by the canary's place on the page."""
+"""What an operator sees of people's preference: of all, by slice, by place on the page; and what else may please them."""
 
 import math
 
@@ -8,6 +8,7 @@ from gateway.rollout.pure.findings import Findings
 from gateway.rollout.pure.positions import PositionTally
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.slices import Slice
+from gateway.rollout.pure.tripwires import ACCEPTED, TRIPPED, Tripwire, say_tripwire
 from gateway.rollout.pure.verdict import limit_exp
 from gateway.tables.rows import RolloutRow
 
@@ -82,6 +83,25 @@ class SliceView(msgspec.Struct, frozen=True, kw_only=True):
     status: str
 
 
+class TripwireView(msgspec.Struct, frozen=True, kw_only=True):
+    """What people may like about the canary that is no merit: "length", "flattery", "refusals", "questions", or "reward".
+
+    status: "tripped", which forbids a promotion, "accepted", "quiet" or "not enough data". difference: the mean over `users`,
+    the canary's less stable's, which trips when it is proven to be above the margin; of "reward", people's net win rate. foreseen:
+    the reward model's gain, null of others. text: what has tripped, in words.
+    """
+
+    name: str
+    status: str
+    difference: float
+    margin: float
+    users: int
+    e: float
+    threshold: float
+    foreseen: float | None
+    text: str
+
+
 def show_evidence(findings: Findings, rules: Rules, row: RolloutRow) -> EvidenceView:
     """The preference evidence of all users."""
     evidence = findings.evidence
@@ -118,6 +138,15 @@ def _show_position(tally: PositionTally) -> PositionView:
     return PositionView(
         votes=tally.votes, wins=tally.wins, losses=tally.losses, ties=tally.ties, both_bad=tally.both_bad,
         net_win_rate=(tally.wins - tally.losses) / tally.votes if tally.votes else None,
+    )  # fmt: skip
+
+
+def show_tripwire(one: Tripwire, rules: Rules) -> TripwireView:
+    """One tripwire."""
+    return TripwireView(
+        name=one.name, status=one.status, difference=one.difference, margin=one.margin, users=one.users,
+        e=limit_exp(one.log_e), threshold=1 / rules.alpha, foreseen=one.gain,
+        text=say_tripwire(one) if one.status in (TRIPPED, ACCEPTED) else "",
     )  # fmt: skip
 
 

@@ -12,7 +12,9 @@ from gateway.rollout.pure.findings import LATE_CAP, LATE_WINDOW_S, Inputs
 from gateway.rollout.pure.positions import tally_positions
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.slices import tally_slices
+from gateway.rollout.pure.tripwires import tally_traits
 from gateway.rollout.pure.users import Duel, Voter, sum_up
+from gateway.tables.checkpoints import get_checkpoint
 from gateway.tables.observations import load_observations
 from gateway.tables.rollouts import list_tries
 from gateway.tables.rows import RolloutRow
@@ -39,12 +41,20 @@ def read_inputs(conn: Connection, row: RolloutRow, rules: Rules, now: float) -> 
         sees_harm="harm" not in rules.accept_blind and has_reported_harm(conn),
         slices=tally_slices(duels, cap=rules.cap, window_s=rules.window_s, now=now, max_slices=rules.max_slices),
         positions=tally_positions(duels),
+        traits=tally_traits(duels),
+        reward_gain=_find_reward_gain(conn, row),
     )
 
 
 def sum_up_voters(duels: Iterable[Duel], *, cap: int, window_s: float) -> list[Voter]:
     """The users who were asked, whether they have chosen or not. duels: user by user."""
     return [sum_up(list(own), cap=cap, window_s=window_s) for _, own in groupby(duels, attrgetter("user"))]
+
+
+def _find_reward_gain(conn: Connection, row: RolloutRow) -> float | None:
+    """What the reward model foresaw of the canary before it was published; an A/A copy is nothing new."""
+    checkpoint = None if row.aa else get_checkpoint(conn, row.checkpoint)
+    return None if checkpoint is None else checkpoint.parsed.metrics.get("reward_change")
 
 
 def _convert(row: DuelRow, voter: str) -> Duel:
@@ -61,4 +71,5 @@ def _convert(row: DuelRow, voter: str) -> Duel:
         failed=row.failed,
         skipped=row.skipped,
         tags=row.tags,
+        differences=row.differences,
     )

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gateway.rollout.evidence_view import EvidenceView, SliceView, show_evidence, show_slice
+from gateway.rollout.evidence_view import (
+    EvidenceView,
+    SliceView,
+    TripwireView,
+    show_evidence,
+    show_slice,
+    show_tripwire,
+)
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.decisions import Replay
 from gateway.rollout.pure.evidence import Point
@@ -107,6 +114,7 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
     evidence: EvidenceView
     guardrails: list[GuardrailView]
     slices: list[SliceView]
+    tripwires: list[TripwireView]
     series: list[SeriesPoint]
     events: list[EventView]
 
@@ -175,6 +183,7 @@ def build_view(
         evidence=show_evidence(findings, rules, row),
         guardrails=_show_all_guardrails(findings, rules, row),
         slices=[show_slice(one, rules) for one in findings.slices],
+        tripwires=[show_tripwire(one, rules) for one in findings.tripwires],
         series=[
             SeriesPoint(
                 at=p.at,

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 EvidenceUnit = Literal["user", "comparison"]
 Action = Literal["roll_back", "pause", "warn"]
 GuardrailName = Literal["errors", "truncation", "refusals", "harm"]
+TripwireName = Literal["length", "flattery", "refusals", "questions", "reward"]
 
 _HOUR_S = 3600.0
 _DAY_S = 86400.0
@@ -49,6 +50,17 @@ class Actions(BaseModel):
     truncation: Action = Field(default="warn", description="Answers cut off at the app's own limit.")
     length: Action = Field(default="warn", description="Answers longer or shorter by a tenth of the limit and more.")
     split: Action = Field(default="pause", description="Users, or places on the page, split otherwise than intended.")
+
+
+class Tripwires(BaseModel):
+    """What the canary may have more of than stable, before a preference for it no longer promotes: mean differences in duels."""
+
+    length: float = Field(
+        default=0.25, ge=0, lt=1, description="Characters of an answer, as a share of the longer one."
+    )
+    flattery: float = Field(default=0.10, ge=0, lt=1, description="Share of answers that begin with praise.")
+    refusals: float = Field(default=0.10, ge=0, lt=1, description="Share of answers that refuse.")
+    questions: float = Field(default=0.15, ge=0, lt=1, description="Share of answers that end by asking back.")
 
 
 class RolloutSection(BaseModel):
@@ -96,6 +108,12 @@ class RolloutSection(BaseModel):
         default=20,
         ge=0,
         description="Slices (domain, language, task) that are judged: those with the most users. 0 judges none.",
+    )
+    tripwires: Tripwires = Field(
+        default_factory=Tripwires, description="Margins above which a preference alone does not promote."
+    )
+    accept_tripwires: list[TripwireName] = Field(
+        default=[], description="Tripwires that may trip: a canary that is to answer at greater length, for instance."
     )
     baking_s: float = Field(
         default=_DAY_S, ge=0, description="How long the old checkpoint keeps a share after a promotion."

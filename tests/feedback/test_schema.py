@@ -137,7 +137,7 @@ _SINCE_REVISION_5 = {
     "rollouts": ("waived", "pair", "num_tries"),
     "decisions": ("inputs",),
     "rollout_observations": ("latency_token_s", "length", "unseen"),
-    "comparisons": ("tags",),
+    "comparisons": ("tags", "differences"),
 }
 
 

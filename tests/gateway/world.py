@@ -132,25 +132,29 @@ class World:
         assert row is not None
         return row.status
 
-    async def duel(self, users: range, num_wins_of_3: int, tags: dict[str, str] | None = None) -> None:
+    async def duel(
+        self, users: range, num_wins_of_3: int, tags: dict[str, str] | None = None, said: str = "canary"
+    ) -> None:
         """Every user duels three times and the canary wins that many; their first requests were clean.
 
-        tags: what the app says of the requests.
+        tags: what the app says of the requests. said: the canary's answers; stable's are "stable".
         """
         row = await self.row()
         for user in users:
             for arm in ("stable", "canary"):
                 self.observed.record(name_observed(row), f"u{user}", arm, False, False, False, 0.1, answered="duel")
             for n in range(3):
-                await self.choose(row, f"u{user}", n < num_wins_of_3, tags)
+                await self.choose(row, f"u{user}", n < num_wins_of_3, tags, said)
 
-    async def choose(self, row: RolloutRow, user: str, canary_wins: bool, tags: dict[str, str] | None = None) -> None:
+    async def choose(
+        self, row: RolloutRow, user: str, canary_wins: bool, tags: dict[str, str] | None = None, said: str = "canary"
+    ) -> None:
         self.num_shown += 1
         is_first = hashlib.sha256(str(self.num_shown).encode()).digest()[0] % 2 == 0
         arms = ("canary", "stable") if is_first else ("stable", "canary")
         first, second = (
             Candidate(
-                completion_id=f"{self.num_shown}-{arm}", text=arm, checkpoint=arm, digest=arm, arm=arm,
+                completion_id=f"{self.num_shown}-{arm}", text=said if arm == "canary" else arm, checkpoint=arm, digest=arm, arm=arm,
                 finish_reason="stop", prompt_tokens=1, completion_tokens=1, seed=1, temperature=1.0, max_tokens=9,
             )
             for arm in arms

@@ -76,14 +76,15 @@ def _describe(row: RolloutRow, verdict: str, findings: Findings, inputs: Inputs,
         "settings": hashlib.sha256(row.settings.encode()).hexdigest(),
         "code": code,
     }
-    if findings.slices:  # decisions of releases without slices keep their digest
-        data["slices"] = msgspec.to_builtins(findings.slices)
+    for name in ("slices", "tripwires"):
+        if found := getattr(findings, name):  # decisions of releases that had none keep their digest
+            data[name] = msgspec.to_builtins(found)
     return json.dumps(data, sort_keys=True)
 
 
 def _leave_out_details(duel: Duel, user: str) -> Duel:
     """A voter's first duel without what decisions read elsewhere."""
-    return msgspec.structs.replace(duel, user=user, tags=())
+    return msgspec.structs.replace(duel, user=user, tags=(), differences=())
 
 
 def _leave_out_names(inputs: Inputs) -> Inputs:

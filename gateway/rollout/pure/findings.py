@@ -16,6 +16,7 @@ from gateway.rollout.pure.rates import log_mean
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.slices import Slice, SliceTally, judge_slices
 from gateway.rollout.pure.transitions import BAKING, WAITING, Reason
+from gateway.rollout.pure.tripwires import TRIPPED, TraitTally, Tripwire, judge_tripwires
 from gateway.rollout.pure.users import Voter
 from gateway.tables.rows import Observation
 
@@ -37,7 +38,8 @@ class Inputs:
 
     num_tries: rollouts of this pair under these settings, this one included; each may take its number of users. sees_harm:
     whether anybody has ever reported harm here. slices, positions: what the trial's duels come to by what apps said of them, and by
-    the canary's place.
+    the canary's place; traits: how both answers differ. reward_gain: what the reward model foresaw of the canary, None if it
+    was not asked.
     """
 
     now: float
@@ -49,6 +51,8 @@ class Inputs:
     sees_harm: bool = False
     slices: Sequence[SliceTally] = ()
     positions: Positions = field(default_factory=Positions)
+    traits: Sequence[TraitTally] = ()
+    reward_gain: float | None = None
 
     @property
     def last_choice_at(self) -> float:
@@ -74,6 +78,12 @@ class Findings:
     fragility: int
     slices: tuple[Slice, ...]
     positions: Positions
+    tripwires: tuple[Tripwire, ...]
+
+    @property
+    def tripped(self) -> list[Tripwire]:
+        """Tripwires that nobody has accepted: each forbids a promotion."""
+        return [one for one in self.tripwires if one.status == TRIPPED]
 
     @property
     def losing_slices(self) -> list[Slice]:
@@ -83,7 +93,11 @@ class Findings:
     def list_blocking(self, *, accepts_too_little: bool = False) -> list[str]:
         """All that forbids a promotion, by name, guardrails first; accepts_too_little: without guardrails that saw too little."""
         guardrails = self.guardrails.list_blocking(accepts_too_little=accepts_too_little)
-        return [*guardrails, *(one.label for one in self.losing_slices)]
+        return [
+            *guardrails,
+            *(one.label for one in self.losing_slices),
+            *(f"tripwire {one.name}" for one in self.tripped),
+        ]
 
     @property
     def has_data(self) -> bool:
@@ -123,6 +137,15 @@ def weigh(rules: Rules, inputs: Inputs) -> Findings:
         fragility=count_users_to_lose(evidence.scores, rules.cap, rules.alpha, rules.delta),
         slices=judge_slices(inputs.slices, cap=rules.cap, alpha=rules.alpha, threshold=rules.slice_threshold),
         positions=inputs.positions,
+        tripwires=judge_tripwires(
+            inputs.traits,
+            evidence,
+            margins=rules.tripwires,
+            accepted=rules.accept_tripwires,
+            alpha=rules.alpha,
+            min_users=rules.min_users,
+            reward_gain=inputs.reward_gain,
+        ),
     )
 
 

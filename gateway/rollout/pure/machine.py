@@ -42,7 +42,10 @@ def is_superior(row: RolloutRow, evidence: Evidence, rules: Rules, now: float) -
 
 
 def do_gates_hold(findings: Findings, rules: Rules) -> bool:
-    """Whether every guardrail has passed, and no slice loses; where operators decide early, whether none fails or is blind."""
+    """Whether every guardrail has passed, no slice loses and no tripwire has tripped.
+
+    Where operators decide early, whether no guardrail fails or is blind.
+    """
     return not findings.list_blocking(accepts_too_little=rules.approve_early)
 
 
@@ -113,8 +116,12 @@ def _is_spent(row: RolloutRow, evidence: Evidence, now: float, rules: Rules) -> 
 
 def _find_obstacle(findings: Findings, rules: Rules) -> tuple[Reason, str]:
     """Why there is no verdict in time, and what a note says of it: too little evidence, or what forbids to promote all the same."""
-    if findings.evidence.log_e >= -math.log(rules.alpha) and findings.losing_slices:
+    if findings.evidence.log_e < -math.log(rules.alpha):
+        return Reason.INCONCLUSIVE, ""
+    if findings.losing_slices:
         return Reason.SLICE, ", ".join(one.label for one in findings.losing_slices)
+    if findings.tripped:
+        return Reason.TRIPWIRE, ", ".join(one.name for one in findings.tripped)
     return Reason.INCONCLUSIVE, ""
 
 

@@ -89,6 +89,12 @@ def log_shift_e(differences: npt.NDArray[np.float64], margin: float) -> float:
     return log_mean(logs)
 
 
+def log_above_e(values: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], margin: float) -> float:
+    """log E that a mean is above `margin`. values: (n,), possible ones in [-1, 1]; counts: (n,), how often each was seen."""
+    steps = np.log1p(np.outer((values - margin) / (1 + margin), SHIFT_BETS))  # (n, bets), every factor positive
+    return log_mean((counts @ steps).tolist())
+
+
 def clean_users_missing(num_users: int, num_events: int, ceiling: float, log_ratio: float, threshold: float) -> int:
     """How many more users of the canary, none with an event, would bring (E_ratio + E_ceiling) / 2 to `threshold`."""
     lower, upper = 0, 1

@@ -17,6 +17,7 @@ class Step(msgspec.Struct, frozen=True):
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds, weights and rates 0 to 1. ceilings: by guardrail; actions: "roll_back", "pause" or "warn", likewise.
+    tripwires: margins by trait.
 
     evidence_unit: "user" or "comparison". accept_blind: guardrails whose sensor need not have worked. approve_early: operators
     decide on whatever evidence there is, unless a guardrail fails.
@@ -40,6 +41,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     sample_ratio_threshold: float
     slice_threshold: float
     max_slices: int
+    tripwires: Mapping[str, float]
+    accept_tripwires: tuple[str, ...]
     baking_s: float
     baking_weight: float
     approve_early: bool

@@ -52,13 +52,19 @@ def tally_slices(
 ) -> tuple[SliceTally, ...]:
     """The slices with the most users, most first. duels: user by user; users enter in the order of their first duel there."""
     voters: dict[Tag, list[Voter]] = {}
-    for _, own in groupby((duel for duel in duels if duel.tags), attrgetter("user")):
+    for _, every in groupby((duel for duel in duels if duel.tags), attrgetter("user")):
+        own = list(every)
         parts: dict[Tag, list[Duel]] = {}
         for duel in own:
             for tag in duel.tags:
                 parts.setdefault(tag, []).append(duel)
+        whole = None  # most users stay in one language and one domain
         for tag, part in parts.items():
-            voters.setdefault(tag, []).append(sum_up(part, cap=cap, window_s=window_s))
+            if len(part) == len(own):
+                voter = whole = whole or sum_up(own, cap=cap, window_s=window_s)
+            else:
+                voter = sum_up(part, cap=cap, window_s=window_s)
+            voters.setdefault(tag, []).append(voter)
     largest = nsmallest(max_slices, voters, key=lambda tag: (-len(voters[tag]), tag))
     return tuple(_tally(tag, voters[tag], cap, now) for tag in largest)
 

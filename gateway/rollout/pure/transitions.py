@@ -157,6 +157,7 @@ class Reason(StrEnum):
     TRUNCATION = "Truncation"
     LENGTH = "Length"
     SLICE = "Slice"
+    TRIPWIRE = "Tripwire"
     INCONCLUSIVE = "Inconclusive"
     LOAD_FAILED = "LoadFailed"
     SUPERSEDED = "Superseded"

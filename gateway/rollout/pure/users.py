@@ -15,7 +15,7 @@ class Duel(msgspec.Struct, frozen=True, gc=False):
     """One duel from the canary's side: outcome +1, 0 or -1. `chosen_at` None: shown and not decided (yet).
 
     failed: decided by a candidate's failure, without anybody's choice. skipped: answered, without deciding it.
-    tags: what the app said of the request.
+    tags: what the app said of the request. differences: the canary's answer less stable's, by trait; empty where nobody compared them.
     """
 
     user: str
@@ -29,6 +29,7 @@ class Duel(msgspec.Struct, frozen=True, gc=False):
     failed: bool = False
     skipped: bool = False
     tags: tuple[Tag, ...] = ()
+    differences: tuple[tuple[str, float], ...] = ()
 
 
 class Voter(msgspec.Struct, frozen=True, gc=False):

@@ -6,8 +6,8 @@ from gateway.rollout.pure import machine
 from gateway.rollout.pure.findings import Findings
 from gateway.rollout.pure.guardrails import BLIND, FAIL, Guardrail
 from gateway.rollout.pure.rules import Rules
-from gateway.rollout.pure.slices import Slice
 from gateway.rollout.pure.transitions import Reason
+from gateway.rollout.pure.tripwires import say_tripwire
 from gateway.tables.rows import RolloutRow
 
 _LARGEST_LOG = 690.0
@@ -33,6 +33,7 @@ REASON_WORDS = {
     Reason.TRUNCATION: "more of its answers are cut off",
     Reason.LENGTH: "its answers have another length",
     Reason.SLICE: "people prefer it, but not all kinds of them",
+    Reason.TRIPWIRE: "people prefer it, but perhaps not for its merit",
     Reason.INCONCLUSIVE: "no verdict in time",
     Reason.LOAD_FAILED: "what is to serve cannot be loaded",
     Reason.SUPERSEDED: "a newer checkpoint took its place",
@@ -60,9 +61,9 @@ def say_verdict(row: RolloutRow, findings: Findings, rules: Rules) -> str:
     why = f"{row.reason}: {row.note}" if row.note else row.reason
     if row.phase == machine.PAUSED:
         return f"Paused ({why}): the weight stays at {row.weight:.0%}; {have}."
-    losing = "; ".join(_say_slice(one, units) for one in findings.losing_slices)
-    if row.phase == machine.WAITING and losing:
-        return f"Waiting for approval, which is refused: {losing}. Of all: {net}."
+    obstacles = _say_obstacles(findings, units)
+    if row.phase == machine.WAITING and obstacles:
+        return f"Waiting for approval, which is refused while {obstacles}. Of all: {net}."
     if row.phase == machine.WAITING and not is_proven:
         return f"Too little evidence yet: {net}, {have}. An operator may decide all the same."
     if row.phase == machine.WAITING:
@@ -81,18 +82,22 @@ def say_verdict(row: RolloutRow, findings: Findings, rules: Rules) -> str:
             return f"Rolled back{': ' + row.note if row.note else ''}: {row.stable} serves again."
         if row.reason == machine.Reason.INCONCLUSIVE:
             return f"Inconclusive, so not promoted: {net}, {have}."
-        return f"Not promoted ({why}): {net}."
+        return f"Not promoted ({why}): {net}{'; ' + obstacles if obstacles else ''}."
     missing = [rate for rate in guardrails.rates if rate.needed and rate.status != "pass"]
-    if is_proven and evidence.users >= rules.min_users and (missing or losing):
-        waits = "; ".join(
-            [", ".join(_say_missing(rate, units) for rate in missing)] * bool(missing) + [losing] * bool(losing)
-        )
-        return f"People prefer the canary ({net}); {waits}."
-    return f"No verdict yet: {net}, {have}{'; ' + losing if losing else ''}."
+    blocked = f"; not promoted while {obstacles}" if obstacles else ""
+    if is_proven and evidence.users >= rules.min_users and (missing or obstacles):
+        waits = f"; {', '.join(_say_missing(rate, units) for rate in missing)}" if missing else ""
+        return f"People prefer the canary ({net}){waits}{blocked}."
+    return f"No verdict yet: {net}, {have}{blocked}."
 
 
-def _say_slice(one: Slice, units: str) -> str:
-    return f"{one.label} prefers stable (net win rate {one.net:+.0%}, {one.users} {units}), so it is not promoted"
+def _say_obstacles(findings: Findings, units: str) -> str:
+    """What forbids a promotion beside guardrails; empty if nothing does."""
+    slices = [
+        f"{one.label} prefers stable (net win rate {one.net:+.0%}, {one.users} {units})"
+        for one in findings.losing_slices
+    ]
+    return "; ".join([*slices, *map(say_tripwire, findings.tripped)])
 
 
 def say_reason(code: str) -> str:

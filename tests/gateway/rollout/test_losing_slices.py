@@ -30,7 +30,7 @@ async def test_a_slice_that_loses_blocks_a_promotion_and_is_named(world: World) 
         g.status == "pass" for g in shown.guardrails if g.needed
     )
     assert shown.verdict_sentence.endswith(
-        "; language=de prefers stable (net win rate -100%, 10 users), so it is not promoted."
+        "; not promoted while language=de prefers stable (net win rate -100%, 10 users)."
     )
     english, german = shown.slices
     assert (english.name, english.value, english.users, english.status) == ("language", "en", 60, "pass")
@@ -57,7 +57,7 @@ async def test_a_slice_that_loses_while_an_approval_is_awaited_refuses_it(world:
     with pytest.raises(RefusedAction, match="no longer pass: language=de"):
         await world.controller.actions.approve(row.id, row.generation, row.decision_digest, "key:1")
     sentence = (await world.controller.assessor.show(row)).verdict_sentence
-    assert sentence.startswith("Waiting for approval, which is refused: language=de prefers stable")
+    assert sentence.startswith("Waiting for approval, which is refused while language=de prefers stable")
 
 
 async def test_the_view_says_how_the_canary_fares_by_its_place(world: World) -> None:
