@@ -50,11 +50,12 @@ check: $(VENV)/.installed  ## Lint and types
 format: $(VENV)/.installed  ## Format and sort imports
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
-docs: $(VENV)/.installed  ## Write docs/settings.md, openapi.json, schemas/ and the drawing of rollouts.md from the code
+docs: $(VENV)/.installed  ## Write docs/settings.md, openapi.json, schemas/, dashboards/ and the drawing of rollouts.md from the code
 	@$(PYTHON) docs/render_settings.py
 	@$(PYTHON) docs/render_openapi.py
 	@$(PYTHON) docs/render_schemas.py
 	@$(PYTHON) docs/render_rollouts.py
+	@$(PYTHON) docs/render_dashboards.py
 
 postgres: $(VENV)/.installed  ## A PostgreSQL on loopback until Ctrl-C, and the settings that use it
 	@$(PYTHON) -m prefloop.servers.postgres $(ARGS)

@@ -38,6 +38,23 @@ SETTINGS = {
 }
 
 
+class LiveEngine:
+    """A fake engine on a port of its own; one that starts again has forgotten its adapters."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.start()
+
+    def start(self) -> None:
+        self._server = uvicorn.Server(uvicorn.Config(build_engine(), port=self.port, log_level="error", lifespan="off"))
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join(10)
+
+
 @dataclass(frozen=True)
 class LiveGateway:
     """The process behind an address, and an admin's client of it."""
@@ -45,6 +62,7 @@ class LiveGateway:
     url: str
     state_dir: Path
     http: httpx.Client
+    engine: LiveEngine
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
         answer = self.http.request(method, path, json=body, headers=headers)
@@ -87,13 +105,10 @@ class LiveGateway:
 @contextlib.contextmanager
 def run_live_gateway(folder: Path) -> Iterator[LiveGateway]:
     """A gateway that serves checkpoint 0, until the block ends; its state and log are in the folder."""
-    engine_port, port = find_port(), find_port()
-    engine = uvicorn.Server(uvicorn.Config(build_engine(), port=engine_port, log_level="error"))
-    thread = threading.Thread(target=engine.run, daemon=True)
-    thread.start()
+    engine, port = LiveEngine(find_port()), find_port()
     env = {
         **os.environ, **SETTINGS, "PYTHONPATH": str(ROOT), "PREFLOOP_STATE_DIR": str(folder / "state"),
-        "PREFLOOP_GATEWAY__PORT": str(port), "PREFLOOP_GATEWAY__ENGINES": json.dumps([f"http://127.0.0.1:{engine_port}"]),
+        "PREFLOOP_GATEWAY__PORT": str(port), "PREFLOOP_GATEWAY__ENGINES": json.dumps([f"http://127.0.0.1:{engine.port}"]),
     }  # fmt: skip
     log_path, url = folder / "gateway.log", f"http://127.0.0.1:{port}"
     with log_path.open("w") as log:
@@ -106,15 +121,14 @@ def run_live_gateway(folder: Path) -> Iterator[LiveGateway]:
             assert process.poll() is None, log_path.read_text()
             key = (folder / "state" / "secrets" / "admin_key").read_text().strip()
             http.headers["authorization"] = f"Bearer {key}"
-            running = LiveGateway(url, folder / "state", http)
+            running = LiveGateway(url, folder / "state", http, engine)
             running.publish(0, None)
             wait_until(lambda: is_answering(http, "/readyz"), "a checkpoint serves")
             yield running
     finally:
         process.terminate()
         process.wait(30)
-        engine.should_exit = True
-        thread.join(10)
+        engine.stop()
 
 
 def is_answering(http: httpx.Client, path: str) -> bool:
