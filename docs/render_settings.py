@@ -29,7 +29,7 @@ def format_default(value: Any) -> str:
     if isinstance(value, BaseModel):
         return "(see below)"
     if isinstance(value, list) and value and isinstance(value[0], BaseModel):
-        value = [row.model_dump(exclude_none=True) for row in value]
+        value = [row.model_dump(mode="json", exclude_none=True, exclude_unset=True) for row in value]
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
     if isinstance(value, Path):

@@ -46,6 +46,7 @@ from gateway.http.call import Call, CallMaker, Handler, make_request_id, read_re
 from gateway.http.outbox import Outbox
 from gateway.http.server import build_server
 from gateway.http.upstream import Upstream
+from gateway.notices.notifier import Notifier
 from gateway.rollout.controller import Controller
 from gateway.rollout.membership import Membership
 from gateway.serving.context import Context
@@ -192,8 +193,10 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             completions=completions,
             limits=limits,
         )
+        notifier = Notifier(writer, membership, settings.gateway.notices, settings.policy, metrics.registry)
         loops = (
             upstream.run(),
+            notifier.run(),
             swap.run(),
             membership.run(),
             controller.run(),

@@ -24,7 +24,7 @@ HEAVY = {"torch", "transformers", "scipy", "vllm", "peft", "accelerate"}
 ORDER = {  # from the top; what stands in one line stands side by side
     "gateway": [
         ["app"],
-        ["api"], ["telemetry"], ["serving"], ["rollout"], ["engines"], ["access"], ["http"], ["tables"],
+        ["api"], ["telemetry"], ["serving"], ["notices"], ["rollout"], ["engines"], ["access"], ["http"], ["tables"],
         ["settings"], ["sections"], ["errors"],
     ],
     "trainer": [

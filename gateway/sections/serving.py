@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field, IPvAnyNetwork, field_validator, model_val
 
 from feedback.settings import DatabaseUrl, HttpUrl
 from gateway.sections.asking import AskingSection
+from gateway.sections.notices import NoticesSection
 
 LogFormat = Literal["text", "json"]
 
@@ -133,6 +134,9 @@ class GatewaySection(BaseModel):
     )
     drain_timeout_s: float = Field(
         default=30.0, ge=0, description="On SIGTERM, how long requests in flight may take to end."
+    )
+    notices: NoticesSection = Field(
+        default_factory=NoticesSection, description="Who is told of a rollout's transitions."
     )
     log_format: LogFormat = Field(
         default="text", description="Log lines on stderr: `text`, or `json` for one object a line."
