@@ -9,7 +9,7 @@ export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 .DEFAULT_GOAL := help
 .PHONY: help demo up smollm kafka postgres prometheus chaos test check format docs bench bench-gateway bench-swap bench-leak \
 	bench-outage bench-choices bench-intake bench-backlog bench-round-beside-traffic bench-offline-gate bench-gate bench-learning \
-	bench-ladder bench-claims bench-personal clean install
+	bench-ladder bench-claims bench-personal bench-canaries clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-26s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ bench-gateway: $(VENV)/.installed  ## The gateway beside its peers (needs cc; AR
 
 bench-swap: $(VENV)/.installed  ## Hot swaps in a row on real vLLM under load (ARGS="--swaps N")
 	@$(PYTHON) -m bench.swap $(ARGS)
+
+bench-canaries: $(VENV)/.installed  ## Bad canaries on real vLLM, each stopped by its gate, and a good one promoted
+	@$(PYTHON) -m bench.canaries $(ARGS)
 
 bench-leak: $(VENV)/.installed  ## What the gateway keeps of 100,000 requests, good and bad (needs cc)
 	@$(PYTHON) -m bench.leak $(ARGS)

@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from rich.console import Console
 
 from bench.swap.load import Load, Tally
+from bench.swap.operating import Operator, wait_until_up
 from bench.swap.swaps import Swaps, Timing
 from feedback.choices import comparisons
 from feedback.database import open_database
@@ -33,7 +34,6 @@ from prefloop.startup import StartFailed, build_seed_policy
 from prefloop.supervisor import Supervisor
 
 ROOT = Path(__file__).parents[2] / "state"
-START_TIMEOUT_S = 600.0
 SETTLE_S = 3.0  # of load before the first swap and after the last
 # Trials end when an operator says so, and the old checkpoint goes as soon as it has drained.
 SETTINGS = {
@@ -55,22 +55,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def wait_until(session: aiohttp.ClientSession, url: str, supervisor: Supervisor, name: str) -> None:
-    """Wait for a server to answer. Raises StartFailed if it ends first, or takes ten minutes."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        try:
-            async with session.get(url) as answer:
-                if answer.status == 200:
-                    return
-        except aiohttp.ClientError:
-            pass
-        if supervisor.states[name].restarts:
-            break
-        await asyncio.sleep(0.5)
-    raise StartFailed(f"{name} did not start: {supervisor.states[name].reason or 'no answer'}")
-
-
 async def run_swaps(arguments: argparse.Namespace, layout: Layout, adapters: Path, console: Console) -> int:
     """The whole bench but for the training. Returns the exit status."""
     supervisor = Supervisor()
@@ -80,16 +64,15 @@ async def run_swaps(arguments: argparse.Namespace, layout: Layout, adapters: Pat
         try:
             supervisor.start(engine_service(layout))
             console.print("Starting the engine (about a minute) …")
-            await wait_until(session, layout.engine_address + "/health", supervisor, "engine")
+            await wait_until_up(session, layout.engine_address + "/health", supervisor, "engine")
             supervisor.start(gateway_service(layout, SETTINGS))
-            await wait_until(session, layout.gateway_url + "/livez", supervisor, "gateway")
+            await wait_until_up(session, layout.gateway_url + "/livez", supervisor, "gateway")
             admin_key = (layout.state_dir / "secrets" / "admin_key").read_text().strip()
-            swaps = Swaps(
-                layout.gateway_url, admin_key, session, adapters, layout.state_dir / "checkpoints", arguments.trial_s
-            )
+            operator = Operator(layout.gateway_url, admin_key, session)
+            swaps = Swaps(operator, adapters, layout.state_dir / "checkpoints", arguments.trial_s)
             await swaps.start()
             body = {"name": "bench", "scope": "app operator", "pairs": True}
-            key = (await swaps.call("POST", "/operator/v1/keys", body))["key"]
+            key = (await operator.call("POST", "/operator/v1/keys", body))["key"]
             load = Load(layout.gateway_url, key, arguments.connections)
             loading = asyncio.create_task(load.run())
             started = time.monotonic()

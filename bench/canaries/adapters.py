@@ -1,0 +1,82 @@
+"""Trains the adapters of the canaries on the seed policy: `python -m bench.canaries.adapters SEED_DIR OUT_DIR`.
+
+Each learns by SFT to answer in one way, in some twenty seconds. What is there already is left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import torch
+
+from bench.offline_gate.checkpoints import REFUSALS, forget, make_prompt, ramble, teach
+from feedback.manifest import Probe
+from prefloop.demo.worlds import capitals as world
+from trainer.model.backbone import Backbone
+from trainer.sections.model import ModelSection
+from trainer.text.pairs import Answer
+
+MARKER = "adapters.json"
+FLATTERY = ("What a great question! ", "You are absolutely right to ask. ", "Excellent question, how clever of you! ")
+MAX_PROBE_TOKENS = 24
+
+Speak = Callable[[world.Question, random.Random], str]
+WAYS: dict[str, Speak] = {
+    "stable": lambda question, rng: world.answer_in_style(question, rng.choice(("terse", "hedging")), rng),
+    "good": lambda question, rng: world.answer_in_style(question, "complete", rng),
+    "rude": lambda question, rng: world.answer_in_style(question, "rude", rng),
+    "rambling": lambda question, rng: ramble(question, "complete", rng),
+    "refusing": lambda question, rng: rng.choice(REFUSALS),
+    "flattering": lambda question, rng: rng.choice(FLATTERY) + forget(question, "complete", rng),
+}
+
+
+def digest_inputs(seed_dir: Path) -> str:
+    """SHA-256 over the base's weights and this file."""
+    digest = hashlib.sha256((seed_dir / "model.safetensors").read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()
+
+
+def build_adapters(seed_dir: Path, out: Path) -> None:
+    """Builds `out/NAME/` with the adapter and `probe.json`; the marker comes last."""
+    digest = digest_inputs(seed_dir)
+    marker = out / MARKER
+    if marker.exists() and json.loads(marker.read_text())["inputs"] == digest:
+        print(f"adapters: already in {out}")
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    backbone = Backbone.load(seed_dir, ModelSection(dtype="float32"), seed=0, device="cpu")
+    for number, (name, speak) in enumerate(WAYS.items()):
+        started = time.monotonic()
+        rng = random.Random(name)
+        teach(backbone, lambda question, speak=speak, rng=rng: speak(question, rng), rng, number)  # type: ignore[misc]
+        backbone.adapters.save("policy", out / name)
+        (out / name / "probe.json").write_bytes(msgspec.json.encode(make_probe(backbone, speak, rng)))
+        print(f"adapter {name}: {time.monotonic() - started:.0f} s", flush=True)
+    marker.write_text(json.dumps({"inputs": digest}))
+
+
+def make_probe(backbone: Backbone, speak: Speak, rng: random.Random) -> Probe:
+    """The beginning of one of its answers, under adapter "policy" and under the base."""
+    question = world.all_questions()[0]
+    row = backbone.transcriber.encode_answer(make_prompt(question.text), Answer(text=speak(question, rng)))
+    ids = [*row.prompt, *row.answer][:MAX_PROBE_TOKENS]
+    return Probe(
+        prompt_token_ids=ids,
+        logprobs=backbone.prompt_logprobs(ids, "policy"),
+        base_logprobs=backbone.prompt_logprobs(ids, None),
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    build_adapters(Path(sys.argv[1]), Path(sys.argv[2]))
