@@ -1,7 +1,8 @@
 """A rollout's gates as Prometheus shows them: by name the e-value, its line, the estimate with its interval, and the state. Pure.
 
 superiority promotes; inferiority and the alarms of guardrails (errors_alarm, ...) add up to rollback; guardrails (errors, ...)
-must have passed for a promotion, and of the slices, whose worst is shown, none may have lost. split: of users and of places.
+must have passed for a promotion, and neither a slice, of which the worst is shown, nor a tripwire (tripwire_length, ...) have failed.
+split: of users and of places.
 """
 
 import math
@@ -14,7 +15,9 @@ from gateway.rollout.pure.machine import SPLIT
 from gateway.rollout.pure.rate_interval import bound_rate
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.transitions import Reason
+from gateway.rollout.pure.tripwires import ACCEPTED, QUIET, REWARD, TRIPPED
 
+_TRIPWIRE = {TRIPPED: FAIL, QUIET: PASS, ACCEPTED: PASS, NOT_ENOUGH: NOT_ENOUGH}
 INTERVAL_ALPHA = 0.1  # two-sided, as the net win rate's
 
 
@@ -54,6 +57,12 @@ def list_gates(findings: Findings, rules: Rules) -> Iterator[Gate]:
         worst = max(one.log_e_inferior for one in findings.slices)
         status = FAIL if findings.losing_slices else PASS
         yield Gate("slices", worst, math.log(rules.slice_threshold), status)
+    for one in findings.tripwires:  # reward's is no test: it has no e-value of its own
+        is_test = one.name != REWARD
+        yield Gate(
+            f"tripwire_{one.name}", one.log_e if is_test else None, line if is_test else None, _TRIPWIRE[one.status],
+            one.difference, seen=one.users,
+        )  # fmt: skip
     log_limit = math.log(rules.sample_ratio_threshold)
     is_skewed, has_users = findings.log_e_split >= log_limit, findings.guardrails.users > 0
     yield Gate(SPLIT, None, log_limit, FAIL if is_skewed else PASS if has_users else NOT_ENOUGH)
