@@ -59,6 +59,7 @@ from gateway.serving.pairs.scorer_client import ScorerClient
 from gateway.serving.recording.comparison_recorder import ComparisonRecorder
 from gateway.serving.recording.completion_recorder import CompletionRecorder
 from gateway.serving.recording.completion_store import CompletionStore
+from gateway.serving.shadow_queue import ShadowQueue
 from gateway.settings import GatewaySettings
 from gateway.telemetry.logs import current_request_id, set_up_logging
 from gateway.telemetry.rollout_metrics import RolloutCollector
@@ -192,8 +193,10 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             relay=relay,
             completions=completions,
             limits=limits,
+            shadows=ShadowQueue(),
         )
         notifier = Notifier(writer, membership, settings.gateway.notices, settings.policy, metrics.registry)
+        stack.callback(context.shadows.close)
         loops = (
             upstream.run(),
             notifier.run(),

@@ -67,7 +67,12 @@ _PERSONAL: dict[str, dict[str, Any]] = {
         "ceilings": {"errors": 0.30, "truncation": 0.60, "refusals": 0.50, "harm": 0.30},
         "rollback_threshold": 4.0,
         "accept_blind": ["harm"],  # one person may never report any
-        "accept_tripwires": ["length", "flattery", "questions", "reward"],  # it is for that person to say what is better
+        "accept_tripwires": [
+            "length",
+            "flattery",
+            "questions",
+            "reward",
+        ],  # it is for that person to say what is better
         "approve_early": True,
         "baking_s": 10.0,
         "baking_weight": 0.0,

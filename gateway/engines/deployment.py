@@ -24,6 +24,7 @@ class ServingView:
     """Which checkpoints serve, and how users are split; weights are 0 to 1, `rollout` None while nothing is judged.
 
     observed: under which name first requests are kept. is_baking: the rollout's canary is stable here, and its stable the canary.
+    shadow_share: of requests that stable answers, those that the canary is asked too, for nobody; max_shadows: at once, by a gateway.
     """
 
     generation: int
@@ -35,6 +36,8 @@ class ServingView:
     rollout: str | None = None
     observed: str | None = None
     is_baking: bool = False
+    shadow_share: float = 0.0
+    max_shadows: int = 0
 
     def trial_arm(self, arm: Arm) -> Arm:
         """What an arm is in the rollout."""

@@ -178,7 +178,7 @@ class Controller:
         is_late = self._reconciler.is_refused(row.checkpoint) or now - self._missing_since > await self._patience_s(
             row.checkpoint
         )
-        if row.phase not in (*machine.ON_TRIAL, machine.PROMOTING) or not is_late:
+        if row.phase not in (*machine.ON_TRIAL, machine.SHADOWING, machine.PROMOTING) or not is_late:
             return False
         self._missing_since = None
         await self._move(row, machine.give_up(row, now), fence)
@@ -272,7 +272,7 @@ class Controller:
         if snapshot.waiting:
             return machine.supersede(row, now)
         if await self._reconciler.load_by_id(row.checkpoint):
-            return machine.start(row, max(now, self._clock()), read_rules(row))
+            return machine.begin(row, max(now, self._clock()), read_rules(row))
         if self._reconciler.is_refused(row.checkpoint) or now - row.created_at > await self._patience_s(row.checkpoint):
             return machine.give_up(row, now)
         return None

@@ -41,6 +41,12 @@ def build_desired_view(serving: ServingRow, row: RolloutRow | None) -> ServingVi
     if row is None or row.phase in (machine.PENDING, machine.ABORTING, machine.ROLLING_BACK):
         return view
     salt, observed = bytes.fromhex(row.salt), name_observed(row)
+    if row.phase == machine.SHADOWING:
+        shadow = read_rules(row).shadow
+        return replace(
+            view, canary=row.checkpoint, salt=salt, observed=observed, shadow_share=shadow.share,
+            max_shadows=shadow.max_in_flight,
+        )  # fmt: skip
     if row.phase == machine.BAKING:
         return replace(
             view, canary=row.stable, weight=row.weight, salt=salt, rollout=row.id, observed=observed, is_baking=True
@@ -52,11 +58,11 @@ def build_desired_view(serving: ServingRow, row: RolloutRow | None) -> ServingVi
 
 
 def name_observed(row: RolloutRow) -> str:
-    """Under which name first requests are kept now: the rollout's, with its phase once that is a late stage."""
+    """Under which name first requests are kept now: the rollout's, with its phase where that is judged for itself."""
     phase = row.resume_phase if row.phase == machine.PAUSED else row.phase
     if phase == machine.PROMOTING:
         phase = machine.WAITING
-    return f"{row.id}.{phase}" if phase in LATE_PHASES else row.id
+    return f"{row.id}.{phase}" if phase in (machine.SHADOWING, *LATE_PHASES) else row.id
 
 
 def list_observed(conn: Connection, row: RolloutRow) -> list[str]:

@@ -83,6 +83,18 @@ class SliceView(msgspec.Struct, frozen=True, kw_only=True):
     status: str
 
 
+class ShadowView(msgspec.Struct, frozen=True, kw_only=True):
+    """The stage before the canary serves anybody. answers: users of whom both answers were seen.
+
+    It goes on at `min_answers` and after `min_s`.
+    """
+
+    answers: int
+    min_answers: int
+    min_s: float
+    share: float
+
+
 class TripwireView(msgspec.Struct, frozen=True, kw_only=True):
     """What people may like about the canary that is no merit: "length", "flattery", "refusals", "questions", or "reward".
 
@@ -148,6 +160,14 @@ def show_tripwire(one: Tripwire, rules: Rules) -> TripwireView:
         e=limit_exp(one.log_e), threshold=1 / rules.alpha, foreseen=one.gain,
         text=say_tripwire(one) if one.status in (TRIPPED, ACCEPTED) else "",
     )  # fmt: skip
+
+
+def show_shadow(findings: Findings, rules: Rules) -> ShadowView:
+    """How far shadowing is."""
+    shadow = rules.shadow
+    return ShadowView(
+        answers=findings.guardrails.users, min_answers=shadow.min_answers, min_s=shadow.min_s, share=shadow.share
+    )
 
 
 def show_slice(one: Slice, rules: Rules) -> SliceView:

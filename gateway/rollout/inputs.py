@@ -12,6 +12,7 @@ from gateway.rollout.pure.findings import LATE_CAP, LATE_WINDOW_S, Inputs
 from gateway.rollout.pure.positions import tally_positions
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.slices import tally_slices
+from gateway.rollout.pure.transitions import SHADOWING
 from gateway.rollout.pure.tripwires import tally_traits
 from gateway.rollout.pure.users import Duel, Voter, sum_up
 from gateway.tables.checkpoints import get_checkpoint
@@ -22,6 +23,8 @@ from gateway.tables.rows import RolloutRow
 
 def read_inputs(conn: Connection, row: RolloutRow, rules: Rules, now: float) -> Inputs:
     """All of it, as the tables hold it at this moment. Of known users; by comparison, each of theirs is a voter alone."""
+    if row.phase == SHADOWING:
+        return Inputs(now, [], load_observations(conn, [name_observed(row)]), num_tries=row.num_tries)
     tries = list_tries(conn, row)
     by_comparison = rules.evidence_unit == "comparison"
     known = (duel for duel in load_duels(conn, tries) if duel.user)

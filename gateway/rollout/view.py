@@ -7,9 +7,11 @@ import msgspec
 
 from gateway.rollout.evidence_view import (
     EvidenceView,
+    ShadowView,
     SliceView,
     TripwireView,
     show_evidence,
+    show_shadow,
     show_slice,
     show_tripwire,
 )
@@ -82,7 +84,7 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
 
     reason: a code, reason_text: it in words; note: what an operator wrote. actions: what may be done now, by whoever asks, as in
     the API's paths. weight_of: whom `weight` is the share of, "canary" or, while baking, "old".
-    problem: why it could not be weighed, empty if it was.
+    problem: why it could not be weighed, empty if it was. shadow: in the phase Shadowing, and null in others.
     """
 
     id: str
@@ -115,6 +117,7 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
     guardrails: list[GuardrailView]
     slices: list[SliceView]
     tripwires: list[TripwireView]
+    shadow: ShadowView | None
     series: list[SeriesPoint]
     events: list[EventView]
 
@@ -183,6 +186,7 @@ def build_view(
         evidence=show_evidence(findings, rules, row),
         guardrails=_show_all_guardrails(findings, rules, row),
         slices=[show_slice(one, rules) for one in findings.slices],
+        shadow=show_shadow(findings, rules) if row.phase == machine.SHADOWING else None,
         tripwires=[show_tripwire(one, rules) for one in findings.tripwires],
         series=[
             SeriesPoint(

@@ -63,6 +63,26 @@ class Tripwires(BaseModel):
     questions: float = Field(default=0.15, ge=0, lt=1, description="Share of answers that end by asking back.")
 
 
+class Shadow(BaseModel):
+    """Before the canary serves anybody, it may be asked what stable was asked; its answers are looked at and thrown away."""
+
+    share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of requests that stable answers alone, which the canary is asked too; 0: off.",
+    )
+    min_answers: int = Field(
+        default=200,
+        ge=1,
+        description="Fewest users (else conversations) of whom both answers were seen, before it serves anybody.",
+    )
+    min_s: float = Field(default=600.0, ge=0, description="Shortest shadowing.")
+    max_in_flight: int = Field(
+        default=4, ge=1, description="Shadow requests of one gateway at once; what is more is left out."
+    )
+
+
 class RolloutSection(BaseModel):
     """How a canary is exposed and judged."""
 
@@ -115,6 +135,7 @@ class RolloutSection(BaseModel):
     accept_tripwires: list[TripwireName] = Field(
         default=[], description="Tripwires that may trip: a canary that is to answer at greater length, for instance."
     )
+    shadow: Shadow = Field(default_factory=Shadow, description="The stage before the canary serves anybody.")
     baking_s: float = Field(
         default=_DAY_S, ge=0, description="How long the old checkpoint keeps a share after a promotion."
     )

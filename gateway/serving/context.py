@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gateway.serving.pairs.scorer_client import ScorerClient
     from gateway.serving.recording.comparison_recorder import ComparisonRecorder
     from gateway.serving.recording.completion_recorder import CompletionRecorder
+    from gateway.serving.shadow_queue import ShadowQueue
     from gateway.settings import GatewaySettings
 
 
@@ -45,3 +46,4 @@ class Context:
     relay: Relay
     completions: CompletionRecorder
     limits: Limits
+    shadows: ShadowQueue

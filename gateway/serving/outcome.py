@@ -46,6 +46,7 @@ class Outcome(msgspec.Struct):
     is_finished: bool = False
     first_byte_s: float | None = None
     num_tokens: int = 0
+    num_used: int = 0  # tokens of a whole answer as it says itself, where somebody wants to know
     start: list[bytes] = []  # the answer's first bytes, as they came
     num_kept: int = 0
 
@@ -157,11 +158,11 @@ def record_answer(exchange: Exchange, outcome: Outcome) -> None:
     """Book one finished answer to a request."""
     _count(exchange, outcome)
     observations = _find_observations(exchange)
-    if _counts_comparisons(exchange):
+    if counts_comparisons(exchange):
         return  # they are the units there: who is answered once is none
     if observations is None or observations.is_settled(exchange.view.observed or "", exchange.who.user):
         return
-    if _is_telling(exchange, outcome):
+    if is_telling(exchange, outcome):
         _observe(observations, exchange, exchange.who.user, outcome, "single")
 
 
@@ -174,10 +175,10 @@ def record_pair(exchange: Exchange, outcomes: Sequence[Outcome], *, is_duel: boo
     for outcome in outcomes:
         _count(exchange, outcome)
     observations = _find_observations(exchange)
-    telling = [outcome for outcome in outcomes if _is_telling(exchange, outcome)]
+    telling = [outcome for outcome in outcomes if is_telling(exchange, outcome)]
     if observations is None:
         return
-    unit = uuid.uuid4().hex if exchange.who.user and _counts_comparisons(exchange) else exchange.who.user
+    unit = uuid.uuid4().hex if exchange.who.user and counts_comparisons(exchange) else exchange.who.user
     if not is_duel:
         for outcome in telling[:1]:
             _observe(observations, exchange, unit, outcome, "explore")
@@ -208,23 +209,26 @@ def _count(exchange: Exchange, outcome: Outcome) -> None:
     if outcome.first_byte_s is not None:
         arm.first_token.observe(outcome.first_byte_s)
         if outcome.num_tokens > 1:
-            arm.per_token.observe(_time_tokens(exchange, outcome) or 0.0)
+            arm.per_token.observe(time_tokens(outcome, exchange.started) or 0.0)
     if outcome.num_tokens:
         arm.output_tokens.observe(outcome.num_tokens)
 
 
-def _time_tokens(exchange: Exchange, outcome: Outcome) -> float | None:
-    """Seconds from one token to the next of a stream that ends now; None of an answer that was no stream, or had one token."""
+def time_tokens(outcome: Outcome, started: float) -> float | None:
+    """Seconds from one token to the next of a stream asked for at `started` (monotonic) that ends now.
+
+    None of an answer that was no stream, or had one token.
+    """
     if outcome.first_byte_s is None or outcome.num_tokens < 2:
         return None
-    rest_s = time.monotonic() - exchange.started - outcome.first_byte_s
+    rest_s = time.monotonic() - started - outcome.first_byte_s
     return max(0.0, rest_s) / (outcome.num_tokens - 1)
 
 
-def _measure_length(exchange: Exchange, outcome: Outcome) -> float | None:
+def measure_length(exchange: Exchange, outcome: Outcome) -> float | None:
     """An answer's tokens as a share of its limit, 1 at most; None if they were not counted."""
-    limit = exchange.request.token_limit or _USUAL_LIMIT
-    return min(1.0, outcome.num_tokens / limit) if outcome.num_tokens else None
+    limit, num = exchange.request.token_limit or _USUAL_LIMIT, outcome.num_tokens or outcome.num_used
+    return min(1.0, num / limit) if num else None
 
 
 def _find_observations(exchange: Exchange) -> Observations | None:
@@ -233,19 +237,20 @@ def _find_observations(exchange: Exchange) -> Observations | None:
     return None if is_outside else exchange.context.controller.observations
 
 
-def _is_telling(exchange: Exchange, outcome: Outcome) -> bool:
+def is_telling(exchange: Exchange, outcome: Outcome) -> bool:
     """Whether an answer says anything of its checkpoint: neither the client's mistake nor its leaving does."""
-    return outcome.code == 200 or _has_failed(exchange, outcome)
+    return outcome.code == 200 or has_failed(exchange, outcome)
 
 
-def _has_failed(exchange: Exchange, outcome: Outcome) -> bool:
+def has_failed(exchange: Exchange, outcome: Outcome) -> bool:
+    """Whether an engine failed at it, even if the client got an answer in the end."""
     if outcome.code >= 500:
         return True
     view = exchange.view
     return bool(exchange.failed_on) and (view.canary if outcome.arm == "canary" else view.stable) in exchange.failed_on
 
 
-def _counts_comparisons(exchange: Exchange) -> bool:
+def counts_comparisons(exchange: Exchange) -> bool:
     """Whether every comparison is judged for itself, and not the first of each user."""
     return exchange.context.settings.rollout.evidence_unit == "comparison"
 
@@ -255,12 +260,12 @@ def _observe(observations: Observations, exchange: Exchange, unit: str, outcome:
         exchange.view.observed,
         unit,
         exchange.view.trial_arm(outcome.arm),
-        _has_failed(exchange, outcome),
+        has_failed(exchange, outcome),
         outcome.sense_truncation(),
         outcome.sense_refusal(),
         outcome.first_byte_s,
-        latency_token_s=_time_tokens(exchange, outcome) if answered == "single" else None,
-        length=_measure_length(exchange, outcome) if answered == "duel" else None,
+        latency_token_s=time_tokens(outcome, exchange.started) if answered == "single" else None,
+        length=measure_length(exchange, outcome) if answered == "duel" else None,
         answered=answered,
         weight=exchange.view.trial_weight,
     )

@@ -19,13 +19,13 @@ from gateway.serving.metering import StreamMeter, settle_answer
 from gateway.serving.outcome import (
     CLIENT_GONE,
     Outcome,
-    book_answer,
     failure_events,
     record_answer,
     record_broken,
     record_failure,
     see_through,
 )
+from gateway.serving.shadow import book_and_shadow, count_tokens, offer_shadow
 
 _MAX_REROUTES = 3
 
@@ -69,6 +69,7 @@ class Passage:
             outcome = Outcome(exchange.route.arm)
             _pass_whole(exchange, begun.answer, outcome)
             record_answer(exchange, outcome)
+            offer_shadow(exchange, outcome)
         except Exception as error:  # it would end the engine's connection, and the client would wait for ever
             record_failure(context, call, error)
             call.fail(error)
@@ -78,7 +79,7 @@ async def answer_single(exchange: Exchange, begun: Begun | None = None) -> None:
     """One answer, passed through. `begun`: how far it is already. Raises ApiError, CheckpointGone."""
     for _ in range(_MAX_REROUTES):
         try:
-            with book_answer(exchange) as outcome:
+            with book_and_shadow(exchange) as outcome:
                 await _answer(exchange, outcome, begun)
             return
         except CheckpointGone:
@@ -115,6 +116,8 @@ def _pass_whole(exchange: Exchange, answer: EngineAnswer, outcome: Outcome) -> N
     restored = find_restorer(route.checkpoint, route.alias, shows_engine=exchange.identity.may("operator"))(body)
     exchange.call.send(200, restored, answer.content_type, exchange.own_headers)
     outcome.read_bytes(body)
+    if exchange.view.shadow_share:
+        outcome.num_used = count_tokens(body)
     settle_answer(exchange, body)
     note_completion(exchange, body, is_stream=False)
 

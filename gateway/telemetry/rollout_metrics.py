@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gateway.rollout.pure.findings import Findings
 
 PHASES = (
-    machine.PENDING, machine.PROGRESSING, machine.PAUSED, machine.WAITING, machine.PROMOTING, machine.BAKING,
+    machine.PENDING, machine.SHADOWING, machine.PROGRESSING, machine.PAUSED, machine.WAITING, machine.PROMOTING, machine.BAKING,
     machine.ABORTING, machine.ROLLING_BACK,
 )  # fmt: skip
 STATUSES = (PASS, FAIL, NOT_ENOUGH, BLIND)

@@ -8,6 +8,7 @@ import math
 
 from gateway.rollout.pure.evidence import Evidence
 from gateway.rollout.pure.findings import REASON_OF, Findings, find_alarm, log_rollback
+from gateway.rollout.pure.guardrails import FAIL
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.transitions import (
     ABORTING,
@@ -20,6 +21,7 @@ from gateway.rollout.pure.transitions import (
     PROGRESSING,
     PROMOTING,
     ROLLING_BACK,
+    SHADOWING,
     WAITING,
     Event,
     Reason,
@@ -30,7 +32,7 @@ from gateway.tables.rows import RolloutRow
 
 __all__ = [
     "ABORTING", "BAKING", "DEGRADED", "HEALTHY", "ON_TRIAL", "PAUSED", "PENDING", "PROGRESSING", "PROMOTING", "ROLLING_BACK",
-    "WAITING", "Reason", "Transition",
+    "SHADOWING", "WAITING", "Reason", "Transition",
 ]  # fmt: skip
 
 SPLIT = "split"  # the name by which a skewed split is waived
@@ -66,7 +68,9 @@ def is_skewed(row: RolloutRow, findings: Findings, rules: Rules) -> bool:
 
 
 def decide(row: RolloutRow, findings: Findings, now: float, rules: Rules) -> Transition | None:
-    """Return the transition that is due, or None. Covers the phases on trial and Baking."""
+    """Return the transition that is due, or None. Covers the phases on trial, Shadowing and Baking."""
+    if row.phase == SHADOWING:
+        return _end_shadowing(row, findings, now, rules)
     if row.phase not in (*ON_TRIAL, BAKING):
         return None
     log_e, worst = log_rollback(findings, rules)
@@ -88,6 +92,22 @@ def decide(row: RolloutRow, findings: Findings, now: float, rules: Rules) -> Tra
         why, note = _find_obstacle(findings, rules)
         return fire(row, Event.SPENT, why, now, note=note, decides=True)
     return _recover(row, findings, now) if row.phase == PAUSED else _walk(row, findings, now, rules)
+
+
+def _end_shadowing(row: RolloutRow, findings: Findings, now: float, rules: Rules) -> Transition | None:
+    """End it by an alarm, or when enough was seen. Nobody is served by it, so what is to pause ends it too."""
+    log_e, worst = log_rollback(findings, rules)
+    if log_e >= math.log(rules.rollback_threshold):
+        return fire(row, Event.BREACHED, worst, now, decides=True)
+    if (alarmed := find_alarm(findings, rules)) is not None:
+        return fire(row, Event.BREACHED, REASON_OF[alarmed], now, decides=True)
+    age_s, num = now - row.phase_started_at, findings.guardrails.users
+    failing = [rate for rate in findings.guardrails.rates if rate.status == FAIL and rules.actions[rate.name] != "warn"]
+    if age_s >= rules.shadow.min_s and num >= rules.shadow.min_answers and not failing:
+        return start(row, now, rules, Event.SHADOWED, Reason.SHADOWED, decides=True)
+    if age_s >= rules.max_s:
+        return fire(row, Event.SPENT, Reason.INCONCLUSIVE if num else Reason.NO_DATA, now, decides=True)
+    return None
 
 
 def _hold(row: RolloutRow, findings: Findings, rules: Rules, now: float) -> Transition | None:
@@ -180,18 +200,29 @@ def next_move_at(row: RolloutRow, rules: Rules) -> float | None:
         return None if hold_s is None else row.step_started_at + hold_s
     if row.phase == BAKING:
         return row.phase_started_at + rules.baking_s
+    if row.phase == SHADOWING:
+        return row.phase_started_at + rules.shadow.min_s
     return approve_at(row, rules)
 
 
 # What follows from what the controller did to engines and pointer
 
 
-def start(row: RolloutRow, now: float, rules: Rules) -> Transition:
-    """The canary is loaded and proved: its trial begins."""
-    weight = rules.steps[0].weight
+def begin(row: RolloutRow, now: float, rules: Rules) -> Transition:
+    """The canary is loaded and proved: its trial begins, or what comes before it."""
+    if rules.shadow.share > 0:
+        return fire(row, Event.SHADOW, Reason.LOADED, now, standing=Reason.SHADOWING, step_started_at=now)
+    return start(row, now, rules, Event.LOADED, Reason.LOADED)
+
+
+def start(
+    row: RolloutRow, now: float, rules: Rules, event: Event, reason: Reason, *, actor: str = "controller",
+    decides: bool = False,
+) -> Transition:  # fmt: skip
+    """It begins to serve the users of the first step."""
     return fire(
-        row, Event.LOADED, Reason.LOADED, now, standing=Reason.RUNNING, started_at=now, step=0, step_started_at=now,
-        weight=weight,
+        row, event, reason, now, standing=Reason.RUNNING, actor=actor, decides=decides, started_at=now, step=0,
+        step_started_at=now, weight=rules.steps[0].weight,
     )  # fmt: skip
 
 

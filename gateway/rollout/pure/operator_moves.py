@@ -5,11 +5,12 @@ Each raises RefusedAction where transitions.py has no way, or where more is aske
 
 from gateway.errors import RefusedAction
 from gateway.rollout.pure.findings import REASON_OF, Findings
-from gateway.rollout.pure.machine import SPLIT, advance_step, do_gates_hold, is_skewed
+from gateway.rollout.pure.machine import SPLIT, advance_step, do_gates_hold, is_skewed, start
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.transitions import (
     OPERATOR_EVENTS,
     ROLLING_BACK,
+    SHADOWING,
     TRANSITIONS,
     WAITING,
     Event,
@@ -27,7 +28,7 @@ _SHORT_NAMES = {Event.SKIP: "skip", Event.ROLL_BACK: "rollback"}  # in the API's
 def list_actions(row: RolloutRow, num_steps: int) -> list[str]:
     """What an operator may do in the row's phase, by the names of the API's paths."""
     allowed = [event for event in Event if event in OPERATOR_EVENTS and event in TRANSITIONS.get(row.phase, {})]
-    if row.step + 1 >= num_steps:
+    if row.phase != SHADOWING and row.step + 1 >= num_steps:
         allowed = [event for event in allowed if event != Event.SKIP]
     return [_SHORT_NAMES.get(event, event.value) for event in allowed]
 
@@ -85,8 +86,10 @@ def resume(row: RolloutRow, actor: str, now: float) -> Transition:
 
 
 def skip_step(row: RolloutRow, rules: Rules, actor: str, now: float) -> Transition:
-    """To the next step of the ramp before its time."""
+    """To the next step of the ramp before its time, or from Shadowing to the first."""
     find_next_phase(row, Event.SKIP)
+    if row.phase == SHADOWING:
+        return start(row, now, rules, Event.SKIP, Reason.SKIPPED, actor=actor)
     if row.step + 1 >= len(rules.steps):
         raise RefusedAction("This is the last step.")
     return advance_step(row, Event.SKIP, Reason.SKIPPED, now, rules, actor)

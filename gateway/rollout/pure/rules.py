@@ -15,6 +15,15 @@ class Step(msgspec.Struct, frozen=True):
     hold_s: float | None = None
 
 
+class Shadow(msgspec.Struct, frozen=True):
+    """How the canary is looked at before it serves anybody; share 0: it is not."""
+
+    share: float
+    min_answers: int
+    min_s: float
+    max_in_flight: int
+
+
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds, weights and rates 0 to 1. ceilings: by guardrail; actions: "roll_back", "pause" or "warn", likewise.
     tripwires: margins by trait.
@@ -43,6 +52,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     max_slices: int
     tripwires: Mapping[str, float]
     accept_tripwires: tuple[str, ...]
+    shadow: Shadow
     baking_s: float
     baking_weight: float
     approve_early: bool

@@ -26,6 +26,7 @@ from gateway.tables.rows import RolloutRow
 PENDING, PROGRESSING, PAUSED, WAITING = "Pending", "Progressing", "Paused", "WaitingPromotion"
 PROMOTING, BAKING, HEALTHY, ABORTING, DEGRADED = "Promoting", "Baking", "Healthy", "Aborting", "Degraded"
 ROLLING_BACK = "RollingBack"
+SHADOWING = "Shadowing"
 ON_TRIAL = (PROGRESSING, PAUSED, WAITING)  # phases in which both arms serve and evidence is gathered
 RESUME_TO = "where it was"  # PROGRESSING or WAITING, as the row says
 
@@ -34,6 +35,8 @@ class Event(StrEnum):
     """What happens to a rollout, in the words of the diagram."""
 
     LOADED = "loaded and proven"
+    SHADOW = "loaded, shadowed first"
+    SHADOWED = "shadow answers are sound"
     LOAD_FAILED = "cannot be loaded"
     SUPERSEDED = "a newer one waits"
     STEPPED = "a step's time is over"
@@ -63,8 +66,17 @@ class Event(StrEnum):
 TRANSITIONS: Mapping[str, Mapping[Event, str]] = {
     PENDING: {
         Event.LOADED: PROGRESSING,
+        Event.SHADOW: SHADOWING,
         Event.LOAD_FAILED: ABORTING,
         Event.SUPERSEDED: DEGRADED,
+        Event.ABORT: ABORTING,
+    },
+    SHADOWING: {
+        Event.SHADOWED: PROGRESSING,
+        Event.SKIP: PROGRESSING,
+        Event.BREACHED: ABORTING,
+        Event.SPENT: ABORTING,
+        Event.LOAD_FAILED: ABORTING,
         Event.ABORT: ABORTING,
     },
     PROGRESSING: {
@@ -124,6 +136,7 @@ CONTROLLER_EVENTS = frozenset(Event) - OPERATOR_EVENTS
 
 _ANALYSIS = {
     Event.LOADED: "Running",
+    Event.SHADOW: "Running",
     Event.PROVEN: "Successful",
     Event.BREACHED: "Failed",
     Event.LOAD_FAILED: "Error",
@@ -138,6 +151,8 @@ class Reason(StrEnum):
 
     CREATED = "Created"
     LOADED = "Loaded"
+    SHADOWING = "Shadowing"
+    SHADOWED = "Shadowed"
     RUNNING = "Running"
     NEXT_STEP = "NextStep"
     SKIPPED = "StepSkipped"

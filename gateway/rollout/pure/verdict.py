@@ -14,6 +14,8 @@ _LARGEST_LOG = 690.0
 REASON_WORDS = {
     Reason.CREATED: "a new checkpoint",
     Reason.LOADED: "every engine holds it and has proved its weights",
+    Reason.SHADOWING: "it answers for nobody yet",
+    Reason.SHADOWED: "its shadow answers are sound",
     Reason.RUNNING: "it is on trial",
     Reason.NEXT_STEP: "the step's time was over",
     Reason.SKIPPED: "an operator skipped a step",
@@ -58,6 +60,10 @@ def say_verdict(row: RolloutRow, findings: Findings, rules: Rules) -> str:
     have = f"evidence {limit_exp(evidence.log_e):.1f} of {1 / rules.alpha:.0f}"
     if row.phase == machine.PENDING:
         return "The canary is being loaded and has not served anyone."
+    if row.phase == machine.SHADOWING:
+        num = f"{guardrails.users} of {rules.shadow.min_answers}"
+        failing = ", ".join(rate.name for rate in guardrails.rates if rate.status == FAIL)
+        return f"Nobody sees the canary yet: {num} shadow answers were looked at{', failing: ' + failing if failing else ''}."
     why = f"{row.reason}: {row.note}" if row.note else row.reason
     if row.phase == machine.PAUSED:
         return f"Paused ({why}): the weight stays at {row.weight:.0%}; {have}."

@@ -56,6 +56,7 @@ def test_every_active_phase_can_be_ended_by_one_action_of_an_operator() -> None:
     ("phase", "actions"),
     [
         ("Pending", ["abort"]),
+        ("Shadowing", ["skip", "abort"]),
         ("Progressing", ["pause", "skip", "promote", "abort"]),
         ("Paused", ["resume", "promote", "abort"]),
         ("WaitingPromotion", ["approve", "pause", "promote", "abort"]),
