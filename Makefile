@@ -9,7 +9,7 @@ export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 .DEFAULT_GOAL := help
 .PHONY: help demo up smollm kafka postgres prometheus chaos test check format docs bench bench-gateway bench-swap bench-leak \
 	bench-outage bench-choices bench-intake bench-backlog bench-round-beside-traffic bench-offline-gate bench-gate bench-learning \
-	bench-ladder bench-claims bench-personal bench-canaries clean install
+	bench-ladder bench-claims bench-personal bench-canaries screenshots clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-26s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ docs: $(VENV)/.installed  ## Write docs/settings.md, openapi.json, schemas/, das
 	@$(PYTHON) docs/render_schemas.py
 	@$(PYTHON) docs/render_rollouts.py
 	@$(PYTHON) docs/render_dashboards.py
+
+screenshots: $(VENV)/.installed  ## Take the pictures of docs/images: every page, on a desktop, on a phone, dark (needs Chromium)
+	@$(PYTHON) -m tests.browser.screenshots $(ARGS)
 
 postgres: $(VENV)/.installed  ## A PostgreSQL on loopback until Ctrl-C, and the settings that use it
 	@$(PYTHON) -m prefloop.servers.postgres $(ARGS)

@@ -26,8 +26,10 @@ from gateway.api.routes import OperatorRoutes
 from gateway.serving.context import Context
 
 _NUM_VOTES = 20_000
-_NUM_JUDGEMENTS = 2_000  # whose words are read
+_NUM_SAID = 5_000
+_NUM_JUDGEMENTS = 1_000  # whose words are read
 _NUM_DAYS = 14
+_KEPT_S = 3.0
 _MAX_LISTED = 100
 _MAX_TEXT = 2_000  # characters of a prompt or an answer
 T = TypeVar("T")
@@ -98,16 +100,11 @@ def add_feedback_route(routes: OperatorRoutes, context: Context) -> None:
     """GET /operator/v1/feedback, /operator/v1/feedback/bias and /operator/v1/feedback/comparisons."""
     policy = context.settings.policy
 
+    activity = _Remembered(context, _KEPT_S)
+
     @routes.add("GET", "/feedback", "Show what people said lately, and whether they agree", {200: FeedbackView})
     async def show_feedback(_: Identity) -> FeedbackView:
-        def read(conn: sa.Connection) -> FeedbackView:
-            return FeedbackView(
-                summarise_activity(load_said(conn, policy, _NUM_VOTES)),
-                count_days(conn, policy, time.time(), _NUM_DAYS),
-                measure_agreement(load_judgements(conn, policy, _NUM_JUDGEMENTS)),
-            )
-
-        return await _read(context, read)
+        return await activity.look()
 
     @routes.add(
         "GET", "/feedback/bias", "Show whether people choose by place, or by which answer was there first",
@@ -123,6 +120,31 @@ def add_feedback_route(routes: OperatorRoutes, context: Context) -> None:
     async def list_comparisons(_: Identity, query: NewestComparisons) -> ComparisonList:
         limit = max(1, min(query.limit, _MAX_LISTED))
         return ComparisonList(await _read(context, lambda conn: _load_comparisons(conn, policy, limit)))
+
+
+class _Remembered:
+    """The view, read anew at most every `kept_s` however many pages look: it reads thousands of rows."""
+
+    def __init__(self, context: Context, kept_s: float) -> None:
+        self._context, self._kept_s = context, kept_s
+        self._reading = asyncio.Lock()
+        self._view: FeedbackView | None = None
+        self._read_at = 0.0
+
+    async def look(self) -> FeedbackView:
+        async with self._reading:
+            if self._view is None or time.monotonic() - self._read_at >= self._kept_s:
+                self._view = await _read(self._context, self._load)
+                self._read_at = time.monotonic()
+            return self._view
+
+    def _load(self, conn: sa.Connection) -> FeedbackView:
+        policy = self._context.settings.policy
+        return FeedbackView(
+            summarise_activity(load_said(conn, policy, _NUM_SAID)),
+            count_days(conn, policy, time.time(), _NUM_DAYS),
+            measure_agreement(load_judgements(conn, policy, _NUM_JUDGEMENTS)),
+        )
 
 
 async def _read(context: Context, read: Callable[[sa.Connection], T]) -> T:

@@ -2,7 +2,10 @@
 
 export const percent = (ratio, digits = 0) => (ratio === null || ratio === undefined ? "–" : `${(100 * ratio).toFixed(digits)}%`);
 
-export const signedPercent = (ratio) => `${ratio > 0 ? "+" : ratio < 0 ? "−" : ""}${Math.abs(100 * ratio).toFixed(0)}%`;
+export const signedPercent = (ratio) => {
+  const rounded = Math.round(100 * ratio);
+  return `${rounded > 0 ? "+" : rounded < 0 ? "−" : ""}${Math.abs(rounded)}%`;
+};
 
 export const count = (number) => (number ?? 0).toLocaleString("en");
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.browser.adapter_engine import OPENINGS
-from tests.browser.conftest import SETTINGS, run_gateway
 from tests.browser.fake_trainer import FakeTrainer, run_trainer
+from tests.browser.gateway_process import SETTINGS, run_gateway
 from tests.browser.running_gateway import RunningGateway, wait_until
 
 NUM_USERS = 64

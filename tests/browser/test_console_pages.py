@@ -1,6 +1,5 @@
 """Every page of the console, and the playground: they load, fit on a phone, and axe-core finds nothing serious in them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,9 @@ from playwright.sync_api import Page, expect
 from gateway.api.web_files import CONSOLE_PAGES, find_address
 from tests.browser.accessibility import list_violations
 from tests.browser.console_operator import sign_in
-from tests.browser.lived_in import LivedIn, run_lived_in
+from tests.browser.lived_in import LivedIn
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def lived_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivedIn]:
-    with run_lived_in(tmp_path_factory.mktemp("lived-in")) as running:
-        yield running
 
 
 @pytest.mark.parametrize("name", CONSOLE_PAGES)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import run_gateway
 from tests.browser.fake_trainer import run_trainer
+from tests.browser.gateway_process import run_gateway
 from tests.browser.running_gateway import RunningGateway, wait_until
 
 pytestmark = pytest.mark.browser

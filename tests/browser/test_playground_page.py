@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.running_gateway import EXAMPLES, RunningGateway
+from tests.browser.running_gateway import EXAMPLES, RunningGateway, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -62,7 +62,9 @@ def test_a_report_of_harm_reaches_the_gateway_without_a_preference(gateway: Runn
     compare.get_by_role("button", name="Report as harmful").click()
     compare.get_by_role("button", name="Send report only").click()
     expect(compare.get_by_role("status")).to_have_text("Thank you. Your report was sent.")
-    assert gateway.call("/operator/v1/feedback")["recent"]["harmful"] == num_reports + 1
+    wait_until(
+        lambda: gateway.call("/operator/v1/feedback")["recent"]["harmful"] == num_reports + 1, "the report is counted"
+    )
     newest = gateway.call("/operator/v1/feedback/comparisons?limit=1")["data"][0]
     assert (newest["preferred"], newest["harmful"]) == ("skip", True)
     assert newest["prompt"] == "What is the capital of Peru?"

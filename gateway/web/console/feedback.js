@@ -1,7 +1,7 @@
 // The feedback page: how much is said, what, by whom, whether place or speed decides it, and what was shown last.
 
 import { byId, make, makeSvg, setText } from "../dom.js";
-import { clock, count, percent } from "../format.js";
+import { clock, count, percent, signedPercent } from "../format.js";
 import { call, startPage } from "./session.js";
 import { makeRow, orEmpty, pill } from "./table.js";
 
@@ -9,7 +9,10 @@ const VERDICTS = { first: "First is better", second: "Second is better", tie: "T
 const ASKED = { explore: "to learn", duel: "duel of a rollout", random: "at random", gold: "to check people" };
 const TONE = { first: "go", second: "go", tie: "", both_bad: "wait", skip: "" };
 
+const BIAS_EVERY_LOOKS = 6;
+
 let isHeld = false;
+let numLooks = 0;
 
 byId("hold").addEventListener("click", () => {
   isHeld = !isHeld;
@@ -18,7 +21,9 @@ byId("hold").addEventListener("click", () => {
 startPage(look, { pollMs: 5000 });
 
 async function look() {
-  const [seen, bias, newest] = await Promise.all([call("feedback"), call("feedback/bias"), call("feedback/comparisons?limit=20")]);
+  const [seen, newest] = await Promise.all([call("feedback"), call("feedback/comparisons?limit=20")]);
+  if (numLooks % BIAS_EVERY_LOOKS === 0) showBias(await call("feedback/bias"));
+  numLooks += 1;
   const { recent } = seen;
   setText(byId("num-choices"), count(recent.choices));
   setText(byId("num-choices-more"), recent.since ? `of ${count(recent.users)} known users, the oldest of ${clock(recent.since)}` : "Nobody has chosen yet");
@@ -29,7 +34,6 @@ async function look() {
   drawDays(byId("days"), seen.days);
   showBars(byId("verdicts"), recent.by_verdict, VERDICTS);
   showBars(byId("asked"), recent.by_asked, ASKED);
-  showBias(bias);
   showUsers(recent);
   if (!isHeld) showComparisons(newest.data);
 }
@@ -40,10 +44,11 @@ function showAgreement({ num, estimate, low, high }) {
   setText(byId("agreement-more"), num ? `of ${count(num)} questions that two users saw alike; a coin has 50%` : "No two users have seen the same two answers");
 }
 
-/** Rows of counts, each with its share as a bar. */
+/** Rows of counts in the order of their names, each with its share as a bar. */
 function showBars(body, counts, names) {
   const total = Object.values(counts).reduce((sum, number) => sum + number, 0);
-  const rows = Object.entries(counts).map(([name, number]) => makeBar(names[name] ?? name, number, total));
+  const known = Object.keys(names).filter((name) => name in counts);
+  const rows = [...new Set([...known, ...Object.keys(counts)])].map((name) => makeBar(names[name] ?? name, counts[name], total));
   body.replaceChildren(...orEmpty(rows, 3, "Nothing yet."));
 }
 
@@ -61,8 +66,8 @@ function showUsers({ top_users: top, users, choices }) {
 
 function showBias(bias) {
   setText(byId("bias-verdict"), bias.is_biased ? "Yes: place or speed has an effect." : bias.shown_first.num ? "No effect of place or speed is seen." : "Nothing to judge yet.");
-  const range = ({ num, estimate, low, high }) => (num ? [percent(estimate), make("span", { class: "note" }, `${percent(low)} to ${percent(high)} of ${count(num)}`)] : "–");
-  const rows = [["those that judge", bias], ...Object.entries(bias.by_share)].map(([name, each]) => makeRow({}, name, range(each.shown_first), range(each.finished_first), range(each.finish_effect)));
+  const range = ({ num, estimate, low, high }, show = percent) => (num ? [show(estimate), make("span", { class: "note" }, `${show(low)} to ${show(high)} of ${count(num)}`)] : "–");
+  const rows = [["those that judge", bias], ...Object.entries(bias.by_share)].map(([name, each]) => makeRow({}, name, range(each.shown_first), range(each.finished_first), range(each.finish_effect, signedPercent)));
   byId("bias").replaceChildren(...rows);
 }
 
@@ -79,7 +84,7 @@ function drawDays(svg, days) {
     const x = edge.left + i * slot;
     const title = makeSvg("title", {}, `${dayName(day)}: ${count(day.choices)} choices of ${count(day.comparisons)} asks`);
     parts.push(makeSvg("g", {}, title, bar("asks-bar", day.comparisons, x + slot * 0.12, slot * 0.76), bar("choices-bar", day.choices, x + slot * 0.3, slot * 0.4)));
-    if (i % 3 === 1 || days.length < 5) parts.push(makeSvg("text", { x: x + slot / 2, y: height - 6, "text-anchor": "middle" }, dayName(day)));
+    if (i % 3 === 1 || days.length < 5) parts.push(makeSvg("text", { x: i === days.length - 1 ? width : x + slot / 2, y: height - 6, "text-anchor": i === days.length - 1 ? "end" : "middle" }, dayName(day)));
   });
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   const today = days.at(-1);

@@ -89,7 +89,8 @@ function showFresh(made) {
   setText(byId("fresh-heading"), made ? `The key of ${made.name}` : "");
   setText(byId("fresh-key"), made?.key ?? "");
   setText(byId("copied"), "");
-  if (made) queueMicrotask(() => byId("fresh-heading").focus());
+  // The dialog gives the focus back when it closes, which is about to happen.
+  if (made) byId("confirm").addEventListener("close", () => byId("fresh-heading").focus(), { once: true });
 }
 
 async function copyKey() {

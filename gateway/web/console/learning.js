@@ -74,7 +74,7 @@ function showStyle(style) {
   const rows = [...style].sort((a, b) => Math.abs(b.weight) / Math.max(b.sd, 1e-6) - Math.abs(a.weight) / Math.max(a.sd, 1e-6)).map(({ name, weight, sd }) => {
     const sureness = Math.abs(weight) / Math.max(sd, 1e-6);
     const word = sureness < 1 ? "not known" : `${weight > 0 ? "like it" : "dislike it"}, ${sureness >= 2 ? "clearly" : "probably"}`;
-    return makeRow({}, [FEATURES[name]?.[0] ?? name, note(name)], word, { number: `${weight.toFixed(2)} ± ${sd.toFixed(2)}` });
+    return makeRow({}, [FEATURES[name]?.[0] ?? name, note(name)], word, { number: `${weight < 0 ? "−" : "+"}${Math.abs(weight).toFixed(2)} ± ${sd.toFixed(2)}` });
   });
   byId("style").replaceChildren(...orEmpty(rows, 3, "No reward model yet."));
 }
@@ -128,13 +128,14 @@ async function showRound() {
 }
 
 function showCurves(curve) {
-  const figures = groupCurves(curve).map(({ title, lines }) => {
+  const groups = groupCurves(curve);
+  const figures = groups.map(({ title, lines }) => {
     const svg = makeSvg("svg", { class: "plot", role: "img" });
-    drawLines(svg, title, lines, { describeX: (share) => percent(share), describeY: shorten });
     const keys = lines.map(({ name }, i) => make("span", {}, make("span", { class: `key line-${i % 4}` }), name));
     return make("figure", {}, make("figcaption", {}, title), svg, make("p", { class: "legend muted" }, ...keys));
   });
   byId("curves").replaceChildren(...(figures.length ? figures : [make("p", { class: "muted" }, "None on record.")]));
+  groups.forEach(({ title, lines }, i) => drawLines(figures[i].querySelector("svg"), title, lines, { describeX: (share) => percent(share), describeY: shorten }));
 }
 
 function makeSample({ prompt, before, after }) {

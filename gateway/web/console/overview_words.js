@@ -13,6 +13,7 @@ export function describeLoop({ rollout, stable }) {
   const { phase, checkpoint } = rollout;
   if (phase === "WaitingPromotion") return `${checkpoint} waits for an approval.`;
   if (phase === "Baking") return `${checkpoint} was promoted, and may still go back.`;
+  if (phase === "Progressing") return `${checkpoint} is on trial with ${percent(rollout.weight)} of users.`;
   if (ON_TRIAL.includes(phase)) return `${checkpoint} is on trial: ${phaseName(phase).toLowerCase()}.`;
   return `${checkpoint} is being taken away.`;
 }

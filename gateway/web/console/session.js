@@ -131,7 +131,7 @@ function enter(found) {
   byId("sign-in").hidden = true;
   byId("sign-out").hidden = false;
   byId("who").hidden = false;
-  setText(byId("who"), `${found.name}, ${found.is_admin ? "admin" : "operator"}`);
+  setText(byId("who"), found.is_admin && found.name === "admin" ? "admin" : `${found.name}, ${found.is_admin ? "admin" : "operator"}`);
   lookNow();
 }
 

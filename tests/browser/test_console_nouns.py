@@ -1,0 +1,161 @@
+"""What an operator does on the console's pages beside the rollout's."""
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.browser.console_operator import sign_in
+from tests.browser.lived_in import LivedIn, let_people_live
+from tests.browser.running_gateway import wait_until
+
+pytestmark = pytest.mark.browser
+
+
+def test_an_admin_makes_a_key_that_is_shown_once_limits_and_revokes_it(lived_in: LivedIn, page: Page) -> None:
+    gateway = lived_in.gateway
+    sign_in(gateway, page, path="/console/keys")
+    page.get_by_role("button", name="Create a key").click()
+    page.get_by_role("dialog").get_by_role("button", name="Create").click()
+    expect(page.get_by_role("dialog")).to_be_visible()  # without a name it is not even sent
+    page.get_by_label("Name of the app or person").fill("<b>kiosk</b>")
+    page.get_by_label("Requests a minute").fill("30")
+    page.get_by_role("dialog").get_by_role("button", name="Create").click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page.get_by_role("heading", name="The key of <b>kiosk</b>")).to_be_focused()
+    key = page.locator("#fresh-key").inner_text()
+    assert key.startswith("pl_") and gateway.call("/v1/models", authorization=f"Bearer {key}")["data"]
+    row = page.get_by_role("row", name="<b>kiosk</b>")
+    expect(row).to_contain_text("30 requests a minute")
+    page.get_by_role("button", name="I have it").click()
+    expect(page.locator("#fresh")).to_be_hidden()
+    assert key not in page.content()
+
+    page.get_by_role("button", name="Limit <b>kiosk</b>").click()
+    expect(page.get_by_label("Requests a minute")).to_have_value("30")
+    page.get_by_label("Requests a minute").fill("")
+    page.get_by_label("Tokens a day").fill("5000")
+    page.get_by_role("dialog").get_by_role("button", name="Limit").click()
+    expect(row).to_contain_text("5,000 tokens a day")
+    expect(row).not_to_contain_text("30 requests")
+
+    page.get_by_role("button", name="Revoke <b>kiosk</b>").click()
+    page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+    expect(row).to_have_count(0)
+    page.get_by_label("Show revoked").check()
+    expect(row).to_contain_text("revoked")
+    listed = {each["name"]: each for each in gateway.call("/operator/v1/keys")["data"]}
+    assert listed["<b>kiosk</b>"]["revoked_at"] is not None
+
+
+def test_the_keys_that_the_gateway_was_started_with_stay(lived_in: LivedIn, page: Page) -> None:
+    sign_in(lived_in.gateway, page, path="/console/keys")
+    page.get_by_role("button", name="Revoke admin", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+    expect(page.locator("#confirm-error")).to_contain_text("Could not revoke: This is the admin key")
+
+
+def offer_promotion(route: Route) -> None:
+    """The status as an older page might have kept it: with an action that this key may not take."""
+    status = route.fetch().json()
+    status["rollout"]["actions"].append("promote")
+    route.fulfill(json=status)
+
+
+def test_an_operator_looks_at_keys_and_is_refused_what_needs_an_admin(lived_in: LivedIn, page: Page) -> None:
+    gateway = lived_in.gateway
+    key = gateway.call("/operator/v1/keys", {"name": "night shift", "scope": "operator"})["key"]
+    sign_in(gateway, page, key, path="/console/keys")
+    expect(page.locator("#keys-scope")).to_be_visible()
+    expect(page.locator("#keys")).to_contain_text("night shift")
+    assert page.locator("#create:visible, #keys button").count() == 0
+    page.route("**/operator/v1/status", offer_promotion)
+    page.goto(f"{gateway.url}/console/rollout")
+    page.get_by_role("button", name="Promote").click()
+    page.fill("#reason", "Because")
+    page.get_by_role("dialog").get_by_role("button", name="Promote").click()
+    expect(page.locator("#confirm-error")).to_contain_text("Could not promote: This key lacks the scope admin")
+    assert gateway.rollout()["phase"] == "Progressing"
+
+
+def test_the_overview_says_what_happens_next_and_follows_what_people_do(lived_in: LivedIn, page: Page) -> None:
+    sign_in(lived_in.gateway, page, path="/console")
+    expect(page.locator("#headline")).to_have_text(f"{lived_in.canary} is on trial with 25% of users.")
+    following = page.get_by_role("list", name="What happens next")
+    expect(following).to_contain_text("The canary’s weight goes to 50%.")
+    expect(following).to_contain_text("You may: pause, skip step, promote, abort")
+    expect(following).to_contain_text("24 choices until the next round.")
+    expect(page.locator("#accuracy")).to_have_text("71%")
+    expect(page.locator("#problems")).to_contain_text("8 choices could not be learnt from")
+    before = int(page.locator("#choices").inner_text().replace(",", ""))
+    let_people_live(lived_in.gateway, num_users=6, seed=1)
+    expect(page.locator("#choices")).not_to_have_text(str(before), timeout=15_000)  # without a reload
+    lived_in.trainer.status["round"] = {
+        "state": "training",
+        "number": 5,
+        "progress": 0.4,
+        "reason": "",
+        "seconds_left": 90,
+    }
+    try:
+        expect(page.locator("#round")).to_have_text("5: training", timeout=15_000)
+        expect(following).to_contain_text("Round 5 is training.")
+    finally:
+        lived_in.trainer.status["round"] = {
+            "state": "idle",
+            "number": 4,
+            "progress": 0.6,
+            "reason": "36 of 60 new choices",
+        }
+
+
+def test_a_checkpoint_is_shown_beside_its_parent_with_what_it_says(lived_in: LivedIn, page: Page) -> None:
+    sign_in(lived_in.gateway, page, path=f"/console/checkpoints#{lived_in.canary}")
+    expect(page.locator("#detail-heading")).to_have_text(lived_in.canary)
+    expect(page.locator("#manifest")).to_contain_text(f"Began from{lived_in.stable}")
+    facts = page.locator("#figures tr", has_text="facts")
+    expect(facts.locator("td")).to_have_text(["facts", "0.83", "0.82", "+0.01"])
+    expect(page.locator("#samples")).to_contain_text("Well! The capital of Peru")
+    expect(page.locator("#ladder tr")).to_have_count(2)
+    page.get_by_role("link", name=lived_in.first).click()
+    expect(page.locator("#detail-heading")).to_be_focused()
+    expect(page.locator("#detail-status")).to_have_text("retired")
+    expect(page.locator("#samples")).to_contain_text("None on record")
+    expect(page.get_by_role("button", name="Start a rollout")).to_be_visible()
+
+
+def test_learning_says_what_people_reward_and_shows_a_round(lived_in: LivedIn, page: Page) -> None:
+    sign_in(lived_in.gateway, page, path="/console/learning")
+    expect(page.locator("#liked li")).to_have_text(
+        ["shorter answers (clearly)", "lists (clearly)", "answers that get to the point at once (probably)",
+         "answers that come to an end (probably)"]
+    )  # fmt: skip
+    expect(page.locator("#rounds tr")).to_have_count(4)
+    expect(page.locator("#rounds")).to_contain_text("offline gate: facts fell from 82% to 71%")
+    page.get_by_role("link", name="Show round 4").click()
+    expect(page.get_by_role("heading", name="Round 4")).to_be_focused()
+    expect(page.locator("#round-facts")).to_contain_text("60 new, 20 replayed")
+    expect(page.locator("#round-aside")).to_have_text("2 in policy")
+    expect(page.locator("#curves figure")).to_have_count(3)
+    report = page.request.get(f"{lived_in.gateway.url}/console/rounds/4/report")
+    assert report.status == 200 and "sandbox" in report.headers["content-security-policy"]
+    assert page.request.get(f"{lived_in.gateway.url}/console/rounds/99/report").status == 404
+
+
+def test_feedback_shows_the_newest_comparison_with_its_verdict(lived_in: LivedIn, page: Page) -> None:
+    sign_in(lived_in.gateway, page, path="/console/feedback")
+    expect(page.locator("#harm")).not_to_have_text("0")
+    newest = page.locator("#comparisons details").first
+    expect(newest).to_be_visible()
+    page.get_by_role("button", name="Hold the list").click()
+    newest.locator("summary").click()
+    expect(newest.locator(".said").first).to_contain_text("you asked")
+    expect(page.locator("#bias tr").first).to_contain_text("those that judge")
+
+
+def test_engines_show_what_each_serves(lived_in: LivedIn, page: Page) -> None:
+    sign_in(lived_in.gateway, page, path="/console/engines")
+    row = page.locator("#engines tr")
+    expect(row).to_have_count(1)
+    expect(row).to_contain_text("up")
+    expect(row).to_contain_text(f"{lived_in.stable} (stable)")
+    expect(row).to_contain_text(f"{lived_in.canary} (canary)")
+    wait_until(lambda: page.locator("#gateways tr").count() == 1, "the gateway reports itself")
