@@ -17,6 +17,12 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** Replace what is in an element, unless the same stands there already: a selection, or the focus, is left in peace. */
+export function replaceChanged(parent, nodes) {
+  const isSame = parent.children.length === nodes.length && nodes.every((node, i) => node.isEqualNode(parent.children[i]));
+  if (!isSame) parent.replaceChildren(...nodes);
+}
+
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === true) element.setAttribute(name, "");

@@ -103,7 +103,9 @@ def save_picture(page: Page, path: Path) -> None:
     page.screenshot(path=path)
     page.context.close()
     with Image.open(path) as taken:
-        taken.convert("RGB").quantize(NUM_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+        taken.convert("RGB").quantize(NUM_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
     print(f"{path} ({path.stat().st_size / 1000:.0f} kB)")
 
 

@@ -39,6 +39,7 @@ def test_an_operator_pauses_resumes_and_aborts_with_a_reason(
     decide(page, "Abort", "It answers in riddles")
     expect(page.locator("#phase")).to_have_text("Degraded", timeout=30_000)
     expect(page.locator("#trail")).to_contain_text("Operator: an operator decided – It answers in riddles")
+    expect(page.locator("#trail")).to_contain_text("by admin, key ")
     expect(page.locator("#ramp .stopped")).to_have_text("Step 1: 50%, until a verdict · Operator")
     expect(page.locator("#rollouts tr").first).to_contain_text("0 users")
     assert list_offered(page) == ["retry"]

@@ -1,6 +1,6 @@
 // The checkpoints' page: where each comes from, its manifest and figures, what it says beside the others, and the ladder.
 
-import { byId, make, setText } from "../dom.js";
+import { byId, make, replaceChanged, setText } from "../dom.js";
 import { clock, count, percent, phaseName, signedPercent, toneOf, why } from "../format.js";
 import { askConfirmation } from "./confirm.js";
 import { listFigureRows, listManifest, orderByLineage } from "./checkpoints_words.js";
@@ -50,7 +50,7 @@ function showLineage() {
   const items = orderByLineage(checkpoints).map(({ row, depth }) => make("li", { class: `depth-${Math.min(depth, 8)}` },
     make("a", { href: `#${row.id}`, "aria-current": row.id === shown ? "true" : null }, make("code", {}, row.id)),
     pill(row.status, TONES[row.status] ?? ""), make("span", { class: "muted small" }, clock(row.created_at))));
-  list.replaceChildren(...(items.length ? items : [make("li", { class: "muted" }, "No checkpoint yet.")]));
+  replaceChanged(list, items.length ? items : [make("li", { class: "muted" }, "No checkpoint yet.")]);
   if (focused) list.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
 }
 
@@ -65,7 +65,7 @@ async function showDetail(isAsked) {
   setText(byId("detail-status"), row.status);
   byId("detail-status").className = `pill ${TONES[row.status] ?? ""}`;
   const round = rounds.find(({ checkpoint }) => checkpoint === row.id);
-  byId("manifest").replaceChildren(...listManifest(row).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+  replaceChanged(byId("manifest"), listManifest(row).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
   setText(byId("settings"), JSON.stringify(row.settings, null, 1));
   byId("start").hidden = ["stable", "canary", "baking", "waiting", "deleted"].includes(row.status);
   byId("delete").hidden = !row.may_delete || row.status === "deleted";
@@ -81,7 +81,7 @@ function showRollouts({ id }) {
   const items = rollouts.filter(({ checkpoint }) => checkpoint === id).map((rollout) => make("li", {},
     pill(phaseName(rollout.phase), toneOf(rollout.phase)), ` against ${rollout.stable}, ${count(rollout.evidence.users)} ${rollout.evidence.unit}s, net ${signedPercent(rollout.evidence.net_win_rate)}`,
     note(rollout.reason ? why(rollout) : ""), note(clock(rollout.created_at))));
-  byId("its-rollouts").replaceChildren(...(items.length ? items : [make("li", { class: "muted" }, "It has not been on trial.")]));
+  replaceChanged(byId("its-rollouts"), items.length ? items : [make("li", { class: "muted" }, "It has not been on trial.")]);
 }
 
 function showFigures(row) {
@@ -89,7 +89,7 @@ function showFigures(row) {
   setText(byId("figures-this"), "This one");
   setText(byId("figures-parent"), parent ? "Its parent" : "No parent");
   const rows = listFigureRows(row.metrics, parent?.metrics ?? {}).map(({ name, value, before, difference }) => makeRow({}, name, { number: value }, { number: before }, { number: difference }));
-  byId("figures").replaceChildren(...orEmpty(rows, 4, "Nothing was measured of it."));
+  replaceChanged(byId("figures"), orEmpty(rows, 4, "Nothing was measured of it."));
 }
 
 async function showSamples({ id, parent }, round) {
@@ -100,17 +100,17 @@ async function showSamples({ id, parent }, round) {
   const side = (title, text) => (text === undefined ? null : make("div", { class: "said" }, make("h3", {}, title), make("p", {}, text)));
   const items = samples.map(({ prompt, before, after, base }) => make("div", { class: "sample" }, make("p", { class: "ask" }, prompt),
     make("div", { class: "beside" }, side("Stable", before), side("This one", after), side("Base", base))));
-  byId("samples").replaceChildren(...(items.length ? items : [make("p", { class: "muted" }, "None on record of this one.")]));
+  replaceChanged(byId("samples"), items.length ? items : [make("p", { class: "muted" }, "None on record of this one.")]);
 }
 
 function showLadder() {
   const rungs = rounds.map(({ rung }) => rung).filter(Boolean);
   const frozen = [...new Set(rungs.flatMap((rung) => Object.keys(rung.frozen)))].sort();
   const head = ["Checkpoint", "Wins against checkpoint 0", "Judged by the", ...frozen];
-  byId("ladder-head").replaceChildren(...head.map((title) => make("th", { scope: "col" }, title)));
+  replaceChanged(byId("ladder-head"), head.map((title) => make("th", { scope: "col" }, title)));
   const rows = rungs.map((rung) => makeRow({}, make("code", {}, rung.checkpoint), `${percent(rung.win_rate.value)} (${percent(rung.win_rate.low)} to ${percent(rung.win_rate.high)})`, rung.judge,
     ...frozen.map((name) => (name in rung.frozen ? percent(rung.frozen[name]) : "–"))));
-  byId("ladder").replaceChildren(...orEmpty(rows, head.length, "No checkpoint has been measured beside checkpoint 0."));
+  replaceChanged(byId("ladder"), orEmpty(rows, head.length, "No checkpoint has been measured beside checkpoint 0."));
   const points = rungs.map(({ win_rate }, i) => [i + 1, win_rate.value]);
   drawLines(byId("ladder-plot"), "Wins against checkpoint 0", [{ name: "wins", points }], { describeX: (x) => `rung ${Math.round(x)}`, describeY: (y) => percent(y), empty: "No rung yet" });
 }

@@ -1,6 +1,6 @@
 // The engines' page: how each does, what it serves, and the gateways that share the database.
 
-import { byId, make, setText } from "../dom.js";
+import { byId, make, replaceChanged, setText } from "../dom.js";
 import { count } from "../format.js";
 import { call, startPage } from "./session.js";
 import { makeRow, note, orEmpty, pill } from "./table.js";
@@ -14,13 +14,13 @@ async function look() {
   const numUp = data.filter(({ up }) => up).length;
   const swap = status.swap.last_swap_s;
   setText(byId("engines-summary"), `${count(numUp)} of ${count(data.length)} up.${swap ? ` The last load of a checkpoint took ${swap.toFixed(2)} s.` : ""}`);
-  byId("engines").replaceChildren(...orEmpty(data.map((engine) => showEngine(engine, stable, canary)), 4, "No engine is known."));
+  replaceChanged(byId("engines"), orEmpty(data.map((engine) => showEngine(engine, stable, canary)), 4, "No engine is known."));
   byId("wanted-part").hidden = !wanted.length;
-  byId("wanted").replaceChildren(...wanted.map((model) => {
+  replaceChanged(byId("wanted"), wanted.map((model) => {
     const its = data.filter(({ checkpoint }) => checkpoint === model.checkpoint);
     return makeRow({}, make("code", {}, model.checkpoint), pill(model.status), its.map(({ url }) => url).join(", ") || "none yet", make("code", {}, model.path));
   }));
-  byId("gateways").replaceChildren(...orEmpty(status.gateways.map((gateway) => makeRow({}, make("code", {}, gateway.id), { number: count(gateway.generation) },
+  replaceChanged(byId("gateways"), orEmpty(status.gateways.map((gateway) => makeRow({}, make("code", {}, gateway.id), { number: count(gateway.generation) },
     Object.entries(gateway.in_flight).map(([name, number]) => `${name}: ${count(number)}`).join(", ") || "none")), 3, "No gateway reports."));
 }
 

@@ -1,6 +1,6 @@
 // The feedback page: how much is said, what, by whom, whether place or speed decides it, and what was shown last.
 
-import { byId, make, makeSvg, setText } from "../dom.js";
+import { byId, make, makeSvg, replaceChanged, setText } from "../dom.js";
 import { clock, count, percent, signedPercent } from "../format.js";
 import { call, startPage } from "./session.js";
 import { makeRow, orEmpty, pill } from "./table.js";
@@ -49,7 +49,7 @@ function showBars(body, counts, names) {
   const total = Object.values(counts).reduce((sum, number) => sum + number, 0);
   const known = Object.keys(names).filter((name) => name in counts);
   const rows = [...new Set([...known, ...Object.keys(counts)])].map((name) => makeBar(names[name] ?? name, counts[name], total));
-  body.replaceChildren(...orEmpty(rows, 3, "Nothing yet."));
+  replaceChanged(body, orEmpty(rows, 3, "Nothing yet."));
 }
 
 function makeBar(label, number, total) {
@@ -60,7 +60,7 @@ function makeBar(label, number, total) {
 
 function showUsers({ top_users: top, users, choices }) {
   const rows = top.map((each) => makeBar(each.user || "unknown users", each.choices, choices));
-  byId("users").replaceChildren(...orEmpty(rows, 3, "Nobody yet."));
+  replaceChanged(byId("users"), orEmpty(rows, 3, "Nobody yet."));
   setText(byId("users-more"), top.length ? `Keyed hashes. ${count(users)} known users; an even share would be ${percent(1 / Math.max(1, users), 1)} each.` : "");
 }
 
@@ -68,7 +68,7 @@ function showBias(bias) {
   setText(byId("bias-verdict"), bias.is_biased ? "Yes: place or speed has an effect." : bias.shown_first.num ? "No effect of place or speed is seen." : "Nothing to judge yet.");
   const range = ({ num, estimate, low, high }, show = percent) => (num ? [show(estimate), make("span", { class: "note" }, `${show(low)} to ${show(high)} of ${count(num)}`)] : "–");
   const rows = [["those that judge", bias], ...Object.entries(bias.by_share)].map(([name, each]) => makeRow({}, name, range(each.shown_first), range(each.finished_first), range(each.finish_effect, signedPercent)));
-  byId("bias").replaceChildren(...rows);
+  replaceChanged(byId("bias"), rows);
 }
 
 function drawDays(svg, days) {
@@ -98,7 +98,7 @@ function showComparisons(rows) {
   const list = byId("comparisons");
   const open = new Set([...list.querySelectorAll("details[open]")].map((each) => each.dataset.id));
   const focused = list.contains(document.activeElement) ? document.activeElement.closest("details")?.dataset.id : null;
-  list.replaceChildren(...(rows.length ? rows.map((row) => makeComparison(row, open.has(row.id))) : [make("p", { class: "muted" }, "Nothing has been compared yet.")]));
+  replaceChanged(list, rows.length ? rows.map((row) => makeComparison(row, open.has(row.id))) : [make("p", { class: "muted" }, "Nothing has been compared yet.")]);
   if (focused) list.querySelector(`details[data-id="${CSS.escape(focused)}"] summary`)?.focus();
 }
 

@@ -1,6 +1,6 @@
 // The keys' page: who may ask, how much, what they used; made, limited and revoked by admins. A new key is shown once.
 
-import { byId, make, setText } from "../dom.js";
+import { byId, make, replaceChanged, setText } from "../dom.js";
 import { clock } from "../format.js";
 import { askConfirmation } from "./confirm.js";
 import { FIELDS, SCOPES, describeLimits, describeUse, listMoreColumns, readLimits } from "./keys_words.js";
@@ -28,7 +28,7 @@ function show() {
   const shown = keys.filter((key) => !key.revoked_at || byId("show-revoked").checked);
   const more = listMoreColumns(keys);
   const head = ["Key", "State", "May", "Limits", "Used", ...more.map(({ title }) => title), "Made", ...(is_admin ? ["Decide"] : [])];
-  byId("keys-head").replaceChildren(...head.map((title) => make("th", { scope: "col" }, title)));
+  replaceChanged(byId("keys-head"), head.map((title) => make("th", { scope: "col" }, title)));
   replaceRows(byId("keys"), orEmpty(shown.map((key) => showKey(key, more, is_admin)), head.length, "No key yet."));
 }
 

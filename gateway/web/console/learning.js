@@ -1,6 +1,6 @@
 // The learning page: what the trainer does and why, what it has learnt of people, its rounds, and one of them in full.
 
-import { byId, make, makeSvg, setText } from "../dom.js";
+import { byId, make, makeSvg, replaceChanged, setText } from "../dom.js";
 import { clock, count, duration, percent } from "../format.js";
 import { FEATURES, describeNow, describeProgress, describeStyle } from "../learning_words.js";
 import { drawLines, shorten } from "./lines.js";
@@ -64,19 +64,19 @@ function showTrainer({ preferences, decisive, uses, dead_letters, quarantined, r
   const total = Object.values(uses).reduce((sum, number) => sum + number, 0);
   const rows = Object.entries(uses).sort(([, a], [, b]) => b - a).map(([name, number]) => make("tr", {}, make("th", { scope: "row" }, nameUse(name)),
     make("td", {}, make("meter", { min: 0, max: 1, value: number / total, "aria-label": `${name}: ${percent(number / total)}` })), make("td", { class: "number" }, count(number))));
-  byId("uses").replaceChildren(...orEmpty(rows, 3, "No choice has arrived yet."));
+  replaceChanged(byId("uses"), orEmpty(rows, 3, "No choice has arrived yet."));
 }
 
 function showStyle(style) {
   const known = describeStyle(style);
   const items = known.length ? known.map(({ sure, text }) => make("li", { class: sure }, text, make("span", { class: "muted" }, ` (${sure})`))) : [make("li", {}, "Nothing that is sure enough to say yet.")];
-  if (byId("liked").textContent !== items.map((item) => item.textContent).join("")) byId("liked").replaceChildren(...items);
+  replaceChanged(byId("liked"), items);
   const rows = [...style].sort((a, b) => Math.abs(b.weight) / Math.max(b.sd, 1e-6) - Math.abs(a.weight) / Math.max(a.sd, 1e-6)).map(({ name, weight, sd }) => {
     const sureness = Math.abs(weight) / Math.max(sd, 1e-6);
     const word = sureness < 1 ? "not known" : `${weight > 0 ? "like it" : "dislike it"}, ${sureness >= 2 ? "clearly" : "probably"}`;
     return makeRow({}, [FEATURES[name]?.[0] ?? name, note(name)], word, { number: `${weight < 0 ? "−" : "+"}${Math.abs(weight).toFixed(2)} ± ${sd.toFixed(2)}` });
   });
-  byId("style").replaceChildren(...orEmpty(rows, 3, "No reward model yet."));
+  replaceChanged(byId("style"), orEmpty(rows, 3, "No reward model yet."));
 }
 
 function showRow(round) {
@@ -119,11 +119,11 @@ async function showRound() {
     setText(byId("round-aside"), "");
     return;
   }
-  byId("round-facts").replaceChildren(...listRoundFacts(round).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+  replaceChanged(byId("round-facts"), listRoundFacts(round).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
   showCurves(round.curve);
   const aside = Object.entries(round.details.set_aside ?? {});
   setText(byId("round-aside"), aside.length ? aside.map(([part, num]) => `${count(num)} in ${part}`).join(", ") : "Nothing: every row could be used.");
-  byId("samples").replaceChildren(...(round.samples.length ? round.samples.map(makeSample) : [make("p", { class: "muted" }, "None on record: the round was stopped before it was judged, or is older than this gateway.")]));
+  replaceChanged(byId("samples"), round.samples.length ? round.samples.map(makeSample) : [make("p", { class: "muted" }, "None on record: the round was stopped before it was judged, or is older than this gateway.")]);
   byId("round-heading").focus();
 }
 

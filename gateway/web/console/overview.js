@@ -1,6 +1,6 @@
 // The overview: the loop at a glance.
 
-import { byId, make, setText } from "../dom.js";
+import { byId, make, replaceChanged, setText } from "../dom.js";
 import { count, evidence, percent, phaseName, toneOf } from "../format.js";
 import { describeProgress } from "../learning_words.js";
 import { describeLoop, listNext, listProblems } from "./overview_words.js";
@@ -31,11 +31,23 @@ function showHead(status, learning) {
   setText(byId("preset"), `Preset: ${status.preset || "default"}`);
   setText(byId("headline"), describeLoop(status));
   const rows = listNext(status, learning, whoIsIn(), now());
-  byId("next").replaceChildren(...rows.map(({ what, when, who }) => make("li", {},
-    make("span", { class: "what" }, what), make("span", { class: "when" }, when), make("span", { class: "muted" }, who))));
+  showNext(rows);
   const problems = listProblems(status, learning);
   byId("problems-part").hidden = !problems.length;
-  if (byId("problems").textContent !== problems.join("")) byId("problems").replaceChildren(...problems.map((text) => make("li", {}, text)));
+  replaceChanged(byId("problems"), problems.map((text) => make("li", {}, text)));
+}
+
+/** Times change all the time: only the words are set, so that the focus stays on a link. */
+function showNext(rows) {
+  const list = byId("next");
+  while (list.children.length > rows.length) list.lastElementChild.remove();
+  while (list.children.length < rows.length) list.append(make("li", {}, make("a", { class: "what" }), make("span", { class: "when" }), make("span", { class: "muted" })));
+  rows.forEach(({ what, when, who, href }, i) => {
+    const [link, ...others] = list.children[i].children;
+    if (href) link.setAttribute("href", href);
+    else link.removeAttribute("href");
+    [what, when, who].forEach((text, j) => setText([link, ...others][j], text));
+  });
 }
 
 function showServing({ counters, engines }) {

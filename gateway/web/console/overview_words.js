@@ -18,11 +18,11 @@ export function describeLoop({ rollout, stable }) {
   return `${checkpoint} is being taken away.`;
 }
 
-/** What happens next: {what, when, who} each. */
+/** What happens next: {what, when, who} each, and where that is decided: href. */
 export function listNext({ rollout, asking }, learning, session, now) {
   const rows = [rollout ? nextOfRollout(rollout, session, now) : {
     what: "The next checkpoint that passes its tests goes on trial by itself.", when: "after a round",
-    who: "Operators may start one: prefloop rollout start.",
+    who: "An operator may start one by hand.", href: "/console/checkpoints",
   }];
   rows.push(nextOfLearning(learning));
   rows.push({
@@ -36,13 +36,14 @@ function nextOfRollout(rollout, session, now) {
   const { phase, next_move_at, approve_at, step, steps, evidence: seen } = rollout;
   const in_ = (at) => (at ? `in ${duration(at - now)}` : "");
   const who = describeWho(rollout, session);
-  const goesOn = { what: `Weight ${percent(rollout.weight)} until a verdict: ${evidence(seen.e)} of ${evidence(seen.threshold)}.`, when: `${count(seen.users)} of ${count(seen.min_users)} ${unitName(seen.unit, seen.min_users)}`, who };
-  if (phase === "Progressing" && next_move_at && steps[step + 1]) return { what: `The canary’s weight goes to ${percent(steps[step + 1].weight)}.`, when: in_(next_move_at), who };
-  if (phase === "WaitingPromotion") return { what: "The canary is promoted.", when: approve_at ? in_(approve_at) : "when an operator approves", who };
-  if (phase === "Paused") return { what: `Nothing moves: ${why(rollout)}.`, when: "until it is resumed, or its cause ends", who };
-  if (phase === "Baking") return { what: `${rollout.stable} is let go for good.`, when: in_(next_move_at), who };
+  const href = "/console/rollout";
+  const goesOn = { href, what: `Weight ${percent(rollout.weight)} until a verdict: ${evidence(seen.e)} of ${evidence(seen.threshold)}.`, when: `${count(seen.users)} of ${count(seen.min_users)} ${unitName(seen.unit, seen.min_users)}`, who };
+  if (phase === "Progressing" && next_move_at && steps[step + 1]) return { href, what: `The canary’s weight goes to ${percent(steps[step + 1].weight)}.`, when: in_(next_move_at), who };
+  if (phase === "WaitingPromotion") return { href, what: "The canary is promoted.", when: approve_at ? in_(approve_at) : "when an operator approves", who };
+  if (phase === "Paused") return { href, what: `Nothing moves: ${why(rollout)}.`, when: "until it is resumed, or its cause ends", who };
+  if (phase === "Baking") return { href, what: `${rollout.stable} is let go for good.`, when: in_(next_move_at), who };
   if (phase === "Progressing") return goesOn;
-  return { what: `${phaseName(phase)}.`, when: in_(next_move_at) || "now", who };
+  return { href, what: `${phaseName(phase)}.`, when: in_(next_move_at) || "now", who };
 }
 
 function describeWho(rollout, { is_admin }) {
@@ -52,9 +53,10 @@ function describeWho(rollout, { is_admin }) {
 }
 
 function nextOfLearning({ problem, trainer }) {
-  if (!trainer) return { what: problem, when: "", who: "Whoever runs the trainer." };
+  const href = "/console/learning";
+  if (!trainer) return { href, what: problem, when: "", who: "Whoever runs the trainer." };
   const { seconds_left: left, reason } = trainer.round;
-  return { what: describeNow({ problem, trainer, trial: null }), when: left ? `about ${duration(left)} left` : reason, who: "Asked for on the trainer’s machine: prefloop round run." };
+  return { href, what: describeNow({ problem, trainer, trial: null }), when: left ? `about ${duration(left)} left` : reason, who: "Asked for on the trainer’s machine: prefloop round run." };
 }
 
 /** What needs a look, one sentence each, the worst first. */

@@ -2,7 +2,7 @@
 
 import { byId } from "../dom.js";
 import { checkConfirmation, confirmAction, makeActions } from "./rollout_actions.js";
-import { showPastRollouts } from "./rollout_lists.js";
+import { rememberKeys, showPastRollouts } from "./rollout_lists.js";
 import { clearReplay, showReplay } from "./rollout_replay.js";
 import { showCountdown, showStatus } from "./rollout_view.js";
 import { call, now, send, startPage } from "./session.js";
@@ -29,7 +29,8 @@ async function look() {
 }
 
 async function refreshLists() {
-  const rollouts = await call("rollouts");
+  const [rollouts, keys] = await Promise.all([call("rollouts"), call("keys")]);
+  rememberKeys(keys.data);
   const ended = rollouts.data.filter((row) => row.finished_at).sort((a, b) => b.finished_at - a.finished_at);
   lastEnded = ended[0] ?? null;
   showPastRollouts(ended, confirm);

@@ -1,6 +1,6 @@
 // The guardrails' rows: status, what the sensor saw, how many users are missing, and what a breach does.
 
-import { byId, make } from "../dom.js";
+import { byId, make, replaceChanged } from "../dom.js";
 import { count, evidence, percent, unitName } from "../format.js";
 import { orEmpty } from "./table.js";
 
@@ -16,7 +16,7 @@ export function showGuardrails(guardrails, unit) {
     make("td", { class: "number" }, percent(row.canary, 1)),
     make("td", { class: "number" }, percent(row.stable, 1)),
     make("td", { class: "number" }, `${evidence(row.e)} of ${evidence(row.threshold)}`)));
-  byId("guardrails").replaceChildren(...orEmpty(rows, 6, "No guardrail has seen a request yet."));
+  replaceChanged(byId("guardrails"), orEmpty(rows, 6, "No guardrail has seen a request yet."));
 }
 
 const note = (text) => (text ? make("span", { class: "note" }, text) : null);

@@ -1,17 +1,29 @@
 // The rollout page's lists: audit trail, past rollouts.
 
-import { byId, make } from "../dom.js";
+import { byId, make, replaceChanged } from "../dom.js";
 import { clock, count, phaseName, signedPercent, toneOf, unitName, why } from "../format.js";
 import { actionLabel } from "./rollout_actions.js";
 import { orEmpty } from "./table.js";
+
+const keyNames = new Map();
+
+/** Know keys by their names, as the API lists them: the audit trail names who decided. */
+export function rememberKeys(keys) {
+  for (const { id, name } of keys) keyNames.set(id, name);
+}
+
+function nameActor(actor) {
+  const id = actor.startsWith("key:") ? actor.slice(4) : null;
+  return id === null ? actor : `${keyNames.get(id) ?? "an unknown key"}, key ${id}`;
+}
 
 /** Show the audit trail, the newest first. */
 export function showTrail(events) {
   const items = [...events].reverse().map((event) => make("li", {},
     make("time", { datetime: new Date(event.at * 1000).toISOString() }, clock(event.at)),
-    make("div", {}, `${event.from && event.from !== event.to ? `${phaseName(event.from)} → ` : ""}${phaseName(event.to)} `, make("span", { class: "muted" }, `by ${event.actor}`),
+    make("div", {}, `${event.from && event.from !== event.to ? `${phaseName(event.from)} → ` : ""}${phaseName(event.to)} `, make("span", { class: "muted" }, `by ${nameActor(event.actor)}`),
       event.reason ? make("span", { class: "note" }, why(event)) : null)));
-  byId("trail").replaceChildren(...(items.length ? items : [make("li", { class: "empty-row" }, "Nothing has happened yet.")]));
+  replaceChanged(byId("trail"), items.length ? items : [make("li", { class: "empty-row" }, "Nothing has happened yet.")]);
 }
 
 /** Show the rollouts that ended, in the order given; onAction gets a rollout and what may be done with it still. */
@@ -27,7 +39,7 @@ export function showPastRollouts(rollouts, onAction) {
     make("td", {}, ...row.actions.map((name) => makePastAction(name, row, onAction)))));
   const table = byId("rollouts");
   const focused = table.contains(document.activeElement) ? document.activeElement.closest("tr")?.dataset.rollout : null;
-  table.replaceChildren(...orEmpty(rows, 6, "No rollout has ended yet."));
+  replaceChanged(table, orEmpty(rows, 6, "No rollout has ended yet."));
   if (focused) table.querySelector(`tr[data-rollout="${CSS.escape(focused)}"] button`)?.focus();
 }
 

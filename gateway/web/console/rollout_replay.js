@@ -1,6 +1,6 @@
 // Makes every decision of a rollout again, when asked to, and shows whether each comes out the same.
 
-import { byId, make, setText } from "../dom.js";
+import { byId, make, replaceChanged, setText } from "../dom.js";
 import { clock, count } from "../format.js";
 
 /** Show no replay: another rollout is on show. */
@@ -17,7 +17,7 @@ export async function showReplay(rollout, call) {
     const { decisions } = await call(`rollouts/${encodeURIComponent(rollout.id)}/replay`);
     const numSame = decisions.filter((one) => one.is_same).length;
     setText(byId("replay-summary"), decisions.length ? `${count(numSame)} of ${count(decisions.length)} decisions come out the same` : "No decision was made.");
-    byId("replay").replaceChildren(...decisions.map(makeRow));
+    replaceChanged(byId("replay"), decisions.map(makeRow));
   } catch (error) {
     setText(byId("replay-summary"), `Could not replay: ${error.message}`);
   }

@@ -1,6 +1,6 @@
 // The evidence by slice and by place on the page: who likes the canary, and whether where it stands decides.
 
-import { byId, make, setText } from "../dom.js";
+import { byId, make, replaceChanged, setText } from "../dom.js";
 import { count, evidence, percent, signedPercent, unitName } from "../format.js";
 import { makeRow, note, pill } from "./table.js";
 
@@ -9,7 +9,7 @@ const TONE = { pass: "good", fail: "bad" };
 /** Show the slices; none where no request was tagged. */
 export function showSlices(slices, unit) {
   byId("slices-part").hidden = !slices?.length;
-  byId("slices").replaceChildren(...(slices ?? []).map((slice) => makeRow({ "data-slice": `${slice.name}=${slice.value}` },
+  replaceChanged(byId("slices"), (slices ?? []).map((slice) => makeRow({ "data-slice": `${slice.name}=${slice.value}` },
     [make("span", { class: "strong" }, slice.value), note(slice.name)],
     [pill(slice.status, TONE[slice.status] ?? ""), note(slice.status === "fail" ? "They prefer stable: blocks a promotion" : "")],
     { number: signedPercent(slice.net) }, { number: `${signedPercent(slice.lower)} to ${signedPercent(slice.upper)}` },
@@ -21,7 +21,7 @@ export function showSlices(slices, unit) {
 export function showPositions({ positions, both_bad_share }) {
   const places = positions ? [["Shown first", positions.first], ["Shown second", positions.second]] : [];
   byId("positions-part").hidden = !places.some(([, place]) => place.votes);
-  byId("positions").replaceChildren(...places.map(([name, place]) => makeRow({}, name,
+  replaceChanged(byId("positions"), places.map(([name, place]) => makeRow({}, name,
     { number: place.net_win_rate === null ? "–" : signedPercent(place.net_win_rate) }, { number: count(place.wins) }, { number: count(place.ties + place.both_bad) },
     { number: count(place.losses) })));
   if (!positions) return;

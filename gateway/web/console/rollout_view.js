@@ -1,6 +1,6 @@
 // Paints the console from what the gateway says. Reads nothing and decides nothing.
 
-import { byId, make, makeSvg, setText } from "../dom.js";
+import { byId, make, makeSvg, replaceChanged, setText } from "../dom.js";
 import { clock, count, duration, evidence, percent, phaseName, signedPercent, toneOf, unitName, why } from "../format.js";
 import { showActions } from "./rollout_actions.js";
 import { showGuardrails } from "./rollout_guardrails.js";
@@ -61,7 +61,7 @@ function showRamp(rollout) {
     const current = i === at;
     return make("li", { class: isStopped && current ? "stopped" : i < at ? "done" : "", "aria-current": current && !isStopped ? "step" : null }, name);
   });
-  ramp.replaceChildren(...items);
+  replaceChanged(ramp, items);
 }
 
 /** What happens next and when; called more often than the rest. */

@@ -1,6 +1,6 @@
 // Rows of tables.
 
-import { make } from "../dom.js";
+import { make, replaceChanged } from "../dom.js";
 
 /** Rows of a table, or one that says why there is none. */
 export function orEmpty(rows, columns, text) {
@@ -25,6 +25,6 @@ export function replaceRows(body, rows) {
   const focused = body.contains(document.activeElement) ? document.activeElement : null;
   const row = focused?.closest("tr")?.dataset.row;
   const name = focused?.dataset.name;
-  body.replaceChildren(...rows);
+  replaceChanged(body, rows);
   if (row !== undefined) body.querySelector(`tr[data-row="${CSS.escape(row)}"] [data-name="${CSS.escape(name ?? "")}"]`)?.focus();
 }
