@@ -35,7 +35,7 @@ export function clock(at) {
 }
 
 const TONES = {
-  Progressing: "go", Paused: "wait", WaitingPromotion: "wait", Promoting: "go", Baking: "go", Healthy: "good", RollingBack: "wait",
+  Shadowing: "go", Progressing: "go", Paused: "wait", WaitingPromotion: "wait", Promoting: "go", Baking: "go", Healthy: "good", RollingBack: "wait",
   Aborting: "bad", Degraded: "bad",
 };
 

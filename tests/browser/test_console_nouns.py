@@ -107,6 +107,33 @@ def test_the_overview_says_what_happens_next_and_follows_what_people_do(lived_in
         }
 
 
+def show_shadowing_and_tripped(route: Route) -> None:
+    """The status with its rollout shadowed, a tripwire that has tripped, and a slice that prefers stable."""
+    status = route.fetch().json()
+    slices = [{**one, "status": "fail"} if one["value"] == "de" else one for one in status["rollout"]["slices"]]
+    wire = {"name": "flattery", "status": "tripped", "difference": 0.12, "margin": 0.05, "users": 40, "e": 31.0}
+    more = {"threshold": 20.0, "foreseen": None, "text": "more of its answers flatter (+12 points, over 40 users)"}
+    shadow = {"answers": 12, "min_answers": 50, "min_s": 60.0, "share": 0.1}
+    changes = {"phase": "Shadowing", "shadow": shadow, "slices": slices, "tripwires": [wire | more]}
+    status["rollout"] |= changes
+    route.fulfill(json=status)
+
+
+def test_what_forbids_a_promotion_is_shown_with_its_figures(lived_in: LivedIn, page: Page) -> None:
+    page.route("**/operator/v1/status", show_shadowing_and_tripped)
+    sign_in(lived_in.gateway, page)
+    wire = page.locator("[data-tripwire=flattery]")
+    for words in ("more of its answers flatter", "tripped", "+12% (at most 5%)", "40 users", "31 of 20"):
+        expect(wire).to_contain_text(words)
+    losing = page.locator("[data-slice='language=de']")
+    expect(losing).to_contain_text("They prefer stable: blocks a promotion")
+    expect(page.locator("#ramp [aria-current]")).to_have_text("Shadow")
+    expect(page.locator("#next-move")).to_contain_text("Shadowed: 12 of 50 answers seen, none of them served")
+    page.goto(f"{lived_in.gateway.url}/console")
+    expect(page.locator("#problems")).to_contain_text("Tripwire flattery: more of its answers flatter")
+    expect(page.locator("#problems")).to_contain_text("language=de prefers stable")
+
+
 def test_a_checkpoint_is_shown_beside_its_parent_with_what_it_says(lived_in: LivedIn, page: Page) -> None:
     sign_in(lived_in.gateway, page, path=f"/console/checkpoints#{lived_in.canary}")
     expect(page.locator("#detail-heading")).to_have_text(lived_in.canary)

@@ -4,7 +4,7 @@ import { count, duration, evidence, percent, phaseName, unitName, why } from "..
 import { describeNow } from "../learning_words.js";
 import { actionLabel } from "./rollout_actions.js";
 
-const ON_TRIAL = ["Pending", "Progressing", "Paused", "WaitingPromotion", "Promoting", "RollingBack"];
+const ON_TRIAL = ["Pending", "Shadowing", "Progressing", "Paused", "WaitingPromotion", "Promoting", "RollingBack"];
 
 /** What is going on, in a sentence. */
 export function describeLoop({ rollout, stable }) {
@@ -70,6 +70,8 @@ export function listProblems({ controller, engines, counters, asking, rollout },
   }
   if (rollout?.phase === "WaitingPromotion" && !rollout.approve_at) found.push("A canary waits for an approval.");
   if (rollout?.phase === "Paused") found.push(`The rollout is paused: ${why(rollout)}.`);
+  for (const wire of rollout?.tripwires ?? []) if (wire.status === "tripped") found.push(`Tripwire ${wire.name}: ${wire.text}.`);
+  for (const slice of rollout?.slices ?? []) if (slice.status === "fail") found.push(`${slice.name}=${slice.value} prefers stable.`);
   for (const row of rollout?.guardrails ?? []) if (row.status === "fail" && !row.waived) found.push(`Guardrail ${row.name} fails.`);
   if (problem) found.push(problem);
   if (trainer?.consumer_error) found.push(`The trainer reads no choices: ${trainer.consumer_error}.`);

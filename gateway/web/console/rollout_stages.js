@@ -9,11 +9,12 @@ export function listStages(rollout) {
   const { phase, num_steps } = rollout;
   const isBack = phase === "RollingBack" || rollout.reason === "RolledBack";
   const isStopped = ENDED.includes(phase);
-  const names = ["Pending", ...rollout.steps.map(nameStep), "Approval", "Baking", "Healthy"];
+  const isShadowed = phase === "Shadowing" || rollout.events.some((event) => event.to === "Shadowing");
+  const names = ["Pending", ...(isShadowed ? ["Shadow"] : []), ...rollout.steps.map(nameStep), "Approval", "Baking", "Healthy"];
   if (isBack) names.push(isStopped ? "Rolled back" : "Rolling back");
-  const at = isBack ? names.length - 1 : findPlace(isStopped ? phaseBeforeEnd(rollout) : phase, rollout.step, num_steps);
+  const at = isBack ? names.length - 1 : findPlace(isStopped ? phaseBeforeEnd(rollout) : phase, rollout.step, num_steps, Number(isShadowed));
   if (isStopped && !isBack) names[at] += ` · ${rollout.reason}`;
-  else if (at > 0 && at <= num_steps) names[at] += ` · ${percent(rollout.weight)} now`;
+  else if (at > Number(isShadowed) && at <= num_steps + Number(isShadowed)) names[at] += ` · ${percent(rollout.weight)} now`;
   return { names, at, isStopped };
 }
 
@@ -24,7 +25,9 @@ function phaseBeforeEnd({ events }) {
   return [...events].reverse().find((event) => ENDED.includes(event.to) && !ENDED.includes(event.from))?.from;
 }
 
-function findPlace(phase, step, num_steps) {
+function findPlace(phase, step, num_steps, numBefore) {
+  if (phase === "Pending") return 0;
+  if (phase === "Shadowing") return 1;
   const inSteps = 1 + Math.min(Math.max(step, 0), num_steps - 1);
-  return { Pending: 0, WaitingPromotion: num_steps + 1, Promoting: num_steps + 1, Baking: num_steps + 2, Healthy: num_steps + 3 }[phase] ?? inSteps;
+  return numBefore + ({ WaitingPromotion: num_steps + 1, Promoting: num_steps + 1, Baking: num_steps + 2, Healthy: num_steps + 3 }[phase] ?? inSteps);
 }

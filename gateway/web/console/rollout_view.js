@@ -8,6 +8,7 @@ import { showTrail } from "./rollout_lists.js";
 import { drawEvidence, drawNet } from "./rollout_plot.js";
 import { showPositions, showSlices } from "./rollout_slices.js";
 import { listStages } from "./rollout_stages.js";
+import { showTripwires } from "./rollout_tripwires.js";
 
 /** Show the whole status; `now` is the gateway's clock in epoch seconds. */
 export function showStatus(status, now) {
@@ -27,6 +28,7 @@ export function showStatus(status, now) {
     showGuardrails(rollout.guardrails, unit);
     showSlices(rollout.slices, unit);
     showPositions(rollout.evidence);
+    showTripwires(rollout.tripwires, unit);
     showTrail(rollout.events);
   }
   setText(byId("asking"), describeAsking(status.asking));
@@ -70,6 +72,7 @@ export function showCountdown(rollout, now) {
   if (rollout?.phase === "WaitingPromotion") {
     parts.push(rollout.approve_at ? `Approves itself in ${duration(rollout.approve_at - now)} unless you decide` : "Waits for your approval");
   } else if (rollout && !rollout.finished_at) {
+    if (rollout.shadow) parts.push(`Shadowed: ${count(rollout.shadow.answers)} of ${count(rollout.shadow.min_answers)} answers seen, none of them served`);
     if (rollout.phase === "Paused") parts.push(`Paused – ${why(rollout)}`);
     else if (rollout.next_move_at) parts.push(`Next move in ${duration(rollout.next_move_at - now)}`);
     else if (rollout.phase === "RollingBack") parts.push(`${rollout.stable} is being loaded`);
