@@ -25,7 +25,8 @@ from feedback.outages import log_failure
 from feedback.relay import Relay
 from feedback.schema import migrate, migrate_url
 from feedback.settings import load_settings
-from gateway.access.keys import KeyRing, ensure_admin_key
+from gateway.access.key_ring import KeyRing
+from gateway.access.keys import ensure_admin_key
 from gateway.access.limits.limiter import Limits
 from gateway.access.secrets import Secrets, check_listening, load_secrets
 from gateway.api.application import build_api, with_request_id

@@ -122,9 +122,9 @@ def bad_request(message: str, *, param: str | None = None, code: str | None = No
     return ApiError(400, message, param=param, code=code)
 
 
-def unauthorized(message: str = "Missing or wrong API key.") -> ApiError:
+def unauthorized(message: str = "Missing or wrong API key.", *, code: str = "invalid_api_key") -> ApiError:
     """401."""
-    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+    return ApiError(401, message, code=code, headers={"www-authenticate": "Bearer"})
 
 
 def forbidden(message: str) -> ApiError:

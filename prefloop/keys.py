@@ -1,9 +1,10 @@
-"""`prefloop keys`: makes, lists, limits and revokes API keys, as a client of the gateway's HTTP API."""
+"""`prefloop keys`: makes, lists, limits, rotates and revokes API keys, as a client of the gateway's HTTP API."""
 
 from __future__ import annotations
 
 import inspect
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -11,10 +12,11 @@ import msgspec
 import typer
 from rich.text import Text
 
+from prefloop.durations import parse_duration
 from prefloop.gateway_client import GatewayClient, JsonOption, quote_id, with_gateway
-from prefloop.terminal import CommandFailed, format_day, make_table, plain
+from prefloop.terminal import CommandFailed, format_day, format_time, make_table, plain
 
-commands = typer.Typer(help="Create, list, limit and revoke API keys.", no_args_is_help=True)
+commands = typer.Typer(help="Create, list, limit, rotate and revoke API keys.", no_args_is_help=True)
 
 
 LIMITS = {
@@ -26,6 +28,7 @@ LIMITS = {
     "budget_per_day": "money a day",
 }
 
+KeyArgument = Annotated[str, typer.Argument(help="The id that `prefloop keys list` shows.")]
 Limits = dict[str, int | float | None]  # by name; None lifts one
 
 
@@ -37,7 +40,10 @@ class Key(msgspec.Struct, frozen=True):
     scope: str
     pairs: bool
     created_at: float
+    app: str = ""
+    expires_at: float | None = None
     revoked_at: float | None = None
+    old_secret_until: float | None = None
     limits: Limits | None = None
 
 
@@ -60,9 +66,10 @@ class RevokedKey(msgspec.Struct, frozen=True):
 
 
 class ChangedKey(msgspec.Struct, frozen=True):
-    """The limits that hold now."""
+    """The limits and the end that hold now."""
 
     limits: Limits | None = None
+    expires_at: float | None = None
 
 
 def limit_option(what: str) -> Any:
@@ -109,6 +116,13 @@ def read_limits(**given: str) -> Limits:
     return limits
 
 
+def read_length(text: str, what: str) -> float:
+    """Seconds. Leaves with its own words at what is no length of time."""
+    if (seconds := parse_duration(text)) is None:
+        raise CommandFailed(f"{what}: {text!r} is no length of time: write 90s, 15m, 12h or 30d.")
+    return seconds
+
+
 def format_limits(limits: Mapping[str, int | float | None] | None) -> str:
     """Such as `60 requests/minute`, one a line."""
     lines = []
@@ -128,11 +142,19 @@ def create_key(
     limits: Limits,
     name: Annotated[str, typer.Argument(help="What the key is for, such as the app's name.")],
     scope: Annotated[str, typer.Option(help="app, chooser, operator or admin.")] = "app",
+    app: Annotated[
+        str, typer.Option(help="Whose users it speaks for; keys of one app share them.", show_default="the name")
+    ] = "",
+    expires_in: Annotated[str, typer.Option(help="When it ends, such as 12h or 90d.", show_default="never")] = "",
     pairs: Annotated[bool, typer.Option(help="Let requests of this key ask for two answers.")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Create a key and print it, once."""
-    body = {"name": name, "scope": scope, "pairs": pairs, "limits": limits}
+    body: dict[str, Any] = {"name": name, "scope": scope, "pairs": pairs, "limits": limits}
+    if app:
+        body["app"] = app
+    if expires_in:
+        body["expires_at"] = time.time() + read_length(expires_in, "--expires-in")
     if made := client.show("POST", "/operator/v1/keys", NewKey, body, as_json=as_json):
         typer.echo(made.key)
 
@@ -147,13 +169,18 @@ def list_keys(client: GatewayClient, as_json: JsonOption = False) -> None:
     table = make_table("id", "name", "scope", "limits", "state", whole=("id", "limits", "state"))
     for row in found.data:
         scope = row.scope if row.pairs else f"{row.scope}\nno pairs"
-        table.add_row(row.id, Text(row.name), scope, format_limits(row.limits), describe_state(row))
+        name = row.name if row.app in ("", row.name) else f"{row.name}\nof {row.app}"
+        table.add_row(row.id, Text(name), scope, format_limits(row.limits), describe_state(row, time.time()))
     plain.print(table)
 
 
-def describe_state(row: Key) -> str:
-    """When it was made, and when it ended, one a line."""
+def describe_state(row: Key, now: float) -> str:
+    """When it was made, when it ends or ended, and until when its old secret works, one a line."""
     lines = [f"since {format_day(row.created_at)}"]
+    if row.expires_at is not None:
+        lines.append(f"{'expired' if row.expires_at <= now else 'ends'} {format_day(row.expires_at)}")
+    if row.old_secret_until is not None and row.old_secret_until > now:
+        lines.append(f"old until {format_day(row.old_secret_until)}")
     if row.revoked_at is not None:
         lines.append(f"revoked {format_day(row.revoked_at)}")
     return "\n".join(lines)
@@ -166,7 +193,7 @@ def limit_key(
     *,
     client: GatewayClient,
     limits: Limits,
-    key_id: Annotated[str, typer.Argument(help="The id that `prefloop keys list` shows.")],
+    key_id: KeyArgument,
     as_json: JsonOption = False,
 ) -> None:
     """Change a key's limits; those not given stay."""
@@ -177,11 +204,42 @@ def limit_key(
         typer.echo(format_limits(changed.limits) or "no limits")
 
 
+@commands.command("rotate")
+@with_gateway
+def rotate_key(
+    client: GatewayClient,
+    key_id: KeyArgument,
+    grace: Annotated[
+        str, typer.Option(help="For how long the present secret goes on working, such as 1h; 0s: not.")
+    ] = "24h",
+    as_json: JsonOption = False,
+) -> None:
+    """Give a key another secret and print it, once; its app, limits and users stay."""
+    path, body = f"/operator/v1/keys/{quote_id(key_id)}:rotate", {"grace_s": read_length(grace, "--grace")}
+    if made := client.show("POST", path, NewKey, body, as_json=as_json):
+        typer.echo(made.key)
+
+
+@commands.command("expire")
+@with_gateway
+def expire_key(
+    client: GatewayClient,
+    key_id: KeyArgument,
+    when: Annotated[str, typer.Argument(metavar="LENGTH|never", help="From now on, such as 12h or 90d.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Let a key end so long from now, or never."""
+    expires_at = None if when == "never" else time.time() + read_length(when, "the time")
+    path, body = f"/operator/v1/keys/{quote_id(key_id)}", {"expires_at": expires_at}
+    if changed := client.show("PATCH", path, ChangedKey, body, as_json=as_json):
+        typer.echo(f"ends {format_time(changed.expires_at)}" if changed.expires_at else "never ends")
+
+
 @commands.command("revoke")
 @with_gateway
 def revoke_key(
     client: GatewayClient,
-    key_id: Annotated[str, typer.Argument(help="The id that `prefloop keys list` shows.")],
+    key_id: KeyArgument,
     as_json: JsonOption = False,
 ) -> None:
     """Revoke a key at once."""

@@ -5,7 +5,8 @@ Deny by default. A changing request that comes with the cookie must carry the se
 
 from starlette.requests import Request
 
-from gateway.access.keys import Identity, KeyRing
+from gateway.access.key_ring import KeyRing
+from gateway.access.keys import Identity
 from gateway.access.secrets import Secrets
 from gateway.access.session import COOKIE_NAME, CSRF_HEADER, is_csrf_valid, read_session
 from gateway.errors import ApiError, forbidden, unauthorized

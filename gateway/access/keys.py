@@ -1,15 +1,14 @@
-"""API keys `pl_<id>_<secret>`: made, listed, revoked, and checked from memory.
+"""API keys `pl_<id>_<secret>`: made, listed, changed, given a new secret, revoked.
 
-Only HMAC-SHA256(pepper, key) is stored. The ring in memory is refreshed after every change made here and by the app's
-loop, so that a key revoked or limited through another gateway is so here within seconds.
+Only HMAC-SHA256(pepper, key) is stored. An app's users are hashed under the app, which several keys may share and every secret of
+a key keeps: neither a new secret nor a second key makes other people of them.
 """
 
 import hashlib
 import hmac
 import logging
 import secrets as random_secrets
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,7 +17,6 @@ from sqlalchemy import (
     Boolean,
     Column,
     Connection,
-    Engine,
     Float,
     Row,
     String,
@@ -32,10 +30,10 @@ from sqlalchemy import (
 from feedback.database import insert_or_ignore, metadata
 from gateway.access.limits.allowance import Count, KeyLimits, Money
 from gateway.access.secrets import Secrets
+from gateway.errors import RefusedAction
 
 logger = logging.getLogger("gateway.keys")
 
-_MAX_HEADERS = 10_000  # remembered at a time
 HOW_TO_REPLACE = (
     "To replace it, remove the file `secrets/admin_key` in the state directory and start the gateway again, which makes a "
     "new one (several gateways need the same file); then revoke this key with the new one."
@@ -53,6 +51,10 @@ keys_table = Table(
     Column("pairs", Boolean, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("revoked_at", Float, nullable=True),
+    Column("name", String(200), nullable=False, server_default=""),  # empty: the app's
+    Column("expires_at", Float, nullable=True),
+    Column("old_digest", String(64), nullable=True),  # of the secret before, which works until `old_until`
+    Column("old_until", Float, nullable=True),
 )
 
 # A table of its own: the tables of an older database are not altered.
@@ -68,7 +70,7 @@ key_limits_table = Table(
     Column("budget_per_day", Float, nullable=True),
 )
 
-_keys_with_limits = keys_table.outerjoin(key_limits_table, keys_table.c.id == key_limits_table.c.key_id)
+KEYS_WITH_LIMITS = keys_table.outerjoin(key_limits_table, keys_table.c.id == key_limits_table.c.key_id)
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,20 @@ class Identity:
 
 
 class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A key as operators see it, without its secret."""
+    """A key as operators see it, without its secret. app: whose users it speaks for; times in epoch seconds.
+
+    scope: one or several, separated by blanks. old_secret_until: when the secret before the last rotation ends, if it works still.
+    """
 
     id: str
     name: str
-    scope: str  # one or several, separated by spaces
+    app: str
+    scope: str
     pairs: bool
     created_at: float
+    expires_at: float | None = None
     revoked_at: float | None = None
+    old_secret_until: float | None = None
     limits: KeyLimits | None = None
 
 
@@ -123,24 +131,59 @@ def create_key(
     pairs: bool,
     now: float,
     limits: KeyLimits | None = None,
+    name: str = "",
+    expires_at: float | None = None,
 ) -> tuple[str, KeyRow]:
     """Make a key; the whole key is returned here and never again. Raises ValueError for an unknown scope."""
     if not scopes or not scopes <= SCOPES:
         raise ValueError(f"scopes must be some of {', '.join(sorted(SCOPES))}")
-    key = f"pl_{random_secrets.token_hex(6)}_{random_secrets.token_urlsafe(32)}"
-    row = _store(conn, key, pepper, app=app, scopes=scopes, pairs=pairs, now=now)
+    key = _make_secret(random_secrets.token_hex(6))
+    row = _store(
+        conn, key, pepper, app=app, scopes=scopes, pairs=pairs, now=now, name=name or app, expires_at=expires_at
+    )
     return key, msgspec.structs.replace(row, limits=_store_limits(conn, row.id, limits or KeyLimits()))
 
 
 def change_limits(conn: Connection, key_id: str, change: LimitsChange) -> KeyRow | None:
     """Give a key other limits; None if there is no such key. What was used counts against the new ones."""
-    found = conn.execute(select(_keys_with_limits).where(keys_table.c.id == key_id)).first()
-    if found is None:
+    row = find_key(conn, key_id)
+    if row is None:
         return None
     given = {name: value for name, value in msgspec.structs.asdict(change).items() if value is not msgspec.UNSET}
-    row = _read_row(found)
     limits = msgspec.structs.replace(row.limits or KeyLimits(), **given)
     return msgspec.structs.replace(row, limits=_store_limits(conn, key_id, limits))
+
+
+def change_expiry(conn: Connection, key_id: str, expires_at: float | None) -> bool:
+    """Let a key end at another time, or never; False if there is no such key."""
+    changed = update(keys_table).where(keys_table.c.id == key_id).values(expires_at=expires_at)
+    return conn.execute(changed).rowcount == 1
+
+
+def rotate_key(conn: Connection, pepper: bytes, key_id: str, grace_s: float, now: float) -> tuple[str, KeyRow] | None:
+    """Give a key another secret, which is returned here and never again; None if there is no such key.
+
+    The secret that it had works for another `grace_s`; one of an earlier rotation ends now. Raises RefusedAction if the key was
+    revoked.
+    """
+    row = find_key(conn, key_id)
+    if row is None:
+        return None
+    if row.revoked_at is not None:
+        raise RefusedAction("This key was revoked: make another one.")
+    key = _make_secret(key_id)
+    until = now + grace_s if grace_s > 0 else None
+    changed = update(keys_table).where(keys_table.c.id == key_id)
+    conn.execute(changed.values(
+        old_digest=None if until is None else keys_table.c.digest, old_until=until, digest=digest_key(key, pepper)
+    ))  # fmt: skip
+    return key, msgspec.structs.replace(row, old_secret_until=until)
+
+
+def find_key(conn: Connection, key_id: str) -> KeyRow | None:
+    """The key of this id."""
+    found = conn.execute(select(KEYS_WITH_LIMITS).where(keys_table.c.id == key_id)).first()
+    return None if found is None else _read_row(found)
 
 
 def ensure_admin_key(conn: Connection, secrets: Secrets, now: float) -> None:
@@ -169,7 +212,7 @@ def revoke_key(conn: Connection, key_id: str, now: float) -> bool:
 
 def list_keys(conn: Connection) -> list[KeyRow]:
     """All keys, oldest first."""
-    query = select(_keys_with_limits).order_by(keys_table.c.created_at, keys_table.c.id)
+    query = select(KEYS_WITH_LIMITS).order_by(keys_table.c.created_at, keys_table.c.id)
     return [_read_row(row) for row in conn.execute(query)]
 
 
@@ -179,71 +222,24 @@ def key_id_of(key: str) -> str:
     return parts[1] if len(parts) == 3 and parts[0] == "pl" and parts[1] and parts[2] else ""
 
 
-@dataclass(frozen=True)
-class _Snapshot:
-    """The keys as they were read at one time, and the headers that were verified against them."""
-
-    keys: dict[str, tuple[str, Identity]] = field(default_factory=dict)
-    headers: dict[bytes, Identity] = field(default_factory=dict)
+def read_limits(row: Row[Any]) -> KeyLimits | None:
+    """The limits of a row of KEYS_WITH_LIMITS; None if it has none."""
+    limits = KeyLimits(**{name: getattr(row, name) for name in KeyLimits.__struct_fields__})
+    return None if limits == KeyLimits() else limits
 
 
-class KeyRing:
-    """The keys that work now, in memory; compares in constant time.
-
-    A header is remembered with the keys that it was verified against: what a refresh has taken away stays away.
-    """
-
-    def __init__(self, pepper: bytes) -> None:
-        self._pepper = pepper
-        self._known = _Snapshot()
-        self._refreshing = threading.Lock()  # one that read before a key was revoked may not end after one that did not
-
-    def refresh(self, database: Engine) -> None:
-        """Read the table again; may run in any thread."""
-        with self._refreshing:
-            with database.connect() as conn:
-                rows = conn.execute(select(_keys_with_limits).where(keys_table.c.revoked_at.is_(None))).all()
-            old = self._known.keys
-            fresh = {}
-            for row in rows:
-                identity = Identity(row.id, row.app, frozenset(row.scopes.split()), row.pairs, _read_limits(row))
-                # The same object while nothing changed: whoever keeps something per key compares by identity.
-                known = old[row.id][1] if row.id in old and old[row.id][1] == identity else identity
-                fresh[row.id] = (row.digest, known)
-            self._known = _Snapshot(fresh)
-
-    def identify(self, header: bytes) -> Identity | None:
-        """Whose `Authorization: Bearer pl_…` it is; None if the key is unknown, wrong or revoked."""
-        known = self._known
-        identity = known.headers.get(header)
-        if identity is None:
-            scheme, _, key = header.partition(b" ")
-            identity = self._check(known, key.strip().decode("latin-1")) if scheme.lower() == b"bearer" else None
-            if identity is not None:
-                if len(known.headers) >= _MAX_HEADERS:
-                    known.headers.clear()
-                known.headers[header] = identity
-        return identity
-
-    def by_id(self, key_id: str) -> Identity | None:
-        """The identity of a key that still works, for sessions that were signed in with it."""
-        known = self._known.keys.get(key_id)
-        return None if known is None else known[1]
-
-    def check(self, key: str) -> Identity | None:
-        """Whose key it is; None if it is unknown, wrong or revoked."""
-        return self._check(self._known, key)
-
-    def _check(self, snapshot: _Snapshot, key: str) -> Identity | None:
-        known = snapshot.keys.get(key_id_of(key))
-        digest = digest_key(key, self._pepper)
-        return known[1] if known is not None and hmac.compare_digest(known[0], digest) else None
+def _make_secret(key_id: str) -> str:
+    return f"pl_{key_id}_{random_secrets.token_urlsafe(32)}"
 
 
 def _store(
-    conn: Connection, key: str, pepper: bytes, *, app: str, scopes: frozenset[str], pairs: bool, now: float
-) -> KeyRow:
-    row = KeyRow(id=key_id_of(key), name=app, scope=" ".join(sorted(scopes)), pairs=pairs, created_at=now)
+    conn: Connection, key: str, pepper: bytes, *, app: str, scopes: frozenset[str], pairs: bool, now: float,
+    name: str = "", expires_at: float | None = None,
+) -> KeyRow:  # fmt: skip
+    row = KeyRow(
+        id=key_id_of(key), name=name or app, app=app, scope=" ".join(sorted(scopes)), pairs=pairs, created_at=now,
+        expires_at=expires_at,
+    )  # fmt: skip
     values = {
         "id": row.id,
         "digest": digest_key(key, pepper),
@@ -252,6 +248,8 @@ def _store(
         "pairs": pairs,
         "created_at": row.created_at,
         "revoked_at": None,
+        "name": row.name,
+        "expires_at": expires_at,
     }
     insert_or_ignore(conn, keys_table, values)  # gateways that start together all store the admin key
     return row
@@ -266,18 +264,16 @@ def _store_limits(conn: Connection, key_id: str, limits: KeyLimits) -> KeyLimits
     return limits
 
 
-def _read_limits(row: Row[Any]) -> KeyLimits | None:
-    limits = KeyLimits(**{name: getattr(row, name) for name in KeyLimits.__struct_fields__})
-    return None if limits == KeyLimits() else limits
-
-
 def _read_row(row: Row[Any]) -> KeyRow:
     return KeyRow(
         id=row.id,
-        name=row.app,
+        name=row.name or row.app,
+        app=row.app,
         scope=row.scopes,
         pairs=row.pairs,
         created_at=row.created_at,
+        expires_at=row.expires_at,
         revoked_at=row.revoked_at,
-        limits=_read_limits(row),
+        old_secret_until=row.old_until,
+        limits=read_limits(row),
     )

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from feedback.database import Writer
     from feedback.relay import Relay
-    from gateway.access.keys import KeyRing
+    from gateway.access.key_ring import KeyRing
     from gateway.access.limits.limiter import Limits
     from gateway.access.secrets import Secrets
     from gateway.engines.deployment import Deployment

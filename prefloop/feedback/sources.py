@@ -5,7 +5,6 @@ Opens only what is there already, unless told to make it, and never makes a dire
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from feedback.database import locate_store, open_database, sqlite_path
 from feedback.log import Log
 from feedback.schema import migrate
 from feedback.settings import DatabaseUrl, SharedSettings
+from prefloop.durations import parse_duration
 from prefloop.terminal import fail
 
 GROUP = "trainer"  # under which the trainer publishes how far it has read
@@ -42,9 +42,6 @@ FromTime = Annotated[
         show_default=False,
     ),
 ]
-
-_AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class GatewaySection(BaseModel):
@@ -168,8 +165,8 @@ def read_time(text: str, now: float) -> float | None:
     """Epoch seconds of a time or of so long ago; None for "". Leaves with its own words at what is neither."""
     if not text:
         return None
-    if ago := _AGO.fullmatch(text):
-        return now - float(ago[1]) * _UNITS_S[ago[2]]
+    if (ago_s := parse_duration(text)) is not None:
+        return now - ago_s
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):

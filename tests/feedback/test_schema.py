@@ -138,6 +138,7 @@ _SINCE_REVISION_5 = {
     "decisions": ("inputs",),
     "rollout_observations": ("latency_token_s", "length", "unseen"),
     "comparisons": ("tags", "differences"),
+    "keys": ("name", "expires_at", "old_digest", "old_until"),
 }
 
 

@@ -10,6 +10,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -188,6 +189,16 @@ def test_keys_from_creation_to_revocation(gateway: LiveGateway) -> None:
     assert "[/red] shop" in listed and "[bold]" in listed and "60 requests/minute" in listed
     limited = ask(gateway, "keys", "limit", row["id"], "--tokens-per-day", "5", "--requests-per-minute", "none")
     assert limited.stdout == "5 tokens/day\n"
+    rotated = ask(gateway, "keys", "rotate", row["id"], "--grace", "1h").stdout
+    assert rotated.startswith(f"pl_{row['id']}_")
+    assert "ends 20" in ask(gateway, "keys", "expire", row["id"], "90d").stdout
+    listed = ask(gateway, "keys", "list").stdout
+    assert "old until 20" in listed and "ends 20" in listed and row["id"] in listed
+    assert ask(gateway, "keys", "expire", row["id"], "never").stdout == "never ends\n"
+    made = ask_json(gateway, "keys", "create", "phone", "--app", "shop", "--expires-in", "12h")
+    assert (
+        made["app"] == "shop" and 43_000 < made["expires_at"] - time.time() < 43_201 and made["key"].startswith("pl_")
+    )
     assert ask(gateway, "keys", "revoke", row["id"]).stdout == f"revoked {row['id']}\n"
     assert "no such key" in ask(gateway, "keys", "revoke", "nobody", code=1).stderr
 
@@ -237,6 +248,10 @@ def test_status_shows_gateway_and_trainer(gateway: LiveGateway) -> None:
         (["keys", "limit", "nobody", "--tokens-per-day", "5"], "404"),
         (["keys", "limit", "nobody", "--tokens-per-day", "9" * 30], "400"),
         (["keys", "limit", "nobody"], "at least one limit"),
+        (["keys", "rotate", "nobody"], "404"),
+        (["keys", "rotate", "nobody", "--grace", "soon"], "no length of time"),
+        (["keys", "expire", "nobody", "never"], "404"),
+        (["keys", "create", "shop", "--expires-in", "1 day"], "no length of time"),
         (["keys", "revoke", ""], "40"),
         (["keys", "list", "--key", "pl_wrong_key"], "401"),
         (["keys", "list", "--key", "ключ"], "no key has"),

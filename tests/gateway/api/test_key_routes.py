@@ -16,10 +16,10 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from feedback.database import Writer, create_tables, metadata, open_database
-from gateway.access import keys as keys_module
+from gateway.access import key_ring as keys_module
 from gateway.access.auth import authenticate_header
+from gateway.access.key_ring import KeyRing
 from gateway.access.keys import (
-    KeyRing,
     create_key,
     ensure_admin_key,
     key_id_of,
@@ -315,3 +315,89 @@ def test_a_refresh_that_began_before_a_key_was_revoked_does_not_bring_it_back(
     early.join(5)
     late.join(5)
     assert ring.check(secrets.admin_key) is None
+
+
+async def make(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
+    created = await client.post(KEYS, json={"name": "shop", **body})
+    assert created.status_code == 201, created.text
+    return dict(created.json())
+
+
+def identify(client: httpx.AsyncClient, key: str) -> Any:
+    return client.ring.identify(f"Bearer {key}".encode())  # type: ignore[attr-defined]
+
+
+async def test_a_key_ends_at_its_time_also_where_it_was_just_used(client: httpx.AsyncClient) -> None:
+    made = await make(client, expires_at=time.time() + 3600)
+    assert identify(client, made["key"]).app == "shop"
+    ring = client.ring  # type: ignore[attr-defined]
+    ring._clock = lambda: made["expires_at"] - 0.001
+    assert identify(client, made["key"]) is not None and ring.by_id(made["id"]) is not None
+    ring._clock = lambda: made["expires_at"]
+    with pytest.raises(ApiError) as raised:
+        authenticate_header(f"Bearer {made['key']}".encode(), ring, "app")
+    assert (raised.value.status, raised.value.code) == (401, "expired_api_key")
+    assert raised.value.headers == {"www-authenticate": "Bearer"} and b'"authentication_error"' in raised.value.body()
+    assert ring.check(made["key"]) is None and ring.by_id(made["id"]) is None
+
+
+async def test_a_keys_end_is_moved_and_lifted(client: httpx.AsyncClient) -> None:
+    made = await make(client, limits={"requests_per_day": 5})
+    path, later = f"{KEYS}/{made['id']}", time.time() + 60
+    changed = (await client.patch(path, json={"expires_at": later})).json()
+    assert (changed["expires_at"], changed["limits"]["requests_per_day"]) == (later, 5)
+    assert (await client.patch(path, json={"expires_at": None})).json()["expires_at"] is None
+    for body in ({"expires_at": time.time() - 1}, {"expires_at": later * 1000}, {}):
+        assert (await client.patch(path, json=body)).status_code == 400
+    assert (await client.patch(f"{KEYS}/nobody", json={"expires_at": later})).status_code == 404
+    assert (await client.post(KEYS, json={"name": "x", "expires_at": 1.0})).status_code == 400
+
+
+async def test_a_rotated_key_keeps_its_id_app_and_limits_and_its_old_secret_for_a_while(
+    client: httpx.AsyncClient,
+) -> None:
+    made = await make(client, limits={"requests_per_day": 5})
+    before = identify(client, made["key"])
+    rotated = (await client.post(f"{KEYS}/{made['id']}:rotate", json={"grace_s": 60})).json()
+    assert rotated["id"] == made["id"] == key_id_of(rotated["key"]) and rotated["key"] != made["key"]
+    assert identify(client, rotated["key"]) == identify(client, made["key"]) == before
+    assert rotated["old_secret_until"] == pytest.approx(time.time() + 60, abs=10)
+    [listed] = [row for row in (await client.get(KEYS)).json()["data"] if row["id"] == made["id"]]
+    assert listed["old_secret_until"] == rotated["old_secret_until"] and "digest" not in listed
+    client.ring._clock = lambda: rotated["old_secret_until"]  # type: ignore[attr-defined]
+    with pytest.raises(ApiError, match="expired"):
+        identify(client, made["key"])
+    assert identify(client, rotated["key"]) == before
+
+
+async def test_only_the_last_secret_lives_on_and_none_without_grace(client: httpx.AsyncClient) -> None:
+    first = await make(client)
+    path = f"{KEYS}/{first['id']}:rotate"
+    second = (await client.post(path, json={})).json()
+    third = (await client.post(path, json={})).json()
+    assert identify(client, first["key"]) is None
+    assert identify(client, second["key"]) is not None and identify(client, third["key"]) is not None
+    fourth = (await client.post(path, json={"grace_s": 0})).json()
+    assert identify(client, third["key"]) is None and fourth["old_secret_until"] is None
+    assert identify(client, fourth["key"]) is not None
+
+
+async def test_what_cannot_be_rotated_is_refused(client: httpx.AsyncClient, secrets: Secrets) -> None:
+    made = await make(client)
+    await client.delete(f"{KEYS}/{made['id']}")
+    assert (await client.post(f"{KEYS}/{made['id']}:rotate", json={})).status_code == 409
+    assert (await client.post(f"{KEYS}/nobody:rotate", json={})).status_code == 404
+    own = await client.post(f"{KEYS}/{key_id_of(secrets.admin_key)}:rotate", json={})
+    assert own.json()["error"]["code"] == "current_admin_key"
+    assert (await client.post(f"{KEYS}/{made['id']}:rotate", json={"grace_s": -1})).status_code == 400
+
+
+async def test_keys_of_one_app_speak_for_the_same_users(client: httpx.AsyncClient, secrets: Secrets) -> None:
+    web, phone, other = (
+        await make(client, name="web", app="shop"), await make(client, name="phone", app="shop"),
+        await make(client, name="third"),
+    )  # fmt: skip
+    assert (phone["name"], phone["app"], other["app"]) == ("phone", "shop", "third")
+    hashes = [secrets.hash_user(identify(client, each["key"]).app, "ann") for each in (web, phone, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert (await client.post(KEYS, json={"name": "x", "app": "playground"})).status_code == 400

@@ -23,7 +23,8 @@ from feedback.errors import DatabaseError
 from feedback.events import Outcome, Signal, decode_event
 from feedback.outbox import load_rows
 from feedback.signals import signals
-from gateway.access.keys import KeyRing, create_key
+from gateway.access.key_ring import KeyRing
+from gateway.access.keys import create_key
 from gateway.access.secrets import Secrets, load_secrets
 from gateway.api.signal_request import parse_signal
 from gateway.api.signals import build_signals_router
