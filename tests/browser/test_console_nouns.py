@@ -1,13 +1,28 @@
 """What an operator does on the console's pages beside the rollout's."""
 
+import re
+import urllib.error
+import urllib.request
+
 import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.browser.console_operator import sign_in
 from tests.browser.lived_in import LivedIn, let_people_live
-from tests.browser.running_gateway import wait_until
+from tests.browser.running_gateway import RunningGateway, wait_until
 
 pytestmark = pytest.mark.browser
+
+
+def is_accepted(gateway: RunningGateway, key: str) -> bool:
+    """Whether the gateway lets a key ask."""
+    request = urllib.request.Request(f"{gateway.url}/v1/models", headers={"authorization": f"Bearer {key}"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return bool(response.status == 200)
+    except urllib.error.HTTPError as error:
+        assert error.code == 401
+        return False
 
 
 def test_an_admin_makes_a_key_that_is_shown_once_limits_and_revokes_it(lived_in: LivedIn, page: Page) -> None:
@@ -22,7 +37,7 @@ def test_an_admin_makes_a_key_that_is_shown_once_limits_and_revokes_it(lived_in:
     expect(page.get_by_role("dialog")).to_be_hidden()
     expect(page.get_by_role("heading", name="The key of <b>kiosk</b>")).to_be_focused()
     key = page.locator("#fresh-key").inner_text()
-    assert key.startswith("pl_") and gateway.call("/v1/models", authorization=f"Bearer {key}")["data"]
+    assert key.startswith("pl_") and is_accepted(gateway, key)
     row = page.get_by_role("row", name="<b>kiosk</b>")
     expect(row).to_contain_text("30 requests a minute")
     page.get_by_role("button", name="I have it").click()
@@ -36,6 +51,22 @@ def test_an_admin_makes_a_key_that_is_shown_once_limits_and_revokes_it(lived_in:
     page.get_by_role("dialog").get_by_role("button", name="Limit").click()
     expect(row).to_contain_text("5,000 tokens a day")
     expect(row).not_to_contain_text("30 requests")
+
+    page.get_by_role("button", name="Limit <b>kiosk</b>").click()
+    page.get_by_label("Ends at the end of").fill("2099-12-31")
+    page.get_by_role("dialog").get_by_role("button", name="Limit").click()
+    expect(row).to_contain_text(re.compile("ends (31 Dec 2099|1 Jan 2100)"))  # the first second after that day, here
+    listed = {each["name"]: each for each in gateway.call("/operator/v1/keys")["data"]}
+    assert listed["<b>kiosk</b>"]["expires_at"] == 4_102_444_800
+    assert listed["<b>kiosk</b>"]["limits"]["tokens_per_day"] == 5000
+
+    page.get_by_role("button", name="Rotate <b>kiosk</b>").click()
+    page.get_by_label("Hours that the present secret goes on working").fill("0")
+    page.get_by_role("dialog").get_by_role("button", name="Rotate").click()
+    expect(page.locator("#fresh-key")).to_contain_text(key[: key.rindex("_", 0, 20)])  # the same id
+    rotated = page.locator("#fresh-key").inner_text()
+    assert is_accepted(gateway, rotated) and not is_accepted(gateway, key)
+    page.get_by_role("button", name="I have it").click()
 
     page.get_by_role("button", name="Revoke <b>kiosk</b>").click()
     page.get_by_role("dialog").get_by_role("button", name="Revoke").click()

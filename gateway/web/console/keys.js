@@ -1,10 +1,10 @@
-// The keys' page: who may ask, how much, what they used; made, limited and revoked by admins. A new key is shown once.
+// The keys' page: who may ask, how much, until when, what they used; made, changed, rotated and revoked by admins. A whole key is shown once.
 
 import { byId, make, replaceChanged, setText } from "../dom.js";
 import { clock } from "../format.js";
 import { askConfirmation } from "./confirm.js";
-import { FIELDS, SCOPES, describeLimits, describeUse, listMoreColumns, readLimits } from "./keys_words.js";
-import { call, send, startPage, whoIsIn } from "./session.js";
+import { EXPIRES, FIELDS, SCOPES, describeLimits, describeState, describeUse, listMoreColumns, readDay, readLimits, writeDay } from "./keys_words.js";
+import { call, now, send, startPage, whoIsIn } from "./session.js";
 import { makeRow, note, orEmpty, pill, replaceRows } from "./table.js";
 
 let keys = [];
@@ -33,10 +33,10 @@ function show() {
 }
 
 function showKey(key, more, is_admin) {
-  const isExpired = key.expires_at && key.expires_at * 1000 < Date.now();
-  const state = key.revoked_at ? pill("revoked", "bad") : isExpired ? pill("expired", "bad") : pill("active", "good");
+  const { text, tone, more: since } = describeState(key, now());
   const cells = [
-    [make("span", { class: "strong" }, key.name), note(key.id)], [state, note(key.revoked_at ? clock(key.revoked_at) : "")],
+    [make("span", { class: "strong" }, key.name), note(key.id), note(key.app && key.app !== key.name ? `for the app ${key.app}` : "")],
+    [pill(text, tone), ...since.map(note)],
     [key.scope, note(key.pairs ? "may ask for pairs" : "never asked for pairs")], describeLimits(key.limits), describeUse(key),
     ...more.map(({ show: render }) => render(key)), clock(key.created_at),
   ];
@@ -49,7 +49,7 @@ function makeActions(key) {
     made.addEventListener("click", onClick);
     return made;
   };
-  return [make("div", { class: "row-actions" }, button("limit", "Limit", () => askToLimit(key)), button("revoke", "Revoke", () => askToRevoke(key), "danger"))];
+  return [make("div", { class: "row-actions" }, button("limit", "Limit", () => askToLimit(key)), button("rotate", "Rotate", () => askToRotate(key)), button("revoke", "Revoke", () => askToRevoke(key), "danger"))];
 }
 
 function askToCreate() {
@@ -57,23 +57,36 @@ function askToCreate() {
     title: "Create a key", text: "The whole key is shown once, here.", label: "Create",
     fields: {
       name: { label: "Name of the app or person", required: true, maxlength: 200 },
+      app: { label: "App whose users it speaks for", maxlength: 200, hint: "Empty: its name. Keys of one app share its users." },
       scope: { label: "It may", options: SCOPES, value: "app" },
       pairs: { label: "May ask for two answers to compare", type: "checkbox", checked: true },
+      expires: EXPIRES,
       ...FIELDS,
     },
-  }, async ({ name, scope, pairs, ...given }, showError) => {
+  }, async ({ name, app, scope, pairs, expires, ...given }, showError) => {
     const limits = readLimits(given);
-    const made = await send("keys", { name, scope, pairs, limits: Object.values(limits).some((value) => value !== null) ? limits : null }, "POST", (message) => showError(`Could not create: ${message}`));
-    if (made) showFresh(made);
-    return made !== null;
+    const isLimited = Object.values(limits).some((value) => value !== null);
+    const asked = { name, app: app || null, scope, pairs, expires_at: readDay(expires), limits: isLimited ? limits : null };
+    return showFresh(await send("keys", asked, "POST", (message) => showError(`Could not create: ${message}`)));
   });
 }
 
 function askToLimit(key) {
-  const fields = Object.fromEntries(Object.entries(FIELDS).map(([name, field]) => [name, { ...field, value: key.limits?.[name] ?? "" }]));
+  const fields = { expires: { ...EXPIRES, value: writeDay(key.expires_at) } };
+  for (const [name, field] of Object.entries(FIELDS)) fields[name] = { ...field, value: key.limits?.[name] ?? "" };
   askConfirmation({
     title: `Limit ${key.name}?`, text: "What was used already counts against the new limits. An empty field is no limit.", label: "Limit", fields,
-  }, async (given, showError) => (await send(`keys/${encodeURIComponent(key.id)}`, { limits: readLimits(given) }, "PATCH", (message) => showError(`Could not limit: ${message}`))) !== null);
+  }, async ({ expires, ...given }, showError) => {
+    const end = expires === writeDay(key.expires_at) ? {} : { expires_at: readDay(expires) };
+    return (await send(`keys/${encodeURIComponent(key.id)}`, { limits: readLimits(given), ...end }, "PATCH", (message) => showError(`Could not limit: ${message}`))) !== null;
+  });
+}
+
+function askToRotate(key) {
+  askConfirmation({
+    title: `Give ${key.name} another secret?`, text: "Its app, limits and users stay. The whole new key is shown once, here.", label: "Rotate",
+    fields: { hours: { label: "Hours that the present secret goes on working", type: "number", min: 0, max: 2160, step: "any", value: 24, required: true } },
+  }, async ({ hours }, showError) => showFresh(await send(`keys/${encodeURIComponent(key.id)}:rotate`, { grace_s: 3600 * Number(hours) }, "POST", (message) => showError(`Could not rotate: ${message}`))));
 }
 
 function askToRevoke(key) {
@@ -83,7 +96,7 @@ function askToRevoke(key) {
   }, async (_, showError) => (await send(`keys/${encodeURIComponent(key.id)}`, undefined, "DELETE", (message) => showError(`Could not revoke: ${message}`))) !== null);
 }
 
-/** Show a new key until it is hidden; null hides it. */
+/** Show a new key until it is hidden; null hides it. Returns whether there is one. */
 function showFresh(made) {
   byId("fresh").hidden = !made;
   setText(byId("fresh-heading"), made ? `The key of ${made.name}` : "");
@@ -91,6 +104,7 @@ function showFresh(made) {
   setText(byId("copied"), "");
   // The dialog gives the focus back when it closes, which is about to happen.
   if (made) byId("confirm").addEventListener("close", () => byId("fresh-heading").focus(), { once: true });
+  return made !== null;
 }
 
 async function copyKey() {

@@ -18,6 +18,26 @@ export const FIELDS = {
   budget_per_day: { ...money("Budget a day"), hint: "In the currency of the prices in the settings. Empty: no limit." },
 };
 
+/** The input of when a key ends. */
+export const EXPIRES = { label: "Ends at the end of", type: "date", hint: "A day of UTC. Empty: never." };
+
+const DAY_S = 86_400;
+
+/** The epoch seconds at which a day ends that an input names; null for none. */
+export const readDay = (text) => (text ? Date.parse(`${text}T00:00:00Z`) / 1000 + DAY_S : null);
+
+/** The day on which epoch seconds fall, as an input has it: the one that ends then; "" for null. */
+export const writeDay = (at) => (at ? new Date((at - 1) * 1000).toISOString().slice(0, 10) : "");
+
+/** How a key stands: {text, tone, more: lines}. now: epoch seconds. */
+export function describeState({ revoked_at, expires_at, old_secret_until }, now) {
+  if (revoked_at) return { text: "revoked", tone: "bad", more: [clock(revoked_at)] };
+  const ends = expires_at ? `${expires_at <= now ? "ended" : "ends"} ${clock(expires_at)}` : "";
+  if (expires_at && expires_at <= now) return { text: "expired", tone: "bad", more: [ends] };
+  const old = old_secret_until && old_secret_until > now ? `its old secret works until ${clock(old_secret_until)}` : "";
+  return { text: "active", tone: "good", more: [ends, old] };
+}
+
 /** Limits as the API takes them: null for an empty field. */
 export const readLimits = (given) => Object.fromEntries(Object.keys(FIELDS).map((name) => [name, given[name] === "" ? null : Number(given[name])]));
 
@@ -42,6 +62,6 @@ export function describeUse({ usage, used, spend }) {
 
 /** Columns that some gateways have and others lack: {title, show(key)}. */
 export function listMoreColumns(keys) {
-  const columns = [["expires_at", "Expires", (at) => (at ? clock(at) : "never")], ["last_used_at", "Last used", (at) => (at ? clock(at) : "never")]];
+  const columns = [["last_used_at", "Last used", (at) => (at ? clock(at) : "never")]];
   return columns.filter(([name]) => keys.some((key) => key[name] !== undefined)).map(([name, title, render]) => ({ title, show: (key) => render(key[name]) }));
 }
