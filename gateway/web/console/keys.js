@@ -1,11 +1,15 @@
 // The keys' page: who may ask, how much, until when, what they used; made, changed, rotated and revoked by admins. A whole key is shown once.
 
 import { byId, make, replaceChanged, setText } from "../dom.js";
-import { clock } from "../format.js";
+import { clock, count } from "../format.js";
 import { askConfirmation } from "./confirm.js";
-import { EXPIRES, FIELDS, SCOPES, describeLimits, describeState, describeUse, listMoreColumns, readDay, readLimits, writeDay } from "./keys_words.js";
+import { EXPIRES, FIELDS, SCOPES, describeLimits, describeState, describeUse, readDay, readLimits, writeDay } from "./keys_words.js";
+import { drawLines } from "./lines.js";
 import { call, now, send, startPage, whoIsIn } from "./session.js";
 import { makeRow, note, orEmpty, pill, replaceRows } from "./table.js";
+
+const USAGE_DAYS = 30;
+const DAY_MS = 86_400_000;
 
 let keys = [];
 
@@ -13,34 +17,61 @@ byId("create").addEventListener("click", askToCreate);
 byId("copy").addEventListener("click", copyKey);
 byId("hide").addEventListener("click", () => showFresh(null));
 byId("show-revoked").addEventListener("change", show);
+addEventListener("hashchange", () => showUsage(true));
 addEventListener("pagehide", () => showFresh(null)); // the key must not wait in a page that is kept for "back"
 startPage(look, { pollMs: 5000 });
 
 async function look() {
   keys = (await call("keys")).data;
   show();
+  await showUsage(false);
 }
+
+/** Show what the key used, by day, that the address names. */
+async function showUsage(isAsked) {
+  const key = keys.find(({ id }) => id === location.hash.slice(1));
+  byId("usage-part").hidden = !key?.usage;
+  if (!key?.usage) return;
+  const { days, total } = await call(`keys/${encodeURIComponent(key.id)}/usage?days=${USAGE_DAYS}`);
+  setText(byId("usage-heading"), `What ${key.name} used in the last ${USAGE_DAYS} days`);
+  const points = days.map((day) => [Date.parse(day.day) / DAY_MS, day.prompt_tokens + day.completion_tokens]);
+  drawLines(byId("usage-plot"), "Tokens by day", [{ name: "tokens", points }], {
+    describeX: (x) => new Date(Math.round(x) * DAY_MS).toISOString().slice(0, 10), describeY: (y) => count(Math.round(y)), empty: "Nothing was used",
+  });
+  const rows = [...days].reverse().map((day) => showDay(day.day, day));
+  replaceChanged(byId("usage"), orEmpty(rows.length > 1 ? [showDay("all", total), ...rows] : rows, 5, "Nothing was used."));
+  if (isAsked) byId("usage-heading").focus();
+}
+
+const showDay = (name, used) => makeRow({}, name, { number: count(used.requests) }, { number: count(used.prompt_tokens) }, { number: count(used.completion_tokens) }, { number: describeUse(used).spend });
 
 function show() {
   const { is_admin } = whoIsIn();
   byId("create").hidden = !is_admin;
   byId("keys-scope").hidden = is_admin;
   const shown = keys.filter((key) => !key.revoked_at || byId("show-revoked").checked);
-  const more = listMoreColumns(keys);
-  const head = ["Key", "State", "May", "Limits", "Used", ...more.map(({ title }) => title), "Made", ...(is_admin ? ["Decide"] : [])];
+  const head = ["Key", "State", "May", "Limits", "Used today", "Made", ...(is_admin ? ["Decide"] : [])];
   replaceChanged(byId("keys-head"), head.map((title) => make("th", { scope: "col" }, title)));
-  replaceRows(byId("keys"), orEmpty(shown.map((key) => showKey(key, more, is_admin)), head.length, "No key yet."));
+  replaceRows(byId("keys"), orEmpty(shown.map((key) => showKey(key, is_admin)), head.length, "No key yet."));
 }
 
-function showKey(key, more, is_admin) {
+function showKey(key, is_admin) {
   const { text, tone, more: since } = describeState(key, now());
   const cells = [
     [make("span", { class: "strong" }, key.name), note(key.id), note(key.app && key.app !== key.name ? `for the app ${key.app}` : "")],
     [pill(text, tone), ...since.map(note)],
-    [key.scope, note(key.pairs ? "may ask for pairs" : "never asked for pairs")], describeLimits(key.limits), describeUse(key),
-    ...more.map(({ show: render }) => render(key)), clock(key.created_at),
+    [key.scope, note(key.pairs ? "may ask for pairs" : "never asked for pairs")], describeLimits(key.limits), showUse(key),
+    clock(key.created_at),
   ];
   return makeRow({ "data-row": key.id }, ...cells, ...(is_admin ? [key.revoked_at ? "" : makeActions(key)] : []));
+}
+
+/** What it used today, with the way to what it used before. */
+function showUse({ id, name, usage }) {
+  if (!usage) return "–";
+  const { requests, tokens, spend } = describeUse(usage.today);
+  return [`${requests} requests, ${tokens} tokens`, note(spend === "–" ? "" : `spent ${spend}`),
+    make("a", { class: "note", href: `#${id}`, "data-name": "usage", "aria-label": `Usage of ${name} by day` }, "by day")];
 }
 
 function makeActions(key) {

@@ -50,18 +50,7 @@ export function describeLimits(limits) {
   return said.join(", ") || "none";
 }
 
-/** What a key used today, as far as the gateway says it. */
-export function describeUse({ usage, used, spend }) {
-  const today = usage?.today ?? usage ?? used ?? {};
-  const parts = [
-    today.requests !== undefined ? `${count(today.requests)} requests` : "", today.tokens !== undefined ? `${count(today.tokens)} tokens` : "",
-    (today.spend ?? spend) !== undefined ? `${(today.spend ?? spend).toFixed(4)} spent` : "",
-  ].filter(Boolean);
-  return parts.length ? parts.join(", ") : "–";
-}
-
-/** Columns that some gateways have and others lack: {title, show(key)}. */
-export function listMoreColumns(keys) {
-  const columns = [["last_used_at", "Last used", (at) => (at ? clock(at) : "never")]];
-  return columns.filter(([name]) => keys.some((key) => key[name] !== undefined)).map(([name, title, render]) => ({ title, show: (key) => render(key[name]) }));
-}
+/** What was used: {requests, tokens, spend} as texts. */
+export const describeUse = ({ requests, prompt_tokens, completion_tokens, spend }) => ({
+  requests: count(requests), tokens: count(prompt_tokens + completion_tokens), spend: spend ? spend.toFixed(4) : "–",
+});
