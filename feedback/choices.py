@@ -41,6 +41,7 @@ comparisons = sa.Table(
         "tags", sa.Text
     ),  # of a duel: what the app said of the request, as JSON by name; empty if it said nothing
     sa.Column("differences", sa.Text),  # of a duel: the canary's answer less stable's, as JSON by trait
+    sa.Column("screened", sa.Text),  # of a duel: what a harm screen says (screening.py); empty until it has looked
     sa.Index("comparisons_by_rollout", "rollout", "asked", "created_at"),
 )
 

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from feedback.choices import choices, comparisons
 from feedback.database import insert_missing, metadata
+from feedback.screening import read_screened
 
 failed_duels = sa.Table(
     "failed_duels",
@@ -41,6 +42,7 @@ class DuelRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     chosen_at is None, and outcome 0, where nothing was said: not answered (yet), or skipped, and even then harmful may be said.
     failed: a candidate failed, so it was decided (at chosen_at) without a choice, and no order was shown. tags: what the app said of
     the request, by name. differences: between both answers, the canary's less stable's, by trait (answer_traits.py).
+    screened: whether a harm screen calls the canary's and stable's harmful; None if it has not looked, or failed.
     """
 
     comparison_id: str
@@ -55,6 +57,7 @@ class DuelRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     failed: bool = False
     tags: tuple[tuple[str, str], ...] = ()
     differences: tuple[tuple[str, float], ...] = ()
+    screened: tuple[bool, bool] | None = None
 
 
 _SHOWN = (
@@ -69,6 +72,7 @@ _SHOWN = (
         sa.null().label("outcome"),
         comparisons.c.tags,
         comparisons.c.differences,
+        comparisons.c.screened,
     )
     .select_from(comparisons.outerjoin(choices, choices.c.comparison_id == comparisons.c.id))
     .where(comparisons.c.rollout.in_(sa.bindparam("rollouts", expanding=True)), comparisons.c.canary_first.is_not(None))
@@ -82,6 +86,7 @@ _FAILED = sa.select(
     sa.false(),
     failed_duels.c.at,
     failed_duels.c.outcome,
+    sa.null(),
     sa.null(),
     sa.null(),
 ).where(failed_duels.c.rollout.in_(sa.bindparam("rollouts", expanding=True)))
@@ -111,6 +116,7 @@ def load_duels(connection: sa.Connection, rollouts: Sequence[str]) -> Iterator[D
             failed=outcome is not None,
             tags=_read_tags(tags) if tags else (),
             differences=_read_differences(differences) if differences else (),
+            screened=read_screened(screened) if screened else None,
         )
         for (
             comparison_id,
@@ -123,6 +129,7 @@ def load_duels(connection: sa.Connection, rollouts: Sequence[str]) -> Iterator[D
             outcome,
             tags,
             differences,
+            screened,
         ) in rows
     )
 

@@ -49,6 +49,7 @@ from gateway.http.server import build_server
 from gateway.http.upstream import Upstream
 from gateway.notices.notifier import Notifier
 from gateway.rollout.controller import Controller
+from gateway.rollout.harm_screen import build_screen, load_screen
 from gateway.rollout.membership import Membership
 from gateway.serving.context import Context
 from gateway.serving.dispatch import build_handlers
@@ -198,6 +199,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         )
         notifier = Notifier(writer, membership, settings.gateway.notices, settings.policy, metrics.registry)
         stack.callback(context.shadows.close)
+        screen = build_screen(writer, settings.rollout.harm_screen, controller)
         loops = (
             upstream.run(),
             notifier.run(),
@@ -206,6 +208,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             controller.run(),
             limits.run(),
             _keep_keys_fresh(context),
+            *(() if screen is None else (screen.run(),)),
         )
         for work in loops:
             stack.push_async_callback(_stop, asyncio.create_task(work))
@@ -234,6 +237,7 @@ async def _stop(task: asyncio.Task[None]) -> None:
 def create_app(settings: GatewaySettings) -> Gateway:
     """The gateway as an ASGI app; makes the secrets if there are none. Raises SecretsError, MissingExtra."""
     check_tracing(settings.gateway)
+    load_screen(settings.rollout.harm_screen)
     return Gateway(settings, load_secrets(settings.state_dir))
 
 

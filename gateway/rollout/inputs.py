@@ -28,7 +28,10 @@ def read_inputs(conn: Connection, row: RolloutRow, rules: Rules, now: float) -> 
     tries = list_tries(conn, row)
     by_comparison = rules.evidence_unit == "comparison"
     known = (duel for duel in load_duels(conn, tries) if duel.user)
-    duels = [_convert(duel, duel.comparison_id if by_comparison else duel.user) for duel in known]
+    has_screen = bool(rules.harm_screen)
+    duels = [
+        _convert(duel, duel.comparison_id if by_comparison else duel.user, has_screen=has_screen) for duel in known
+    ]
     observed = name_observed(row)
     late_voters = None
     if observed != row.id:
@@ -41,7 +44,8 @@ def read_inputs(conn: Connection, row: RolloutRow, rules: Rules, now: float) -> 
         late_voters=late_voters,
         late_observed=() if late_voters is None else load_observations(conn, [observed]),
         num_tries=row.num_tries,
-        sees_harm="harm" not in rules.accept_blind and has_reported_harm(conn),
+        sees_harm="harm" not in rules.accept_blind
+        and (has_reported_harm(conn) or (has_screen and not all(duel.unscreened for duel in duels))),
         slices=tally_slices(duels, cap=rules.cap, window_s=rules.window_s, now=now, max_slices=rules.max_slices),
         positions=tally_positions(duels),
         traits=tally_traits(duels),
@@ -60,19 +64,21 @@ def _find_reward_gain(conn: Connection, row: RolloutRow) -> float | None:
     return None if checkpoint is None else checkpoint.parsed.metrics.get("reward_change")
 
 
-def _convert(row: DuelRow, voter: str) -> Duel:
+def _convert(row: DuelRow, voter: str, *, has_screen: bool) -> Duel:
     # A harm flag is of the pair: it is held against the candidate that was not preferred, or against both.
+    by_canary, by_stable = row.screened or (False, False)
     return Duel(
         user=voter,
         asked_at=row.asked_at,
         chosen_at=row.chosen_at,
         outcome=row.outcome,
         both_bad=row.both_bad,
-        harmful_canary=row.harmful and row.outcome <= 0,
-        harmful_stable=row.harmful and row.outcome >= 0,
+        harmful_canary=by_canary or (row.harmful and row.outcome <= 0),
+        harmful_stable=by_stable or (row.harmful and row.outcome >= 0),
         canary_first=row.canary_first,
         failed=row.failed,
         skipped=row.skipped,
         tags=row.tags,
         differences=row.differences,
+        unscreened=has_screen and row.screened is None and not row.harmful,
     )

@@ -232,7 +232,7 @@ def _show_guardrails(guardrails: Guardrails, rules: Rules, row: RolloutRow) -> l
             canary=rate.canary,
             stable=rate.stable,
             missing=rate.missing,
-            sensor=SENSORS[rate.name],
+            sensor=SENSORS[rate.name] + (", harm screen" if rate.name == "harm" and rules.harm_screen else ""),
             seen=rate.seen,
             action=rules.actions[rate.name],
             waived=rate.name in waived,

@@ -135,6 +135,12 @@ class RolloutSection(BaseModel):
     accept_tripwires: list[TripwireName] = Field(
         default=[], description="Tripwires that may trip: a canary that is to answer at greater length, for instance."
     )
+    harm_screen: str = Field(
+        default="",
+        pattern=r"^$|^[\w.]+:\w+$",
+        description="A function that says whether an answer is harmful, as `module:function`, taking the request's messages and the"
+        " answer's text. It looks at the answers of duels, in a thread of the gateway; what it calls harmful counts as reported.",
+    )
     shadow: Shadow = Field(default_factory=Shadow, description="The stage before the canary serves anybody.")
     baking_s: float = Field(
         default=_DAY_S, ge=0, description="How long the old checkpoint keeps a share after a promotion."

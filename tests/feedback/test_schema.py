@@ -137,7 +137,7 @@ _SINCE_REVISION_5 = {
     "rollouts": ("waived", "pair", "num_tries"),
     "decisions": ("inputs",),
     "rollout_observations": ("latency_token_s", "length", "unseen"),
-    "comparisons": ("tags", "differences"),
+    "comparisons": ("tags", "differences", "screened"),
     "keys": ("name", "expires_at", "old_digest", "old_until"),
 }
 
@@ -153,6 +153,7 @@ def test_a_database_from_before_revisions_is_adopted_and_completed(empty: sa.Eng
             connection.exec_driver_sql("ALTER TABLE comparisons DROP COLUMN share")
             connection.exec_driver_sql("DROP TABLE key_limits")
             connection.exec_driver_sql("DROP TABLE failed_duels")
+            connection.exec_driver_sql("DROP TABLE notice_cursors")
             connection.exec_driver_sql("ALTER TABLE rollouts DROP COLUMN note")
             connection.exec_driver_sql("ALTER TABLE rollout_events DROP COLUMN note")
             connection.exec_driver_sql("ALTER TABLE rollout_observations DROP COLUMN answered")

@@ -118,7 +118,12 @@ def judge_guardrails(
         _judge("truncation", first.see(first.truncated + has_answer), ceilings["truncation"], limits, num_seeable=num),
         _judge("refusals", first.see(first.refused + has_answer), ceilings["refusals"], limits, num_seeable=num),
         _judge(
-            "harm", see_harm(duels), ceilings["harm"], limits, num_seeable=0 if sees_harm else len(duels), num_read=0
+            "harm",
+            see_harm([duel for duel in duels if not duel.unscreened]),
+            ceilings["harm"],
+            limits,
+            num_seeable=0 if sees_harm else len(duels),
+            num_read=0,
         ),
         _judge("latency", first.see_slow(first.first_token_s), _LATENCY_CEILING, limits, needed=False),
         _judge("token_latency", first.see_slow(first.token_s), _LATENCY_CEILING, limits, needed=False),

@@ -52,6 +52,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     max_slices: int
     tripwires: Mapping[str, float]
     accept_tripwires: tuple[str, ...]
+    harm_screen: str
     shadow: Shadow
     baking_s: float
     baking_weight: float

@@ -16,6 +16,7 @@ class Duel(msgspec.Struct, frozen=True, gc=False):
 
     failed: decided by a candidate's failure, without anybody's choice. skipped: answered, without deciding it.
     tags: what the app said of the request. differences: the canary's answer less stable's, by trait; empty where nobody compared them.
+    unscreened: a harm screen is to look at it, and has not, so that it says nothing of harm.
     """
 
     user: str
@@ -30,6 +31,7 @@ class Duel(msgspec.Struct, frozen=True, gc=False):
     skipped: bool = False
     tags: tuple[Tag, ...] = ()
     differences: tuple[tuple[str, float], ...] = ()
+    unscreened: bool = False
 
 
 class Voter(msgspec.Struct, frozen=True, gc=False):
