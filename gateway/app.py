@@ -26,6 +26,7 @@ from feedback.relay import Relay
 from feedback.schema import migrate, migrate_url
 from feedback.settings import load_settings
 from gateway.access.key_ring import KeyRing
+from gateway.access.key_usage import UsageBook
 from gateway.access.keys import ensure_admin_key
 from gateway.access.limits.limiter import Limits
 from gateway.access.secrets import Secrets, check_listening, load_secrets
@@ -63,6 +64,7 @@ from gateway.serving.recording.completion_recorder import CompletionRecorder
 from gateway.serving.recording.completion_store import CompletionStore
 from gateway.serving.shadow_queue import ShadowQueue
 from gateway.settings import GatewaySettings
+from gateway.telemetry.key_metrics import KeyCollector
 from gateway.telemetry.logs import current_request_id, set_up_logging
 from gateway.telemetry.rollout_metrics import RolloutCollector
 from gateway.telemetry.state_metrics import StateCollector
@@ -160,6 +162,8 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             stack.push_async_callback(asyncio.to_thread, limits_writer.close)
         limits = Limits(limits_writer, settings.gateway)
         stack.push_async_callback(limits.close)
+        usage = UsageBook(writer, settings.gateway)
+        stack.push_async_callback(usage.close)
         deployment = Deployment(settings.gateway.engines, BreakerLimits.from_settings(settings.gateway))
         upstream = Upstream(settings.gateway)
         stack.callback(upstream.close)
@@ -177,6 +181,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         stack.push_async_callback(membership.leave)
         controller = Controller(writer, swap, deployment, membership, settings)
         metrics.registry.register(StateCollector(deployment, membership, lambda: relay.state))
+        metrics.registry.register(KeyCollector(usage, keys.find_name))
         metrics.registry.register(RolloutCollector(deployment, controller))
         context = Context(
             settings=settings,
@@ -195,6 +200,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             relay=relay,
             completions=completions,
             limits=limits,
+            usage=usage,
             shadows=ShadowQueue(),
         )
         notifier = Notifier(writer, membership, settings.gateway.notices, settings.policy, metrics.registry)
@@ -207,6 +213,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             membership.run(),
             controller.run(),
             limits.run(),
+            usage.run(),
             _keep_keys_fresh(context),
             *(() if screen is None else (screen.run(),)),
         )

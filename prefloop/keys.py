@@ -14,9 +14,11 @@ from rich.text import Text
 
 from prefloop.durations import parse_duration
 from prefloop.gateway_client import GatewayClient, JsonOption, quote_id, with_gateway
+from prefloop.key_usage import show_usage
 from prefloop.terminal import CommandFailed, format_day, format_time, make_table, plain
 
 commands = typer.Typer(help="Create, list, limit, rotate and revoke API keys.", no_args_is_help=True)
+commands.command("usage")(show_usage)
 
 
 LIMITS = {

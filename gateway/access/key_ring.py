@@ -25,6 +25,7 @@ class _Key(NamedTuple):
 
     digests: tuple[tuple[str, float], ...]
     identity: Identity
+    name: str
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class KeyRing:
                 digests = [(row.digest, ends_at)]
                 if row.old_digest is not None and row.old_until is not None:
                     digests.append((row.old_digest, min(ends_at, row.old_until)))
-                fresh[row.id] = _Key(tuple(digests), known)
+                fresh[row.id] = _Key(tuple(digests), known, row.name or row.app)
             self._known = _Snapshot(fresh)
 
     def identify(self, header: bytes) -> Identity | None:
@@ -88,6 +89,11 @@ class KeyRing:
         """The identity of a key that still works, for sessions that were signed in with it."""
         known = self._known.keys.get(key_id)
         return None if known is None or self._clock() >= known.digests[0][1] else known.identity
+
+    def find_name(self, key_id: str) -> str | None:
+        """The name of a key that was not revoked."""
+        known = self._known.keys.get(key_id)
+        return None if known is None else known.name
 
     def check(self, key: str) -> Identity | None:
         """Whose key it is; None if it is unknown, wrong, revoked or expired."""

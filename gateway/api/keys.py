@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from sqlalchemy import Connection
 
+from gateway.access.key_usage import Usage, load_totals
 from gateway.access.keys import (
     HOW_TO_REPLACE,
     PLAYGROUND_APP,
@@ -67,10 +68,22 @@ class NewKey(KeyRow, frozen=True, kw_only=True):
     key: str
 
 
+class UsageToday(msgspec.Struct, frozen=True):
+    """What was used since midnight, UTC."""
+
+    today: Usage
+
+
+class ListedKey(KeyRow, frozen=True, kw_only=True):
+    """A key, and what it used today."""
+
+    usage: UsageToday
+
+
 class KeyList(msgspec.Struct, frozen=True):
     """All keys, oldest first."""
 
-    data: list[KeyRow]
+    data: list[ListedKey]
     object: Literal["list"] = "list"
 
 
@@ -87,11 +100,11 @@ def add_key_routes(routes: OperatorRoutes, context: Context) -> None:
 
     @routes.add("GET", "/keys", "List the keys", {200: KeyList})
     async def show_keys(_: Identity) -> KeyList:
-        def read() -> list[KeyRow]:
-            with context.database.connect() as conn:
-                return list_keys(conn)
-
-        return KeyList(await asyncio.to_thread(read))
+        await context.usage.flush()
+        rows, today = await context.writer.aread(lambda conn: (list_keys(conn), load_totals(conn, 1, time.time())))
+        return KeyList(
+            [ListedKey(**msgspec.structs.asdict(row), usage=UsageToday(today.get(row.id, Usage()))) for row in rows]
+        )
 
     @routes.add("POST", "/keys", "Make a key", {201: NewKey}, body=KeyRequest, scope="admin")
     async def add_key(_: Identity, body: KeyRequest) -> NewKey:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from feedback.database import Writer
     from feedback.relay import Relay
     from gateway.access.key_ring import KeyRing
+    from gateway.access.key_usage import UsageBook
     from gateway.access.limits.limiter import Limits
     from gateway.access.secrets import Secrets
     from gateway.engines.deployment import Deployment
@@ -46,4 +47,5 @@ class Context:
     relay: Relay
     completions: CompletionRecorder
     limits: Limits
+    usage: UsageBook
     shadows: ShadowQueue

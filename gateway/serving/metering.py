@@ -1,8 +1,8 @@
-"""Settles an answer with its key's limits: the tokens that it took, as its usage says.
+"""Settles an answer with its key: the tokens that it took, as its usage says, are booked and count against the key's limits.
 
-A key without limits passes by one look at an attribute. Tokens of a stream are read from its usage event, which the
-engine is asked for; a client that did not ask for it does not see it. Responses name tokens otherwise, and their streams
-end with an event that holds the whole response.
+Tokens of a stream are read from its usage event, which the engine is asked for where the key has limits or tokens have a price; a
+client that did not ask for it does not see it. Other streams that bring none are estimated, by their events and the request's bytes.
+Responses name tokens otherwise, and their streams end with an event that holds the whole response.
 """
 
 from __future__ import annotations
@@ -46,13 +46,19 @@ def _read_last(answer: bytes, key: bytes, pattern: re.Pattern[bytes]) -> int:
 
 def settle_answer(exchange: Exchange, answer: bytes) -> None:
     """Settle with a whole answer."""
-    if exchange.identity.limits is not None:
-        exchange.context.limits.settle(exchange.identity, *read_usage(answer))
+    settle_tokens(exchange, *read_usage(answer))
 
 
-def settle_tokens(exchange: Exchange, prompt: int, completion: int) -> None:
-    """Settle with counts that are known already."""
-    exchange.context.limits.settle(exchange.identity, prompt, completion)
+def settle_tokens(exchange: Exchange, prompt: int, completion: int, *, is_estimated: bool = False) -> None:
+    """Settle with counts that are known already, or estimated."""
+    context, identity = exchange.context, exchange.identity
+    context.usage.add(identity.key_id, prompt, completion, is_estimated=is_estimated)
+    context.limits.settle(identity, prompt, completion)
+
+
+def must_meter(exchange: Exchange) -> bool:
+    """Whether a stream's tokens must be known exactly."""
+    return exchange.identity.limits is not None or exchange.context.settings.gateway.has_prices
 
 
 def guess_prompt(exchange: Exchange) -> int:
@@ -61,11 +67,11 @@ def guess_prompt(exchange: Exchange) -> int:
 
 
 class StreamMeter:
-    """Reads a stream's usage event for a key with limits, and takes it out where the client did not ask for it."""
+    """Reads a stream's usage event, and takes it out where the client did not ask for it."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._is_shown = exchange.request.wants_usage
+        self._is_shown = exchange.request.wants_usage or not must_meter(exchange)
         self._usage: tuple[int, int] | None = None
 
     @staticmethod
@@ -100,4 +106,4 @@ class StreamMeter:
         """The stream has ended; where it ended early, its events are its tokens."""
         exchange = self._exchange
         prompt, completion = self._usage or (guess_prompt(exchange), num_events)
-        exchange.context.limits.settle(exchange.identity, prompt, completion)
+        settle_tokens(exchange, prompt, completion, is_estimated=self._usage is None)

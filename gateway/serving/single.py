@@ -15,7 +15,7 @@ from gateway.http.sse import EventTail
 from gateway.serving.attempts import LOST_TWICE, Begun, ask_engine, begin_asking, drop_asking, end_asking, hide_refusal
 from gateway.serving.body import find_restorer
 from gateway.serving.exchange import Exchange
-from gateway.serving.metering import StreamMeter, settle_answer
+from gateway.serving.metering import StreamMeter, must_meter, settle_answer
 from gateway.serving.outcome import (
     CLIENT_GONE,
     Outcome,
@@ -95,7 +95,7 @@ async def answer_single(exchange: Exchange, begun: Begun | None = None) -> None:
 async def _answer(exchange: Exchange, outcome: Outcome, begun: Begun | None) -> None:
     is_stream = exchange.request.is_stream
     body = exchange.engine_body
-    if is_stream and exchange.identity.limits is not None:
+    if is_stream and must_meter(exchange):
         body = StreamMeter.ask_for_usage(exchange, body)
     answer = await ask_engine(exchange, exchange.route.checkpoint, body, is_stream=is_stream, begun=begun)
     is_events = answer.status == 200 and answer.content_type.startswith(EVENTS)  # also if all came in one read
@@ -128,14 +128,12 @@ async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcom
     note_progress = exchange.context.deployment.note_progress
     restore = find_restorer(checkpoint, alias, shows_engine=exchange.identity.may("operator"))
     tail = EventTail()
-    meter = None if exchange.identity.limits is None else StreamMeter(exchange)
+    meter = StreamMeter(exchange)
     pieces: list[bytes] | None = [] if exchange.is_recorded else None
     outcome.first_byte_s = time.monotonic() - exchange.started
 
     def pass_on(data: bytes) -> None:
-        events = tail.feed(data)
-        if meter is not None:
-            events = meter.filter(events)
+        events = meter.filter(tail.feed(data))
         if events:
             if b'data: {"error"' in events:
                 outcome.code = 500
@@ -160,8 +158,7 @@ async def _pass_stream(exchange: Exchange, answer: EngineAnswer, outcome: Outcom
         answer.close()
         if outcome.code >= 500:
             record_broken(exchange)
-        if meter is not None:
-            meter.settle(outcome.num_tokens)
+        meter.settle(outcome.num_tokens)
         if pieces is not None:
             note_completion(exchange, b"".join(pieces), is_stream=True)
     call.end()

@@ -199,6 +199,13 @@ def test_keys_from_creation_to_revocation(gateway: LiveGateway) -> None:
     assert (
         made["app"] == "shop" and 43_000 < made["expires_at"] - time.time() < 43_201 and made["key"].startswith("pl_")
     )
+    gateway.call("POST", "/v1/chat/completions", {"model": "default", "messages": [{"role": "user", "content": "Hi"}]})
+    [used] = ask_json(gateway, "keys", "usage", "--days", "1")["data"]
+    assert used["name"] == "admin" and used["total"]["requests"] >= 1
+    shown = ask(gateway, "keys", "usage").stdout
+    assert used["id"] in shown and "admin" in shown and "completion" in shown
+    assert f"{used['total']['requests']:,}" in ask(gateway, "keys", "usage", used["id"]).stdout
+    assert ask_json(gateway, "keys", "usage", row["id"])["days"] == []
     assert ask(gateway, "keys", "revoke", row["id"]).stdout == f"revoked {row['id']}\n"
     assert "no such key" in ask(gateway, "keys", "revoke", "nobody", code=1).stderr
 
@@ -249,6 +256,7 @@ def test_status_shows_gateway_and_trainer(gateway: LiveGateway) -> None:
         (["keys", "limit", "nobody", "--tokens-per-day", "9" * 30], "400"),
         (["keys", "limit", "nobody"], "at least one limit"),
         (["keys", "rotate", "nobody"], "404"),
+        (["keys", "usage", "nobody"], "404"),
         (["keys", "rotate", "nobody", "--grace", "soon"], "no length of time"),
         (["keys", "expire", "nobody", "never"], "404"),
         (["keys", "create", "shop", "--expires-in", "1 day"], "no length of time"),

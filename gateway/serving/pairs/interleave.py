@@ -119,7 +119,8 @@ async def interleave_streams(
             reader.cancel()
         # Before anything is awaited: the client may leave just now.
         num_completion = sum(draft.completion_tokens or draft.num_chunks for draft in (*drafts, *pair.unshown))
-        settle_tokens(exchange, merge_usage(drafts)["prompt_tokens"] or guess_prompt(exchange), num_completion)
+        num_prompt = merge_usage(drafts)["prompt_tokens"]
+        settle_tokens(exchange, num_prompt or guess_prompt(exchange), num_completion, is_estimated=not num_prompt)
         for stream in streams:
             stream.answer.close()
             stream.outcome.num_tokens = stream.draft.completion_tokens

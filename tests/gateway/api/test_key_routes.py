@@ -19,6 +19,7 @@ from feedback.database import Writer, create_tables, metadata, open_database
 from gateway.access import key_ring as keys_module
 from gateway.access.auth import authenticate_header
 from gateway.access.key_ring import KeyRing
+from gateway.access.key_usage import UsageBook
 from gateway.access.keys import (
     create_key,
     ensure_admin_key,
@@ -29,6 +30,7 @@ from gateway.access.keys import (
 )
 from gateway.access.limits.allowance import KeyLimits
 from gateway.access.secrets import Secrets, load_secrets
+from gateway.api.key_usage import add_usage_routes
 from gateway.api.keys import add_key_routes
 from gateway.api.routes import OperatorRoutes
 from gateway.errors import ApiError
@@ -57,11 +59,15 @@ async def client(database: sa.Engine, secrets: Secrets) -> AsyncIterator[httpx.A
     writer, ring = Writer(database), KeyRing(secrets.pepper)
     await writer.arun(lambda conn: ensure_admin_key(conn, secrets, time.time()))
     ring.refresh(database)
-    context: Any = SimpleNamespace(writer=writer, database=database, secrets=secrets, keys=ring, settings=PRICED)
+    usage = UsageBook(writer, PRICED.gateway)
+    context: Any = SimpleNamespace(
+        writer=writer, database=database, secrets=secrets, keys=ring, settings=PRICED, usage=usage
+    )
     app = FastAPI()
     app.state.context = context
     routes = OperatorRoutes(context)
     add_key_routes(routes, context)
+    add_usage_routes(routes, context)
     app.include_router(routes.router)
 
     @app.exception_handler(ApiError)
@@ -401,3 +407,27 @@ async def test_keys_of_one_app_speak_for_the_same_users(client: httpx.AsyncClien
     hashes = [secrets.hash_user(identify(client, each["key"]).app, "ann") for each in (web, phone, other)]
     assert hashes[0] == hashes[1] != hashes[2]
     assert (await client.post(KEYS, json={"name": "x", "app": "playground"})).status_code == 400
+
+
+async def test_what_keys_used_is_shown_by_day_in_sum_and_beside_each_key(client: httpx.AsyncClient) -> None:
+    shop, idle = await make(client), await make(client, name="idle")
+    book = client.context.usage  # type: ignore[attr-defined]
+    today = int(time.time()) // 86_400 * 86_400
+    for at, prompt, completion in ((today - 1, 100, 10), (today, 200, 20), (today + 1, 300, 30)):
+        book._clock = lambda at=at: at
+        book.add(shop["id"], prompt, completion)
+    book.add("playground", 1, 1)
+    used = (await client.get(f"{KEYS}/{shop['id']}/usage")).json()
+    assert (used["name"], used["app"], [day["tokens"] for day in used["days"]]) == ("shop", "shop", [110, 550])
+    assert used["total"]["requests"] == 3 and used["total"]["spend"] == pytest.approx(60 * 0.6e-6)
+    assert used["days"][0]["day"] < used["days"][1]["day"] and len(used["days"][1]["day"]) == 10
+    assert len((await client.get(f"{KEYS}/{shop['id']}/usage?days=1")).json()["days"]) == 1
+    assert (await client.get(f"{KEYS}/{idle['id']}/usage")).json()["days"] == []
+    summary = (await client.get(f"{KEYS}/usage?days=2")).json()
+    assert [(row["name"], row["total"]["tokens"]) for row in summary["data"]] == [("shop", 660), ("playground", 2)]
+    assert summary["total"]["tokens"] == 662
+    listed = {row["id"]: row["usage"]["today"] for row in (await client.get(KEYS)).json()["data"]}
+    assert listed[shop["id"]]["tokens"] == 550 and listed[idle["id"]]["requests"] == 0
+    assert (await client.get(f"{KEYS}/nobody/usage")).status_code == 404
+    for days in ("0", "401", "many"):
+        assert (await client.get(f"{KEYS}/usage?days={days}")).status_code == 400

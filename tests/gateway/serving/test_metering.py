@@ -64,6 +64,28 @@ async def test_tokens_are_counted_however_the_answer_comes(
     assert int(after["x-ratelimit-remaining-tokens"]) == 1000 - spent
 
 
+@pytest.mark.parametrize(
+    ("fields", "headers", "tokens", "estimated"),
+    [
+        ({}, {}, 9, 0),
+        ({"stream": True, "stream_options": {"include_usage": True}}, {}, 9, 0),
+        ({}, {"x-prefloop-compare": "always"}, 13, 0),
+        ({"stream": True}, {}, None, 1),  # nobody asked the engine, and tokens cost nothing: by events and bytes
+    ],
+)
+async def test_what_a_key_without_limits_used_is_booked_too(
+    gateway: Running, fields: dict[str, Any], headers: dict[str, str], tokens: int | None, estimated: int
+) -> None:
+    status, _, body = await ask(gateway, gateway.auth | headers, **fields)
+    assert status == 200 and ('"usage":{' in body) == (estimated == 0)
+    async with gateway.http.get(f"{gateway.url}/operator/v1/keys/usage", headers=gateway.admin) as answer:
+        [row] = (await answer.json())["data"]
+    assert (row["name"], row["total"]["requests"], row["total"]["estimated"]) == ("tests", 1, estimated)
+    assert row["total"]["tokens"] == tokens if tokens else row["total"]["tokens"] > 4
+    async with gateway.http.get(f"{gateway.url}/metrics", headers=gateway.admin) as answer:
+        assert 'prefloop_key_requests_total{key="tests"} 1.0' in await answer.text()
+
+
 async def test_a_key_without_limits_gets_no_headers_about_them(gateway: Running) -> None:
     _, headers, _ = await ask(gateway, gateway.auth)
     assert not any(name.startswith("x-ratelimit") for name in headers)
