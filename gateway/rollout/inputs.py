@@ -23,8 +23,8 @@ from gateway.tables.rows import RolloutRow
 
 def read_inputs(conn: Connection, row: RolloutRow, rules: Rules, now: float) -> Inputs:
     """All of it, as the tables hold it at this moment. Of known users; by comparison, each of theirs is a voter alone."""
-    if row.phase == SHADOWING:
-        return Inputs(now, [], load_observations(conn, [name_observed(row)]), num_tries=row.num_tries)
+    if row.started_at is None:  # nobody was served by it: it is shadowed, or ended there
+        return Inputs(now, [], load_observations(conn, [f"{row.id}.{SHADOWING}"]), num_tries=row.num_tries)
     tries = list_tries(conn, row)
     by_comparison = rules.evidence_unit == "comparison"
     known = (duel for duel in load_duels(conn, tries) if duel.user)

@@ -88,6 +88,8 @@ def say_verdict(row: RolloutRow, findings: Findings, rules: Rules) -> str:
             return f"Rolled back{': ' + row.note if row.note else ''}: {row.stable} serves again."
         if row.reason == machine.Reason.INCONCLUSIVE:
             return f"Inconclusive, so not promoted: {net}, {have}."
+        if row.started_at is None and guardrails.users:
+            return f"Not promoted ({why}): nobody has seen it, {guardrails.users} shadow answers were looked at."
         return f"Not promoted ({why}): {net}{'; ' + obstacles if obstacles else ''}."
     missing = [rate for rate in guardrails.rates if rate.needed and rate.status != "pass"]
     blocked = f"; not promoted while {obstacles}" if obstacles else ""

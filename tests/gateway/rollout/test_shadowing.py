@@ -79,6 +79,9 @@ async def test_an_alarm_ends_it_before_anybody_was_served(world: World, fault: s
     row = await world.row()
     assert (row.phase, row.reason, row.analysis) == (machine.DEGRADED, reason, "Failed")
     assert world.deployment.view.canary is None
+    shown = await world.controller.assessor.show(row)
+    assert shown.verdict_sentence == f"Not promoted ({reason}): nobody has seen it, 20 shadow answers were looked at."
+    assert next(one for one in shown.guardrails if one.name == "errors").seen == 40
     async with open_client(world) as client:
         replayed = (await client.get(f"/operator/v1/rollouts/{row.id}/replay")).json()["decisions"]
     assert [(one["verdict"], one["is_same"]) for one in replayed] == [(reason, True)]

@@ -19,7 +19,7 @@ class Held(FakeEngine):
     """Answers for the canary only once it may, and with 500 if it fails."""
 
     canary = ""
-    fails = False
+    fails = fails_stable = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,6 +30,8 @@ class Held(FakeEngine):
             await self.may_answer.wait()
             if self.fails:
                 return web.json_response({"error": {"message": "no"}}, status=500)
+        elif self.fails_stable:
+            return web.json_response({"error": {"message": "no"}}, status=500)
         return await super()._answer(request, body, rank)
 
     @property
@@ -112,6 +114,15 @@ async def test_a_shadow_that_fails_is_an_error_of_the_canary_and_nobodys_failed_
     await wait_until(lambda: len(kept.rows) == 2)
     assert [row[1:] for row in kept.rows] == [("stable", "duel", False), ("canary", "duel", True)]
     assert gateway.context.deployment.counters.failed_requests == 0
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_what_stable_fails_at_is_shadowed_too(gateway: Running, is_stream: bool) -> None:
+    kept, engine = await start_shadowing(gateway)
+    engine.fails_stable = True
+    assert await ask(gateway, "ann", stream=is_stream) == 503
+    await wait_until(lambda: len(kept.rows) == 2)
+    assert [row[1:] for row in kept.rows] == [("stable", "duel", True), ("canary", "duel", False)]
 
 
 async def test_what_says_nothing_of_the_canary_is_not_observed(gateway: Running) -> None:
