@@ -31,6 +31,7 @@ PHASES = (
     machine.ABORTING, machine.ROLLING_BACK,
 )  # fmt: skip
 STATUSES = (PASS, FAIL, NOT_ENOUGH, BLIND)
+_WEIGHED = (machine.SHADOWING, *machine.ON_TRIAL, machine.BAKING)  # the phases in which the leader looks at evidence
 _Values = Mapping[tuple[str, ...], float]
 _NUMBERS = {
     "phase_age_seconds": "Time since the rollout's phase began.",
@@ -101,7 +102,7 @@ class RolloutCollector(Collector):
     def _measure_evaluation_age_s(self, current: CurrentRollout) -> float | None:
         """Since the phase began, where it was never weighed; None where this gateway is not to weigh it."""
         row, found = current.row, current.assessment
-        if row.phase not in (*machine.ON_TRIAL, machine.BAKING) or self._controller.membership.fence is None:
+        if row.phase not in _WEIGHED or self._controller.membership.fence is None:
             return None
         last = row.phase_started_at if found is None else max(row.phase_started_at, found.inputs.now)
         return max(0.0, self._clock() - last)
