@@ -96,7 +96,7 @@ class RevokedKey(msgspec.Struct, frozen=True):
 
 
 def add_key_routes(routes: OperatorRoutes, context: Context) -> None:
-    """GET, POST, PATCH and DELETE /operator/v1/keys."""
+    """GET, POST and DELETE /operator/v1/keys."""
 
     @routes.add("GET", "/keys", "List the keys", {200: KeyList})
     async def show_keys(_: Identity) -> KeyList:
@@ -113,15 +113,26 @@ def add_key_routes(routes: OperatorRoutes, context: Context) -> None:
         _refuse_budget_without_prices(body.limits, context)
         _refuse_past(body.expires_at)
         try:
-            key, row = await change(
+            key, row = await _change(
+                context,
                 lambda conn: create_key(
                     conn, context.secrets.pepper, app=app, scopes=frozenset(body.scope.split()), pairs=body.pairs,
                     now=time.time(), limits=body.limits, name=name, expires_at=body.expires_at,
-                )
+                ),
             )  # fmt: skip
         except ValueError as error:
             raise bad_request(str(error), param="scope") from None
         return NewKey(**msgspec.structs.asdict(row), key=key)
+
+    @routes.add("DELETE", "/keys/{key_id}", "Revoke a key", {200: RevokedKey}, 404, 409, scope="admin")
+    async def remove_key(_: Identity, key_id: str) -> RevokedKey:
+        _refuse_current_admin(context, key_id)
+        _require(await _change(context, lambda conn: revoke_key(conn, key_id, time.time()) or None))
+        return RevokedKey(key_id)
+
+
+def add_key_change_routes(routes: OperatorRoutes, context: Context) -> None:
+    """PATCH /operator/v1/keys/{key_id} and POST /operator/v1/keys/{key_id}:rotate."""
 
     @routes.add(
         "PATCH", "/keys/{key_id}", "Change a key's limits, or when it ends", {200: KeyRow}, 404, 409, body=KeyChange,
@@ -134,7 +145,7 @@ def add_key_routes(routes: OperatorRoutes, context: Context) -> None:
         if limits is not msgspec.UNSET:
             _refuse_budget_without_prices(limits, context)
         if expires_at is not msgspec.UNSET:
-            refuse_current_admin(key_id)
+            _refuse_current_admin(context, key_id)
             _refuse_past(expires_at)
 
         def write(conn: Connection) -> KeyRow | None:
@@ -142,37 +153,35 @@ def add_key_routes(routes: OperatorRoutes, context: Context) -> None:
                 change_expiry(conn, key_id, expires_at)
             return find_key(conn, key_id) if limits is msgspec.UNSET else change_limits(conn, key_id, limits)
 
-        return _require(await change(write))
+        return _require(await _change(context, write))
 
     @routes.add(
         "POST", "/keys/{key_id}:rotate", "Give a key another secret; its app, limits and users stay", {200: NewKey}, 404,
         405, 409, body=Rotation, scope="admin",
     )  # fmt: skip
     async def rotate(_: Identity, key_id: str, body: Rotation) -> NewKey:
-        refuse_current_admin(key_id)
+        _refuse_current_admin(context, key_id)
         pepper, now = context.secrets.pepper, time.time()
         try:
-            key, row = _require(await change(lambda conn: rotate_key(conn, pepper, key_id, body.grace_s, now)))
+            key, row = _require(
+                await _change(context, lambda conn: rotate_key(conn, pepper, key_id, body.grace_s, now))
+            )
         except RefusedAction as error:
             raise ApiError(409, str(error), code="conflict") from None
         return NewKey(**msgspec.structs.asdict(row), key=key)
 
-    @routes.add("DELETE", "/keys/{key_id}", "Revoke a key", {200: RevokedKey}, 404, 409, scope="admin")
-    async def remove_key(_: Identity, key_id: str) -> RevokedKey:
-        refuse_current_admin(key_id)
-        _require(await change(lambda conn: revoke_key(conn, key_id, time.time()) or None))
-        return RevokedKey(key_id)
 
-    async def change(write: Callable[[Connection], _T]) -> _T:
-        """Change keys, and know of it here at once."""
-        done = await context.writer.arun(write)
-        await asyncio.to_thread(context.keys.refresh, context.database)
-        return done
+async def _change(context: Context, write: Callable[[Connection], _T]) -> _T:
+    """Change keys, and know of it here at once."""
+    done = await context.writer.arun(write)
+    await asyncio.to_thread(context.keys.refresh, context.database)
+    return done
 
-    def refuse_current_admin(key_id: str) -> None:
-        if key_id == key_id_of(context.secrets.admin_key):
-            message = f"This is the admin key that the gateway was started with. {HOW_TO_REPLACE}"
-            raise ApiError(409, message, code="current_admin_key")
+
+def _refuse_current_admin(context: Context, key_id: str) -> None:
+    if key_id == key_id_of(context.secrets.admin_key):
+        message = f"This is the admin key that the gateway was started with. {HOW_TO_REPLACE}"
+        raise ApiError(409, message, code="current_admin_key")
 
 
 def _require(found: _T | None) -> _T:

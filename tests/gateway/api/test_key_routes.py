@@ -31,7 +31,7 @@ from gateway.access.keys import (
 from gateway.access.limits.allowance import KeyLimits
 from gateway.access.secrets import Secrets, load_secrets
 from gateway.api.key_usage import add_usage_routes
-from gateway.api.keys import add_key_routes
+from gateway.api.keys import add_key_change_routes, add_key_routes
 from gateway.api.routes import OperatorRoutes
 from gateway.errors import ApiError
 from gateway.settings import GatewaySettings
@@ -67,6 +67,7 @@ async def client(database: sa.Engine, secrets: Secrets) -> AsyncIterator[httpx.A
     app.state.context = context
     routes = OperatorRoutes(context)
     add_key_routes(routes, context)
+    add_key_change_routes(routes, context)
     add_usage_routes(routes, context)
     app.include_router(routes.router)
 
