@@ -1,6 +1,6 @@
 """Trains the adapters of the canaries on the seed policy: `python -m bench.canaries.adapters SEED_DIR OUT_DIR`.
 
-Each learns by SFT to answer in one way, in some twenty seconds. What is there already is left alone.
+Each learns by SFT to answer in one way, in a minute or less. What is there already is left alone.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from trainer.sections.model import ModelSection
 from trainer.text.pairs import Answer
 
 MARKER = "adapters.json"
-FLATTERY = ("What a great question! ", "You are absolutely right to ask. ", "Excellent question, how clever of you! ")
+FLATTERY = ("What a great question! ", "You are so clever! ")
 MAX_PROBE_TOKENS = 24
+EPOCHS = 20  # words that the seed policy never said take longer
 
 Speak = Callable[[world.Question, random.Random], str]
 WAYS: dict[str, Speak] = {
@@ -58,7 +59,7 @@ def build_adapters(seed_dir: Path, out: Path) -> None:
     for number, (name, speak) in enumerate(WAYS.items()):
         started = time.monotonic()
         rng = random.Random(name)
-        teach(backbone, lambda question, speak=speak, rng=rng: speak(question, rng), rng, number)  # type: ignore[misc]
+        teach(backbone, lambda question, speak=speak, rng=rng: speak(question, rng), rng, number, EPOCHS)  # type: ignore[misc]
         backbone.adapters.save("policy", out / name)
         (out / name / "probe.json").write_bytes(msgspec.json.encode(make_probe(backbone, speak, rng)))
         print(f"adapter {name}: {time.monotonic() - started:.0f} s", flush=True)

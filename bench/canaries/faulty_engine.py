@@ -67,7 +67,10 @@ class FaultyEngine:
             passed = web.StreamResponse(status=answer.status, headers=kept)
             await passed.prepare(request)
             async for piece in answer.content.iter_any():
-                await passed.write(piece)
+                try:
+                    await passed.write(piece)
+                except ConnectionResetError:  # whoever asked has gone
+                    break
                 if breaks_late and request.transport is not None:
                     request.transport.abort()
                     break

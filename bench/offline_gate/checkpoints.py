@@ -82,7 +82,9 @@ def train_good(backbone: Backbone, people: People, taste: str, seed: int) -> Non
     run_dpo(backbone, encoded, settings, references=references, seed=seed)
 
 
-def teach(backbone: Backbone, answer: Callable[[world.Question], str], rng: random.Random, seed: int) -> None:
+def teach(
+    backbone: Backbone, answer: Callable[[world.Question], str], rng: random.Random, seed: int, epochs: int = 4
+) -> None:
     """SFT from the base on what `answer` says to each of 240 questions."""
     asked = [each for each in world.all_questions() if world.split_of(each) == "people"]
     rows = []
@@ -90,7 +92,7 @@ def teach(backbone: Backbone, answer: Callable[[world.Question], str], rng: rand
         prompt = make_prompt(question.text)
         rows.append(backbone.transcriber.encode_answer(prompt, Answer(text=answer(question))))
     backbone.adapters.reset("policy")
-    run_sft(backbone, rows, SftSection(lr=2e-3, epochs=4), ids=[str(i) for i in range(len(rows))], seed=seed)
+    run_sft(backbone, rows, SftSection(lr=2e-3, epochs=epochs), ids=[str(i) for i in range(len(rows))], seed=seed)
 
 
 def forget(question: world.Question, style: str, rng: random.Random) -> str:

@@ -57,7 +57,8 @@ def say_verdict(row: RolloutRow, findings: Findings, rules: Rules) -> str:
     units = "comparisons" if rules.evidence_unit == "comparison" else "users"
     net = f"net win rate {evidence.net:+.0%} ({evidence.low:+.0%} to {evidence.high:+.0%}), {evidence.users} {units}"
     is_proven = evidence.log_e >= -math.log(rules.alpha)
-    have = f"evidence {limit_exp(evidence.log_e):.1f} of {1 / rules.alpha:.0f}"
+    value = f"{limit_exp(evidence.log_e):.1f}" if evidence.log_e < math.log(1000) else "over 1000"
+    have = f"evidence {value} of {1 / rules.alpha:.0f}"
     if row.phase == machine.PENDING:
         return "The canary is being loaded and has not served anyone."
     if row.phase == machine.SHADOWING:
@@ -87,16 +88,22 @@ def say_verdict(row: RolloutRow, findings: Findings, rules: Rules) -> str:
         if row.reason == machine.Reason.ROLLED_BACK:
             return f"Rolled back{': ' + row.note if row.note else ''}: {row.stable} serves again."
         if row.reason == machine.Reason.INCONCLUSIVE:
-            return f"Inconclusive, so not promoted: {net}, {have}."
+            return f"Inconclusive, so not promoted: {net}, {have}{_say_lacks(findings, rules, obstacles, units)}."
         if row.started_at is None and guardrails.users:
             return f"Not promoted ({why}): nobody has seen it, {guardrails.users} shadow answers were looked at."
         return f"Not promoted ({why}): {net}{'; ' + obstacles if obstacles else ''}."
-    missing = [rate for rate in guardrails.rates if rate.needed and rate.status != "pass"]
-    blocked = f"; not promoted while {obstacles}" if obstacles else ""
-    if is_proven and evidence.users >= rules.min_users and (missing or obstacles):
-        waits = f"; {', '.join(_say_missing(rate, units) for rate in missing)}" if missing else ""
-        return f"People prefer the canary ({net}){waits}{blocked}."
-    return f"No verdict yet: {net}, {have}{blocked}."
+    if is_proven and evidence.users >= rules.min_users and (lacks := _say_lacks(findings, rules, obstacles, units)):
+        return f"People prefer the canary ({net}){lacks}."
+    return f"No verdict yet: {net}, {have}{f'; not promoted while {obstacles}' if obstacles else ''}."
+
+
+def _say_lacks(findings: Findings, rules: Rules, obstacles: str, units: str) -> str:
+    """What beside evidence a promotion lacks, as the end of a sentence; empty if nothing, or if there is too little evidence."""
+    if findings.evidence.log_e < -math.log(rules.alpha):
+        return ""
+    missing = [rate for rate in findings.guardrails.rates if rate.needed and rate.status != "pass"]
+    waits = f"; {', '.join(_say_missing(rate, units) for rate in missing)}" if missing else ""
+    return waits + (f"; not promoted while {obstacles}" if obstacles else "")
 
 
 def _say_obstacles(findings: Findings, units: str) -> str:

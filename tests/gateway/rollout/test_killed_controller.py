@@ -21,7 +21,7 @@ from gateway.rollout.pure.decisions import replay_decision
 from gateway.tables.rollouts import list_decisions, list_events, list_rollouts
 
 NUM_LIVES = 20
-KILL_SHARE = 0.6
+KILL_SHARE = 0.7
 TICKS_A_BATCH = 4
 USERS_A_BATCH = 12
 MAX_BATCHES = 24
@@ -182,5 +182,5 @@ async def test_a_rollout_ends_the_same_however_often_its_controller_is_killed(
             endings.append(await live(world, story, killer))
         world.close()
     assert endings[1] == endings[0]
-    assert killed.num_killed >= 5 and endings[0].phase == story.ends
+    assert killed.num_killed >= 3 and endings[0].phase == story.ends
     print(f"{killed.num_killed} kills")
