@@ -1,15 +1,18 @@
 """A kind of requests for which people prefer stable keeps a canary that most people prefer from being promoted."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from operator_client import open_client
 from world import World
 
 from gateway.errors import RefusedAction
 from gateway.rollout.pure import machine
+from gateway.tables.rollouts import decisions
 
 
 @pytest.fixture
@@ -42,6 +45,12 @@ async def test_a_slice_that_loses_blocks_a_promotion_and_is_named(world: World) 
     async with open_client(world) as client:
         replayed = (await client.get(f"/operator/v1/rollouts/{row.id}/replay")).json()["decisions"]
     assert [(one["verdict"], one["is_same"]) for one in replayed] == [("Slice", True)]
+    data = json.loads(await world.writer.arun(lambda conn: conn.execute(sa.select(decisions.c.data)).scalar_one()))
+    assert [(one["value"], one["status"]) for one in data["slices"]] == [
+        ("en", "pass"),
+        ("de", "fail"),
+    ]  # in the digest
+    assert {one["name"] for one in data["tripwires"]} >= {"length", "flattery"}
 
 
 async def test_a_slice_that_loses_while_an_approval_is_awaited_refuses_it(world: World) -> None:

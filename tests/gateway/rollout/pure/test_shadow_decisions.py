@@ -62,3 +62,14 @@ def test_a_guardrail_that_only_warns_holds_nothing_up() -> None:
     strict = msgspec.structs.replace(RULES, actions={**RULES.actions, "truncation": "pause"})
     ended = machine.decide(replace(ROW), weigh(strict, Inputs(1.0, [], cut)), 1.0, strict)
     assert ended is not None and ended.reason == machine.Reason.TRUNCATION and ended.row.phase == machine.ABORTING
+
+
+def test_a_guardrail_that_fails_without_being_grave_enough_to_end_it_holds_it_up() -> None:
+    """44 errors to 20, of 200 pairs: E is 32, which fails at 20; weighed it is 7.3, which does not go back at 8."""
+    pairs = [
+        Observation("r", f"u{user}", arm, "duel", 0.5, user < 44 if arm == "canary" else user >= 180, False, False, None, 0.0)
+        for user in range(200) for arm in ("canary", "stable")
+    ]  # fmt: skip
+    findings = weigh(RULES, Inputs(1.0, [], pairs))
+    assert findings.guardrails.rates[0].status == "fail"
+    assert machine.decide(ROW, findings, 1.0, RULES) is None
