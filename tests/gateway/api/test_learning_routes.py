@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from feedback.database import write_transaction
 from feedback.events import Comparison
 from tests.feedback.reading import record_choice
 from tests.feedback.samples import make_comparison
+from trainer.run.status import RewardView as TrainerReward
+from trainer.run.status import RoundView as TrainerRound
+from trainer.run.status import StatusView, StyleView
 
 STATUS = {
     "decisive": 31,
@@ -60,6 +64,25 @@ async def test_learning_is_shown_as_the_trainer_says_it(world: World) -> None:
         assert (await client.get("/operator/v1/rounds/3")).json()["curve"] == [{"share": 0.1, "loss": None}]
         for missing in ("9", "x", "²", "99999999999"):
             assert (await client.get(f"/operator/v1/rounds/{missing}")).status_code == 404, missing
+
+
+async def test_every_field_is_read_under_the_name_that_the_trainer_gives_it(world: World) -> None:
+    style = (StyleView("log_words", -0.5, 0.1),)
+    reward = TrainerReward(
+        version=4, version_in_use=3, refused="worse", prequential_accuracy=0.7, num_foreseen=9, style=style
+    )
+    doing = TrainerRound("training", 5, 0.5, "60 new choices", 30.0)
+    written = StatusView(
+        preferences=3, decisive=2, uses={"trained": 1}, new_since_round=1, round_every=60, lag=7, consumer_error="a",
+        registry_error="b", dead_letters=4, quarantined=5, checkpoint="c-1", reward=reward, round=doing, drift=["longer"],
+    )  # fmt: skip
+    pages = {"/status": say(asdict(written))}
+    async with open_client(world, pages) as client:
+        shown = (await client.get("/operator/v1/learning")).json()["trainer"]
+    told = json.loads(json.dumps(asdict(written)))
+    for name, value in shown.items():
+        expected = {key: told[name][key] for key in value} if isinstance(value, dict) and name != "uses" else told[name]
+        assert value == expected, name
 
 
 @pytest.mark.parametrize(

@@ -112,9 +112,17 @@ def test_an_operator_signs_in_reads_the_csrf_value_and_signs_out(client: TestCli
     cookie = answer.headers["set-cookie"].lower()
     assert "httponly" in cookie and "samesite=strict" in cookie
     assert client.get("/console/session").json()["csrf"] == answer.json()["csrf"]
+    assert (answer.json()["name"], answer.json()["is_admin"]) == ("team", False)
     assert client.get("/console/session").headers["cache-control"] == "no-store"
     client.delete("/console/session")
     assert client.get("/console/session").json()["signed_in"] is False
+
+
+def test_a_rounds_report_is_for_whoever_is_signed_in(client: TestClient) -> None:
+    assert client.get("/console/rounds/1/report").status_code == 401
+    client.post("/console/session", json={"key": "pl_op1_x"})
+    unset = client.get("/console/rounds/1/report")  # this gateway does not know where its trainer is
+    assert (unset.status_code, unset.json()["error"]["message"][:25]) == (503, "It is not known where the")
 
 
 @pytest.mark.parametrize(
