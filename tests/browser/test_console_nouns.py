@@ -7,6 +7,7 @@ import urllib.request
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from tests.browser.accessibility import list_violations
 from tests.browser.console_operator import sign_in
 from tests.browser.lived_in import LivedIn, let_people_live
 from tests.browser.running_gateway import RunningGateway, wait_until
@@ -75,6 +76,17 @@ def test_an_admin_makes_a_key_that_is_shown_once_limits_and_revokes_it(lived_in:
     expect(row).to_contain_text("revoked")
     listed = {each["name"]: each for each in gateway.call("/operator/v1/keys")["data"]}
     assert listed["<b>kiosk</b>"]["revoked_at"] is not None
+
+
+def test_what_a_key_used_is_shown_by_day(lived_in: LivedIn, page: Page) -> None:
+    sign_in(lived_in.gateway, page, path="/console/keys")
+    used = lived_in.gateway.call("/operator/v1/keys")["data"][0]["usage"]["today"]["requests"]
+    assert used > 0  # everybody asks with the first key
+    page.get_by_role("link", name="Usage of admin by day").click()
+    expect(page.get_by_role("heading", name="What admin used in the last 30 days")).to_be_focused()
+    expect(page.locator("#usage tr").first).to_contain_text(f"{used:,}")
+    expect(page.locator("#usage-plot .curve, #usage-plot .dot")).not_to_have_count(0)
+    assert list_violations(page) == []
 
 
 def test_the_keys_that_the_gateway_was_started_with_stay(lived_in: LivedIn, page: Page) -> None:
