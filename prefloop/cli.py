@@ -225,7 +225,7 @@ def migrate(
         revisions[store] = found
         if not as_json:
             said = f"{'missing' if check else 'applied'} {', '.join(found)}" if found else "up to date"
-            plain.print(f"{store}: {said}")
+            plain.print(f"{store}: {said}", soft_wrap=True)
     if as_json:
         print_json({"missing" if check else "applied": revisions})
     raise typer.Exit(1 if check and any(revisions.values()) else 0)
