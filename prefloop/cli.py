@@ -165,7 +165,8 @@ def demo(
     port: PortOption = 8800,
 ) -> None:
     """Watch a policy become better because simulated people choose. Keeps running until Ctrl-C."""
-    from prefloop.demo.session import DemoOptions, run_demo
+    from prefloop.demo.options import DemoOptions
+    from prefloop.demo.session import run_demo
 
     options = DemoOptions(
         until_promotions=until_promotions,

@@ -11,14 +11,15 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 from rich.console import Console
 
 from prefloop import startup
+from prefloop.demo.options import DemoOptions
 from prefloop.demo.report import RssSampler, build_report, read_start_time, write_report
 from prefloop.demo.screen import Screen
 from prefloop.demo.snapshot import Snapshot, get_json
@@ -30,35 +31,7 @@ from prefloop.supervisor import Service, Supervisor
 COUNTDOWN_S = 10.0
 NEVER = "1000000000"
 REAL_MODEL_LEN = 1024  # of a model that is not the seed policy: prompts and answers are short here
-Algorithm = Literal["dpo", "ppo", "sft"]  # how rounds learn
 DEFAULT_TASTE = "brief"  # of people who talk to such a model
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """What the command line asked for. 0 or None: no limit, no file; "": the seed policy, the world's own taste."""
-
-    until_promotions: int = 0
-    until_choices: int = 0
-    num_aa: int = 0
-    auto_approve: bool = False
-    seed: int = 0
-    report: Path | None = None
-    model: str = ""
-    taste: str = ""
-    world: Path | None = None
-    is_shuffled: bool = False
-    algorithm: Algorithm = "dpo"
-    timeout_s: float = 0.0
-    state_dir: Path = Path("state")
-    port: int = 8800
-    log: startup.LogKind = "sqlite"
-    database: startup.DatabaseKind = "sqlite"
-
-    @property
-    def is_unattended(self) -> bool:
-        """Whether it ends by itself."""
-        return bool(self.until_promotions or self.until_choices or self.num_aa)
 
 
 class DemoFailed(startup.StartFailed):

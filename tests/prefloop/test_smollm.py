@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from prefloop import smollm
-from prefloop.demo.session import DemoFailed, DemoOptions, Session
+from prefloop.demo.options import DemoOptions
+from prefloop.demo.session import DemoFailed, Session
 from prefloop.startup import choose_max_model_len, find_model
 from prefloop.terminal import CommandFailed, console
 
