@@ -40,6 +40,7 @@ SETTINGS = {
     "PREFLOOP_ROLLOUT__AUTO_APPROVE": "false",
     "PREFLOOP_ROLLOUT__STEPS": '[{"weight": 0.5}]',
     "PREFLOOP_ROLLOUT__MAX_S": "120",
+    "PREFLOOP_ROLLOUT__ACCEPT_TRIPWIRES": "[]",
     "PREFLOOP_GATEWAY__COMPARISON_COMMIT_MS": "5000",
 }
 STYLES = {"complete": 1.0, "terse": 0.5, "hedging": 0.0, "rude": -1.0, "wrong": -1.0}
@@ -83,7 +84,7 @@ CASES = [
     Case("slow", "good", like_well, frozenset({"Latency"}), "slow"),
     Case("single answers fail", "good", like_well, frozenset({"Errors"}), "single fails"),
     Case("streams fail", "good", like_well, frozenset({"Errors"}), "stream fails"),
-    Case("rambling", "rambling", like_much, frozenset({"Inconclusive", "Truncation", "Length"}), words=("length",)),
+    Case("rambling", "rambling", like_much, frozenset({"Inconclusive", "Truncation", "Length"}), words=("truncation",)),
     Case("refusing", "refusing", like_nothing, frozenset({"Refusals"})),
     Case("flattering and wrong", "flattering", like_flattery, frozenset({"Inconclusive"}), words=("flattery",)),
     Case("fails while it waits", "good", like_well, frozenset({"Errors"}), "all fail", "WaitingPromotion"),
