@@ -146,6 +146,18 @@ def read_first_requests(observed: Sequence[Observation]) -> FirstRequests:
     )
 
 
+def count_explored(observed: Sequence[Observation], event: str) -> tuple[int, int]:
+    """How many first requests explore pairs of the canary answered, of which a sensor saw anything, and how many events.
+
+    Only what serves nearly everybody has such pairs: they say nothing of a ratio, but of the rate itself they do. An answer
+    that failed has no other event.
+    """
+    pairs = [one for one in observed if one.answered == "explore" and one.arm == CANARY]
+    known = [getattr(one, event) for one in pairs if event == "error" or not one.error]
+    events = [value for value in known if value is not None]
+    return len(events), sum(map(bool, events))
+
+
 def see_harm(firsts: Sequence[Duel]) -> Seen:
     """Users' first duels of which anything was said, both candidates of each."""
     num = len(firsts)

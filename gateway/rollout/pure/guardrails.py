@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gateway.rollout.pure.first_requests import Floats, Seen, read_first_requests, see_harm
+from gateway.rollout.pure.first_requests import Floats, Seen, count_explored, read_first_requests, see_harm
 from gateway.rollout.pure.rates import (
     HIGHER_RATIOS,
     LOWER_RATIOS,
@@ -113,10 +113,27 @@ def judge_guardrails(
     duels = [voter.first for voter in voters if voter.first is not None]
     limits = _Limits(alpha, max_ratio, accept_blind, is_late)
     num = len(first.user) - int(np.isnan(has_answer).sum())  # answers that a sensor might have read
+    explored = (
+        {event: count_explored(observed, event) for event in ("error", "truncated", "refused")} if is_late else {}
+    )
     rates = [
-        _judge("errors", first.see(first.error), ceilings["errors"], limits),
-        _judge("truncation", first.see(first.truncated + has_answer), ceilings["truncation"], limits, num_seeable=num),
-        _judge("refusals", first.see(first.refused + has_answer), ceilings["refusals"], limits, num_seeable=num),
+        _judge("errors", first.see(first.error), ceilings["errors"], limits, explored=explored.get("error", (0, 0))),
+        _judge(
+            "truncation",
+            first.see(first.truncated + has_answer),
+            ceilings["truncation"],
+            limits,
+            num_seeable=num,
+            explored=explored.get("truncated", (0, 0)),
+        ),
+        _judge(
+            "refusals",
+            first.see(first.refused + has_answer),
+            ceilings["refusals"],
+            limits,
+            num_seeable=num,
+            explored=explored.get("refused", (0, 0)),
+        ),
         _judge(
             "harm",
             see_harm([duel for duel in duels if not duel.unscreened]),
@@ -140,9 +157,12 @@ def judge_guardrails(
 
 def _judge(
     name: str, seen: Seen, ceiling: float, limits: _Limits, *, needed: bool = True, num_seeable: int = 0,
-    num_read: int | None = None,
+    num_read: int | None = None, explored: tuple[int, int] = (0, 0),
 ) -> Guardrail:  # fmt: skip
-    """One rate. num_seeable: answers that the sensor might have read, num_read: and has (all that were seen): else it is blind."""
+    """One rate. num_seeable: answers that the sensor might have read, num_read: and has (all that were seen): else it is blind.
+
+    explored: answers and events of explore pairs, which are held against the ceiling.
+    """
     segments = seen.segment()
     (num_canary, canary), (num_stable, stable) = seen.count(canary=True), seen.count(canary=False)
     lower = [ratio * limits.max_ratio / 1.5 for ratio in LOWER_RATIOS]
@@ -151,7 +171,8 @@ def _judge(
     # Two alarms may share one e-value: worse than stable, and above the ceiling whatever stable does.
     log_alarm = log_ratio_e(segments, 1.0, HIGHER_RATIOS)
     if needed and (limits.is_late or name == "harm"):
-        log_alarm = log_mean([log_alarm, log_above_ceiling_e(num_canary, canary, ceiling)])
+        above = log_above_ceiling_e(num_canary + explored[0], canary + explored[1], ceiling)
+        log_alarm = log_mean([log_alarm, above])
     line = -math.log(limits.alpha)
     # Worse than stable and yet proven good enough is good enough: the alarm alone forbids nothing, it rolls back.
     status = PASS if log_e >= line else FAIL if log_alarm >= line else NOT_ENOUGH

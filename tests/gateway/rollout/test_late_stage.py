@@ -56,6 +56,18 @@ async def test_a_canary_that_errs_only_while_an_approval_is_awaited_goes_back(wo
     assert world.deployment.view.stable == row.stable
 
 
+async def test_a_promoted_checkpoint_of_which_only_explore_pairs_are_seen_goes_back_too(world: World) -> None:
+    """Where everybody is asked to compare, nobody's first request has one answer once it serves nearly all."""
+    await promote(world)
+    observed = name_observed(await world.row())
+    for user in range(20):
+        world.observed.record(observed, f"u{user}", "canary", user % 2 == 0, False, False, None, answered="explore")
+    await world.tick()
+    await world.tick()
+    row = await world.row()
+    assert (row.phase, row.reason) == (machine.DEGRADED, "Errors")
+
+
 async def test_a_canary_that_errs_only_while_it_bakes_is_put_back_in_one_step(world: World) -> None:
     await promote(world)
     row = await world.row()
