@@ -18,15 +18,15 @@ import msgspec
 import torch
 
 from bench.offline_gate.checkpoints import REFUSALS, forget, make_prompt, ramble, teach
-from feedback.manifest import Probe
+from bench.swap.adapters import make_probe
 from prefloop.demo.worlds import capitals as world
 from trainer.model.backbone import Backbone
 from trainer.sections.model import ModelSection
 from trainer.text.pairs import Answer
+from trainer.text.transcript import EncodedAnswer
 
 MARKER = "adapters.json"
 FLATTERY = ("What a great question! ", "You are so clever! ")
-MAX_PROBE_TOKENS = 24
 EPOCHS = 20  # words that the seed policy never said take longer
 
 Speak = Callable[[world.Question, random.Random], str]
@@ -61,21 +61,15 @@ def build_adapters(seed_dir: Path, out: Path) -> None:
         rng = random.Random(name)
         teach(backbone, lambda question, speak=speak, rng=rng: speak(question, rng), rng, number, EPOCHS)  # type: ignore[misc]
         backbone.adapters.save("policy", out / name)
-        (out / name / "probe.json").write_bytes(msgspec.json.encode(make_probe(backbone, speak, rng)))
+        (out / name / "probe.json").write_bytes(msgspec.json.encode(make_probe(backbone, encode(backbone, speak, rng))))
         print(f"adapter {name}: {time.monotonic() - started:.0f} s", flush=True)
     marker.write_text(json.dumps({"inputs": digest}))
 
 
-def make_probe(backbone: Backbone, speak: Speak, rng: random.Random) -> Probe:
-    """The beginning of one of its answers, under adapter "policy" and under the base."""
+def encode(backbone: Backbone, speak: Speak, rng: random.Random) -> EncodedAnswer:
+    """One of its answers, as ids."""
     question = world.all_questions()[0]
-    row = backbone.transcriber.encode_answer(make_prompt(question.text), Answer(text=speak(question, rng)))
-    ids = [*row.prompt, *row.answer][:MAX_PROBE_TOKENS]
-    return Probe(
-        prompt_token_ids=ids,
-        logprobs=backbone.prompt_logprobs(ids, "policy"),
-        base_logprobs=backbone.prompt_logprobs(ids, None),
-    )
+    return backbone.transcriber.encode_answer(make_prompt(question.text), Answer(text=speak(question, rng)))
 
 
 if __name__ == "__main__":

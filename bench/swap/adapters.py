@@ -95,9 +95,8 @@ def train_steps(backbone: Backbone, rows: list[EncodedAnswer], lr: float) -> Ite
             yield step, measure_margin(backbone, rows)
 
 
-def make_probe(backbone: Backbone, sentence: str) -> Probe:
-    """The beginning of the sentence after a question, under adapter "policy" and under the base."""
-    row = encode_row(backbone, QUESTIONS[0], sentence)
+def make_probe(backbone: Backbone, row: EncodedAnswer) -> Probe:
+    """The beginning of an answer after its question, under adapter "policy" and under the base."""
     ids = [*row.prompt, *row.answer][:MAX_PROBE_TOKENS]
     return Probe(
         prompt_token_ids=ids,
@@ -119,7 +118,7 @@ def build_adapters(seed_dir: Path, out: Path) -> None:
         started = time.monotonic()
         num_steps, margin = train_adapter(backbone, sentence)
         backbone.adapters.save("policy", out / str(number))
-        probe = make_probe(backbone, sentence)
+        probe = make_probe(backbone, encode_row(backbone, QUESTIONS[0], sentence))
         fields = {
             "prompt_token_ids": probe.prompt_token_ids,
             "logprobs": probe.logprobs,
