@@ -89,13 +89,13 @@ class Backlog:
             process for process in psutil.Process().children(recursive=True) if "trainer.main" in process.cmdline()
         )
 
-    def run(self, rows: Path) -> dict[str, Any]:
+    async def run(self, rows: Path) -> dict[str, Any]:
         """Every phase in order. Raises StartFailed for one that fails or does not end."""
-        phases = {"import": self._import(rows)}
-        phases["intake"] = self._watch("intake", lambda status: self._is_taken_in(status))
-        phases["reward"] = self._watch("reward pass", self._has_learnt)
+        phases = {"import": await asyncio.to_thread(self._import, rows)}
+        phases["intake"] = await self._watch("intake", lambda status: self._is_taken_in(status))
+        phases["reward"] = await self._watch("reward pass", self._has_learnt)
         self._ask_for_round()
-        phases["round"] = self._watch("round", lambda status: bool(status["rounds"]))
+        phases["round"] = await self._watch("round", lambda status: bool(status["rounds"]))
         ended = self._read_status()["rounds"][-1]
         return {
             "rows": self.arguments.rows,
@@ -119,7 +119,7 @@ class Backlog:
         cpu_s = usage.ru_utime + usage.ru_stime
         return self._say("import", Phase(time.monotonic() - began_at, cpu_s, usage.ru_maxrss * 1024 / BYTES_PER_MB))
 
-    def _watch(self, name: str, is_done: Callable[[dict[str, Any]], bool]) -> Phase:
+    async def _watch(self, name: str, is_done: Callable[[dict[str, Any]], bool]) -> Phase:
         """Wait for the trainer, and measure it meanwhile."""
         began_at, began_cpu, peak, said_at = time.monotonic(), self._cpu_s(), 0.0, 0.0
         while not is_done(status := self._read_status()):
@@ -130,7 +130,7 @@ class Backlog:
                 said_at = time.monotonic()
                 shown = {key: status["round"][key] for key in ("state", "reason", "progress", "seconds_left")}
                 self.console.print(f"{name}: {shown}, {status['uses']}", highlight=False)
-            time.sleep(LOOK_S)
+            await asyncio.sleep(LOOK_S)
         return self._say(name, Phase(time.monotonic() - began_at, self._cpu_s() - began_cpu, peak))
 
     def _say(self, name: str, phase: Phase) -> Phase:
@@ -176,7 +176,14 @@ async def run_bench(arguments: argparse.Namespace, layout: Layout, console: Cons
         write_rows(
             rows, arguments.rows, arguments.seed, read_words(arguments.state_dir / "seed-corpus" / "corpus.jsonl")
         )
-        return await asyncio.to_thread(Backlog(arguments, layout, console).run, rows)
+        measuring = asyncio.create_task(Backlog(arguments, layout, console).run(rows))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([measuring, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not measuring.done():
+            measuring.cancel()
+            raise StartFailed("Stopped before its end.")
+        return measuring.result()
     finally:
         await supervisor.stop()
 
