@@ -110,6 +110,21 @@ def test_a_canary_that_errs_fails_and_stable_that_errs_does_not_fail_it() -> Non
     assert judge_guardrails(good, [], ceilings=CEILINGS).rates[0].status == "pass"
 
 
+def test_a_slow_canary_is_told_after_twenty_streamed_duels() -> None:
+    """Stable's first ten draw the line; the ten after them are the canary's under the null with 1 in 1,024."""
+
+    def judge(num: int, canary_s: float) -> Guardrail:
+        observed = []
+        for n in range(num):
+            observed.append(replace(seen(f"u{n}", "stable"), latency_first_s=0.09 + 0.001 * (n % 10)))
+            observed.append(replace(seen(f"u{n}", "canary"), latency_first_s=canary_s))
+        return next(rate for rate in judge_guardrails(observed, [], ceilings=CEILINGS).rates if rate.name == "latency")
+
+    assert judge(20, 1.5).status == "fail" and judge(20, 1.5).log_alarm > math.log(20)
+    assert judge(10, 1.5).status == "not enough data" and judge(10, 1.5).seen == 1
+    assert judge(200, 0.095).status != "fail"
+
+
 def test_half_a_duel_says_nothing() -> None:
     own = [seen(f"u{n}", "stable", error=True) for n in range(5)]
     rates = judge_guardrails(own, [], ceilings=CEILINGS).rates
