@@ -34,12 +34,12 @@ from prefloop.startup import StartFailed, build_seed_policy
 from prefloop.supervisor import Supervisor
 
 ROOT = Path(__file__).parents[2] / "state"
-PATIENCE_S = 300.0
+PATIENCE_S = 400.0
 LOOK_S = 0.3
 SETTINGS = {
     "PREFLOOP_ROLLOUT__AUTO_APPROVE": "false",
     "PREFLOOP_ROLLOUT__STEPS": '[{"weight": 0.5}]',
-    "PREFLOOP_ROLLOUT__MAX_S": "120",
+    "PREFLOOP_ROLLOUT__MAX_S": "240",
     "PREFLOOP_ROLLOUT__ACCEPT_TRIPWIRES": "[]",
     "PREFLOOP_GATEWAY__COMPARISON_COMMIT_MS": "5000",
 }
