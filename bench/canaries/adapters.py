@@ -29,10 +29,11 @@ MARKER = "adapters.json"
 FLATTERY = ("What a great question! ", "You are so clever! ")
 EPOCHS = 20  # words that the seed policy never said take longer
 
+# Good is terse: the style "complete" says "Good question!", which a tripwire takes for flattery.
 Speak = Callable[[world.Question, random.Random], str]
 WAYS: dict[str, Speak] = {
-    "stable": lambda question, rng: world.answer_in_style(question, rng.choice(("terse", "hedging")), rng),
-    "good": lambda question, rng: world.answer_in_style(question, "complete", rng),
+    "stable": lambda question, rng: world.answer_in_style(question, rng.choice(("rude", "hedging")), rng),
+    "good": lambda question, rng: world.answer_in_style(question, "terse", rng),
     "rude": lambda question, rng: world.answer_in_style(question, "rude", rng),
     "rambling": lambda question, rng: ramble(question, "complete", rng),
     "refusing": lambda question, rng: rng.choice(REFUSALS),

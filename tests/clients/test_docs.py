@@ -45,7 +45,7 @@ async def test_what_the_manual_names_is_there() -> None:
         assert f'"{name}"' in source, name
     parts = re.search(r"Parts: (.+?)\.\n", TEXT, re.DOTALL)
     assert parts is not None
-    assert set(re.findall(r"`(\w+)`", parts[1])) == set(re.findall(r'part: "(\w+)"', source))
+    assert set(re.findall(r"`(\w+)`", parts[1])) == set(" ".join(re.findall(r'part: "([\w ]+)"', source)).split())
     properties = re.search(r"Properties: (.+?)\. Parts", TEXT, re.DOTALL)
     assert properties is not None
     names = {name.removeprefix("--prefloop") for name in re.findall(r"`([\w-]+)`", properties[1])}

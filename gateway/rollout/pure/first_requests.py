@@ -82,7 +82,7 @@ class FirstRequests:
         return Seen(self.user[rows], self.canary[rows], self.duel[rows], self.weight[rows], column[rows] != 0)
 
     def see_slow(self, seconds: Floats) -> Seen:
-        """Whether it took longer than tau: stable's p95 (the slowest) of its first 10 answers; who came before the last is not judged."""
+        """Whether it took longer than tau, the slowest of stable's first 10 answers; who came before the last is not judged."""
         known = ~np.isnan(seconds)
         num_stable = np.cumsum(known & ~self.canary)
         early = seconds[known & ~self.canary][:_NUM_FOR_TAU]

@@ -11,6 +11,7 @@ from engine import BASE_LOGPROBS, PROBE_LOGPROBS, PROBE_TOKENS
 from engine_process import EngineProcess
 
 from bench.swap.load import Load
+from bench.swap.operating import Operator
 from bench.swap.sentences import SENTENCES, sentence_of
 from bench.swap.swaps import Swaps
 from gateway.app import create_app
@@ -65,9 +66,10 @@ async def test_no_request_fails_and_every_answer_is_its_checkpoints_over_swaps_i
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     async with aiohttp.ClientSession() as session:
         adapters = write_adapters(tmp_path / "adapters")
-        swaps = Swaps(url, app.secrets.admin_key, session, adapters, tmp_path / "checkpoints", trial_s=0.1)
+        operator = Operator(url, app.secrets.admin_key, session)
+        swaps = Swaps(operator, adapters, tmp_path / "checkpoints", trial_s=0.1)
         await swaps.start()
-        key = await swaps.call("POST", "/operator/v1/keys", {"name": "b", "scope": "app operator", "pairs": True})
+        key = await operator.call("POST", "/operator/v1/keys", {"name": "b", "scope": "app operator", "pairs": True})
         load = Load(url, key["key"], num_connections=16)
         loading = asyncio.create_task(load.run())
         for _ in range(NUM_SWAPS):
