@@ -254,6 +254,17 @@ async def wait_for_answer(gateway: Running) -> None:
 
 async def settle(gateway: Running) -> None:
     try:
-        await wait_until(lambda: not find_leftovers(gateway))
+        await wait_until(lambda: not find_leftovers(gateway), timeout_s=20.0)
     except TimeoutError:
-        pytest.fail(f"left behind: {find_leftovers(gateway)}")
+        pytest.fail(
+            f"left behind: {find_leftovers(gateway)}; tasks wait in {[locate(task) for task in asyncio.all_tasks()]}"
+        )
+
+
+def locate(task: asyncio.Task[Any]) -> str:
+    """The innermost coroutine that a task waits in, and its line."""
+    coroutine: Any = task.get_coro()
+    while getattr(getattr(coroutine, "cr_await", None), "cr_frame", None) is not None:
+        coroutine = coroutine.cr_await
+    frame = getattr(coroutine, "cr_frame", None)
+    return f"{getattr(coroutine, '__qualname__', coroutine)}:{frame.f_lineno if frame else '?'}"
