@@ -82,7 +82,9 @@ class Eager:
         if isinstance(waits_for, Waitable):
             waits_for.then(self._step)
         else:
-            self._become_task(_carry_on(work, waits_for))
+            rest = _carry_on(work, waits_for)
+            rest.send(None)  # a task that is cancelled before its first step would never tell the work
+            self._become_task(rest)
 
     def _become_task(self, work: Coroutine[Any, Any, None]) -> None:
         self._work = None
@@ -103,8 +105,14 @@ async def _carry_on(work: Coroutine[Any, Any, None], waits_for: Any) -> None:
 
 @types.coroutine
 def _delegate(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """What is left of a coroutine that waits already."""
+    """What is left of a coroutine that waits already. Yields once before that, so that it has begun when its task has not."""
     try:
+        try:
+            yield
+        except BaseException as error:
+            if waits_for is not None:
+                waits_for.cancel()  # as a task does with what it waits for
+            waits_for = work.throw(error)
         while True:
             try:
                 sent = yield waits_for

@@ -131,3 +131,29 @@ async def test_what_begins_within_a_task_gets_one_of_its_own_when_it_asks() -> N
     Eager(work(), stage.loop, stage.tasks.append)
     await stage.tasks[0]
     assert stage.said == ["own"]
+
+
+async def test_work_that_is_cancelled_before_its_tasks_first_step_cleans_up() -> None:
+    """A client that goes away in the turn in which its request became a task: nothing of the request may stay."""
+    stage = Stage()
+    turn: asyncio.Future[None] = stage.loop.create_future()
+
+    async def work(waits: Callable[[], Any]) -> None:
+        try:
+            await waits()
+        except asyncio.CancelledError:
+            stage.said.append("cancelled")
+            raise
+        finally:
+            stage.said.append("cleaned up")
+
+    def start_and_cancel(waits: Callable[[], Any]) -> None:
+        Eager(work(waits), stage.loop, stage.tasks.append).cancel()
+
+    async def wait_for_turn() -> None:
+        await turn
+
+    await stage.run(lambda: start_and_cancel(enter_task))
+    await stage.run(lambda: start_and_cancel(wait_for_turn))
+    await asyncio.gather(*stage.tasks, return_exceptions=True)
+    assert stage.said == ["cancelled", "cleaned up"] * 2 and turn.cancelled()
