@@ -75,7 +75,7 @@ class Swaps:
             f"{new} is gone", lambda s: (s["stable"] or {}).get("id") == old and s["rollout"] is None
         )
         await asyncio.sleep(self._trial_s)
-        return max(0.0, load.tally.last_begun_at[new] - commanded_at)
+        return max(0.0, load.tally.last_begun_at.get(new, 0.0) - commanded_at)
 
     async def _try_next(self) -> tuple[str, dict[str, Any]]:
         """Register the next checkpoint and wait until it is on trial; its id and its rollout."""
