@@ -6,26 +6,21 @@ Each learns by SFT to answer in one way, in a minute or less. What is there alre
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-import shutil
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-import msgspec
 import torch
 
 from bench.offline_gate.checkpoints import REFUSALS, forget, make_prompt, ramble, teach
-from bench.swap.adapters import make_probe
+from bench.swap.adapters import build_adapters
 from prefloop.demo.worlds import capitals as world
 from trainer.model.backbone import Backbone
-from trainer.sections.model import ModelSection
 from trainer.text.pairs import Answer
 from trainer.text.transcript import EncodedAnswer
 
-MARKER = "adapters.json"
 FLATTERY = ("What a great question! ", "You are so clever! ")
 EPOCHS = 20  # words that the seed policy never said take longer
 
@@ -48,23 +43,12 @@ def digest_inputs(seed_dir: Path) -> str:
     return digest.hexdigest()
 
 
-def build_adapters(seed_dir: Path, out: Path) -> None:
-    """Builds `out/NAME/` with the adapter and `probe.json`; the marker comes last."""
-    digest = digest_inputs(seed_dir)
-    marker = out / MARKER
-    if marker.exists() and json.loads(marker.read_text())["inputs"] == digest:
-        print(f"adapters: already in {out}")
-        return
-    shutil.rmtree(out, ignore_errors=True)
-    backbone = Backbone.load(seed_dir, ModelSection(dtype="float32"), seed=0, device="cpu")
+def train_ways(backbone: Backbone) -> Iterator[tuple[str, EncodedAnswer, str]]:
+    """An adapter for each way to answer."""
     for number, (name, speak) in enumerate(WAYS.items()):
-        started = time.monotonic()
         rng = random.Random(name)
-        teach(backbone, lambda question, speak=speak, rng=rng: speak(question, rng), rng, number, EPOCHS)  # type: ignore[misc]
-        backbone.adapters.save("policy", out / name)
-        (out / name / "probe.json").write_bytes(msgspec.json.encode(make_probe(backbone, encode(backbone, speak, rng))))
-        print(f"adapter {name}: {time.monotonic() - started:.0f} s", flush=True)
-    marker.write_text(json.dumps({"inputs": digest}))
+        teach(backbone, partial(speak, rng=rng), rng, number, EPOCHS)
+        yield name, encode(backbone, speak, rng), ""
 
 
 def encode(backbone: Backbone, speak: Speak, rng: random.Random) -> EncodedAnswer:
@@ -75,4 +59,4 @@ def encode(backbone: Backbone, speak: Speak, rng: random.Random) -> EncodedAnswe
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    build_adapters(Path(sys.argv[1]), Path(sys.argv[2]))
+    build_adapters(Path(sys.argv[1]), Path(sys.argv[2]), digest_inputs(Path(sys.argv[1])), train_ways)

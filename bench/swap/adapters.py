@@ -10,9 +10,10 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -105,31 +106,39 @@ def make_probe(backbone: Backbone, row: EncodedAnswer) -> Probe:
     )
 
 
-def build_adapters(seed_dir: Path, out: Path) -> None:
-    """Builds `out/N/` with adapter N and `probe.json`; the marker comes last."""
-    digest = digest_inputs(seed_dir)
+def build_adapters(
+    seed_dir: Path, out: Path, digest: str, train: Callable[[Backbone], Iterator[tuple[str, EncodedAnswer, str]]]
+) -> None:
+    """Builds `out/NAME/` with an adapter and `probe.json` for each (name, answer to prove it by, what to show) of `train`.
+
+    `train` leaves each in adapter "policy". The marker comes last, with the digest; what is there under it is left alone.
+    """
     marker = out / MARKER
     if marker.exists() and json.loads(marker.read_text())["inputs"] == digest:
         print(f"adapters: already in {out}")
         return
     shutil.rmtree(out, ignore_errors=True)
     backbone = Backbone.load(seed_dir, ModelSection(dtype="float32"), seed=0, device="cpu")
-    for number, sentence in enumerate(SENTENCES):
+    started = time.monotonic()
+    for name, row, shown in train(backbone):
+        backbone.adapters.save("policy", out / name)
+        (out / name / "probe.json").write_bytes(msgspec.json.encode(make_probe(backbone, row)))
+        print(f"adapter {name}: {time.monotonic() - started:.0f} s{shown}", flush=True)
         started = time.monotonic()
-        num_steps, margin = train_adapter(backbone, sentence)
-        backbone.adapters.save("policy", out / str(number))
-        probe = make_probe(backbone, encode_row(backbone, QUESTIONS[0], sentence))
-        fields = {
-            "prompt_token_ids": probe.prompt_token_ids,
-            "logprobs": probe.logprobs,
-            "base_logprobs": probe.base_logprobs,
-        }
-        (out / str(number) / "probe.json").write_text(json.dumps(fields))
-        seconds = time.monotonic() - started
-        print(f"adapter {number}: {num_steps} steps, {seconds:.0f} s, margin {margin:.1f} nats", flush=True)
     marker.write_text(json.dumps({"inputs": digest}))
+
+
+def say_sentences(backbone: Backbone) -> Iterator[tuple[str, EncodedAnswer, str]]:
+    """An adapter for each sentence."""
+    for number, sentence in enumerate(SENTENCES):
+        num_steps, margin = train_adapter(backbone, sentence)
+        yield (
+            str(number),
+            encode_row(backbone, QUESTIONS[0], sentence),
+            f", {num_steps} steps, margin {margin:.1f} nats",
+        )
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # as quick on two cores that others use as well
-    build_adapters(Path(sys.argv[1]), Path(sys.argv[2]))
+    build_adapters(Path(sys.argv[1]), Path(sys.argv[2]), digest_inputs(Path(sys.argv[1])), say_sentences)

@@ -113,39 +113,28 @@ def judge_guardrails(
     duels = [voter.first for voter in voters if voter.first is not None]
     limits = _Limits(alpha, max_ratio, accept_blind, is_late)
     num = len(first.user) - int(np.isnan(has_answer).sum())  # answers that a sensor might have read
-    explored = (
-        {event: count_explored(observed, event) for event in ("error", "truncated", "refused")} if is_late else {}
-    )
+
+    def explored(event: str) -> tuple[int, int]:
+        return count_explored(observed, event) if is_late else (0, 0)
+
     rates = [
-        _judge("errors", first.see(first.error), ceilings["errors"], limits, explored=explored.get("error", (0, 0))),
+        _judge("errors", first.see(first.error), ceilings["errors"], limits, explored=explored("error")),
         _judge(
-            "truncation",
-            first.see(first.truncated + has_answer),
-            ceilings["truncation"],
-            limits,
-            num_seeable=num,
-            explored=explored.get("truncated", (0, 0)),
+            "truncation", first.see(first.truncated + has_answer), ceilings["truncation"], limits, num_seeable=num,
+            explored=explored("truncated"),
         ),
         _judge(
-            "refusals",
-            first.see(first.refused + has_answer),
-            ceilings["refusals"],
-            limits,
-            num_seeable=num,
-            explored=explored.get("refused", (0, 0)),
+            "refusals", first.see(first.refused + has_answer), ceilings["refusals"], limits, num_seeable=num,
+            explored=explored("refused"),
         ),
         _judge(
-            "harm",
-            see_harm([duel for duel in duels if not duel.unscreened]),
-            ceilings["harm"],
-            limits,
-            num_seeable=0 if sees_harm else len(duels),
-            num_read=0,
+            "harm", see_harm([duel for duel in duels if not duel.unscreened]), ceilings["harm"], limits,
+            num_seeable=0 if sees_harm else len(duels), num_read=0,
         ),
         _judge("latency", first.see_slow(first.first_token_s), _LATENCY_CEILING, limits, needed=False),
         _judge("token_latency", first.see_slow(first.token_s), _LATENCY_CEILING, limits, needed=False),
         _judge_length(first.compare_lengths(), alpha),
-    ]
+    ]  # fmt: skip
     num_canary_first = sum([duel.canary_first for duel in duels])
     return Guardrails(
         rates=tuple(rates),
