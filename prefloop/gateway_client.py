@@ -68,10 +68,7 @@ class GatewayClient:
 
     def read(self, answer: bytes, kind: type[T]) -> T:
         """What an answer says."""
-        try:
-            return msgspec.json.decode(answer, type=kind)
-        except msgspec.MsgspecError as error:
-            raise CommandFailed(f"{self.url} answers what this release cannot read: {error}.") from None
+        return decode_answer(self.url, answer, kind)
 
     def show(self, method: str, path: str, kind: type[T], body: Any = None, *, as_json: bool) -> T | None:
         """One request, and what its answer says; as_json: the answer is printed as it came, and None returned."""
@@ -94,6 +91,14 @@ class GatewayClient:
         if not response.is_success:
             raise CommandFailed(f"{response.status_code}: {_read_error(response)}")
         return response.content
+
+
+def decode_answer(url: str, answer: bytes, kind: type[T]) -> T:
+    """What an answer of `url` says. Raises CommandFailed if it is of another form."""
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except msgspec.MsgspecError as error:
+        raise CommandFailed(f"{url} answers what this release cannot read: {error}.") from None
 
 
 def with_gateway(command: Callable[..., None]) -> Callable[..., None]:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
+from prefloop.gateway_client import decode_answer
 from prefloop.status import guess_trainer_url
 from prefloop.terminal import CommandFailed, print_json
 
@@ -105,23 +106,15 @@ def send(url: str, method: str, path: str, body: Any = None) -> bytes:
     return answer.content
 
 
-def read(url: str, answer: bytes, kind: type[T]) -> T:
-    """What an answer says."""
-    try:
-        return msgspec.json.decode(answer, type=kind)
-    except msgspec.MsgspecError as error:
-        raise CommandFailed(f"{url} answers what this release cannot read: {error}.") from None
-
-
 def ask(url: str, path: str, kind: type[T]) -> T:
     """The trainer's answer to GET, read."""
-    return read(url, send(url, "GET", path), kind)
+    return decode_answer(url, send(url, "GET", path), kind)
 
 
 def show(url: str, path: str, kind: type[T], *, as_json: bool) -> T | None:
     """The same; as_json: the answer is printed as it came, and None returned."""
     answer = send(url, "GET", path)
-    found = read(url, answer, kind)
+    found = decode_answer(url, answer, kind)
     if as_json:
         print_json(answer)
     return None if as_json else found
