@@ -9,7 +9,7 @@ export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 .DEFAULT_GOAL := help
 .PHONY: help demo up smollm kafka postgres prometheus chaos test check format docs bench bench-gateway bench-swap bench-leak \
 	bench-outage bench-choices bench-intake bench-backlog bench-round-beside-traffic bench-offline-gate bench-gate bench-learning \
-	bench-ladder bench-claims bench-personal bench-canaries screenshots clean install
+	bench-ladder bench-claims bench-personal bench-canaries bench-scale screenshots clean install
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-26s %s\n", $$1, $$2}'
@@ -50,12 +50,13 @@ check: $(VENV)/.installed  ## Lint and types
 format: $(VENV)/.installed  ## Format and sort imports
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
-docs: $(VENV)/.installed  ## Write docs/settings.md, openapi.json, schemas/, dashboards/ and the drawing of rollouts.md from the code
+docs: $(VENV)/.installed  ## Write docs/settings.md, openapi.json, schemas/, dashboards/, the drawing of rollouts.md and the plan of scale.md
 	@$(PYTHON) docs/render_settings.py
 	@$(PYTHON) docs/render_openapi.py
 	@$(PYTHON) docs/render_schemas.py
 	@$(PYTHON) docs/render_rollouts.py
 	@$(PYTHON) docs/render_dashboards.py
+	@$(PYTHON) docs/render_scale.py
 
 screenshots: $(VENV)/.installed  ## Take the pictures of docs/images: every page, on a desktop, on a phone, dark (needs Chromium)
 	@$(PYTHON) -m tests.browser.screenshots $(ARGS)
@@ -119,6 +120,9 @@ bench-ladder: $(VENV)/.installed  ## 3,000 choices in a row: every promoted chec
 
 bench-claims: $(VENV)/.installed  ## What is said of learning from preferences: does it hold here?
 	@$(PYTHON) -m bench.learning.claims $(ARGS)
+
+bench-scale: $(VENV)/.installed  ## Unit costs here, and what 10,000 requests/s and 10 million choices/day would need
+	@$(PYTHON) -m bench.scale $(ARGS)
 
 chaos: $(VENV)/.installed  ## kill -9 of everything under load, and who lost what (ARGS="--seed N --kills 200")
 	@$(PYTHON) -m bench.chaos $(ARGS)

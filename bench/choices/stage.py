@@ -23,6 +23,7 @@ from prefloop.servers.ports import find_port
 
 _QUESTION = "Write a short note that thanks the whole team for a hard week. " * 4
 _ANSWER = "Thank you all for what you did this week; it was a lot, and it shows in every part of it. " * 6
+_PROMPT_TOKENS, _ANSWER_TOKENS, _VOCABULARY = 60, 110, 128_000
 _TTL_S = 24 * 3600.0
 _PER_TRANSACTION = 2000
 _numbers = itertools.count()
@@ -106,6 +107,7 @@ def _make_comparison(number: int) -> Comparison:
         user=f"user-{number % 1000}",
         conversation=f"conversation-{number}",
         messages=[{"role": "user", "content": _QUESTION}],
+        prompt_token_ids=_make_ids(number, _PROMPT_TOKENS),
         first=_make_candidate(number, "first"),
         second=_make_candidate(number, "second"),
         asked="explore",
@@ -124,6 +126,11 @@ def _make_candidate(number: int, which: str) -> Candidate:
         digest="aa" * 32,
         arm="stable",
         finish_reason="stop",
-        prompt_tokens=60,
-        completion_tokens=110,
+        prompt_tokens=_PROMPT_TOKENS,
+        completion_tokens=_ANSWER_TOKENS,
+        token_ids=_make_ids(number, _ANSWER_TOKENS),
     )
+
+
+def _make_ids(number: int, num: int) -> list[int]:
+    return [(number * 7919 + place * 104_729) % _VOCABULARY for place in range(num)]
