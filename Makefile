@@ -50,13 +50,14 @@ check: $(VENV)/.installed  ## Lint and types
 format: $(VENV)/.installed  ## Format and sort imports
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
-docs: $(VENV)/.installed  ## Write docs/settings.md, openapi.json, schemas/, dashboards/, the drawing of rollouts.md and the plan of scale.md
+docs: $(VENV)/.installed  ## Write what is made of the code: settings.md, openapi.json, schemas/, dashboards/, drawings, scale.md, the cluster's rules
 	@$(PYTHON) docs/render_settings.py
 	@$(PYTHON) docs/render_openapi.py
 	@$(PYTHON) docs/render_schemas.py
 	@$(PYTHON) docs/render_rollouts.py
 	@$(PYTHON) docs/render_dashboards.py
 	@$(PYTHON) docs/render_scale.py
+	@$(PYTHON) docs/render_monitoring.py
 
 screenshots: $(VENV)/.installed  ## Take the pictures of docs/images: every page, on a desktop, on a phone, dark (needs Chromium)
 	@$(PYTHON) -m tests.browser.screenshots $(ARGS)

@@ -1,13 +1,13 @@
 """The gateway's three secrets: pepper, token keys and the admin key, files of mode 0600 in `<state_dir>/secrets`.
 
-Made at the first start. Refuses files that others may read. `token_key` may hold several lines: the first signs, all
-verify, so that a key can be replaced without breaking comparisons that are being shown.
+Made at the first start. Refuses files that others may read; a group may where the file is root's, as in a Secret that
+Kubernetes mounts. `token_key` may hold several lines: the first signs, all verify, so that a key can be replaced without
+breaking comparisons that are being shown.
 """
 
 import hashlib
 import os
 import secrets as random_secrets
-import stat
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -84,11 +84,15 @@ def check_listening(host: str, secrets_configured: bool) -> None:
         )
 
 
+def _is_exposed(found: os.stat_result) -> bool:
+    return bool(found.st_mode & (0o037 if found.st_uid == 0 else 0o077))
+
+
 def _read_or_make(path: Path, value: str) -> str:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        if _is_exposed(path.stat()):
             raise SecretsError(f"{path} may be read by others: chmod 600 it") from None
         return path.read_text().strip()
     with os.fdopen(fd, "w") as file:

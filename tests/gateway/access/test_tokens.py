@@ -1,5 +1,6 @@
 """Comparison tokens, secrets and keys."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -57,6 +58,19 @@ def test_secrets_that_others_may_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "secrets" / "pepper").chmod(0o644)
     with pytest.raises(SecretsError, match="chmod"):
         load_secrets(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of root's and of others")
+def test_a_mounted_secret_of_roots_may_be_read_by_its_group(tmp_path: Path) -> None:
+    made = load_secrets(tmp_path)
+    pepper = tmp_path / "secrets" / "pepper"
+    pepper.chmod(0o440)  # as Kubernetes mounts it for a pod with fsGroup
+    assert load_secrets(tmp_path).pepper == made.pepper
+    for mode, owner in ((0o460, 0), (0o444, 0), (0o440, 10001)):
+        pepper.chmod(mode)
+        os.chown(pepper, owner, 10001)
+        with pytest.raises(SecretsError, match="chmod"):
+            load_secrets(tmp_path)
 
 
 def test_it_listens_beyond_loopback_only_when_told_that_secrets_are_configured() -> None:
