@@ -114,8 +114,8 @@ ROLLOUT = [
     Panel("Time per token by arm, 95%", "s", "", {"{{arm}}": quantile(0.95, "prefloop_time_per_output_token_seconds", "arm")}),
     Panel("Tokens of an answer by arm", "short", "The mean.",
           {"{{arm}}": f"{rate('prefloop_output_tokens_sum', 'arm')} / {rate('prefloop_output_tokens_count', 'arm')}"}),
-    Panel("Refusals by arm", "percentunit", "Answers that refuse, as their engine says, over answers with status 200.",
-          {"{{arm}}": f"""{rate('prefloop_refusals_total', 'arm')} / {rate('prefloop_requests_total{code="200"}', 'arm')}"""}),
+    Panel("Refusals by arm", "percentunit", "Answers that refuse, by their engine's field or by their words, of those that were read.",
+          {"{{arm}}": f"{rate('prefloop_refusals_read_total', 'arm')} / {rate('prefloop_refusal_reads_total', 'arm')}"}),
     Panel("Transitions", "short", "In an hour.",
           {"{{from}} to {{to}} ({{actor}})":
            "sum by (from, to, actor) (increase(prefloop_rollout_transitions_total[1h])) > 0"}),

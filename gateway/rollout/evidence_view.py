@@ -5,10 +5,11 @@ import math
 import msgspec
 
 from gateway.rollout.pure.findings import Findings
+from gateway.rollout.pure.guardrails import ACCEPTED
 from gateway.rollout.pure.positions import PositionTally
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.slices import Slice
-from gateway.rollout.pure.tripwires import ACCEPTED, TRIPPED, Tripwire, say_tripwire
+from gateway.rollout.pure.tripwires import TRIPPED, Tripwire, say_tripwire
 from gateway.rollout.pure.verdict import limit_exp
 from gateway.tables.rows import RolloutRow
 
@@ -65,7 +66,8 @@ class EvidenceView(msgspec.Struct, frozen=True, kw_only=True):
 
 class SliceView(msgspec.Struct, frozen=True, kw_only=True):
     """The evidence of one kind of requests, as apps tag them: `name` "language", `value` "de". status: "fail" if its users prefer
-    stable, which forbids a promotion, "pass" if they prefer the canary, or "not enough data".
+    stable, which forbids a promotion, "accepted" if they do and `rollout.accept_slices` lists it, "pass" if they prefer the canary,
+    or "not enough data".
 
     users: who have entered; waiting: who have not. net: their net win rate, lower to upper its 90% interval. log_e_inferior: the
     natural logarithm of the evidence that they prefer stable, and log_threshold the line from which they do.

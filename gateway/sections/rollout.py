@@ -1,7 +1,7 @@
 """How a canary is exposed and judged."""
 
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -128,6 +128,10 @@ class RolloutSection(BaseModel):
         default=20,
         ge=0,
         description="Slices (domain, language, task) that are judged: those with the most users. 0 judges none.",
+    )
+    accept_slices: list[Annotated[str, Field(pattern=r"^[^=]+=.+$", max_length=200)]] = Field(
+        default=[],
+        description="Slices whose users may prefer stable, as `language=de`: such a loss is shown, and forbids no promotion.",
     )
     tripwires: Tripwires = Field(
         default_factory=Tripwires, description="Margins above which a preference alone does not promote."

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 ARMS = ("stable", "canary")
 OUTCOMES = ("win", "loss", "tie", "both_bad")
 POSITIONS = ("first", "second", "none")
+READ_EVERY_S = 0.02
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _PER_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -28,6 +29,8 @@ class ArmMetrics:
     per_token: Histogram
     output_tokens: Histogram
     refusals: Counter
+    refusal_reads: Counter
+    refusals_read: Counter
 
 
 class Metrics(Collector):
@@ -53,10 +56,22 @@ class Metrics(Collector):
         refusals = Counter(
             "prefloop_refusals", "Answers that refuse, as their engine says.", ["arm"], registry=registry
         )
+        reads = Counter(
+            "prefloop_refusal_reads", "Answers of which the first words were read as the gate's sensor does, fifty a second at most.",
+            ["arm"], registry=registry,
+        )  # fmt: skip
+        refusals_read = Counter(
+            "prefloop_refusals_read", "Of these, answers that refuse: by their engine's field, or by their words.", ["arm"],
+            registry=registry,
+        )  # fmt: skip
+        self._may_read_at = 0.0
         self.arms = {
-            arm: ArmMetrics(first.labels(arm), per_token.labels(arm), tokens.labels(arm), refusals.labels(arm))
+            arm: ArmMetrics(
+                first.labels(arm), per_token.labels(arm), tokens.labels(arm), refusals.labels(arm), reads.labels(arm),
+                refusals_read.labels(arm),
+            )
             for arm in ARMS
-        }
+        }  # fmt: skip
         self.retries = Counter("prefloop_engine_retries", "Calls to an engine that were repeated.", registry=registry)
         self.lost_twice = Counter(
             "prefloop_requests_stopped", "Requests stopped because two engines were lost over them.", registry=registry
@@ -92,6 +107,19 @@ class Metrics(Collector):
     def count_request(self, arm: str, code: int) -> None:
         """One answer of an arm ("none" if it was refused before an arm was chosen)."""
         self._num_answers[arm, code] += 1
+
+    def may_read(self, now: float) -> bool:
+        """Whether an answer's words may be read now, on the monotonic clock: that costs as much as passing it through."""
+        if now < self._may_read_at:
+            return False
+        self._may_read_at = now + READ_EVERY_S
+        return True
+
+    def count_refusal_read(self, arm: str, *, is_refused: bool) -> None:
+        """An answer whose words were read."""
+        self.arms[arm].refusal_reads.inc()
+        if is_refused:
+            self.arms[arm].refusals_read.inc()
 
     def collect(self) -> Iterator[Metric]:
         """What is counted in plain integers. For the registry."""

@@ -206,6 +206,10 @@ def _count(exchange: Exchange, outcome: Outcome) -> None:
     arm = metrics.arms[outcome.arm]
     if outcome.is_refused:
         arm.refusals.inc()
+    if outcome.code == 200 and exchange.endpoint.generates and metrics.may_read(time.monotonic()):
+        is_refused = outcome.sense_refusal()
+        if is_refused is not None:
+            metrics.count_refusal_read(outcome.arm, is_refused=is_refused)
     if outcome.first_byte_s is not None:
         arm.first_token.observe(outcome.first_byte_s)
         if outcome.num_tokens > 1:

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gateway.rollout.pure.findings import ROLLBACK_WEIGHTS, Findings, log_rollback
-from gateway.rollout.pure.guardrails import FAIL, NOT_ENOUGH, PASS, Guardrail
+from gateway.rollout.pure.guardrails import ACCEPTED, FAIL, NOT_ENOUGH, PASS, Guardrail
 from gateway.rollout.pure.machine import SPLIT
 from gateway.rollout.pure.rate_interval import bound_rate
 from gateway.rollout.pure.rules import Rules
 from gateway.rollout.pure.transitions import Reason
-from gateway.rollout.pure.tripwires import ACCEPTED, QUIET, REWARD, TRIPPED
+from gateway.rollout.pure.tripwires import QUIET, REWARD, TRIPPED
 
 _TRIPWIRE = {TRIPPED: FAIL, QUIET: PASS, ACCEPTED: PASS, NOT_ENOUGH: NOT_ENOUGH}
 INTERVAL_ALPHA = 0.1  # two-sided, as the net win rate's
@@ -53,8 +53,9 @@ def list_gates(findings: Findings, rules: Rules) -> Iterator[Gate]:
     for rate in findings.guardrails.rates:
         yield _show_guardrail(rate, FAIL if rate.name in failed_late else rate.status, line)
         yield Gate(f"{rate.name}_alarm", findings.log_alarm(rate.name), line)
-    if findings.slices:
-        worst = max(one.log_e_inferior for one in findings.slices)
+    if findings.slices:  # one that may lose is the worst only of such alone
+        judged = [one for one in findings.slices if one.status != ACCEPTED] or findings.slices
+        worst = max(one.log_e_inferior for one in judged)
         status = FAIL if findings.losing_slices else PASS
         yield Gate("slices", worst, math.log(rules.slice_threshold), status)
     for one in findings.tripwires:  # reward's is no test: it has no e-value of its own

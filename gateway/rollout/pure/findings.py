@@ -87,7 +87,7 @@ class Findings:
 
     @property
     def losing_slices(self) -> list[Slice]:
-        """Those whose users prefer stable: each forbids a promotion."""
+        """Those whose users prefer stable and that nobody has accepted: each forbids a promotion."""
         return [one for one in self.slices if one.status == FAIL]
 
     def list_blocking(self, *, accepts_too_little: bool = False) -> list[str]:
@@ -135,7 +135,13 @@ def weigh(rules: Rules, inputs: Inputs) -> Findings:
         guardrails=_judge(rules, inputs, inputs.observed, inputs.voters, is_late=False),
         late=None if inputs.late_voters is None else _weigh_late(rules, inputs, inputs.late_voters),
         fragility=count_users_to_lose(evidence.scores, rules.cap, rules.alpha, rules.delta),
-        slices=judge_slices(inputs.slices, cap=rules.cap, alpha=rules.alpha, threshold=rules.slice_threshold),
+        slices=judge_slices(
+            inputs.slices,
+            cap=rules.cap,
+            alpha=rules.alpha,
+            threshold=rules.slice_threshold,
+            accepted=rules.accept_slices,
+        ),
         positions=inputs.positions,
         tripwires=judge_tripwires(
             inputs.traits,

@@ -26,6 +26,7 @@ from gateway.rollout.pure.users import Voter
 from gateway.tables.rows import Observation
 
 PASS, FAIL, NOT_ENOUGH, BLIND = "pass", "fail", "not enough data", "blind"
+ACCEPTED = "accepted"  # it fails, and may
 LENGTH_MARGIN = 0.1
 _LATENCY_CEILING = 0.10
 SENSORS = {

@@ -50,6 +50,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     sample_ratio_threshold: float
     slice_threshold: float
     max_slices: int
+    accept_slices: tuple[str, ...]
     tripwires: Mapping[str, float]
     accept_tripwires: tuple[str, ...]
     harm_screen: str

@@ -6,7 +6,7 @@ with many slices that adds up. Pure.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from heapq import nsmallest
 from itertools import groupby
 from operator import attrgetter
@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from gateway.rollout.pure.evidence import enter_users, invert_bets, log_inferiority, score_values
-from gateway.rollout.pure.guardrails import FAIL, NOT_ENOUGH, PASS
+from gateway.rollout.pure.guardrails import ACCEPTED, FAIL, NOT_ENOUGH, PASS
 from gateway.rollout.pure.users import Duel, Tag, Voter, sum_up
 
 
@@ -29,7 +29,9 @@ class SliceTally(msgspec.Struct, frozen=True):
 
 
 class Slice(msgspec.Struct, frozen=True):
-    """A slice as it is judged. status: "fail" if its users prefer stable, "pass" if they prefer the canary, else "not enough data"."""
+    """A slice as it is judged. status: "fail" if its users prefer stable, or "accepted" where that may be, "pass" if they prefer the
+    canary, else "not enough data".
+    """
 
     name: str
     value: str
@@ -75,8 +77,13 @@ def _tally(tag: Tag, voters: Sequence[Voter], cap: int, now: float) -> SliceTall
     return SliceTally(*tag, waiting, tuple(scores.tolist()))
 
 
-def judge_slices(tallies: Sequence[SliceTally], *, cap: int, alpha: float, threshold: float) -> tuple[Slice, ...]:
-    """Judge every slice; low and high as of the whole evidence. threshold: E- from which a slice loses."""
+def judge_slices(
+    tallies: Sequence[SliceTally], *, cap: int, alpha: float, threshold: float, accepted: Collection[str] = ()
+) -> tuple[Slice, ...]:
+    """Judge every slice; low and high as of the whole evidence. threshold: E- from which a slice loses.
+
+    accepted: labels of slices that may lose.
+    """
     if not tallies:
         return ()
     counts = np.array([tally.scores for tally in tallies], dtype=float)  # (slices, 2 cap + 1)
@@ -84,11 +91,16 @@ def judge_slices(tallies: Sequence[SliceTally], *, cap: int, alpha: float, thres
     nets = counts @ score_values(cap) / np.maximum(users, 1)
     lows, highs = invert_bets(counts, cap, alpha)
     logs = log_inferiority(counts, cap)
+    line = math.log(threshold)
     columns = zip(tallies, users.tolist(), nets.tolist(), lows.tolist(), highs.tolist(), logs.tolist(), strict=True)
-    return tuple(
+    found = [
         Slice(
             tally.name, tally.value, int(num), tally.waiting, net, low, high, log_e,
-            FAIL if log_e >= math.log(threshold) else PASS if low > 0 else NOT_ENOUGH,
+            FAIL if log_e >= line else PASS if low > 0 else NOT_ENOUGH,
         )
         for tally, num, net, low, high, log_e in columns
-    )  # fmt: skip
+    ]  # fmt: skip
+    return tuple(
+        msgspec.structs.replace(one, status=ACCEPTED) if one.status == FAIL and one.label in accepted else one
+        for one in found
+    )

@@ -15,10 +15,11 @@ import msgspec
 import numpy as np
 
 from gateway.rollout.pure.evidence import Evidence
+from gateway.rollout.pure.guardrails import ACCEPTED, NOT_ENOUGH
 from gateway.rollout.pure.rates import log_above_e
 from gateway.rollout.pure.users import Duel
 
-TRIPPED, QUIET, ACCEPTED, NOT_ENOUGH = "tripped", "quiet", "accepted", "not enough data"
+TRIPPED, QUIET = "tripped", "quiet"
 REWARD = "reward"
 _STEPS = 20  # differences are counted by twentieths
 LEVELS = np.arange(-_STEPS, _STEPS + 1) / _STEPS

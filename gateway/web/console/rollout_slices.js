@@ -4,14 +4,15 @@ import { byId, make, replaceChanged, setText } from "../dom.js";
 import { count, evidence, percent, signedPercent, unitName } from "../format.js";
 import { makeRow, note, pill } from "./table.js";
 
-const TONE = { pass: "good", fail: "bad" };
+const TONE = { pass: "good", fail: "bad", accepted: "wait" };
+const SAID = { fail: "They prefer stable: blocks a promotion", accepted: "They prefer stable, which rollout.accept_slices allows" };
 
 /** Show the slices; none where no request was tagged. */
 export function showSlices(slices, unit) {
   byId("slices-part").hidden = !slices?.length;
   replaceChanged(byId("slices"), (slices ?? []).map((slice) => makeRow({ "data-slice": `${slice.name}=${slice.value}` },
     [make("span", { class: "strong" }, slice.value), note(slice.name)],
-    [pill(slice.status, TONE[slice.status] ?? ""), note(slice.status === "fail" ? "They prefer stable: blocks a promotion" : "")],
+    [pill(slice.status, TONE[slice.status] ?? ""), note(SAID[slice.status] ?? "")],
     { number: signedPercent(slice.net) }, { number: `${signedPercent(slice.lower)} to ${signedPercent(slice.upper)}` },
     { number: `${count(slice.users)} ${unitName(unit, slice.users)}${slice.waiting ? `, ${count(slice.waiting)} waiting` : ""}` },
     { number: `${evidence(Math.exp(slice.log_e_inferior))} of ${evidence(Math.exp(slice.log_threshold))}` })));

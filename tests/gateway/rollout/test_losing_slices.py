@@ -12,6 +12,7 @@ from world import World
 
 from gateway.errors import RefusedAction
 from gateway.rollout.pure import machine
+from gateway.sections.rollout import RolloutSection
 from gateway.tables.rollouts import decisions
 
 
@@ -79,3 +80,23 @@ async def test_the_view_says_how_the_canary_fares_by_its_place(world: World) -> 
     assert first.votes > 0 and first.net_win_rate == (first.wins - first.losses) / first.votes
     assert evidence.positions.first_share == (first.wins + second.losses) / 60
     assert evidence.both_bad_share == 0
+
+
+async def test_a_slice_that_may_lose_is_shown_and_blocks_nothing(tmp_path: Path) -> None:
+    with closing(World(tmp_path, auto_approve=False, accept_slices=["language=de"])) as world:
+        await world.started()
+        await world.duel(range(60), 3, {"language": "en"})
+        await world.duel(range(60, 70), 0, {"language": "de"})
+        await world.tick(1)
+        row = await world.row()
+        assert row.phase == machine.WAITING
+        shown = await world.controller.assessor.show(row)
+        assert {one.value: one.status for one in shown.slices} == {"en": "pass", "de": "accepted"}
+        assert "refused" not in shown.verdict_sentence
+        await world.controller.actions.approve(row.id, row.generation, row.decision_digest, "key:1")
+        assert (await world.row()).phase == machine.PROMOTING
+
+
+def test_an_accepted_slice_is_written_as_a_name_and_a_value() -> None:
+    with pytest.raises(ValueError, match="accept_slices"):
+        RolloutSection(accept_slices=["german"])

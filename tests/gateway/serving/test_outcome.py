@@ -276,3 +276,34 @@ async def test_only_generating_requests_are_observed(gateway: Running) -> None:
     assert seen.rows == []
     assert await ask(gateway, "single", "ann") == 200
     assert len(seen.rows) == 1
+
+
+@pytest.mark.parametrize("way", ["single", "stream", "pair"])
+async def test_refusals_are_counted_as_the_gates_sensor_sees_them(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The words refuse, and the engine's field does not say so."""
+    await start_trial(gateway)
+    monkeypatch.setattr("gateway.serving.metrics.READ_EVERY_S", 0.0)
+    answer = gateway.engine._answer
+
+    async def refuse_in_words(request: web.Request, body: dict[str, Any], rank: int) -> web.StreamResponse:
+        return await answer(request, {**body, "seed": "1. I can't help with that"}, rank)
+
+    gateway.engine._answer = refuse_in_words  # type: ignore[method-assign]
+    assert await ask(gateway, way, "ann") == 200
+    counters = gateway.context.deployment.counters
+    await wait_until(lambda: counters.num_in_flight == 0)
+    registry = gateway.context.metrics.registry
+
+    def read(name: str, arm: str) -> float | None:
+        return registry.get_sample_value(f"prefloop_{name}_total", {"arm": arm})
+
+    for arm in ("stable", "canary")[: 1 + (way == "pair")]:
+        assert (read("refusal_reads", arm), read("refusals_read", arm), read("refusals", arm)) == (1, 1, 0)
+
+
+async def test_words_are_read_so_many_times_a_second_and_no_more(gateway: Running) -> None:
+    metrics = gateway.context.metrics
+    times = [100.0 + number / 1000 for number in range(1000)]
+    assert sum(map(metrics.may_read, times)) == 50

@@ -87,3 +87,10 @@ def test_positions_count_what_people_decided_by_the_canarys_place() -> None:
     assert (second.votes, second.wins, second.losses, second.ties, second.both_bad) == (3, 0, 1, 1, 1)
     assert found.first_share == 3 / 4  # the canary twice, stable once; the canary first and lost once
     assert tally_positions([]).first_share is None
+
+
+def test_a_slice_that_may_lose_is_shown_as_accepted_and_no_other_is() -> None:
+    tallies = [SliceTally("language", value, 0, (90, 0, 0)) for value in ("de", "fr")]
+    tallies.append(SliceTally("language", "en", 0, (0, 0, 90)))
+    found = judge_slices(tallies, cap=1, alpha=0.05, threshold=20, accepted=("language=de", "language=en"))
+    assert [one.status for one in found] == ["accepted", "fail", "pass"] and found[0].net == -1.0
