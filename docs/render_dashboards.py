@@ -177,6 +177,10 @@ FEEDBACK = [
 
 ENGINES = [
     Panel("Up", "short", "By each gateway's last look.", {"{{engine}} by {{instance}}": "prefloop_engine_up"}),
+    Panel("Engines known", "short", "By each gateway, by who named them: settings, whoever runs whole models, a name in DNS.",
+          {"{{source}} by {{instance}}": "prefloop_engines"}),
+    Panel("Lookups", "short", "Of names for engines, a minute: `empty` and `failed` change nothing.",
+          {"{{source}}, {{outcome}}": f"60 * {rate('prefloop_engine_lookups_total', 'source, outcome')}"}),
     Panel("Hung", "short", "Out for a hang: it takes requests and makes no tokens.",
           {"{{engine}} by {{instance}}": "prefloop_engine_hung"}),
     Panel("Breakers", "short", "The phase of each.",

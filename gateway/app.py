@@ -41,6 +41,7 @@ from gateway.api.signals import build_signals_router
 from gateway.api.teaching import BESIDE_PATH, build_beside_handler, build_teaching_router
 from gateway.api.web import build_web_router
 from gateway.engines.deployment import Deployment
+from gateway.engines.discovery import Discovery
 from gateway.engines.engine import BreakerLimits
 from gateway.engines.swap import Swap
 from gateway.errors import GatewayError
@@ -164,12 +165,13 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         stack.push_async_callback(limits.close)
         usage = UsageBook(writer, settings.gateway)
         stack.push_async_callback(usage.close)
-        deployment = Deployment(settings.gateway.engines, BreakerLimits.from_settings(settings.gateway))
+        section = settings.gateway
+        deployment = Deployment(
+            section.fixed_engines, BreakerLimits.from_settings(section), is_open=bool(section.engine_names)
+        )
+        discovery = Discovery(section, deployment)
         upstream = Upstream(settings.gateway)
         stack.callback(upstream.close)
-        if not deployment.is_single:
-            for state in deployment.engines.values():
-                state.on_hang = partial(upstream.drop_waiting, state.url)
         metrics = Metrics()
         completions = CompletionRecorder(CompletionStore(settings.completions_database), settings, metrics.registry)
         completions.start()
@@ -180,7 +182,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         await membership.join(is_alone=is_sqlite)
         stack.push_async_callback(membership.leave)
         controller = Controller(writer, swap, deployment, membership, settings)
-        metrics.registry.register(StateCollector(deployment, membership, lambda: relay.state))
+        metrics.registry.register(StateCollector(deployment, membership, discovery, lambda: relay.state))
         metrics.registry.register(KeyCollector(usage, keys.find_name))
         metrics.registry.register(RolloutCollector(deployment, controller))
         context = Context(
@@ -209,6 +211,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         loops = (
             upstream.run(),
             notifier.run(),
+            discovery.run(),
             swap.run(),
             membership.run(),
             controller.run(),

@@ -9,7 +9,10 @@ from prefloop.terminal import plain
 
 
 class Engine(msgspec.Struct, frozen=True):
-    """One engine as the gateway that was asked sees it. checkpoint: the whole model it holds; proven: what may serve."""
+    """One engine as the gateway that was asked sees it. checkpoint: the whole model it holds; proven: what may serve.
+
+    source: `settings`, `registered`, or the URL whose name was looked up.
+    """
 
     url: str
     up: bool
@@ -20,6 +23,7 @@ class Engine(msgspec.Struct, frozen=True):
     adapters: list[str]
     proven: list[str]
     checkpoint: str | None = None
+    source: str = ""
 
 
 class WholeModel(msgspec.Struct, frozen=True):
@@ -44,7 +48,8 @@ def show_engines(client: GatewayClient, as_json: JsonOption = False) -> None:
     if found is None:
         return
     for engine in found.data:
-        plain.print(engine.url, soft_wrap=True)
+        found_by = f"  found by {engine.source}" if engine.source.startswith("dns+") else ""
+        plain.print(engine.url + found_by, soft_wrap=True)
         plain.print(f"  {describe_state(engine)}, {engine.in_flight} in flight")
         if engine.checkpoint is not None:
             plain.print(f"  holds a whole model  {engine.checkpoint}", soft_wrap=True)

@@ -6,7 +6,7 @@ import msgspec
 
 from gateway.access.keys import Identity
 from gateway.api.routes import OperatorRoutes
-from gateway.engines.engine import EngineState
+from gateway.engines.engine import REGISTERED, EngineState
 from gateway.errors import ApiError, RefusedAction, bad_request, not_found
 from gateway.serving.context import Context
 
@@ -45,11 +45,14 @@ class WithdrawnEngine(msgspec.Struct, frozen=True):
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     """One engine as this gateway sees it. `checkpoint`: the whole model it holds, null where it takes adapters.
 
+    `source`: who named it: `settings`, `registered`, or the URL whose name was looked up in DNS.
+
     `adapters`: the names it answers to; `proven`: those that serve.
     """
 
     url: str
     checkpoint: str | None
+    source: str
     up: bool
     breaker: str
     is_hung: bool
@@ -88,7 +91,10 @@ def add_engine_routes(routes: OperatorRoutes, context: Context) -> None:
             [WholeModel(row.id, row.path, row.digest, row.status) for row in wanted],
             [
                 *(show_engine(state) for state in states.values()),
-                *(show_engine(EngineState(engine.url, checkpoint=engine.checkpoint)) for engine in unseen),
+                *(
+                    show_engine(EngineState(engine.url, checkpoint=engine.checkpoint, source=REGISTERED))
+                    for engine in unseen
+                ),
             ],
         )
 
@@ -97,6 +103,9 @@ def add_engine_routes(routes: OperatorRoutes, context: Context) -> None:
         {200: RegisteredEngine, 201: RegisteredEngine}, 404, 409, body=NewEngine,
     )  # fmt: skip
     async def add(identity: Identity, body: NewEngine) -> tuple[int, RegisteredEngine]:
+        known = context.deployment.engines.get(body.url.rstrip("/"))
+        if known is not None and known.source in context.settings.gateway.engine_names and not known.is_withdrawn:
+            raise ApiError(409, f"{known.url} is an engine for adapters, found by {known.source}.", code="conflict")
         try:
             engine, is_new = await register.register(body.url, body.checkpoint, f"key:{identity.key_id}")
         except LookupError as error:
@@ -122,6 +131,7 @@ def show_engine(state: EngineState) -> EngineView:
     return EngineView(
         url=state.url,
         checkpoint=state.checkpoint,
+        source=state.source,
         up=state.up,
         breaker=state.breaker.phase,
         is_hung=state.is_hung,

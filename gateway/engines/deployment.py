@@ -7,13 +7,14 @@ engines.py chooses the engine.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gateway.engines.engine import Breaker, BreakerLimits, EngineState, choose_engine
+from gateway.engines.engine import REGISTERED, Breaker, BreakerLimits, EngineState, choose_engine
 from gateway.errors import EngineUnavailable
 
 Arm = Literal["stable", "canary"]
@@ -64,12 +65,17 @@ class Counters:
 
 
 class Deployment:
-    """The view, the engines and the in-flight counts."""
+    """The view, the engines and the in-flight counts. is_open: engines come and go, so that one is never the only one for sure.
+
+    have_changed is set whenever an engine came or was withdrawn.
+    """
 
     def __init__(
         self,
         engines: Iterable[str],
         limits: BreakerLimits = BreakerLimits(),  # noqa: B008 (frozen)
+        *,
+        is_open: bool = False,
     ) -> None:
         self.view = ServingView(generation=0, stable=None)
         self.counters = Counters()
@@ -78,7 +84,8 @@ class Deployment:
             url: EngineState(url, Breaker(limits)) for url in engines
         }  # with what is withdrawn and not idle
         self.first_answer_at: dict[str, float] = {}  # checkpoint -> when its first answer came, since start
-        self.is_single = len(self.engines) == 1  # there is nothing to choose, and never was
+        self.have_changed = asyncio.Event()
+        self.is_single = len(self.engines) == 1 and not is_open  # there is nothing to choose, and never was
         self._states = tuple(self.engines.values())
         self._withdrawn: list[EngineState] = []  # until idle, also those whose URL was registered again
         self._in_flight: dict[str, int] = {}
@@ -158,12 +165,18 @@ class Deployment:
         """The engines that may be asked."""
         return self._states
 
-    def add_engine(self, url: str, checkpoint: str) -> EngineState:
-        """One more engine, which holds a whole model. The requests of one that was withdrawn from there end as they are."""
-        state = EngineState(url, Breaker(self._limits), checkpoint)
+    @property
+    def watched(self) -> tuple[EngineState, ...]:
+        """The engines that may be asked, and those that were withdrawn and have requests in flight."""
+        return (*self._states, *(state for state in self._withdrawn if state.num_in_flight))
+
+    def add_engine(self, url: str, checkpoint: str | None = None, source: str = REGISTERED) -> EngineState:
+        """One more engine, for adapters or with a whole model. Requests of one that was withdrawn from there end as they are."""
+        state = EngineState(url, Breaker(self._limits), checkpoint, source)
         self.engines = {**self.engines, url: state}
         self._states = (*self._states, state)
         self.is_single = False
+        self.have_changed.set()
         return state
 
     def note_progress(self, url: str, now: float) -> None:
@@ -176,6 +189,7 @@ class Deployment:
         """Ask the engine no more; it is known until its last request has ended."""
         state.withdraw()
         self._withdrawn.append(state)
+        self.have_changed.set()
         self._states = tuple(other for other in self._states if other is not state)
 
     def forget_withdrawn(self) -> list[str]:

@@ -23,6 +23,7 @@ LOAD_FACTOR = (
     1.5  # a conversation stays with its engine while that has at most LOAD_FACTOR * least + LOAD_SLACK in flight
 )
 LOAD_SLACK = 4
+SETTINGS, REGISTERED = "settings", "registered"  # sources of engines, beside the names that are looked up
 _CERTAIN_AFTER_S = 10.0
 _MASK = (1 << 64) - 1
 
@@ -99,12 +100,14 @@ class EngineState:
     checkpoint: the whole model it holds, None if it holds adapters of one base. started_at, num_tokens: what its metrics
     say, None where they say nothing. num_paused: answers in flight that their readers hold back. on_hang is called when
     the engine is taken out for a hang, so that requests without a first byte can be asked elsewhere. is_withdrawn: never
-    to be asked again. refuses_token_ids: it does not know `return_token_ids`.
+    to be asked again. refuses_token_ids: it does not know `return_token_ids`. source: who named it, `settings`, `registered` or the
+    URL whose name was looked up.
     """
 
     url: str
     breaker: Breaker = field(default_factory=Breaker)
     checkpoint: str | None = None
+    source: str = SETTINGS
     is_withdrawn: bool = False
     refuses_token_ids: bool = False
     up: bool = False

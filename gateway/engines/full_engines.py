@@ -89,7 +89,7 @@ class EngineRegistry:
         self, writer: Writer, settings: GatewaySettings, on_change: Callable[[], None], clock: Callable[[], float]
     ) -> None:
         self._writer, self._on_change, self._clock = writer, on_change, clock
-        self._policy, self._fixed = settings.policy, {url.rstrip("/") for url in settings.gateway.engines}
+        self._policy, self._fixed = settings.policy, {url.rstrip("/") for url in settings.gateway.fixed_engines}
 
     async def register(self, url: str, checkpoint: str, actor: str) -> tuple[RegisteredEngine, bool]:
         """An engine serves a checkpoint's weights under its id; returns (engine, whether it is new). Harmless to repeat.

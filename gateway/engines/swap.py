@@ -1,7 +1,8 @@
 """Loads checkpoints into the engines under their own names, and proves that each really answers before it is used.
 
-Adapters are loaded into the engines of the settings. A whole model is there as soon as an engine that was started with it
-is registered (full_engines.py): it is proven in the same way, and that engine answers for nothing else.
+Adapters are loaded into the engines of the settings, listed or found by name (discovery.py). A whole model is there as soon
+as an engine that was started with it is registered (full_engines.py): it is proven in the same way, and that engine answers
+for nothing else.
 
 Level-triggered: remembers which checkpoints are expected, looks at every engine each few seconds (and at once after a
 request failed there), and loads again what a restarted engine forgot. An engine that hangs or fails is out until it has
@@ -60,7 +61,6 @@ class Swap:
         self._expected: dict[str, CheckpointRow] = {}
         self._digests: dict[str, str] = {}
         self._loading: Counter[str] = Counter()
-        self._have_changed = asyncio.Event()
         self.last_swap_s: float | None = None
 
     # -- what is expected
@@ -97,17 +97,17 @@ class Swap:
         return self._deployment.states
 
     def use_registered(self, engines: Mapping[str, str]) -> None:
-        """These engines (url -> the whole model each holds) may be used beside those of the settings, and no others."""
-        known = {state.url: state for state in self._states if state.checkpoint is not None}
+        """Of whole models, these engines (url -> the model each holds) may be used, and no others.
+
+        One whose URL is an engine for adapters by now is left out.
+        """
+        known = {state.url: state for state in self._states}
         for url, state in known.items():
-            if engines.get(url) != state.checkpoint:
+            if state.checkpoint is not None and engines.get(url) != state.checkpoint:
                 self._deployment.withdraw_engine(state)
-                self._have_changed.set()
         for url, checkpoint in engines.items():
             if url not in known or known[url].is_withdrawn:
-                state = self._deployment.add_engine(url, checkpoint)
-                state.on_hang = partial(self._upstream.drop_waiting, url)
-                self._have_changed.set()
+                self._deployment.add_engine(url, checkpoint)
         for url in self._deployment.forget_withdrawn():
             self._upstream.forget(url)
 
@@ -127,7 +127,7 @@ class Swap:
         started = time.monotonic()
         able = [state for state in self._states if state.may_hold(checkpoint.id, is_full=checkpoint.is_full)]
         if not able:
-            raise SwapError(f"no engine for {checkpoint.id} is registered", is_transient=True)
+            raise SwapError(f"no engine for {checkpoint.id} is known", is_transient=True)
         states = [state for state in able if state.is_usable] or able
         results = await asyncio.gather(*(self._load_one(state, checkpoint) for state in states), return_exceptions=True)
         for result in results:
@@ -154,16 +154,18 @@ class Swap:
         kept: dict[EngineState, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
             while True:
-                self._have_changed.clear()
-                for state in kept.keys() - set(self._states):
+                self._deployment.have_changed.clear()
+                for state in kept.keys() - set(self._deployment.watched):
                     kept.pop(state).cancel()
                 for state in self._states:
+                    if not self._deployment.is_single:  # else nobody else could be asked
+                        state.on_hang = partial(self._upstream.drop_waiting, state.url)
                     if state not in kept:
                         kept[state] = group.create_task(self._keep(state))
-                await self._have_changed.wait()
+                await self._deployment.have_changed.wait()
 
     async def _keep(self, state: EngineState) -> None:
-        while True:
+        while not state.is_withdrawn or state.num_in_flight:
             state.wake.clear()
             try:
                 await self.reconcile_engine(state)
@@ -181,7 +183,7 @@ class Swap:
         if not state.is_hung and state.is_silent(time.monotonic(), self._settings.hang_s):
             logger.error("%s hangs: %d requests and no token", state.url, state.num_in_flight)
             state.mark_hung(time.monotonic())
-        if not state.up:
+        if not state.up or state.is_withdrawn:
             return
         if state.breaker.phase == "closed":
             await self._load_missing(state, _CALL_TIMEOUT_S)

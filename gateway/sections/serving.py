@@ -1,14 +1,42 @@
 """How the gateway listens, reaches its engines, asks and records."""
 
-from typing import Literal, Self
+import ipaddress
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, IPvAnyNetwork, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, IPvAnyNetwork, field_validator, model_validator
 
 from feedback.settings import DatabaseUrl, HttpUrl
 from gateway.sections.asking import AskingSection
 from gateway.sections.notices import NoticesSection
 
 LogFormat = Literal["text", "json"]
+DNS_SCHEME = "dns+http://"
+
+
+def check_engine_url(url: str) -> str:
+    """The URL of an engine, or of a name all of whose addresses are engines. Raises ValueError."""
+    if not url.startswith(("http://", "https://", DNS_SCHEME)):
+        raise ValueError(f"the URL must begin with http://, https:// or {DNS_SCHEME}")
+    if url.startswith(DNS_SCHEME):
+        parts = urlsplit(url)
+        if not parts.hostname or parts.port is None or parts.username or parts.path.strip("/") or parts.query:
+            raise ValueError(f"the URL must be {DNS_SCHEME}name:port")
+        if parts.hostname == "localhost" or is_address(parts.hostname):
+            raise ValueError(f"{parts.hostname} is not looked up in DNS: use http://")
+    return url
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address, not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+EngineUrl = Annotated[str, AfterValidator(check_engine_url)]
 
 
 class GatewaySection(BaseModel):
@@ -22,10 +50,16 @@ class GatewaySection(BaseModel):
         default=False,
         description="Says that pepper, token key and admin key were set on purpose: allows a public address.",
     )
-    engines: list[HttpUrl] = Field(
+    engines: list[EngineUrl] = Field(
         default=["http://127.0.0.1:8801"],
-        description="Base URLs of the vLLM engines that take adapters. Those of whole models are registered by whoever runs "
-        "them; empty if there are no others.",
+        description="Base URLs of the vLLM engines that take adapters; `dns+http://name:port`: every A and AAAA address of the "
+        "name is one (a headless Service), taken in and let go as the answer changes. Those of whole models are registered by "
+        "whoever runs them; empty if there are no others.",
+    )
+    resolve_s: float = Field(default=2.0, gt=0, description="Pause between two lookups of a name in `engines`.")
+    dns_server: str = Field(
+        default="",
+        description="`address:port` of the DNS server that is asked for such names. Empty: as /etc/resolv.conf says.",
     )
     database_url: DatabaseUrl = Field(default="", description="SQLAlchemy URL; empty means `<state_dir>/gateway.db`.")
     database_wait_s: float = Field(
@@ -195,6 +229,26 @@ class GatewaySection(BaseModel):
         if len({url.rstrip("/") for url in engines}) < len(engines):
             raise ValueError("an engine is listed twice")
         return engines
+
+    @field_validator("dns_server")
+    @classmethod
+    def check_dns_server(cls, server: str) -> str:
+        """Raises ValueError unless it is empty, or an address and a port."""
+        if server:
+            parts = urlsplit(f"//{server}")
+            if not parts.hostname or not is_address(parts.hostname) or parts.port is None:
+                raise ValueError("the DNS server must be address:port, as 127.0.0.1:53 or [::1]:53")
+        return server
+
+    @property
+    def fixed_engines(self) -> list[str]:
+        """The engines that are listed by their own URLs."""
+        return [url for url in self.engines if not url.startswith(DNS_SCHEME)]
+
+    @property
+    def engine_names(self) -> list[str]:
+        """The URLs whose names are looked up for engines."""
+        return [url.rstrip("/") for url in self.engines if url.startswith(DNS_SCHEME)]
 
     @property
     def max_probe_difference(self) -> float:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.engines.discovery import OUTCOMES
 from gateway.engines.engine import BREAKER_PHASES
 
 if TYPE_CHECKING:
     from feedback.relay import RelayState
     from gateway.engines.deployment import Deployment
+    from gateway.engines.discovery import Discovery
     from gateway.rollout.membership import Membership
 
 
@@ -22,8 +25,15 @@ class StateCollector(Collector):
     Register it on `Metrics.registry`.
     """
 
-    def __init__(self, deployment: Deployment, membership: Membership, read_relay: Callable[[], RelayState]) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        membership: Membership,
+        discovery: Discovery,
+        read_relay: Callable[[], RelayState],
+    ) -> None:
         self._deployment, self._membership, self._read_relay = deployment, membership, read_relay
+        self._discovery = discovery
 
     def collect(self) -> Iterator[Metric]:
         """The metrics as of now."""
@@ -42,6 +52,7 @@ class StateCollector(Collector):
             for phase in BREAKER_PHASES:
                 breaker.add_metric([state.address, phase], state.breaker.phase == phase)
         yield from (up, hung, breaker, in_flight)
+        yield from self._collect_sources()
         yield GaugeMetricFamily(
             "prefloop_rollout_generation",
             "The generation of the view that this gateway serves by.",
@@ -53,6 +64,26 @@ class StateCollector(Collector):
             value=self._membership.fence is not None,
         )
         yield from self._collect_relay()
+
+    def _collect_sources(self) -> Iterator[Metric]:
+        engines = GaugeMetricFamily(
+            "prefloop_engines",
+            "Engines that may be asked, by who named them: settings, registered, or a name that is looked up.",
+            labels=["source"],
+        )
+        num_by_source = Counter(dict.fromkeys(self._discovery.sources, 0))
+        num_by_source.update(state.source for state in self._deployment.states)
+        for source, number in num_by_source.items():
+            engines.add_metric([source], number)
+        lookups = CounterMetricFamily(
+            "prefloop_engine_lookups",
+            "Lookups of names for engines: `empty` and `failed` change nothing.",
+            labels=["source", "outcome"],
+        )
+        for source in self._discovery.sources:
+            for outcome in OUTCOMES:
+                lookups.add_metric([source, outcome], self._discovery.num_lookups[source, outcome])
+        yield from (engines, lookups)
 
     def _collect_relay(self) -> Iterator[Metric]:
         state = self._read_relay()

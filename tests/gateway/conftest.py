@@ -88,11 +88,11 @@ class Running:
         assert self.context.deployment.apply(view)
 
 
-async def start_engine(engine: FakeEngine, port: int = 0) -> tuple[web.AppRunner, int]:
+async def start_engine(engine: FakeEngine, port: int = 0, host: str = "127.0.0.1") -> tuple[web.AppRunner, int]:
     """Serve the engine; its runner and port."""
     runner = web.AppRunner(engine.build(), shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port, reuse_address=True)
+    site = web.TCPSite(runner, host, port, reuse_address=True)
     await site.start()
     return runner, runner.addresses[0][1]
 

@@ -27,16 +27,17 @@ class EngineProcess(FakeEngine):
     is_frozen: bool = False
     fails_to_load: bool = False
     port: int = 0
+    host: str = "127.0.0.1"
     unloads: list[str] = field(default_factory=list)
     probes: list[str] = field(default_factory=list)
     runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
     async def start(self) -> None:
-        self.runner, self.port = await start_engine(self, self.port)
+        self.runner, self.port = await start_engine(self, self.port, self.host)
 
     async def kill(self) -> None:
         if self.runner is not None:

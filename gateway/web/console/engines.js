@@ -28,7 +28,8 @@ function showEngine(engine, stable, canary) {
   const { text, tone, more } = describeState(engine);
   const roles = engine.proven.map((name) => `${name}${name === stable ? " (stable)" : name === canary ? " (canary)" : ""}`);
   const loading = engine.adapters.filter((name) => !engine.proven.includes(name));
-  return makeRow({}, [make("code", {}, engine.url), note(engine.checkpoint ? `holds the whole model ${engine.checkpoint}` : "takes adapters")],
+  return makeRow({}, [make("code", {}, engine.url), note([engine.checkpoint ? `holds the whole model ${engine.checkpoint}` : "takes adapters",
+    engine.source.startsWith("dns+") ? `found by ${engine.source}` : ""].filter(Boolean).join("; "))],
     [pill(text, tone), note(more)], [roles.join(", ") || "nothing proven", note(loading.length ? `there, not proven: ${loading.join(", ")}` : "")],
     { number: count(engine.in_flight) });
 }

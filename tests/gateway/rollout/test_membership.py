@@ -14,6 +14,7 @@ from bench.gateway.checkpoints import make_checkpoint
 from feedback.database import Writer, create_tables, metadata, open_database
 from feedback.relay import RelayState
 from gateway.engines.deployment import Deployment
+from gateway.engines.discovery import Discovery
 from gateway.engines.swap import Swap
 from gateway.rollout.assessment import Assessor
 from gateway.rollout.controller import Controller
@@ -303,10 +304,11 @@ async def test_prometheus_sees_engines_generation_and_who_leads(town: Town) -> N
     await town.start_trial()
     state = next(iter(town.first.deployment.engines.values()))
     state.mark_hung(1.0)
+    discovery = Discovery(GatewaySettings().gateway, town.first.deployment)
     found = {
         (sample.name, *sample.labels.values()): sample.value
         for side in (town.first,)
-        for family in StateCollector(side.deployment, side.membership, RelayState).collect()
+        for family in StateCollector(side.deployment, side.membership, discovery, RelayState).collect()
         for sample in family.samples
     }
     address = f"127.0.0.1:{town.engine.port}"
