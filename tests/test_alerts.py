@@ -75,6 +75,7 @@ def test_every_alert_is_promql_with_a_severity_and_a_sentence() -> None:
 
 
 def test_labels_of_alerts_are_those_that_the_code_writes() -> None:
+    from gateway.engines.discovery import OUTCOMES
     from gateway.engines.engine import BREAKER_PHASES
     from gateway.rollout.pure.machine import ABORTING, SPLIT
     from gateway.rollout.pure.transitions import Reason
@@ -82,7 +83,7 @@ def test_labels_of_alerts_are_those_that_the_code_writes() -> None:
 
     known = {
         "phase": {*PHASES, *BREAKER_PHASES}, "status": {*STATUSES}, "arm": {"stable", "canary"}, "code": {"5.."},
-        "gate": {SPLIT}, "to": {ABORTING}, "reason": {Reason.NO_DATA.value},
+        "gate": {SPLIT}, "to": {ABORTING}, "reason": {Reason.NO_DATA.value}, "outcome": {*OUTCOMES},
     }  # fmt: skip
     used = [pair for rule in read_rules() for pair in re.findall(r'(\w+)=~?"([^"]+)"', rule["expr"])]
     assert used and all(value in known[label] for label, value in used), used
