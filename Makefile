@@ -7,7 +7,7 @@ EXTRA       ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up smollm kafka postgres prometheus chaos test check format docs bench bench-gateway bench-swap bench-leak \
+.PHONY: help demo up smollm kafka postgres s3 prometheus chaos test check format docs bench bench-gateway bench-swap bench-leak \
 	bench-outage bench-choices bench-intake bench-backlog bench-round-beside-traffic bench-offline-gate bench-gate bench-learning \
 	bench-ladder bench-claims bench-personal bench-canaries bench-scale screenshots clean install
 
@@ -64,6 +64,9 @@ screenshots: $(VENV)/.installed  ## Take the pictures of docs/images: every page
 
 postgres: $(VENV)/.installed  ## A PostgreSQL on loopback until Ctrl-C, and the settings that use it
 	@$(PYTHON) -m prefloop.servers.postgres $(ARGS)
+
+s3: $(VENV)/.installed  ## An S3 server on loopback until Ctrl-C, and the settings that use it (needs Go, once)
+	@$(PYTHON) -m prefloop.servers.s3 $(ARGS)
 
 prometheus: $(VENV)/.installed  ## Prometheus and Alertmanager beside the demo, until Ctrl-C (needs Debian's packages)
 	@$(PYTHON) -m prefloop.servers.prometheus $(ARGS)

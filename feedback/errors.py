@@ -116,6 +116,22 @@ class ManifestError(FeedbackError):
     """A checkpoint directory that must not be served: missing, altered, or holding files that may run code."""
 
 
+class SignatureError(ManifestError):
+    """A manifest that is not signed by a trusted key."""
+
+
+class SigningKeyError(FeedbackError):
+    """A file of keys that cannot be used."""
+
+
+class StoreUnavailable(FeedbackError):
+    """The checkpoint store does not answer now, or not yet: the same call may succeed later."""
+
+
+class UnknownCheckpoint(FeedbackError):
+    """The checkpoint store holds no such checkpoint: it was never published there, or it was deleted."""
+
+
 class ReplayError(FeedbackError):
     """A replay that would leave a hole in the store, or that the store does not take."""
 

@@ -26,6 +26,8 @@ POINTS = {
     "round.trained": "trainer: the round's policy is saved, and not judged",
     "round.judged": "trainer: the round has its verdict, and no checkpoint",
     "round.published": "trainer: the checkpoint has its name, its round is open still",
+    "store.blob": "trainer: one file of a checkpoint is in the store, its manifest is not",
+    "store.blobs": "trainer: all files of a checkpoint and its signature are in the store, its manifest is not",
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ import msgspec
 from feedback.errors import ManifestError
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"  # signing.py writes and reads it
+CHECKPOINT_ID = re.compile(
+    r"[ac]-\d{6,}-[0-9a-f]{12}"
+)  # c: of a round; a: stable under a second name, for an A/A rollout
 KINDS = ("lora", "full", "aa")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_FILE_NAME = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*"
+)  # no "..", nothing hidden or absolute
 REFUSED_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".so")  # pickles and code
 
 
@@ -71,13 +80,13 @@ def checkpoint_id(number: int, digest: str) -> str:
 
 
 def hash_files(directory: Path) -> dict[str, str]:
-    """sha256 of every file below `directory` but the manifest, by relative POSIX path. Raises ManifestError."""
+    """sha256 of every file below `directory` but manifest and signature, by relative POSIX path. Raises ManifestError."""
     hashes: dict[str, str] = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_symlink():
             raise ManifestError(f"{name} is a link")
-        if path.is_dir() or name == MANIFEST:
+        if path.is_dir() or name in (MANIFEST, SIGNATURE):
             continue
         if path.suffix.lower() in REFUSED_SUFFIXES:
             raise ManifestError(f"{name}: only safetensors, JSON and text are taken")
@@ -101,7 +110,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write manifest.json: at once or not at all, and durable on return."""
     temporary = directory / f".{MANIFEST}.{os.getpid()}.tmp"
     with temporary.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        file.write(encode_manifest(manifest))
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(directory / MANIFEST)
@@ -120,9 +129,23 @@ def fsync_directory(directory: Path) -> None:
 def read_manifest(directory: Path) -> Manifest:
     """Read manifest.json. Raises ManifestError if it is missing or unreadable."""
     try:
-        return msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
-    except (OSError, ValueError) as error:
+        data = (directory / MANIFEST).read_bytes()
+    except OSError as error:
         raise ManifestError(f"{directory}: no usable {MANIFEST}: {error}") from error
+    return decode_manifest(data, str(directory))
+
+
+def decode_manifest(data: bytes, where: str) -> Manifest:
+    """Read a manifest's bytes. Raises ManifestError with `where` they are from."""
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{where}: no usable {MANIFEST}: {error}") from error
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The bytes of manifest.json, which a signature is made of."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
 
 
 def verify(directory: Path) -> Manifest:
@@ -136,15 +159,31 @@ def verify(directory: Path) -> Manifest:
             raise ManifestError(f"{name} is not in the manifest")
         if found[name] != manifest.files[name]:
             raise ManifestError(f"{name} was altered")
+    check_manifest(manifest)
+    return manifest
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Check what a manifest says by itself, before any of its files is looked at. Raises ManifestError with the reason."""
+    for name, digest in manifest.files.items():
+        if len(name) > 200 or not _FILE_NAME.fullmatch(name) or name in (MANIFEST, SIGNATURE):
+            raise ManifestError(f"{name[:200]!r} is no name for a checkpoint's file")
+        if name.lower().endswith(REFUSED_SUFFIXES):
+            raise ManifestError(f"{name}: only safetensors, JSON and text are taken")
+        if not _HASH.fullmatch(digest):
+            raise ManifestError(f"{name} has no sha256")
+        if any(other.startswith(f"{name}/") for other in manifest.files):
+            raise ManifestError(f"{name} is a file and a directory")
     if combine_hashes(manifest.files) != manifest.digest:
         raise ManifestError("the digest does not follow from the files")
     if manifest.kind != "aa" and manifest.id != checkpoint_id(manifest.number, manifest.digest):
         raise ManifestError(f"the id {manifest.id} does not follow from number and digest")
+    if not CHECKPOINT_ID.fullmatch(manifest.id):
+        raise ManifestError(f"{manifest.id[:80]!r} is no checkpoint's id")
     if manifest.kind not in KINDS:
         raise ManifestError(f"this release does not know checkpoints of kind {manifest.kind!r}")
     if manifest.is_full:
         _require_model(manifest)
-    return manifest
 
 
 def _require_model(manifest: Manifest) -> None:

@@ -8,11 +8,12 @@ refused in one line, the same in every process: names that no process has, value
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import pydantic_settings
 from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError, model_validator
@@ -23,6 +24,9 @@ from feedback.errors import SettingsError
 from feedback.log import Log, LogOptions, open_log
 from feedback.log.options import SaslMechanism, Security
 from feedback.setting_names import PREFIX, find_unknown, find_unknown_variable, list_names, load_names, merge_names
+
+if TYPE_CHECKING:
+    from feedback.checkpoint_store import CheckpointStore
 
 Preset = Literal["default", "demo", "demo-smollm2", "personal"]
 Settings = TypeVar("Settings", bound="SharedSettings")
@@ -39,6 +43,19 @@ def _check_scheme(*schemes: str) -> AfterValidator:
 
 LogUrl = Annotated[str, _check_scheme("sqlite:", "kafka://")]
 DatabaseUrl = Annotated[str, _check_scheme("sqlite:", "postgresql://", "postgresql+psycopg://")]
+
+
+def _check_store(url: str) -> str:
+    if url and not re.match(r"[a-z][a-z0-9]*://.", url):  # not repeated: it may hold a password
+        raise ValueError(
+            "the URL must be one of fsspec's, such as s3://bucket/prefix, gs://bucket or file:///directory"
+        )
+    if url.startswith("file://") and not url.startswith("file:///"):
+        raise ValueError("a file URL has three slashes and an absolute path: file:///directory")
+    return url
+
+
+StoreUrl = Annotated[str, AfterValidator(_check_store)]
 HttpUrl = Annotated[str, _check_scheme("http://", "https://")]
 
 
@@ -128,6 +145,21 @@ class SharedSettings(BaseSettings):
         description="Directory of all that must survive a restart: databases, secrets, checkpoints.",
     )
     log_url: LogUrl = Field(default="", description="The log of feedback. Empty: sqlite:<state_dir>/log.db.")
+    checkpoints_url: StoreUrl = Field(
+        default="",
+        description="Where checkpoints are kept: an fsspec URL (`s3://bucket/prefix`, `gs://bucket`, `file:///directory`), with"
+        " credentials and endpoint from the SDK's own environment. Empty: <state_dir>/checkpoints, which engines must see.",
+    )
+    signing_key_file: str = Field(
+        default="",
+        description="PEM file of the Ed25519 private key that the trainer signs checkpoints with"
+        " (`prefloop checkpoints sign-key`). Empty: they are not signed.",
+    )
+    trusted_keys_file: str = Field(
+        default="",
+        description="PEM file of the Ed25519 public keys, one or several, that gateway and `prefloop sync` trust: what none of"
+        " them signed is refused. Empty: nothing need be signed.",
+    )
     policy: str = Field(default="default", description="The name under which apps ask for the policy, as `model`.")
     base_model: str = Field(
         default="", description="Directory or hub id of the base weights. Empty: the seed policy in <state_dir>/seed."
@@ -167,6 +199,14 @@ class SharedSettings(BaseSettings):
     def open_log(self) -> Log:
         """Open the log. Every process opens it by this, so that none differs."""
         return open_log(self.log, self.log_options)
+
+    def open_store(self) -> CheckpointStore | None:
+        """Open the checkpoint store; None where checkpoints lie in a directory. Raises StoreUnavailable."""
+        if not self.checkpoints_url:
+            return None
+        from feedback.checkpoint_store import open_store  # not every command needs it
+
+        return open_store(self.checkpoints_url)
 
     @property
     def base(self) -> str:

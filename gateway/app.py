@@ -20,11 +20,12 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from feedback.database import Writer, open_database, wait_for_database
-from feedback.errors import DatabaseError
+from feedback.errors import DatabaseError, SigningKeyError, StoreUnavailable
 from feedback.outages import log_failure
 from feedback.relay import Relay
 from feedback.schema import migrate, migrate_url
 from feedback.settings import load_settings
+from feedback.signing import read_trusted_keys
 from gateway.access.key_ring import KeyRing
 from gateway.access.key_usage import UsageBook
 from gateway.access.keys import ensure_admin_key
@@ -260,15 +261,19 @@ def main() -> int:
     except GatewayError as error:
         logger.error("%s", error)
         return 2
-    except DatabaseError as error:
+    except (DatabaseError, StoreUnavailable, SigningKeyError) as error:
         logger.error("%s", error)
         return 1
     return 0
 
 
 def run_gateway(settings: GatewaySettings) -> None:
-    """`main` by settings. Raises GatewayError, and DatabaseError if the database cannot be used."""
+    """`main` by settings.
+
+    Raises GatewayError; DatabaseError, StoreUnavailable, SigningKeyError for a database, store or keys that cannot be used.
+    """
     section = settings.gateway
+    settings.open_store(), read_trusted_keys(settings.trusted_keys_file)  # refused before anything is opened
     check_listening(section.host, section.secrets_configured)
     app = create_app(settings)
     wait_for_database(settings.gateway_database, section.database_wait_s)

@@ -44,6 +44,10 @@ class EngineUnavailable(GatewayError):
     """No engine answered before the first byte, within the time that requests may wait."""
 
 
+class FilesMissing(EngineUnavailable):
+    """The engine is well, but its sidecar has not fetched the checkpoint's files yet."""
+
+
 class EngineLost(EngineUnavailable):
     """The engine went away, or hung, after it had the request and before the first byte: the request may be why."""
 

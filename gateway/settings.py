@@ -4,9 +4,9 @@
 given explicitly still win. Run as a program it only says whether the settings can be used.
 """
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from feedback.database import locate_store
 from feedback.settings import SharedSettings, load_settings
@@ -92,6 +92,15 @@ class GatewaySettings(SharedSettings):
     def preset_values(cls, preset: str) -> dict[str, Any]:
         """What `preset` puts in place of the defaults."""
         return _PRESETS.get(preset, {})
+
+    @model_validator(mode="after")
+    def require_engine_directory(self) -> Self:
+        """Raises ValueError where engines could not know what to load."""
+        if self.checkpoints_url and self.gateway.engines and not self.gateway.engine_checkpoints_dir:
+            raise ValueError(
+                "checkpoints_url is set without gateway.engine_checkpoints_dir, where `prefloop sync` puts what engines load"
+            )
+        return self
 
     @property
     def gateway_database(self) -> str:

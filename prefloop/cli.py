@@ -232,6 +232,14 @@ def migrate(
     raise typer.Exit(1 if check and any(revisions.values()) else 0)
 
 
+@app.command("sync")
+def sync() -> None:
+    """Fetch from the checkpoint store what may serve, beside an engine, until it is stopped: docs/checkpoints.md."""
+    from prefloop.sync.process import run_sync
+
+    raise typer.Exit(run_sync())
+
+
 def run(main: Coroutine[Any, Any, int]) -> None:
     """Run to its end, and leave with its status."""
     raise typer.Exit(asyncio.run(main))

@@ -8,6 +8,7 @@ import pytest
 
 from tests.broker import find_kafka
 from tests.postgres import run_database
+from tests.s3 import find_s3
 from tests.seed_policy import find_seed_policy
 
 KEPT = ("PREFLOOP_TEST_", "PREFLOOP_CACHE_DIR", "PREFLOOP_KAFKA_HEAP")
@@ -37,4 +38,10 @@ def kafka_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     with run_database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    with find_s3() as url:
         yield url

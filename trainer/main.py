@@ -17,17 +17,20 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 
 from feedback import inbox
+from feedback.checkpoint_store import CheckpointStore
 from feedback.database import Writer, open_database, wait_for_database
-from feedback.errors import DatabaseError
+from feedback.errors import DatabaseError, SigningKeyError, StoreUnavailable
 from feedback.relay import Relay
 from feedback.schema import migrate_url
 from feedback.settings import load_settings
+from feedback.signing import SigningKey, TrustedKeys, read_signing_key, read_trusted_keys
 from trainer.learn.pacing import Pace
 from trainer.process import is_base_ready, limit_kept_primitives, stop_on_signals
 from trainer.run.archive import RoundArchive
 from trainer.run.checkpoints import digest_base, list_published
 from trainer.run.consumer import Consumer
 from trainer.run.learner import Learner
+from trainer.run.lineage import list_needed
 from trainer.run.metrics import Curves, Metrics
 from trainer.run.publisher import Publisher
 from trainer.run.quarantine import Quarantine
@@ -37,6 +40,7 @@ from trainer.run.requests import RoundRequests
 from trainer.run.reward_keeper import RewardKeeper
 from trainer.run.server import start_status_server
 from trainer.run.status import Board, SamplingView
+from trainer.run.stored import StoredCopies, wait_for_published
 from trainer.settings import TrainerSettings
 
 log = logging.getLogger("trainer")
@@ -51,6 +55,9 @@ class Parts:
     settings: TrainerSettings
     database: sa.Engine
     writer: Writer
+    store: CheckpointStore | None
+    signing_key: SigningKey | None
+    trusted_keys: TrustedKeys | None
     board: Board = field(default_factory=Board)
     metrics: Metrics = field(default_factory=Metrics)
     requests: RoundRequests = field(default_factory=RoundRequests)
@@ -69,7 +76,13 @@ def main() -> int:
     if settings.trainer.nice:
         os.nice(settings.trainer.nice)
     database = open_database(settings.trainer_database)
-    parts = Parts(settings, database, Writer(database))
+    try:
+        store, signing_key = settings.open_store(), read_signing_key(settings.signing_key_file)
+        trusted_keys = read_trusted_keys(settings.trusted_keys_file)
+    except (StoreUnavailable, SigningKeyError) as error:
+        log.error("%s", error)
+        return 1
+    parts = Parts(settings, database, Writer(database), store, signing_key, trusted_keys)
     metrics, board = parts.metrics, parts.board
     server = start_status_server(
         settings.trainer.host,
@@ -154,6 +167,14 @@ def wait_for_base(settings: TrainerSettings, board: Board, stopping: threading.E
     return True
 
 
+def build_copies(parts: Parts) -> StoredCopies | None:
+    """What keeps the checkpoint store complete, if there is one."""
+    section = parts.settings.trainer
+    if parts.store is None:
+        return None
+    return StoredCopies(parts.store, parts.signing_key, parts.metrics, section.collect_every_s, section.collect_grace_s)
+
+
 def build_learner(parts: Parts, stopping: threading.Event) -> Learner:
     """Load the base once and give every part its piece of it. Starts the registrar."""
     settings, section, board = parts.settings, parts.settings.trainer, parts.board
@@ -176,6 +197,11 @@ def build_learner(parts: Parts, stopping: threading.Event) -> Learner:
         settings, backbone, reward, parts.database, base_digest, quarantine.add, lambda pace: show_pace(parts, pace)
     )
     training = learning.make_training()
+    if parts.store is not None:
+        wait_for_published(
+            parts.store, settings.checkpoints_dir, base_digest, parts.trusted_keys, stopping,
+            lambda reason: board.show_round("waiting", reason),
+        )  # fmt: skip
     gateway = Gateway(section.gateway_url, settings.state_dir / "secrets" / "admin_key", section.gateway_timeout_s)
     registrar = Registrar(
         gateway,
@@ -183,6 +209,10 @@ def build_learner(parts: Parts, stopping: threading.Event) -> Learner:
         settings.checkpoints_dir,
         section.register_every_s,
         lambda error: board.update(registry_error=error),
+        build_copies(parts),
+        lambda: list_needed(
+            list_published(settings.checkpoints_dir, base_digest), gateway.read_state().stable_digest or ""
+        ),
     )
     publisher = Publisher(
         settings.checkpoints_dir,
@@ -193,6 +223,7 @@ def build_learner(parts: Parts, stopping: threading.Event) -> Learner:
         rank=backbone.adapters.rank,
         make_probe=learning.make_probe,
         on_published=registrar.wake,
+        signing_key=parts.signing_key,
     )
     keeper = RewardKeeper(
         reward,

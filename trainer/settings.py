@@ -28,6 +28,14 @@ class TrainerSection(BaseModel):
     register_every_s: float = Field(
         default=15.0, gt=0, description="Pause between looks at which published checkpoints the gateway lacks."
     )
+    collect_every_s: float = Field(
+        default=3600.0, gt=0, description="Pause between collections of what no checkpoint of the store names any more."
+    )
+    collect_grace_s: float = Field(
+        default=86_400.0,
+        ge=0,
+        description="Age from which a collection takes such a file, and takes an upload for dead. Above the longest upload.",
+    )
     database_url: DatabaseUrl = Field(default="", description="SQLAlchemy URL; empty means `<state_dir>/trainer.db`.")
     database_wait_s: float = Field(
         default=60.0, ge=0, description="How long the start waits for a database that does not answer, before it fails."

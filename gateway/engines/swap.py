@@ -25,7 +25,7 @@ import msgspec
 from feedback.outages import log_failure
 from gateway.engines.engine import EngineState
 from gateway.engines.probe import build_probe, judge_probe, read_probe_logprobs
-from gateway.errors import EngineUnavailable, SwapError
+from gateway.errors import EngineUnavailable, FilesMissing, SwapError
 
 if TYPE_CHECKING:
     from gateway.engines.deployment import Deployment
@@ -197,7 +197,7 @@ class Swap:
 
     async def _load_missing(self, state: EngineState, timeout_s: float) -> bool:
         """Load and prove what is expected and not proven; False if the engine failed to answer, or refused everything."""
-        num_refused = 0
+        num_refused = num_missing = 0
         for row in list(self._expected.values()):
             if (
                 row.id in state.proven
@@ -208,6 +208,9 @@ class Swap:
             try:
                 await self._load_one(state, row, timeout_s)
                 logger.info("loaded %s again into %s", row.id, state.url)
+            except FilesMissing as error:  # the others need not wait for it
+                logger.info("%s", error)
+                num_missing += 1
             except (SwapError, EngineUnavailable) as error:
                 logger.warning("could not load %s into %s: %s", row.id, state.url, error)
                 if isinstance(error, EngineUnavailable) and self.is_expected(row.id):
@@ -215,7 +218,7 @@ class Swap:
                 num_refused += 1
             if not self.is_expected(row.id):  # it was unloaded meanwhile
                 await self._unload_one(state, row.id)
-        return not num_refused or bool(state.proven)
+        return not (num_refused or num_missing) or bool(state.proven)
 
     # -- one engine
 
@@ -250,10 +253,13 @@ class Swap:
                 if state.checkpoint is not None:
                     held = ", ".join(sorted(state.adapters)) or "nothing"
                     raise EngineUnavailable(f"{state.url} should hold {row.id} and holds {held}")
-                payload = {"lora_name": row.id, "lora_path": row.path}
+                folder = self._settings.engine_checkpoints_dir.rstrip("/")
+                payload = {"lora_name": row.id, "lora_path": f"{folder}/{row.id}" if folder else row.path}
                 status, body = await self._upstream.call(
                     state.url, "/v1/load_lora_adapter", payload, timeout_s=timeout_s
                 )
+                if status == 404 and folder:
+                    raise FilesMissing(f"{state.url} has not fetched {row.id} yet")
                 if status >= 500 and not state.is_failure_certain(row.id, time.monotonic()):
                     raise EngineUnavailable(f"{state.url} failed to load {row.id} ({status}): {_message(body)}")
                 if status != 200 and not (status == 400 and b"already" in body):

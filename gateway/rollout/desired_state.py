@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection
 
-from feedback.manifest import write_manifest
+from feedback.manifest import SIGNATURE, Manifest, write_manifest
 from gateway.engines.deployment import ServingView
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.findings import LATE_PHASES
@@ -106,7 +106,7 @@ def find_deletable(
 ) -> frozenset[str]:
     """The checkpoints whose files nobody needs: not stable or its parent, not of the `keep` newest, not on trial.
 
-    held: what any gateway loads, or answers with. keep: 0 keeps all.
+    held: what any gateway loads, or answers with. keep: 0 keeps all. A checkpoint whose files another serves stays too.
     """
     if keep == 0:
         return frozenset()
@@ -114,19 +114,24 @@ def find_deletable(
     needed = {row.id for row in newest} | held
     if stable is not None:
         needed |= {stable.id, stable.parent or ""}
-    return frozenset(row.id for row in rows if row.status in ("retired", "superseded")) - needed
+    free = frozenset(row.id for row in rows if row.status in ("retired", "superseded")) - needed
+    return free - {row.stored_as for row in rows if row.status != "deleted" and row.id not in free}
 
 
-def copy_checkpoint(stable: CheckpointRow, number: int) -> Path:
-    """Copy a checkpoint's directory under an A/A id beside it; the manifest goes in last, the name at the very end."""
+def make_aa_manifest(stable: CheckpointRow, number: int) -> Manifest:
+    """Stable's own manifest under an A/A id."""
     suffix = sha256(f"{stable.digest} {number} {secrets.token_hex(8)}".encode()).hexdigest()[:12]
-    name = f"a-{number:06d}-{suffix}"
+    return msgspec.structs.replace(
+        stable.parsed, id=f"a-{number:06d}-{suffix}", number=number, parent=stable.id, kind="aa",
+        metrics={**stable.parsed.metrics, "aa": 1.0},
+    )  # fmt: skip
+
+
+def copy_checkpoint(stable: CheckpointRow, manifest: Manifest) -> Path:
+    """Copy stable's directory under an A/A id beside it; the manifest goes in last, the name at the very end."""
     source = Path(stable.path)
-    final, partial = source.parent / name, source.parent / f".{name}.partial"
-    manifest = msgspec.structs.replace(
-        stable.parsed, id=name, number=number, parent=stable.id, kind="aa", metrics={**stable.parsed.metrics, "aa": 1.0}
-    )
-    shutil.copytree(source, partial)
+    final, partial = source.parent / manifest.id, source.parent / f".{manifest.id}.partial"
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns(SIGNATURE))
     write_manifest(partial, manifest)
     partial.rename(final)
     return final

@@ -61,6 +61,11 @@ class GatewaySection(BaseModel):
         default="",
         description="`address:port` of the DNS server that is asked for such names. Empty: as /etc/resolv.conf says.",
     )
+    engine_checkpoints_dir: str = Field(
+        default="",
+        description="The directory, in the engines' file system, where `prefloop sync` keeps fetched checkpoints, a folder per"
+        " id: engines are told to load <directory>/<id>. Empty: the path that was registered. Needed with checkpoints_url.",
+    )
     database_url: DatabaseUrl = Field(default="", description="SQLAlchemy URL; empty means `<state_dir>/gateway.db`.")
     database_wait_s: float = Field(
         default=60.0, ge=0, description="How long the start waits for a database that does not answer, before it fails."

@@ -48,6 +48,11 @@ class CheckpointRow:
         return msgspec.json.decode(self.manifest.encode(), type=Manifest)
 
     @property
+    def stored_as(self) -> str:
+        """The id under which its files are published: of an A/A copy in a store, stable's."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    @property
     def is_full(self) -> bool:
         """Whether it is a whole model, for an engine of its own."""
         return self.kind != "lora" and self.parsed.is_full

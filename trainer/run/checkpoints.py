@@ -19,6 +19,8 @@ from typing import Any
 
 from feedback.errors import ManifestError
 from feedback.manifest import (
+    MANIFEST,
+    SIGNATURE,
     Manifest,
     Probe,
     checkpoint_id,
@@ -29,6 +31,7 @@ from feedback.manifest import (
     read_manifest,
     write_manifest,
 )
+from feedback.signing import SigningKey
 
 log = logging.getLogger("trainer.run.checkpoints")
 
@@ -61,10 +64,13 @@ class Published:
     path: Path
 
 
-def publish_checkpoint(root: Path, draft: Draft, write_adapter: Callable[[Path], None], now: float) -> Published:
+def publish_checkpoint(
+    root: Path, draft: Draft, write_adapter: Callable[[Path], None], now: float, key: SigningKey | None = None
+) -> Published:
     """Write the adapter's files and the manifest, and rename them into place.
 
-    write_adapter puts the files into the directory it is given. Raises FileExistsError if the number is taken.
+    write_adapter puts the files into the directory it is given. key: signs the manifest. Raises FileExistsError if the number
+    is taken.
     """
     root.mkdir(parents=True, exist_ok=True)
     if draft.number in {number for number, _ in list_names(root)}:
@@ -91,8 +97,10 @@ def publish_checkpoint(root: Path, draft: Draft, write_adapter: Callable[[Path],
         settings=dict(draft.settings),
         metrics=dict(draft.metrics),
     )
-    fsync_files(directory)
     write_manifest(directory, manifest)
+    if key is not None:
+        (directory / SIGNATURE).write_bytes(key.sign((directory / MANIFEST).read_bytes()))
+    fsync_files(directory)
     path = root / manifest.id
     directory.rename(path)
     fsync_directory(root)

@@ -148,3 +148,17 @@ def find_reference(parent: Published, published: Iterable[Published]) -> Publish
     """
     ancestry = list_ancestry(parent, published)
     return next((each for each in ancestry if each.manifest.settings.get("kind") == "sft"), None)
+
+
+def list_needed(published: Sequence[Published], stable_digest: str) -> frozenset[str]:
+    """Ids of the checkpoints that learning needs besides those that may serve.
+
+    Number 0, beside which every later one is judged; and from stable to its reference, for that is how it is found.
+    """
+    needed = {each.manifest.id for each in published if each.manifest.number == 0}
+    stable = next((each for each in published if each.manifest.digest == stable_digest), None)
+    reference = None if stable is None else find_reference(stable, published)
+    if stable is not None and reference is not None:
+        ancestry = list_ancestry(stable, published)
+        needed |= {each.manifest.id for each in ancestry[: ancestry.index(reference) + 1]}
+    return frozenset(needed)

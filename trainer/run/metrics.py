@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 log = logging.getLogger("trainer.run.metrics")
 
@@ -63,6 +63,19 @@ class Metrics:
             registry=self.registry,
         )
         self.checkpoints = Gauge("prefloop_checkpoints", "Published checkpoints.", registry=self.registry)
+        self.uploads = Counter(
+            "prefloop_checkpoint_uploads", "Checkpoints uploaded to the store.", registry=self.registry
+        )
+        self.upload_seconds = Histogram(
+            "prefloop_checkpoint_upload_seconds",
+            "How long the upload of a checkpoint took.",
+            buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000),
+            registry=self.registry,
+        )
+        self.collected_blobs = Counter(
+            "prefloop_store_collected_files", "Files of the store that nothing named and that were removed.",
+            registry=self.registry,
+        )  # fmt: skip
 
 
 class Curves:

@@ -16,6 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from feedback.manifest import Probe
+from feedback.signing import SigningKey
 from trainer.run import checkpoints, rounds
 from trainer.run.registry import Gateway, GatewayRefused, GatewayUnavailable
 
@@ -47,12 +48,13 @@ class Publisher:
         rank: int,
         make_probe: Callable[[], Probe],
         on_published: Callable[[], None],
+        signing_key: SigningKey | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.root, self._save_policy, self._database, self._gateway = root, save_policy, database, gateway
         self._base_digest, self._rank = base_digest, rank
         self._make_probe, self._on_published = make_probe, on_published
-        self._now = now
+        self._signing_key, self._now = signing_key, now
         for name in checkpoints.clean_unfinished(root):
             log.info("removed %s, left by a crash", name)
         self.published = checkpoints.list_published(root, base_digest)
@@ -70,7 +72,7 @@ class Publisher:
             settings={**trained.settings, "preference_ids_digest": checkpoints.digest_ids(trained.event_ids)},
             metrics=rounds.keep_finite(trained.metrics),  # else no JSON
         )
-        published = checkpoints.publish_checkpoint(self.root, draft, self._save_policy, self._now())
+        published = checkpoints.publish_checkpoint(self.root, draft, self._save_policy, self._now(), self._signing_key)
         self.published.append(published)
         self._on_published()
         return published

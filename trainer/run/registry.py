@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import threading
 import urllib.error
 import urllib.request
@@ -17,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feedback.errors import ManifestError
+from feedback.manifest import CHECKPOINT_ID
 from trainer.run.checkpoints import remove_checkpoint
+from trainer.run.stored import StoredCopies
 
 log = logging.getLogger("trainer.run.registry")
 
 DELETED = "deleted"
-_NAME = re.compile(r"[ac]-\d{6,}-[0-9a-f]{12}")  # c: of a round, a: stable's copy for an A/A rollout
 FINISHED_PHASES = frozenset({"Healthy", "Degraded", "Inconclusive"})
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
@@ -84,6 +85,10 @@ class Gateway:
         """Register a published directory and return the checkpoint's status."""
         return str(self._call("POST", "/operator/v1/checkpoints", {"path": str(path.resolve())}).get("status", ""))
 
+    def register_stored(self, checkpoint: str) -> str:
+        """Register a checkpoint that the store holds, by its id, and return its status."""
+        return str(self._call("POST", "/operator/v1/checkpoints", {"checkpoint": checkpoint}).get("status", ""))
+
     def delete_checkpoint(self, checkpoint: str) -> None:
         """Have the gateway delete a checkpoint for good, before its files go. Raises GatewayRefused if it is needed."""
         self._call("DELETE", f"/operator/v1/checkpoints/{checkpoint}")
@@ -126,19 +131,26 @@ def parse_state(status: dict[str, Any]) -> ServingState:
     )
 
 
-def register_missing(gateway: Gateway, published: Sequence[tuple[str, Path]], refused: set[str]) -> list[str]:
+def register_missing(
+    gateway: Gateway, published: Sequence[tuple[str, Path]], refused: set[str], copies: StoredCopies | None = None
+) -> list[str]:
     """Register what the gateway lacks, in the order given: (digest, path). Returns the digests that were registered.
 
-    A refused digest is added to `refused` and not tried again. Raises GatewayUnavailable.
+    copies: where there is a store, it holds every one of them first. A refused digest is added to `refused` and not tried
+    again. Raises GatewayUnavailable, StoreUnavailable.
     """
-    known = {checkpoint.digest for checkpoint in gateway.list_checkpoints()}
+    known = {checkpoint.digest: checkpoint.status for checkpoint in gateway.list_checkpoints()}
     registered = []
     for digest, path in published:
-        if digest in known or digest in refused:
+        if digest in refused or known.get(digest) == DELETED or (copies is None and digest in known):
             continue
         try:
-            status = gateway.register(path)
-        except GatewayRefused as error:
+            if copies is not None:
+                copies.upload(path)
+            if digest in known:
+                continue
+            status = gateway.register(path) if copies is None else gateway.register_stored(path.name)
+        except (GatewayRefused, ManifestError) as error:
             refused.add(digest)
             log.error("checkpoint %s was refused: %s", path.name, error)
             continue
@@ -147,17 +159,19 @@ def register_missing(gateway: Gateway, published: Sequence[tuple[str, Path]], re
     return registered
 
 
-def remove_unneeded(gateway: Gateway, root: Path) -> list[str]:
-    """Remove the directories in `root` that nothing needs, and return their names.
+def remove_unneeded(
+    gateway: Gateway, root: Path, copies: StoredCopies | None = None, needed: frozenset[str] = frozenset()
+) -> list[str]:
+    """Remove what nothing needs from `root` and from the store, and return the ids.
 
-    The gateway deletes a checkpoint first, for good; after a crash in between the files go the next time. Raises
-    GatewayUnavailable.
+    needed: what learning still needs, whatever the gateway says. The gateway deletes a checkpoint first, for good; after a
+    crash in between the files go the next time. Raises GatewayUnavailable, StoreUnavailable.
     """
     removed = []
     for known in gateway.list_checkpoints():
         path = root / known.id
-        is_free = known.may_delete or known.status == DELETED
-        if not is_free or not _NAME.fullmatch(known.id) or not path.is_dir():
+        is_free = (known.may_delete and known.id not in needed) or known.status == DELETED
+        if not is_free or not CHECKPOINT_ID.fullmatch(known.id) or not (copies is not None or path.is_dir()):
             continue
         if known.status != DELETED:
             try:
@@ -165,13 +179,17 @@ def remove_unneeded(gateway: Gateway, root: Path) -> list[str]:
             except GatewayRefused as error:  # it was put on trial meanwhile
                 log.info("checkpoint %s stays: %s", known.id, error)
                 continue
-        remove_checkpoint(path)
+        was_stored = copies is not None and copies.remove(known.id)
+        if path.is_dir():
+            remove_checkpoint(path)
+        elif not was_stored:
+            continue
         removed.append(known.id)
     return removed
 
 
 class Registrar(threading.Thread):
-    """Keeps the gateway's registry complete, and `root` free of what nothing needs. `wake` after a publication."""
+    """Keeps store and gateway's registry complete, both and `root` free of what nothing needs. `wake` after a publication."""
 
     def __init__(
         self,
@@ -180,8 +198,11 @@ class Registrar(threading.Thread):
         root: Path,
         every_s: float,
         report: Callable[[str], None] = lambda error: None,
+        copies: StoredCopies | None = None,
+        list_needed: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         super().__init__(name="registrar", daemon=True)
+        self._copies, self._list_needed = copies, list_needed
         self._gateway, self._list_published, self._root, self._every_s = gateway, list_published, root, every_s
         self._wake = threading.Event()
         self._report = report
@@ -200,8 +221,10 @@ class Registrar(threading.Thread):
         while not self._stopping:
             self._wake.clear()
             try:
-                register_missing(self._gateway, self._list_published(), self._refused)
-                remove_unneeded(self._gateway, self._root)
+                register_missing(self._gateway, self._list_published(), self._refused, self._copies)
+                remove_unneeded(self._gateway, self._root, self._copies, self._list_needed())
+                if self._copies is not None:
+                    self._copies.collect()
                 last_error, backoff_s, pause_s = "", FIRST_BACKOFF_S, self._every_s
             except Exception as error:  # the loop's edge: a registry that is down must not end the trainer
                 if str(error) != last_error:

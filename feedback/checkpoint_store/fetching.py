@@ -1,0 +1,139 @@
+"""Fetches a checkpoint from a store into a directory that is whole and verified the moment it has its name.
+
+Files arrive under a temporary name, each hashed as it is written; one rename makes them visible. A fetch that was killed
+goes on where it stopped. Only one process may fetch into a directory at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from feedback.checkpoint_store.remote_files import TEMPORARY
+from feedback.checkpoint_store.store import CheckpointStore, Stored, name_blob
+from feedback.errors import ManifestError
+from feedback.manifest import (
+    CHECKPOINT_ID,
+    MANIFEST,
+    SIGNATURE,
+    decode_manifest,
+    fsync_directory,
+    hash_file,
+    verify,
+)
+from feedback.signing import TrustedKeys
+
+
+def fetch_checkpoint(
+    store: CheckpointStore,
+    checkpoint: str,
+    root: Path,
+    trusted: TrustedKeys | None,
+    *,
+    name: str = "",
+    digest: str = "",
+    count: Callable[[int], None] = lambda num_bytes: None,
+) -> Path:
+    """Fetch a checkpoint to `root`/`name` and return that directory; at once if it is there.
+
+    name: its id, unless it serves under a second one. digest: what the caller knows of it, "" for nothing. count is told of
+    bytes as they arrive. Raises UnknownCheckpoint, StoreUnavailable; ManifestError with the reason for what must not serve.
+    """
+    name = name or checkpoint
+    if not CHECKPOINT_ID.fullmatch(name):
+        raise ManifestError(f"{name[:80]!r} is no checkpoint's id")
+    final, partial = root / name, root / f"{TEMPORARY}{name}"
+    if final.is_dir():
+        return final
+    stored = store.read(checkpoint, trusted)
+    if digest and stored.manifest.digest != digest:
+        raise ManifestError(f"{checkpoint} has the digest {stored.manifest.digest}, not {digest}")
+    root.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(mode=0o755, exist_ok=True)
+    _remove_unexpected(partial, stored.manifest.files)
+    for file, expected in stored.manifest.files.items():
+        _fetch_file(store, partial / file, file, expected, count)
+    _write_statement(partial, stored)
+    _fsync_folders(partial)
+    partial.rename(final)
+    fsync_directory(root)
+    return final
+
+
+def verify_fetched(directory: Path, trusted: TrustedKeys | None) -> None:
+    """Check a fetched directory again: every file, and the signature. Raises ManifestError with the reason."""
+    try:
+        data = (directory / MANIFEST).read_bytes()
+        signature = (directory / SIGNATURE).read_bytes() if (directory / SIGNATURE).exists() else None
+    except OSError as error:
+        raise ManifestError(f"{directory}: {error}") from error
+    if trusted is not None:
+        trusted.check(data, signature)
+    decode_manifest(data, str(directory))
+    verify(directory)
+
+
+def list_fetched(root: Path) -> list[str]:
+    """The names of the checkpoints that are whole in `root`."""
+    if not root.is_dir():
+        return []
+    return sorted(path.name for path in root.iterdir() if CHECKPOINT_ID.fullmatch(path.name))
+
+
+def remove_fetched(root: Path, name: str) -> None:
+    """Remove a fetched directory: its name goes first, so that nobody loads half of it."""
+    doomed = root / f"{TEMPORARY}removed-{name}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    (root / name).rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _fetch_file(store: CheckpointStore, path: Path, name: str, expected: str, count: Callable[[int], None]) -> None:
+    if path.is_file() and hash_file(path) == expected:  # of a fetch that was killed
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    there = store.files.stat(name_blob(expected))
+    if there is not None and there.is_link:
+        raise ManifestError(f"{name} is a link in the store")
+    hashed = hashlib.sha256()
+    with store.files.open(name_blob(expected)) as remote:
+        if remote is None:
+            raise ManifestError(f"{name} is missing in the store")
+        with path.open("wb") as file:
+            while block := store.files.read_block(remote):
+                hashed.update(block)
+                file.write(block)
+                count(len(block))
+            file.flush()
+            os.fsync(file.fileno())
+    if hashed.hexdigest() != expected:
+        path.unlink()
+        raise ManifestError(f"{name} was altered in the store")
+
+
+def _remove_unexpected(partial: Path, files: dict[str, str]) -> None:
+    """What an earlier fetch left may stay, if it is a plain file of this checkpoint."""
+    for path in sorted(partial.rglob("*"), reverse=True):  # what is in a folder before the folder
+        name = path.relative_to(partial).as_posix()
+        if path.is_symlink() or (path.is_file() and name not in files):
+            path.unlink()
+        elif path.is_dir() and not any(file.startswith(f"{name}/") for file in files):
+            path.rmdir()
+
+
+def _write_statement(partial: Path, stored: Stored) -> None:
+    """The manifest and its signature, as they were read."""
+    for name, data in ((SIGNATURE, stored.signature), (MANIFEST, stored.data)):
+        if data is not None:
+            with (partial / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _fsync_folders(directory: Path) -> None:
+    for path in (*(each for each in directory.rglob("*") if each.is_dir()), directory):
+        fsync_directory(path)
