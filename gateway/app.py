@@ -56,6 +56,7 @@ from gateway.rollout.harm_screen import build_screen, load_screen
 from gateway.rollout.membership import Membership
 from gateway.serving.context import Context
 from gateway.serving.dispatch import build_handlers
+from gateway.serving.divergence import DivergenceSensor
 from gateway.serving.endpoints import ENDPOINTS
 from gateway.serving.metrics import Metrics
 from gateway.serving.outcome import count_refusals, record_unread
@@ -205,9 +206,11 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             limits=limits,
             usage=usage,
             shadows=ShadowQueue(),
+            divergences=DivergenceSensor(deployment, upstream, lambda: controller.observations, metrics.registry),
         )
         notifier = Notifier(writer, membership, settings.gateway.notices, settings.policy, metrics.registry)
         stack.callback(context.shadows.close)
+        stack.callback(context.divergences.close)
         screen = build_screen(writer, settings.rollout.harm_screen, controller)
         loops = (
             upstream.run(),

@@ -25,7 +25,8 @@ _DEMO: dict[str, dict[str, Any]] = {
         "steps": [{"weight": 0.25, "hold_s": 10.0}, {"weight": 0.50}],
         "duel_share": 1.0,
         "ceilings": {"errors": 0.10, "truncation": 0.10, "refusals": 0.10, "harm": 0.10},
-        "accept_blind": ["harm"],  # its people report nothing
+        "accept_blind": ["harm", "kl"],  # its people report nothing
+        "kl": {"share": 0.0},  # small models learn by moving nats at once, and two cores have better to do
         "accept_tripwires": ["length", "flattery"],  # how long and how warm an answer is may be just what they like
         "baking_s": 20.0,
         "drain_timeout_s": 30.0,
@@ -66,7 +67,8 @@ _PERSONAL: dict[str, dict[str, Any]] = {
         "duel_share": 1.0,
         "ceilings": {"errors": 0.30, "truncation": 0.60, "refusals": 0.50, "harm": 0.30},
         "rollback_threshold": 4.0,
-        "accept_blind": ["harm"],  # one person may never report any
+        "accept_blind": ["harm", "kl"],  # one person may never report any
+        "kl": {"share": 0.0},
         "accept_tripwires": [
             "length",
             "flattery",

@@ -16,6 +16,7 @@ from typing import Literal
 
 from gateway.engines.engine import REGISTERED, Breaker, BreakerLimits, EngineState, choose_engine
 from gateway.errors import EngineUnavailable
+from gateway.sections.rollout import Kl
 
 Arm = Literal["stable", "canary"]
 
@@ -26,6 +27,7 @@ class ServingView:
 
     observed: under which name first requests are kept. is_baking: the rollout's canary is stable here, and its stable the canary.
     shadow_share: of requests that stable answers, those that the canary is asked too, for nobody; max_shadows: at once, by a gateway.
+    kl: how answers of duels are measured; None where none is.
     """
 
     generation: int
@@ -39,6 +41,7 @@ class ServingView:
     is_baking: bool = False
     shadow_share: float = 0.0
     max_shadows: int = 0
+    kl: Kl | None = None
 
     def trial_arm(self, arm: Arm) -> Arm:
         """What an arm is in the rollout."""

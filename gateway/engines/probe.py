@@ -9,41 +9,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from gateway.errors import SwapError
+from gateway.engines.next_tokens import TOP_LOGPROBS, build_next_tokens, read_next_tokens
 
 if TYPE_CHECKING:
     from feedback.manifest import Manifest
 
-_TOP_LOGPROBS = 20  # vLLM's own limit
-_MOST_UNLISTED = -math.log(_TOP_LOGPROBS + 1)  # a token is not listed if twenty are likelier
+_MOST_UNLISTED = -math.log(TOP_LOGPROBS + 1)  # a token is not listed if twenty are likelier
 _MIN_PROBED = 3  # tokens that must be among the likeliest
-
-
-class _Logprobs(msgspec.Struct):
-    top_logprobs: list[dict[str, float]]
-
-
-class _Choice(msgspec.Struct):
-    index: int
-    logprobs: _Logprobs
-
-
-class _Answer(msgspec.Struct):
-    choices: list[_Choice]
 
 
 def build_probe(checkpoint: str, token_ids: list[int]) -> dict[str, Any]:
     """The body of the probe, for /v1/completions."""
-    return {
-        "model": checkpoint,
-        "prompt": [token_ids[:end] for end in range(1, len(token_ids))],
-        "max_tokens": 1,
-        "temperature": 0.0,
-        "logprobs": _TOP_LOGPROBS,
-        "return_tokens_as_token_ids": True,
-    }
+    return build_next_tokens(checkpoint, [token_ids[:end] for end in range(1, len(token_ids))])
 
 
 def read_probe_logprobs(body: bytes, token_ids: list[int]) -> list[float | None]:
@@ -51,14 +28,8 @@ def read_probe_logprobs(body: bytes, token_ids: list[int]) -> list[float | None]
 
     Raises SwapError if the answer is not that of a probe.
     """
-    try:
-        answers = sorted(msgspec.json.decode(body, type=_Answer).choices, key=lambda choice: choice.index)
-        return [
-            choice.logprobs.top_logprobs[0].get(f"token_id:{token}")
-            for choice, token in zip(answers, token_ids[1:], strict=True)
-        ]
-    except (msgspec.DecodeError, IndexError, ValueError) as error:
-        raise SwapError(f"the probe's answer has no log-probabilities ({error})") from error
+    rows = read_next_tokens(body, len(token_ids) - 1)
+    return [row.get(token) for row, token in zip(rows, token_ids[1:], strict=True)]
 
 
 def judge_probe(measured: list[float | None], manifest: Manifest, tolerance: float) -> str | None:

@@ -34,6 +34,7 @@ from gateway.rollout.reconciler import Reconciled, Reconciler
 from gateway.rollout.transactions import Snapshot, read_snapshot
 from gateway.settings import GatewaySettings
 from gateway.tables.checkpoints import get_checkpoint
+from gateway.tables.divergences import add_divergences
 from gateway.tables.observations import add_observations
 from gateway.tables.rows import DecisionRow, RolloutRow
 from gateway.tables.serving import StaleController
@@ -145,17 +146,18 @@ class Controller:
 
     async def _read(self) -> Snapshot:
         """Store what was observed since the last look, and read what the tables say."""
-        rows, failed = self.observations.drain()
+        rows, failed, divergences = self.observations.drain()
 
         def exchange(conn: Connection) -> Snapshot:
             add_observations(conn, rows)
             store_failed_duels(conn, failed)
+            add_divergences(conn, divergences)
             return read_snapshot(conn, self._policy)
 
         try:
             return await self._do(exchange)
         except Exception:
-            self.observations.restore(rows, failed)
+            self.observations.restore(rows, failed, divergences)
             raise
 
     # -- what serves

@@ -18,7 +18,7 @@ from gateway.engines.deployment import ServingView
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.findings import LATE_PHASES
 from gateway.rollout.pure.rules import Rules
-from gateway.sections.rollout import RolloutSection
+from gateway.sections.rollout import Kl, RolloutSection
 from gateway.tables.checkpoints import CheckpointRow
 from gateway.tables.rollouts import list_tries
 from gateway.tables.rows import RolloutRow
@@ -27,7 +27,9 @@ from gateway.tables.serving import ServingRow
 
 def read_rules(row: RolloutRow) -> Rules:
     """The settings the rollout was opened with: it is judged by them to its end."""
-    return convert_rules(RolloutSection.model_validate_json(row.settings))
+    section = RolloutSection.model_validate_json(row.settings)
+    rules = convert_rules(section)
+    return rules if "kl" in section.model_fields_set else msgspec.structs.replace(rules, kl=None)
 
 
 def convert_rules(section: RolloutSection) -> Rules:
@@ -53,8 +55,14 @@ def build_desired_view(serving: ServingRow, row: RolloutRow | None) -> ServingVi
         )
     return replace(
         view, canary=row.checkpoint, weight=row.weight, duel_share=row.duel_share, salt=salt, rollout=row.id,
-        observed=observed,
+        observed=observed, kl=_find_kl(row) if observed == row.id else None,
     )  # fmt: skip
+
+
+def _find_kl(row: RolloutRow) -> Kl | None:
+    """How answers are measured; None where none is, or where the rollout is older than that guardrail."""
+    section = RolloutSection.model_validate_json(row.settings)
+    return section.kl if "kl" in section.model_fields_set and section.kl.share > 0 else None
 
 
 def name_observed(row: RolloutRow) -> str:

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from feedback.duels import DuelRow, has_reported_harm, load_duels
 from gateway.rollout.desired_state import name_observed
+from gateway.rollout.pure.divergence import DivergenceTally, tally_divergences
 from gateway.rollout.pure.findings import LATE_CAP, LATE_WINDOW_S, Inputs
 from gateway.rollout.pure.positions import tally_positions
 from gateway.rollout.pure.rules import Rules
@@ -16,6 +17,7 @@ from gateway.rollout.pure.transitions import SHADOWING
 from gateway.rollout.pure.tripwires import tally_traits
 from gateway.rollout.pure.users import Duel, Voter, sum_up
 from gateway.tables.checkpoints import get_checkpoint
+from gateway.tables.divergences import load_divergences
 from gateway.tables.observations import load_observations
 from gateway.tables.rollouts import list_tries
 from gateway.tables.rows import RolloutRow
@@ -50,6 +52,9 @@ def read_inputs(conn: Connection, row: RolloutRow, rules: Rules, now: float) -> 
         positions=tally_positions(duels),
         traits=tally_traits(duels),
         reward_gain=_find_reward_gain(conn, row),
+        divergences=DivergenceTally()
+        if rules.kl is None
+        else tally_divergences(load_divergences(conn, tries), rules.kl.margin),
     )
 
 

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable
 
 from feedback.duels import FailedDuel
-from gateway.tables.rows import Answered, Observation
+from gateway.tables.rows import Answered, Divergence, Observation
 
 _MAX_FAILED = 100_000  # that wait to be stored
 
@@ -26,6 +26,8 @@ class Observations:
         self._seen: dict[str, tuple[Answered, frozenset[str]]] = {}
         self._fresh: list[Observation] = []
         self._failed: list[FailedDuel] = []
+        self._measured: set[str] = set()
+        self._divergences: list[Divergence] = []
         self.num_dropped = 0
 
     def begin(
@@ -34,7 +36,7 @@ class Observations:
         """Set the rollout to observe and its weight; `seen`: (user, arm, answered) of what the database already holds."""
         self._weight = weight
         if rollout != self._rollout:
-            self._rollout, self._seen = rollout, {}
+            self._rollout, self._seen, self._measured = rollout, {}, set()
         for user, arm, answered in seen or ():
             arms = self._seen.get(user, (answered, frozenset[str]()))[1]
             self._seen[user] = (answered, arms | {arm})
@@ -103,12 +105,24 @@ class Observations:
         outcome = ("stable" in failed_arms) - ("canary" in failed_arms)
         self._failed.append(FailedDuel(uuid.uuid4().hex, rollout, user, self._clock(), outcome))
 
-    def drain(self) -> tuple[list[Observation], list[FailedDuel]]:
+    def claim_measurement(self, rollout: str, user: str) -> bool:
+        """Whether an answer to this user is to be measured, of which none was in this rollout; from now on one is."""
+        if rollout != self._rollout or user in self._measured or len(self._measured) >= self._max_users:
+            return False
+        self._measured.add(user)
+        return True
+
+    def record_divergence(self, rollout: str, user: str, at: float, nats: float) -> None:
+        """Keep how far the canary's answer at `at` (epoch seconds) was from stable, in nats a token."""
+        self._divergences.append(Divergence(rollout, user, at, nats))
+
+    def drain(self) -> tuple[list[Observation], list[FailedDuel], list[Divergence]]:
         """Return what was recorded since the last call, oldest first."""
-        taken = self._fresh, self._failed
-        self._fresh, self._failed = [], []
+        taken = self._fresh, self._failed, self._divergences
+        self._fresh, self._failed, self._divergences = [], [], []
         return taken
 
-    def restore(self, rows: list[Observation], failed: list[FailedDuel]) -> None:
+    def restore(self, rows: list[Observation], failed: list[FailedDuel], divergences: list[Divergence]) -> None:
         """Put rows back whose write failed, before newer ones."""
         self._fresh, self._failed = rows + self._fresh, failed + self._failed
+        self._divergences = divergences + self._divergences

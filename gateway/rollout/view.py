@@ -17,6 +17,7 @@ from gateway.rollout.evidence_view import (
 )
 from gateway.rollout.pure import machine
 from gateway.rollout.pure.decisions import Replay
+from gateway.rollout.pure.divergence import KL, Drift
 from gateway.rollout.pure.evidence import Point
 from gateway.rollout.pure.findings import Findings
 from gateway.rollout.pure.guardrails import FAIL, SENSORS, Guardrails
@@ -31,7 +32,8 @@ class GuardrailView(msgspec.Struct, frozen=True, kw_only=True):
 
     sensor: what looks, and seen: at how many answers. action: what its alarm does, "roll_back", "pause" or "warn". waived: an
     operator has accepted its alarm. needed: whether a promotion waits for it.
-    length: canary is the mean difference to stable, as a share of the most tokens.
+    length: canary is the mean difference to stable, as a share of the most tokens; kl: the mean divergence in nats a token, within
+    low and high (90%) and to be below margin, all null of others.
     """
 
     name: str
@@ -46,6 +48,9 @@ class GuardrailView(msgspec.Struct, frozen=True, kw_only=True):
     action: str
     waived: bool
     needed: bool
+    low: float | None = None
+    high: float | None = None
+    margin: float | None = None
 
 
 class SeriesPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,13 +217,19 @@ def _show_event(event: EventRow) -> EventView:
 
 
 def _show_all_guardrails(findings: Findings, rules: Rules, row: RolloutRow) -> list[GuardrailView]:
-    rows = _show_guardrails(findings.guardrails, rules, row)
+    rows = [_show_drift(one, findings.drift) for one in _show_guardrails(findings.guardrails, rules, row)]
     if findings.late is not None:
         late = _show_guardrails(findings.late.guardrails, rules, row)
         rows += [
             msgspec.structs.replace(one, name=f"{one.name} since the verdict") for one in late if one.status == FAIL
         ]
     return rows
+
+
+def _show_drift(one: GuardrailView, drift: Drift | None) -> GuardrailView:
+    if drift is None or one.name.partition(" ")[0] != KL:
+        return one
+    return msgspec.structs.replace(one, low=drift.low, high=drift.high, margin=drift.margin)
 
 
 def _show_guardrails(guardrails: Guardrails, rules: Rules, row: RolloutRow) -> list[GuardrailView]:

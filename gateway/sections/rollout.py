@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, model_validator
 
 EvidenceUnit = Literal["user", "comparison"]
 Action = Literal["roll_back", "pause", "warn"]
-GuardrailName = Literal["errors", "truncation", "refusals", "harm"]
+GuardrailName = Literal["errors", "truncation", "refusals", "harm", "kl"]
 TripwireName = Literal["length", "flattery", "refusals", "questions", "reward"]
 
 _HOUR_S = 3600.0
@@ -49,6 +49,7 @@ class Actions(BaseModel):
     refusals: Action = Field(default="pause", description="Refused answers.")
     truncation: Action = Field(default="warn", description="Answers cut off at the app's own limit.")
     length: Action = Field(default="warn", description="Answers longer or shorter by a tenth of the limit and more.")
+    kl: Action = Field(default="pause", description="Answers further from stable than `rollout.kl.margin`.")
     split: Action = Field(default="pause", description="Users, or places on the page, split otherwise than intended.")
 
 
@@ -81,6 +82,35 @@ class Shadow(BaseModel):
     max_in_flight: int = Field(
         default=4, ge=1, description="Shadow requests of one gateway at once; what is more is left out."
     )
+
+
+class Kl(BaseModel):
+    """How far the canary may be from stable: its answers in duels are measured in the background, at both arms."""
+
+    share: float = Field(
+        default=0.25, ge=0, le=1, description="Share of users whose first answer in a duel is measured; 0: none is."
+    )
+    margin: float = Field(
+        default=0.5,
+        gt=0,
+        description="Nats a token that the mean divergence must be below; an answer counts as eight times this at most.",
+    )
+    places: int = Field(
+        default=8,
+        ge=1,
+        description="Places of an answer, drawn at random, at which both arms are asked for one token.",
+    )
+    whole: bool = Field(
+        default=False,
+        description="Ask for `prompt_logprobs` of the whole answer instead. Not with adapters on CPU, where that kills vLLM 0.32.",
+    )
+    max_per_s: float = Field(
+        default=1.0, gt=0, description="Answers that one gateway measures in a second; others are left out."
+    )
+    priority: int = Field(
+        default=100, ge=0, description="Priority of these requests; people's have 0, higher is later."
+    )
+    timeout_s: float = Field(default=30.0, gt=0, description="Longest wait for an engine's answer.")
 
 
 class RolloutSection(BaseModel):
@@ -145,6 +175,7 @@ class RolloutSection(BaseModel):
         description="A function that says whether an answer is harmful, as `module:function`, taking the request's messages and the"
         " answer's text. It looks at the answers of duels, in a thread of the gateway; what it calls harmful counts as reported.",
     )
+    kl: Kl = Field(default_factory=Kl, description="The divergence from stable.")
     shadow: Shadow = Field(default_factory=Shadow, description="The stage before the canary serves anybody.")
     baking_s: float = Field(
         default=_DAY_S, ge=0, description="How long the old checkpoint keeps a share after a promotion."

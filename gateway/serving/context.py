@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gateway.engines.swap import Swap
     from gateway.http.upstream import Upstream
     from gateway.rollout.controller import Controller
+    from gateway.serving.divergence import DivergenceSensor
     from gateway.serving.metrics import Metrics
     from gateway.serving.pairs.asking import AskLedger
     from gateway.serving.pairs.scorer_client import ScorerClient
@@ -49,3 +50,4 @@ class Context:
     limits: Limits
     usage: UsageBook
     shadows: ShadowQueue
+    divergences: DivergenceSensor

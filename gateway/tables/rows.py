@@ -65,6 +65,16 @@ class DecisionRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Divergence:
+    """How far the canary's answer to a user was from stable, in nats a token; each user's first of a rollout."""
+
+    rollout: str
+    user: str
+    at: float
+    nats: float
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """What happened on a user's first request; a duel has one for each arm. None: the sensor saw nothing.
 

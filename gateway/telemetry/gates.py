@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gateway.rollout.pure.divergence import KL
 from gateway.rollout.pure.findings import ROLLBACK_WEIGHTS, Findings, log_rollback
 from gateway.rollout.pure.guardrails import ACCEPTED, FAIL, NOT_ENOUGH, PASS, Guardrail
 from gateway.rollout.pure.machine import SPLIT
@@ -48,10 +49,12 @@ def list_gates(findings: Findings, rules: Rules) -> Iterator[Gate]:
     yield Gate("futility", evidence.log_e_futile, line)
     log_e, log_line = log_rollback(findings, rules)[0], math.log(rules.rollback_threshold)
     yield Gate("rollback", log_e, log_line, FAIL if log_e >= log_line else PASS)
+    drift = None if findings.drift is None else (findings.drift.low, findings.drift.high)
     late = () if findings.late is None else findings.late.guardrails.rates
     failed_late = {rate.name for rate in late if rate.status == FAIL}
     for rate in findings.guardrails.rates:
-        yield _show_guardrail(rate, FAIL if rate.name in failed_late else rate.status, line)
+        interval = drift if rate.name == KL else _bound(rate)
+        yield _show_guardrail(rate, FAIL if rate.name in failed_late else rate.status, line, interval)
         yield Gate(f"{rate.name}_alarm", findings.log_alarm(rate.name), line)
     if findings.slices:  # one that may lose is the worst only of such alone
         judged = [one for one in findings.slices if one.status != ACCEPTED] or findings.slices
@@ -69,11 +72,17 @@ def list_gates(findings: Findings, rules: Rules) -> Iterator[Gate]:
     yield Gate(SPLIT, None, log_limit, FAIL if is_skewed else PASS if has_users else NOT_ENOUGH)
 
 
-def _show_guardrail(rate: Guardrail, status: str, line: float) -> Gate:
+def _bound(rate: Guardrail) -> tuple[float, float] | None:
+    if rate.canary is None or not rate.num_canary:
+        return None
+    return bound_rate(rate.num_canary, round(rate.canary * rate.num_canary), INTERVAL_ALPHA)
+
+
+def _show_guardrail(
+    rate: Guardrail, status: str, line: float, interval: tuple[float | None, float | None] | None
+) -> Gate:
     """Without an e-value of its own where no promotion waits for it: then only its alarm counts."""
-    low = high = None
-    if rate.canary is not None and rate.num_canary:
-        low, high = bound_rate(rate.num_canary, round(rate.canary * rate.num_canary), INTERVAL_ALPHA)
+    low, high = interval or (None, None)
     return Gate(
         rate.name, rate.log_e if rate.needed else None, line if rate.needed else None, status, rate.canary, low, high,
         rate.missing, rate.seen,

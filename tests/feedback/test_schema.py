@@ -155,6 +155,7 @@ def test_a_database_from_before_revisions_is_adopted_and_completed(empty: sa.Eng
             connection.exec_driver_sql("DROP TABLE failed_duels")
             connection.exec_driver_sql("DROP TABLE notice_cursors")
             connection.exec_driver_sql("DROP TABLE key_usage")
+            connection.exec_driver_sql("DROP TABLE rollout_divergences")
             connection.exec_driver_sql("ALTER TABLE rollouts DROP COLUMN note")
             connection.exec_driver_sql("ALTER TABLE rollout_events DROP COLUMN note")
             connection.exec_driver_sql("ALTER TABLE rollout_observations DROP COLUMN answered")

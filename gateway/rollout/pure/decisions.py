@@ -76,7 +76,7 @@ def _describe(row: RolloutRow, verdict: str, findings: Findings, inputs: Inputs,
         "settings": hashlib.sha256(row.settings.encode()).hexdigest(),
         "code": code,
     }
-    for name in ("slices", "tripwires"):
+    for name in ("slices", "tripwires", "drift"):
         if found := getattr(findings, name):  # decisions of releases that had none keep their digest
             data[name] = msgspec.to_builtins(found)
     return json.dumps(data, sort_keys=True)

@@ -7,8 +7,9 @@ those can weigh again.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from gateway.rollout.pure.divergence import KL, DivergenceTally, Drift, judge_divergence
 from gateway.rollout.pure.evidence import Evidence, Point, count_users_to_lose, draw_series, weigh_voters
 from gateway.rollout.pure.guardrails import FAIL, Guardrails, judge_guardrails
 from gateway.rollout.pure.positions import Positions
@@ -29,6 +30,7 @@ OTHER_WEIGHT = 0.1
 REASON_OF = {
     "harm": Reason.HARM, "errors": Reason.ERRORS, "latency": Reason.LATENCY, "token_latency": Reason.TOKEN_LATENCY,
     "refusals": Reason.REFUSALS, "truncation": Reason.TRUNCATION, "length": Reason.LENGTH,
+    KL: Reason.KL,
 }  # fmt: skip
 
 
@@ -38,8 +40,8 @@ class Inputs:
 
     num_tries: rollouts of this pair under these settings, this one included; each may take its number of users. sees_harm:
     whether anybody has ever reported harm here. slices, positions: what the trial's duels come to by what apps said of them, and by
-    the canary's place; traits: how both answers differ. reward_gain: what the reward model foresaw of the canary, None if it
-    was not asked.
+    the canary's place; traits: how both answers differ; divergences: how far the canary's are from stable's. reward_gain: what the
+    reward model foresaw of the canary, None if it was not asked.
     """
 
     now: float
@@ -53,6 +55,7 @@ class Inputs:
     positions: Positions = field(default_factory=Positions)
     traits: Sequence[TraitTally] = ()
     reward_gain: float | None = None
+    divergences: DivergenceTally = field(default_factory=DivergenceTally)
 
     @property
     def last_choice_at(self) -> float:
@@ -70,7 +73,10 @@ class Late:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the inputs come to. fragility: users who would have to vanish until the evidence falls below its line, worst first."""
+    """What the inputs come to. fragility: users who would have to vanish until the evidence falls below its line, worst first.
+
+    drift: the figures of the guardrail "kl", None where it is not judged.
+    """
 
     evidence: Evidence
     guardrails: Guardrails
@@ -79,6 +85,7 @@ class Findings:
     slices: tuple[Slice, ...]
     positions: Positions
     tripwires: tuple[Tripwire, ...]
+    drift: Drift | None = None
 
     @property
     def tripped(self) -> list[Tripwire]:
@@ -130,9 +137,13 @@ def weigh(rules: Rules, inputs: Inputs) -> Findings:
         inputs.voters, cap=rules.cap, now=inputs.now, alpha=rules.alpha, delta=rules.delta,
         max_users=rules.max_users * inputs.num_tries,
     )  # fmt: skip
+    guardrails, drift = _judge_drift(
+        rules, inputs, _judge(rules, inputs, inputs.observed, inputs.voters, is_late=False)
+    )
     return Findings(
         evidence=evidence,
-        guardrails=_judge(rules, inputs, inputs.observed, inputs.voters, is_late=False),
+        guardrails=guardrails,
+        drift=drift,
         late=None if inputs.late_voters is None else _weigh_late(rules, inputs, inputs.late_voters),
         fragility=count_users_to_lose(evidence.scores, rules.cap, rules.alpha, rules.delta),
         slices=judge_slices(
@@ -153,6 +164,20 @@ def weigh(rules: Rules, inputs: Inputs) -> Findings:
             reward_gain=inputs.reward_gain,
         ),
     )
+
+
+def _judge_drift(rules: Rules, inputs: Inputs, others: Guardrails) -> tuple[Guardrails, Drift | None]:
+    """The other guardrails and that of the divergence, which is of the weights alone and so of the trial, not of a late stage."""
+    if rules.kl is None:
+        return others, None
+    guardrail, drift = judge_divergence(
+        inputs.divergences,
+        margin=rules.kl.margin,
+        alpha=rules.alpha,
+        num_seeable=sum(voter.first is not None for voter in inputs.voters),
+        accepts_blind=KL in rules.accept_blind,
+    )
+    return replace(others, rates=(*others.rates, guardrail)), drift
 
 
 def weigh_series(rules: Rules, inputs: Inputs) -> tuple[Point, ...]:

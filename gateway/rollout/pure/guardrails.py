@@ -37,6 +37,7 @@ SENSORS = {
     "latency": "time to a stream's first token",
     "token_latency": "time from a stream's first token to its last",
     "length": "tokens of both answers of a duel",
+    "kl": "next-token probabilities of both arms along the canary's answers in duels",
 }
 
 

@@ -24,12 +24,25 @@ class Shadow(msgspec.Struct, frozen=True):
     max_in_flight: int
 
 
+class Kl(msgspec.Struct, frozen=True):
+    """How the divergence from stable is measured, and what it must be below."""
+
+    share: float
+    margin: float
+    places: int
+    whole: bool
+    max_per_s: float
+    priority: int
+    timeout_s: float
+
+
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds, weights and rates 0 to 1. ceilings: by guardrail; actions: "roll_back", "pause" or "warn", likewise.
     tripwires: margins by trait.
 
     evidence_unit: "user" or "comparison". accept_blind: guardrails whose sensor need not have worked. approve_early: operators
-    decide on whatever evidence there is, unless a guardrail fails.
+    decide on whatever evidence there is, unless a guardrail fails. kl: None of rollouts that were opened before there was that
+    guardrail.
     """
 
     alpha: float
@@ -55,6 +68,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     accept_tripwires: tuple[str, ...]
     harm_screen: str
     shadow: Shadow
+    kl: Kl | None
     baking_s: float
     baking_weight: float
     approve_early: bool

@@ -171,6 +171,7 @@ class Reason(StrEnum):
     REFUSALS = "Refusals"
     TRUNCATION = "Truncation"
     LENGTH = "Length"
+    KL = "KL"
     SLICE = "Slice"
     TRIPWIRE = "Tripwire"
     INCONCLUSIVE = "Inconclusive"

@@ -34,6 +34,7 @@ REASON_WORDS = {
     Reason.REFUSALS: "it refuses more often",
     Reason.TRUNCATION: "more of its answers are cut off",
     Reason.LENGTH: "its answers have another length",
+    Reason.KL: "its answers are too far from stable's",
     Reason.SLICE: "people prefer it, but not all kinds of them",
     Reason.TRIPWIRE: "people prefer it, but perhaps not for its merit",
     Reason.INCONCLUSIVE: "no verdict in time",

@@ -197,7 +197,9 @@ async def offer_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str
     exchange.is_asked = True
     context.deployment.counters.comparisons += 1
     context.metrics.comparisons.labels(comparison.asked).inc()
-    if not pair.is_duel:
+    if pair.is_duel:
+        _measure(exchange, pair)
+    else:
         context.metrics.asks.labels(ask.share).inc()
         context.scorer.num_by_share[ask.share] += 1
     if exchange.call.record is not None:
@@ -215,6 +217,14 @@ async def offer_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str
         context.secrets,
     )
     return {"id": comparison.id, "token": token, "expires_at": expires_at}
+
+
+def _measure(exchange: Exchange, pair: Pair) -> None:
+    """Have the canary's answer compared with what stable would have said."""
+    draft = next(draft for draft in pair.drafts if exchange.view.trial_arm(draft.side.arm) == "canary")
+    is_alone = exchange.context.settings.rollout.evidence_unit == "comparison"
+    user = pair.comparison_id if is_alone and exchange.who.user else exchange.who.user
+    exchange.context.divergences.offer(exchange.view, user, draft.read_prompt_token_ids(), draft.read_token_ids())
 
 
 def count_unasked(exchange: Exchange, reason: str) -> None:

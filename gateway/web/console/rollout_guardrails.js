@@ -13,13 +13,21 @@ export function showGuardrails(guardrails, unit) {
     make("th", { scope: "row" }, row.name, note(`Sensor: ${row.sensor}. ${describeSeen(row, unit)}`)),
     make("td", {}, make("span", { class: `pill ${TONE[row.status] ?? ""}` }, row.status), note(describeMissing(row, unit))),
     make("td", {}, ON_BREACH[row.action] ?? row.action, note(row.waived ? "accepted by an operator" : "")),
-    make("td", { class: "number" }, percent(row.canary, 1)),
+    make("td", { class: "number" }, describeCanary(row)),
     make("td", { class: "number" }, percent(row.stable, 1)),
     make("td", { class: "number" }, `${evidence(row.e)} of ${evidence(row.threshold)}`)));
   replaceChanged(byId("guardrails"), orEmpty(rows, 6, "No guardrail has seen a request yet."));
 }
 
 const note = (text) => (text ? make("span", { class: "note" }, text) : null);
+
+/** A rate; of the divergence, nats a token with their interval, and what they must be below. */
+function describeCanary({ canary, low, high, margin }) {
+  if (margin == null) return percent(canary, 1);
+  if (canary === null) return "–";
+  const interval = low === null ? "" : `${low.toFixed(2)} to ${high.toFixed(2)}, `;
+  return make("span", {}, `${canary.toFixed(2)} nats`, note(`${interval}margin ${margin}`));
+}
 
 /** The two checks of the split see users, every other sensor answers. */
 const describeSeen = ({ name, seen }, unit) => (["sample ratio", "display order"].includes(name)

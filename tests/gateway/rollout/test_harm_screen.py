@@ -31,7 +31,7 @@ NAME = f"{__name__}:find_poison"
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    with closing(World(tmp_path, auto_approve=False, harm_screen=NAME, accept_blind=[])) as made:
+    with closing(World(tmp_path, auto_approve=False, harm_screen=NAME, accept_blind=["kl"])) as made:
         await made.started()
         yield made
 

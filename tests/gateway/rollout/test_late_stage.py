@@ -164,7 +164,7 @@ async def test_a_retry_goes_on_with_the_users_and_first_requests_of_before(world
     assert shown.evidence.max_users == 2 * before.max_users
     assert next(one for one in shown.guardrails if one.name == "errors").seen == 40
     world.observed.record(again.id, "u3", "canary", True, False, False, None)  # seen in the first try
-    assert world.observed.drain() == ([], [])
+    assert world.observed.drain() == ([], [], [])
 
 
 async def test_only_a_finished_rollout_is_retried(world: World) -> None:

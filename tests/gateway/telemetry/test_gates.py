@@ -27,7 +27,7 @@ def test_without_data_nothing_passes_and_nothing_fails() -> None:
     assert states == {
         "superiority": NO_DATA, "inferiority": "pass", "rollback": "pass", "errors": NO_DATA, "truncation": NO_DATA,
         "refusals": NO_DATA, "harm": NO_DATA, "latency": NO_DATA, "token_latency": NO_DATA, "length": NO_DATA,
-        "split": NO_DATA,
+        "kl": NO_DATA, "split": NO_DATA,
     }  # fmt: skip
     assert "slices" not in gates and not [name for name in gates if name.startswith("tripwire")]
 

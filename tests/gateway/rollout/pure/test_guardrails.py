@@ -222,12 +222,12 @@ def test_a_candidate_that_failed_has_lost_and_both_are_nought() -> None:
         table.record_failed_duel("r", "a", arms)
     table.record_failed_duel("r", "", ["canary"])
     table.record_failed_duel("old", "a", ["canary"])
-    rows, failed = table.drain()
+    rows, failed, _ = table.drain()
     assert rows == [] and [(duel.user, duel.at, duel.outcome) for duel in failed] == [
         ("a", 5.0, -1), ("a", 5.0, 1), ("a", 5.0, 0),
     ]  # fmt: skip
-    table.restore(rows, failed)
-    assert table.drain() == ([], failed)
+    table.restore(rows, failed, [])
+    assert table.drain() == ([], failed, [])
 
 
 def test_a_canary_at_the_ceiling_and_at_one_and_a_half_times_rarely_passes() -> None:
@@ -251,10 +251,10 @@ def test_only_the_first_request_of_a_user_is_noted_and_a_duel_counts_once_an_arm
     table.record("r", "b", "canary", True, False, False, 0.1, answered="duel")
     table.record("r", "", "canary", True, False, False, 0.1)
     table.record("old", "c", "canary", True, False, False, 0.1)
-    taken, failed = table.drain()
+    taken, failed, _ = table.drain()
     assert failed == []
     assert [(o.user, o.arm, o.error, o.weight) for o in taken] == [
         ("a", "stable", False, 0.25), ("b", "stable", False, 0.25), ("b", "canary", False, 0.25),
     ]  # fmt: skip
-    table.restore(taken, failed)
-    assert table.drain() == (taken, []) and table.drain() == ([], [])
+    table.restore(taken, failed, [])
+    assert table.drain() == (taken, [], []) and table.drain() == ([], [], [])

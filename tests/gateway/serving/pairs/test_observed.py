@@ -14,7 +14,7 @@ from feedback.duels import FailedDuel
 from gateway.engines.deployment import ServingView
 from gateway.rollout.observations import Observations
 from gateway.serving import attempts
-from gateway.tables.rows import Answered, Observation
+from gateway.tables.rows import Answered, Divergence, Observation
 
 
 class Kept(Observations):
@@ -29,8 +29,8 @@ class Kept(Observations):
     ) -> None:
         """The controller, which knows of no rollout, would end it."""
 
-    def drain(self) -> tuple[list[Observation], list[FailedDuel]]:
-        return [], []
+    def drain(self) -> tuple[list[Observation], list[FailedDuel], list[Divergence]]:
+        return [], [], []
 
     @property
     def failed(self) -> list[tuple[str, int]]:
