@@ -1,4 +1,4 @@
-"""`prefloop checkpoints`: lists, shows and compares checkpoints, as a client of the gateway's HTTP API."""
+"""`prefloop checkpoints`: lists, shows, compares and deletes checkpoints, as a client of the gateway's HTTP API."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from prefloop.gateway_client import GatewayClient, JsonOption, with_gateway
+from prefloop.gateway_client import GatewayClient, JsonOption, quote_id, with_gateway
 from prefloop.rollouts.records import RolloutList
 from prefloop.rollouts.view import tabulate_rollouts
 from prefloop.terminal import CommandFailed, format_time, make_table, plain, print_json
 
-commands = typer.Typer(help="List, show and compare checkpoints.", no_args_is_help=True)
+commands = typer.Typer(help="List, show, compare and delete checkpoints.", no_args_is_help=True)
 
 LIST = "/operator/v1/checkpoints"
 ROLLOUTS = "/operator/v1/rollouts?limit=100"
@@ -93,6 +93,15 @@ def compare_checkpoints(
     for name, (before, after, change) in compared.items():
         table.add_row(name, format_figure(before), format_figure(after), "" if change is None else f"{change:+.4g}")
     plain.print(table if compared else "neither has offline figures")
+
+
+@commands.command("delete")
+@with_gateway
+def delete_checkpoint(client: GatewayClient, checkpoint: CheckpointArgument, as_json: JsonOption = False) -> None:
+    """Give up a checkpoint that nothing needs, so that its files may go."""
+    path = f"{LIST}/{quote_id(checkpoint)}"
+    if deleted := client.show("DELETE", path, Checkpoint, as_json=as_json):
+        plain.print(f"{deleted.id} {deleted.status}")
 
 
 def read_checkpoints(client: GatewayClient) -> dict[str, Checkpoint]:

@@ -13,8 +13,8 @@ import msgspec
 from gateway.access.keys import Identity
 from gateway.api.learning_view import Doing, Learnt
 from gateway.api.routes import OperatorRoutes
-from gateway.api.trainer_client import TrainerProblem, ask_trainer
-from gateway.errors import not_found, unavailable
+from gateway.api.trainer_client import TrainerProblem, ask_trainer, command_trainer
+from gateway.errors import ApiError, not_found, unavailable
 from gateway.serving.context import Context
 
 _MAX_ROUND = 1_000_000_000
@@ -125,8 +125,21 @@ class RoundDetail(RoundView, frozen=True, kw_only=True):
     samples: list[dict[str, str]] = []
 
 
+class NewRound(msgspec.Struct, frozen=True):
+    """from_base: begin from the base, on a full replay of what is stored; else from stable."""
+
+    from_base: bool = False
+
+
+class RoundAsked(msgspec.Struct, frozen=True):
+    """What the trainer did when a round was asked for, which it begins next."""
+
+    state: str = ""
+    reason: str = ""
+
+
 def add_round_routes(routes: OperatorRoutes, context: Context) -> None:
-    """GET /operator/v1/learning, /operator/v1/rounds and /operator/v1/rounds/{number}."""
+    """GET /operator/v1/learning, GET and POST /operator/v1/rounds, and GET /operator/v1/rounds/{number}."""
 
     @routes.add("GET", "/learning", "Show what the trainer does, and why it does not train", {200: LearningView})
     async def show_learning(_: Identity) -> LearningView:
@@ -141,6 +154,20 @@ def add_round_routes(routes: OperatorRoutes, context: Context) -> None:
             return await ask_trainer(context, "/rounds", RoundList)
         except TrainerProblem as problem:
             raise unavailable(str(problem)) from problem
+
+    @routes.add("POST", "/rounds", "Have the trainer run a round now", {202: RoundAsked}, 409, body=NewRound)
+    async def run_round(_: Identity, body: NewRound) -> RoundAsked:
+        try:
+            answer = await command_trainer(context, "/rounds", msgspec.to_builtins(body))
+            return msgspec.json.decode(answer, type=RoundAsked)
+        except TrainerProblem as problem:
+            if (
+                problem.status is not None and problem.status < 500
+            ):  # one is under way, or it takes no commands from here
+                raise ApiError(409, str(problem), code="conflict") from problem
+            raise unavailable(str(problem)) from problem
+        except ValueError:
+            return RoundAsked()  # of a trainer that says it otherwise: it has been asked
 
     @routes.add("GET", "/rounds/{number}", "Show a round", {200: RoundDetail}, 404)
     async def show_round(_: Identity, number: str) -> RoundDetail:

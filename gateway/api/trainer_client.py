@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -26,11 +26,17 @@ class TrainerProblem(GatewayError):
         self.status = status
 
 
+class _Message(msgspec.Struct):
+    message: str
+
+
+class _Refusal(msgspec.Struct):
+    error: _Message
+
+
 async def fetch_from_trainer(context: Context, path: str) -> bytes:
     """What the trainer answers to GET. Raises TrainerProblem."""
-    url = context.settings.gateway.trainer_url.rstrip("/")
-    if not url:
-        raise TrainerProblem("It is not known where the trainer is: set gateway.trainer_url.")
+    url = _find_url(context)
     try:
         status, body = await context.upstream.call(url, path, None, timeout_s=_TIMEOUT_S)
     except EngineUnavailable:
@@ -38,6 +44,34 @@ async def fetch_from_trainer(context: Context, path: str) -> bytes:
     if status != 200:
         raise TrainerProblem(f"The trainer answered {status}.", status)
     return body
+
+
+async def command_trainer(context: Context, path: str, body: dict[str, Any]) -> bytes:
+    """What the trainer answers to POST, where it does what it was told. Raises TrainerProblem, with its own words if it refuses."""
+    url = _find_url(context)
+    try:
+        status, answer = await context.upstream.call(url, path, body, timeout_s=_TIMEOUT_S)
+    except EngineUnavailable:
+        raise TrainerProblem("The trainer does not answer.") from None
+    if status >= 400:
+        raise TrainerProblem(_read_refusal(answer) or f"The trainer answered {status}.", status)
+    return answer
+
+
+def _find_url(context: Context) -> str:
+    url = context.settings.gateway.trainer_url.rstrip("/")
+    if not url:
+        raise TrainerProblem("It is not known where the trainer is: set gateway.trainer_url.")
+    return url
+
+
+def _read_refusal(answer: bytes) -> str:
+    """The trainer's message as a sentence; empty if there is none."""
+    try:
+        message = msgspec.json.decode(answer, type=_Refusal).error.message
+    except (ValueError, RecursionError):
+        return ""
+    return f"{message[:1].upper()}{message[1:]}." if message else ""
 
 
 async def ask_trainer(context: Context, path: str, kind: type[T]) -> T:

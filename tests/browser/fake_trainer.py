@@ -61,6 +61,8 @@ class FakeTrainer:
     url: str = ""
     status: dict[str, Any] = field(default_factory=lambda: json.loads(json.dumps(STATUS)))
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    refusal: str = ""  # of the next commands
 
     def add_round(self, checkpoint: str | None, reason: str, ended_at: float, **more: Any) -> None:
         """A round that ended, in a checkpoint or for a reason."""
@@ -113,6 +115,21 @@ def run_trainer() -> Iterator[FakeTrainer]:
             found = trainer.find(self.path)
             body = (found if isinstance(found, str) else json.dumps(found)).encode()
             self.send_response(404 if found is None else 200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            said = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if trainer.refusal:
+                self._say(409, {"error": {"message": trainer.refusal}})
+            else:
+                trainer.asked.append(said)
+                self._say(202, {"state": "idle", "reason": "a round is asked for"})
+
+        def _say(self, status: int, said: Any) -> None:
+            body = json.dumps(said).encode()
+            self.send_response(status)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -229,3 +229,35 @@ def test_engines_show_what_each_serves(lived_in: LivedIn, page: Page) -> None:
     expect(row).to_contain_text(f"{lived_in.stable} (stable)")
     expect(row).to_contain_text(f"{lived_in.canary} (canary)")
     wait_until(lambda: page.locator("#gateways tr").count() == 1, "the gateway reports itself")
+
+
+def test_an_operator_has_a_round_run(lived_in: LivedIn, page: Page) -> None:
+    gateway, trainer = lived_in.gateway, lived_in.trainer
+    key = gateway.call("/operator/v1/keys", {"name": "teacher", "scope": "operator"})["key"]
+    sign_in(gateway, page, key, path="/console/learning")
+    page.get_by_role("button", name="Run a round").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    assert trainer.asked == []  # it was not confirmed
+    trainer.refusal = "round 5 is under way: 60 new choices"
+    page.get_by_role("button", name="Run a round").click()
+    page.get_by_role("dialog").get_by_role("button", name="Run").click()
+    expect(page.locator("#confirm-error")).to_have_text("Could not run: Round 5 is under way: 60 new choices.")
+    trainer.refusal = ""
+    page.get_by_label("From the base").check()
+    assert list_violations(page) == []
+    page.get_by_role("dialog").get_by_role("button", name="Run").click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    assert trainer.asked == [{"from_base": True}]
+
+
+def test_an_operator_starts_a_rollout_of_stable_against_itself(gateway: RunningGateway, page: Page) -> None:
+    sign_in(gateway, page)
+    before = len(gateway.call("/operator/v1/checkpoints")["data"])
+    page.get_by_role("button", name="Start an A/A rollout").click()
+    expect(page.get_by_role("dialog")).to_contain_text("goes on trial against itself")
+    page.get_by_role("dialog").get_by_role("button", name="Start").click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    wait_until(lambda: bool(gateway.rollout()) and gateway.rollout()["aa"], "the rollout is on")
+    assert len(gateway.call("/operator/v1/checkpoints")["data"]) == before + 1
+    gateway.call(f"/operator/v1/rollouts/{gateway.rollout()['id']}:abort", {})
+    wait_until(lambda: not gateway.rollout(), "the rollout has ended")

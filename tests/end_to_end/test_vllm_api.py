@@ -4,10 +4,11 @@ Follows the behaviours that vLLM tests under tests/entrypoints/openai. One engin
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import httpx
 import openai
 import pytest
 from ports import find_free_port
+
+from gateway.engines.next_tokens import build_next_tokens, build_whole, read_next_tokens, read_whole
+from gateway.rollout.pure.divergence import compare_next_tokens
 
 TIMEOUT_S = 600.0
 CHAT_PATH = "/v1/chat/completions"
@@ -82,8 +86,12 @@ def machine(tmp_path_factory: pytest.TempPathFactory, seed_policy: Path) -> Iter
     log = state_dir / "up.log"
     argv = [sys.executable, "-m", "prefloop.cli", "up", "--model", str(seed_policy)]
     argv += ["--engine-arg=--enable-auto-tool-choice", "--engine-arg=--tool-call-parser=hermes"]
+    duels = {"DUEL_SHARE": "1", "KL__SHARE": "1", "KL__MAX_PER_S": "100"}
+    env = os.environ | {f"PREFLOOP_ROLLOUT__{name}": value for name, value in duels.items()}
     with log.open("w") as out:
-        process = subprocess.Popen([*argv, "--state-dir", str(state_dir), "--port", str(port)], stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [*argv, "--state-dir", str(state_dir), "--port", str(port)], stdout=out, stderr=out, env=env
+        )
     try:
         deadline = time.monotonic() + TIMEOUT_S
         while not is_ready(f"http://127.0.0.1:{port}/readyz"):
@@ -251,3 +259,50 @@ def read_running(machine: Machine) -> float:
     """Requests that the engine works on."""
     lines = httpx.get(f"{machine.engine_url}/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
+
+
+def test_the_engine_says_how_likely_next_tokens_are_in_both_ways_that_it_is_asked(machine: Machine) -> None:
+    prompt = [5, 6, 7, 8, 9, 10]
+    url = machine.engine_url + "/v1/completions"
+    places = [prompt[:end] for end in (3, 5)]
+    body = {**build_next_tokens(machine.stable, places), "priority": 100}
+    some = read_next_tokens(httpx.post(url, json=body, timeout=120).raise_for_status().content, 2)
+    whole = read_whole(
+        httpx.post(url, json=build_whole(machine.stable, prompt), timeout=120).raise_for_status().content, 3
+    )
+    assert [len(row) for row in some] == [20, 20]
+    for row, other in ((some[0], whole[0]), (some[1], whole[2])):
+        assert compare_next_tokens(row, other) == pytest.approx(0, abs=1e-4)
+    assert compare_next_tokens(some[0], whole[1]) > 0.01
+
+
+def test_a_canary_with_the_same_weights_is_no_nats_from_stable(machine: Machine) -> None:
+    """An A/A rollout: every user's first duel is measured on the engine."""
+    httpx.post(f"{machine.url}/operator/v1/rollouts", json={"aa": True}, headers=machine.admin).raise_for_status()
+    body = {"name": "pairs", "scope": "app", "pairs": True}
+    key = (
+        httpx.post(f"{machine.url}/operator/v1/keys", json=body, headers=machine.admin).raise_for_status().json()["key"]
+    )
+
+    def find_rollout() -> Any:
+        return machine.get("/operator/v1/status")["rollout"]
+
+    wait_for(lambda: (find_rollout() or {}).get("phase") == "Progressing")
+    for user in range(6):
+        asked = {"model": "default", "messages": MESSAGES, "max_tokens": 12, "temperature": 1.0}
+        names = {"authorization": f"Bearer {key}", "x-prefloop-user": f"u{user}", "x-prefloop-compare": "always"}
+        httpx.post(machine.url + CHAT_PATH, json=asked, headers=names, timeout=120).raise_for_status()
+    kl = wait_for(
+        lambda: next((one for one in find_rollout()["guardrails"] if one["name"] == "kl" and one["seen"] > 3), None)
+    )
+    assert kl["status"] == "not enough data" and 0 <= kl["canary"] < 1e-3
+    httpx.post(f"{machine.url}/operator/v1/rollouts/{find_rollout()['id']}:abort", json={}, headers=machine.admin)
+
+
+def wait_for(find: Callable[[], Any]) -> Any:
+    """What `find` returns once it is true; fails after a minute."""
+    deadline = time.monotonic() + 60
+    while not (found := find()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return found

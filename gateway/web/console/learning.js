@@ -4,8 +4,9 @@ import { byId, make, makeSvg, replaceChanged, setText } from "../dom.js";
 import { clock, count, duration, percent } from "../format.js";
 import { FEATURES, describeNow, describeProgress, describeStyle } from "../learning_words.js";
 import { drawLines, shorten } from "./lines.js";
+import { askConfirmation } from "./confirm.js";
 import { groupCurves, listFigures, listRoundFacts, nameUse } from "./learning_figures.js";
-import { Refused, call, startPage } from "./session.js";
+import { Refused, call, send, startPage } from "./session.js";
 import { makeRow, note, orEmpty, pill, replaceRows } from "./table.js";
 
 const ROUNDS_EVERY_LOOKS = 5;
@@ -15,16 +16,25 @@ let numLooks = 0;
 let rounds = [];
 
 byId("figure").addEventListener("change", drawFigure);
+byId("run").addEventListener("click", askToRun);
 addEventListener("hashchange", showRound);
 startPage(look, { pollMs: 2000 });
 
 async function look() {
   const learning = await call("learning");
   showNow(learning);
-  byId("trainer-parts").hidden = !learning.trainer;
+  byId("trainer-parts").hidden = byId("run").hidden = !learning.trainer;
   if (learning.trainer) showTrainer(learning.trainer);
   if (numLooks % ROUNDS_EVERY_LOOKS === 0) await lookAtRounds();
   numLooks += 1;
+}
+
+function askToRun() {
+  askConfirmation({
+    title: "Run a round now?", label: "Run",
+    text: "The trainer begins one at once, however few choices are new. What it publishes goes on trial as any other checkpoint.",
+    fields: { from_base: { label: "From the base", type: "checkbox", hint: "On a full replay of what is stored; else from what serves." } },
+  }, async ({ from_base }, showError) => (await send("rounds", { from_base }, "POST", (message) => showError(`Could not run: ${message}`))) !== null);
 }
 
 async function lookAtRounds() {

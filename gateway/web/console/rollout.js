@@ -1,6 +1,7 @@
 // The rollout's page: the one that is on, else the one that ended last, and what may be done with it.
 
 import { byId } from "../dom.js";
+import { askConfirmation } from "./confirm.js";
 import { checkConfirmation, confirmAction, makeActions } from "./rollout_actions.js";
 import { rememberKeys, showPastRollouts } from "./rollout_lists.js";
 import { clearReplay, showReplay } from "./rollout_replay.js";
@@ -15,6 +16,7 @@ let numLooks = 0;
 
 makeActions(byId("actions"), (name) => confirm(name, status.rollout));
 byId("replay-button").addEventListener("click", () => showReplay(status.rollout, call));
+byId("start-aa").addEventListener("click", askToStartAa);
 startPage(look, { tick: () => status && showCountdown(status.rollout, now()) });
 
 async function look() {
@@ -34,6 +36,16 @@ async function refreshLists() {
   const ended = rollouts.data.filter((row) => row.finished_at).sort((a, b) => b.finished_at - a.finished_at);
   lastEnded = ended[0] ?? null;
   showPastRollouts(ended, confirm);
+}
+
+function askToStartAa() {
+  askConfirmation({
+    title: "Start an A/A rollout?", label: "Start",
+    text: "What serves goes on trial against itself, under a new id, as soon as no other rollout is on: it must not be found better or worse.",
+  }, async (_, showError) => {
+    numLooks = 0;
+    return (await send("rollouts", { aa: true }, "POST", (message) => showError(`Could not start: ${message}`))) !== null;
+  });
 }
 
 function confirm(name, rollout) {

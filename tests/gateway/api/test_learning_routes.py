@@ -149,3 +149,25 @@ async def test_a_checkpoint_is_shown_with_its_manifest(world: World) -> None:
         )
         assert shown["may_delete"] is False and shown["path"].endswith("c0")
         assert (await client.get("/operator/v1/checkpoints/c-none")).status_code == 404
+
+
+async def test_a_round_is_asked_for_in_the_trainers_words(world: World) -> None:
+    async with open_client(world, {"/rounds": say({"state": "idle", "reason": "a round is asked for"}, 202)}) as client:
+        asked = await client.post("/operator/v1/rounds", json={"from_base": True})
+        assert (asked.status_code, asked.json()) == (202, {"state": "idle", "reason": "a round is asked for"})
+        refused = await client.post("/operator/v1/rounds", headers={"authorization": "Bearer app"})
+        assert refused.status_code == 403
+    busy = {"error": {"message": "round 3 is under way: 60 new choices"}}
+    for said, status, message in (
+        (say(busy, 409), 409, "Round 3 is under way: 60 new choices."),
+        (say({}, 404), 409, "The trainer answered 404."),
+        (say({}, 500), 503, "The trainer answered 500."),
+        ((202, b"fine"), 202, None),
+    ):
+        async with open_client(world, {"/rounds": said}) as client:
+            answer = await client.post("/operator/v1/rounds", json={})
+            found = answer.json().get("error", {}).get("message")
+            assert (answer.status_code, found) == (status, message)
+    async with open_client(world) as client:
+        answer = await client.post("/operator/v1/rounds")
+        assert (answer.status_code, answer.json()["error"]["message"]) == (503, "The trainer does not answer.")
