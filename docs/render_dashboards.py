@@ -85,7 +85,7 @@ ROLLOUT = [
     Panel("State of gates", "short", "One state a gate.",
           {"{{gate}}: {{status}}": leader("prefloop_gate_status", "gate, status") + " == 1"}),
     Panel("Guardrails, share of their line", "percentunit", "ln E that the canary is good enough: at 1 it has passed.",
-          {"{{gate}}": leader('prefloop_gate_log_e_value{gate=~"errors|truncation|refusals|harm"}'
+          {"{{gate}}": leader('prefloop_gate_log_e_value{gate=~"errors|truncation|refusals|harm|kl"}'
                               " / prefloop_gate_log_threshold", "gate")}),
     Panel("Alarms, share of their line", "percentunit", "ln E that the canary is worse: at 1 the guardrail fails.",
           {"{{gate}}": leader('prefloop_gate_log_e_value{gate=~".+_alarm"} / prefloop_gate_log_threshold', "gate")}),

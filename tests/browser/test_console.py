@@ -137,7 +137,8 @@ def show_rolling_back(route: Route) -> None:
     status = route.fetch().json()
     blind = {"status": "blind", "seen": 0, "missing": 451, "action": "roll_back", "needed": True}
     slow = {"status": "not enough data", "seen": 1, "missing": 43, "action": "warn", "needed": False, "waived": True}
-    changes = {"harm": blind, "latency (alarm only)": slow}
+    near = {"name": "kl", "canary": 0.31, "low": 0.2, "high": 0.42, "margin": 0.5, "missing": 12, "needed": True}
+    changes = {"harm": blind, "latency (alarm only)": slow, "kl (alarm only)": near}
     status["rollout"] |= {
         "phase": "RollingBack",
         "actions": ["abort", "an action of a newer gateway"],
@@ -168,6 +169,8 @@ def test_guardrails_say_what_their_sensor_saw_and_what_a_breach_does(
     for words in ("1 answer seen", "not needed to promote", "warns", "accepted by an operator"):
         expect(slow).to_contain_text(words)
     expect(page.locator("[data-guardrail=errors]")).to_contain_text("more clean comparisons")
+    for words in ("0.31 nats", "0.20 to 0.42, margin 0.5", "12 more answers near stable’s", "pauses"):
+        expect(page.locator("[data-guardrail=kl]")).to_contain_text(words)
     expect(page.locator("#e-plot .empty")).to_have_text("No comparison has entered the evidence yet")
     expect(page.locator("#votes")).to_contain_text("1 comparison waiting to enter")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # only the tables scroll sideways

@@ -120,12 +120,12 @@ def bound_divergence(tally: DivergenceTally, alpha: float) -> tuple[float, float
 
 
 def judge_divergence(
-    tally: DivergenceTally, *, margin: float, alpha: float, num_seeable: int, accepts_blind: bool
+    tally: DivergenceTally, *, margin: float, alpha: float, is_seeable: bool, accepts_blind: bool
 ) -> tuple[Guardrail, Drift]:
-    """The guardrail, and its figures. num_seeable: answers that might have been measured; accepts_blind: it need not see any."""
+    """The guardrail, and its figures. is_seeable: whether any answer might have been measured; accepts_blind: none need be."""
     log_e, log_alarm, line = log_within_e(tally, margin), log_beyond_e(tally, margin), -math.log(alpha)
     status = PASS if log_e >= line else FAIL if log_alarm >= line else NOT_ENOUGH
-    if tally.num == 0 and num_seeable > 0 and not accepts_blind:
+    if tally.num == 0 and is_seeable and not accepts_blind:
         status = BLIND
     guardrail = Guardrail(
         name=KL, status=status, log_e=log_e, log_alarm=log_alarm, canary=tally.mean if tally.num else None, stable=None,

@@ -174,7 +174,7 @@ def _judge_drift(rules: Rules, inputs: Inputs, others: Guardrails) -> tuple[Guar
         inputs.divergences,
         margin=rules.kl.margin,
         alpha=rules.alpha,
-        num_seeable=sum(voter.first is not None for voter in inputs.voters),
+        is_seeable=any(voter.first is not None for voter in inputs.voters),
         accepts_blind=KL in rules.accept_blind,
     )
     return replace(others, rates=(*others.rates, guardrail)), drift

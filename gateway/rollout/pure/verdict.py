@@ -3,6 +3,7 @@
 import math
 
 from gateway.rollout.pure import machine
+from gateway.rollout.pure.divergence import KL
 from gateway.rollout.pure.findings import Findings
 from gateway.rollout.pure.guardrails import BLIND, FAIL, Guardrail
 from gateway.rollout.pure.rules import Rules
@@ -126,6 +127,8 @@ def _say_missing(rate: Guardrail, units: str) -> str:
         return f"{rate.name} fails"
     if rate.status == BLIND:
         return f"{rate.name} is blind, because its sensor never worked"
+    if rate.name == KL:
+        return f"{rate.name} needs {rate.missing} more answers near stable's"
     return f"{rate.name} needs {rate.missing} more clean {units}"
 
 

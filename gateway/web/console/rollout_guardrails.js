@@ -34,8 +34,9 @@ const describeSeen = ({ name, seen }, unit) => (["sample ratio", "display order"
   ? `${count(seen)} ${unitName(unit, seen)} seen.`
   : `${count(seen)} ${seen === 1 ? "answer" : "answers"} seen.`);
 
-function describeMissing({ status, missing, needed }, unit) {
+function describeMissing({ status, missing, needed, margin }, unit) {
   if (status === "blind") return "Its sensor never worked: blocks a promotion until rollout.accept_blind lists it";
   if (!needed) return "Raises alarms, and is not needed to promote";
+  if (missing && margin != null) return `${count(missing)} more answers near stable’s`;
   return missing ? `${count(missing)} more clean ${unitName(unit, missing)}` : "";
 }

@@ -10,6 +10,7 @@ from gateway.rollout.pure.divergence import (
     CLIP_MARGINS,
     MIN_ANSWERS,
     DivergenceTally,
+    Drift,
     _log_e,
     bound_divergence,
     compare_answers,
@@ -19,6 +20,7 @@ from gateway.rollout.pure.divergence import (
     log_within_e,
     tally_divergences,
 )
+from gateway.rollout.pure.guardrails import Guardrail
 
 MARGIN = 0.5
 
@@ -131,12 +133,12 @@ def test_how_many_answers_it_takes() -> None:
     assert share_crossed(near, MARGIN, beyond=True) == 0 == share_crossed(far, MARGIN, beyond=False)
 
 
-def judge(tally: DivergenceTally, num_seeable: int = 100, *, accepts_blind: bool = False):
-    return judge_divergence(tally, margin=MARGIN, alpha=0.05, num_seeable=num_seeable, accepts_blind=accepts_blind)
+def judge(tally: DivergenceTally, *, is_seeable: bool = True, accepts_blind: bool = False) -> tuple[Guardrail, Drift]:
+    return judge_divergence(tally, margin=MARGIN, alpha=0.05, is_seeable=is_seeable, accepts_blind=accepts_blind)
 
 
 def test_a_sensor_that_never_measured_is_blind_until_that_is_accepted() -> None:
-    assert judge(DivergenceTally(), 0)[0].status == "not enough data"
+    assert judge(DivergenceTally(), is_seeable=False)[0].status == "not enough data"
     blind, drift = judge(DivergenceTally())
     assert (blind.status, blind.needed, blind.canary, drift.low) == ("blind", True, None, None)
     accepted, _ = judge(DivergenceTally(), accepts_blind=True)
