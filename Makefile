@@ -7,7 +7,7 @@ EXTRA       ?= cpu
 export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up smollm kafka postgres s3 prometheus chaos test check format docs bench bench-gateway bench-swap bench-leak \
+.PHONY: help demo up smollm kafka postgres s3 prometheus chaos test check format docs bench bench-gateway bench-engines bench-fleet bench-swap bench-leak \
 	bench-outage bench-choices bench-intake bench-backlog bench-round-beside-traffic bench-offline-gate bench-gate bench-learning \
 	bench-ladder bench-claims bench-personal bench-canaries bench-scale screenshots clean install
 
@@ -76,6 +76,12 @@ bench: $(VENV)/.installed  ## Measurements, one JSON line each
 
 bench-gateway: $(VENV)/.installed  ## The gateway beside its peers (needs cc; ARGS="--quick" for a look)
 	@$(PYTHON) -m bench.gateway $(ARGS)
+
+bench-engines: $(VENV)/.installed  ## One gateway over 1, 2 and 3 engines found by DNS, which die and come (needs cc)
+	@$(PYTHON) -m bench.engines $(ARGS)
+
+bench-fleet: $(VENV)/.installed  ## A whole loop on two gateways and three engines, while processes die and a link is cut
+	@$(PYTHON) -m bench.fleet $(ARGS)
 
 bench-swap: $(VENV)/.installed  ## Hot swaps in a row on real vLLM under load (ARGS="--swaps N")
 	@$(PYTHON) -m bench.swap $(ARGS)

@@ -40,11 +40,11 @@ class Engine:
     async def _load(self, request: web.Request) -> web.Response:
         asked = await request.json()
         if asked["lora_name"] in self._manifests:
-            return _refuse(400, f"{asked['lora_name']} has already been loaded")
+            return refuse(400, f"{asked['lora_name']} has already been loaded")
         try:
             manifest = json.loads((Path(asked["lora_path"]) / "manifest.json").read_text())
         except OSError as error:
-            return _refuse(404, str(error))
+            return refuse(404, str(error))
         self._manifests[asked["lora_name"]] = manifest
         return web.Response(text="Success")
 
@@ -56,7 +56,7 @@ class Engine:
         asked = await request.json()
         manifest = self._manifests.get(asked["model"])
         if manifest is None:
-            return _refuse(404, f"The model `{asked['model']}` does not exist.")
+            return refuse(404, f"The model `{asked['model']}` does not exist.")
         probe = manifest["probe"]
         rows = [
             {f"token_id:{token}": value}
@@ -65,10 +65,10 @@ class Engine:
         choices = [{"index": i, "text": "", "logprobs": {"top_logprobs": [row]}} for i, row in enumerate(rows)]
         return web.json_response({"choices": choices})
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()
         if asked["model"] not in self._manifests:
-            return _refuse(404, f"The model `{asked['model']}` does not exist.")
+            return refuse(404, f"The model `{asked['model']}` does not exist.")
         rng = random.Random(asked.get("seed"))
         text = answer_in_style(self._questions[asked["messages"][-1]["content"]], rng.choice(STYLES), rng)
         message = {"role": "assistant", "content": text}
@@ -84,7 +84,8 @@ class Engine:
         )
 
 
-def _refuse(status: int, message: str) -> web.Response:
+def refuse(status: int, message: str) -> web.Response:
+    """An error as vLLM says it."""
     return web.json_response({"error": {"message": message, "type": "Error", "code": status}}, status=status)
 
 

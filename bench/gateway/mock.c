@@ -2,7 +2,7 @@
  *
  * Speaks enough of vLLM for a gateway to adopt checkpoints (models, adapters, the probe) and to be measured: chat
  * completions of 591 bytes, or a stream of max_tokens events, each in a write of its own as vLLM sends them; a seed
- * is said in the answer, so that two seeds say two things. POST /pace/MS sets the pause between a stream's events; without one, every stream sends an event in every turn.
+ * is said in the answer, so that two seeds say two things. GET /answered says how many chats were answered. POST /pace/MS sets the pause between a stream's events; without one, every stream sends an event in every turn.
  * Trusts its client: the body must be compact JSON with a Content-Length. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -113,8 +113,9 @@ static void read_name(const char *body, size_t size, const char *key, char *name
 }
 
 /* No two answers have the same id: who records them must store each. */
+static uint64_t num_answers;
+
 static void number_answer(Connection *c) {
-    static uint64_t num_answers;
     uint64_t rest = ++num_answers;
     for (int i = ID_BYTES; i--; rest >>= 4) c->id[i] = "0123456789abcdef"[rest & 15];
 }
@@ -242,6 +243,10 @@ static bool handle(Connection *c, const char *head, const char *body, size_t siz
     if (has_path(head, "/v1/completions ")) return answer_probe(c);
     if (has_path(head, "/v1/load_lora_adapter ")) return change_adapters(c, body, size, true);
     if (has_path(head, "/v1/unload_lora_adapter ")) return change_adapters(c, body, size, false);
+    if (has_path(head, "/answered ")) {
+        char said[32];
+        return answer(c, "application/json", said, sprintf(said, "%llu", (unsigned long long)num_answers));
+    }
     if (has_path(head, "/pace/")) pace_us = 1000LL * atoi(strstr(head, "/pace/") + 6);
     return answer(c, "application/json", "{}", 2); /* /health and the pace */
 }
@@ -334,12 +339,12 @@ static int wait_ms(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 2) { fprintf(stderr, "usage: mock PORT\n"); return 2; }
+    if (argc < 2 || argc > 3) { fprintf(stderr, "usage: mock PORT [ADDRESS]\n"); return 2; }
     signal(SIGPIPE, SIG_IGN);
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), on = 1;
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[1])),
-                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+                                  .sin_addr.s_addr = argc == 3 ? inet_addr(argv[2]) : htonl(INADDR_LOOPBACK)};
     if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 4096)) {
         perror("mock");
         return 1;
