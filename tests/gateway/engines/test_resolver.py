@@ -6,7 +6,7 @@ import pytest
 
 from gateway.engines import resolver as module
 from gateway.engines.resolver import Resolver
-from prefloop.servers.dns import DnsServer
+from tests.dns_server import DnsServer
 
 
 @pytest.fixture
