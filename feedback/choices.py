@@ -36,14 +36,18 @@ comparisons = sa.Table(
     sa.Column("finished_first", sa.Text),  # "first" or "second", where it was measured
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("expires_at", sa.Double, nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),  # events.Comparison as JSON
+    sa.Column("body", sa.LargeBinary, nullable=False),  # events.Comparison as JSON; empty once it was forgotten
     sa.Column(
         "tags", sa.Text
     ),  # of a duel: what the app said of the request, as JSON by name; empty if it said nothing
     sa.Column("differences", sa.Text),  # of a duel: the canary's answer less stable's, as JSON by trait
     sa.Column("screened", sa.Text),  # of a duel: what a harm screen says (screening.py); empty until it has looked
     sa.Index("comparisons_by_rollout", "rollout", "asked", "created_at"),
-)
+    sa.Index(
+        "comparisons_remembered", "expires_at",
+        sqlite_where=sa.text("length(body) > 0"), postgresql_where=sa.text("length(body) > 0"),
+    ),
+)  # fmt: skip
 
 choices = sa.Table(
     "choices",
@@ -58,6 +62,7 @@ choices = sa.Table(
 )
 
 outbox = declare_outbox("outbox", metadata)
+is_remembered = sa.func.length(comparisons.c.body) > sa.text("0")  # written as in the index, which serves it then
 
 
 _CHOICE = "prefloop.choice.v1"  # in events.BODIES
@@ -125,7 +130,7 @@ class StoredChoice:
     """The choice that stands, and whether this call made it. canary_first: of a duel, else None."""
 
     status: Literal["created", "replayed"]
-    body: bytes  # events.Choice as JSON
+    body: bytes  # events.Choice as JSON; empty where what was shown has been forgotten
     canary_first: bool | None = None
 
     @property
@@ -232,7 +237,7 @@ def _answer(new: NewChoice, row: sa.Row[Any] | None, made: _Fresh | None) -> Sto
     if (body.preferred, body.strength, body.harmful) != (new.preferred, new.strength, new.harmful):
         return ConflictingChoice(new.comparison_id)
     is_mine = made is not None and made.new is new
-    value = msgspec.json.encode(body) if made is None else made.value
+    value = (msgspec.json.encode(body) if row.body else b"") if made is None else made.value
     return StoredChoice("created" if is_mine else "replayed", value, row.canary_first)
 
 

@@ -65,6 +65,7 @@ from gateway.serving.pairs.scorer_client import ScorerClient
 from gateway.serving.recording.comparison_recorder import ComparisonRecorder
 from gateway.serving.recording.completion_recorder import CompletionRecorder
 from gateway.serving.recording.completion_store import CompletionStore
+from gateway.serving.recording.retention import Retention
 from gateway.serving.shadow_queue import ShadowQueue
 from gateway.settings import GatewaySettings
 from gateway.telemetry.key_metrics import KeyCollector
@@ -212,6 +213,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         stack.callback(context.shadows.close)
         stack.callback(context.divergences.close)
         screen = build_screen(writer, settings.rollout.harm_screen, controller)
+        keep_days = settings.gateway.comparisons_keep_days
         loops = (
             upstream.run(),
             notifier.run(),
@@ -223,6 +225,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             usage.run(),
             _keep_keys_fresh(context),
             *(() if screen is None else (screen.run(),)),
+            *(() if keep_days is None else (Retention(writer, membership, keep_days, metrics.registry).run(),)),
         )
         for work in loops:
             stack.push_async_callback(_stop, asyncio.create_task(work))

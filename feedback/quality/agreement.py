@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import msgspec
 import sqlalchemy as sa
 
-from feedback.choices import choices, comparisons
+from feedback.choices import choices, comparisons, is_remembered
 from feedback.quality.bias import Interval, estimate_share
 
 
@@ -51,7 +51,7 @@ def load_judgements(connection: sa.Connection, policy: str, limit: int) -> list[
     query = (
         sa.select(comparisons.c.user, comparisons.c.body, choices.c.preferred)
         .join(comparisons, comparisons.c.id == choices.c.comparison_id)
-        .where(comparisons.c.policy == policy, choices.c.preferred.in_(("first", "second")))
+        .where(comparisons.c.policy == policy, choices.c.preferred.in_(("first", "second")), is_remembered)
         .order_by(choices.c.chosen_at.desc())
         .limit(limit)
     )

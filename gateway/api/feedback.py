@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from feedback.choices import choices, comparisons
+from feedback.choices import choices, comparisons, is_remembered
 from feedback.events import Candidate, Comparison
 from feedback.quality.activity import Activity, DayCount, count_days, load_said, summarise_activity
 from feedback.quality.agreement import load_judgements, measure_agreement
@@ -172,7 +172,7 @@ def _load_comparisons(conn: sa.Connection, policy: str, limit: int) -> list[Comp
     query = (
         sa.select(comparisons.c.body, choices.c.preferred, choices.c.harmful, choices.c.chosen_at)
         .select_from(comparisons.outerjoin(choices, choices.c.comparison_id == comparisons.c.id))
-        .where(comparisons.c.policy == policy)
+        .where(comparisons.c.policy == policy, is_remembered)
         .order_by(comparisons.c.created_at.desc())
         .limit(limit)
     )

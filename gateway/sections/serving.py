@@ -87,6 +87,12 @@ class GatewaySection(BaseModel):
     max_asks_per_user_day: int = Field(default=3, ge=0, description="Most comparisons shown to one user in 24 hours.")
     skip_cooldown_s: float = Field(default=4 * 3600.0, ge=0, description="A user who skips is not asked for this long.")
     comparison_ttl_s: float = Field(default=3600.0, gt=0, description="How long a comparison may be answered.")
+    comparisons_keep_days: float | None = Field(
+        default=None,
+        ge=1,
+        description="How long after its end a comparison keeps its prompt and answers here; who chose what stays. None: for ever."
+        " The log and the trainer have copies of what was chosen.",
+    )
     comparison_commit_ms: float = Field(
         default=2000.0,
         gt=0,

@@ -160,6 +160,7 @@ def test_a_database_from_before_revisions_is_adopted_and_completed(empty: sa.Eng
             connection.exec_driver_sql("ALTER TABLE rollout_events DROP COLUMN note")
             connection.exec_driver_sql("ALTER TABLE rollout_observations DROP COLUMN answered")
             connection.exec_driver_sql("DROP INDEX ix_rollouts_pair")
+            connection.exec_driver_sql("DROP INDEX comparisons_remembered")
             for table, columns in _SINCE_REVISION_5.items():
                 for column in columns:
                     connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
