@@ -47,6 +47,13 @@ async def ask(gateway: Running, key: str, **headers: str) -> tuple[int, dict[str
         return answer.status, dict(await answer.json())
 
 
+async def wait_until_known(gateway: Running, key: str, *, is_known: bool = True) -> None:
+    """Keys are read again every five seconds."""
+    async with asyncio.timeout(20):
+        while ((await ask(gateway, key))[0] != 401) != is_known:  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+
+
 async def test_a_pair_of_one_gateway_is_chosen_at_another_and_once_only(two: Two) -> None:
     first, second = two
     comparison = (await first.ask({"x-prefloop-compare": "always"}))["comparison"]
@@ -78,14 +85,10 @@ async def list_signals(gateway: Running) -> list[dict[str, object]]:
 async def test_a_key_that_is_revoked_at_one_gateway_stops_working_at_the_other(two: Two) -> None:
     first, second = two
     key = await first.make_key(name="short-lived")
-    async with asyncio.timeout(20):
-        while (await ask(second, key))[0] == 401:  # keys are read again every five seconds
-            await asyncio.sleep(0.2)
+    await wait_until_known(second, key)
     async with first.http.delete(f"{first.url}/operator/v1/keys/{key.split('_')[1]}", headers=first.admin) as answer:
         assert answer.status in (200, 204), await answer.text()
-    async with asyncio.timeout(20):
-        while (await ask(second, key))[0] != 401:
-            await asyncio.sleep(0.2)
+    await wait_until_known(second, key, is_known=False)
 
 
 async def test_a_limit_holds_over_both_gateways(two: Two) -> None:
@@ -93,9 +96,7 @@ async def test_a_limit_holds_over_both_gateways(two: Two) -> None:
     body = {"name": "limited", "scope": "app", "limits": {"requests_per_minute": 6}}
     async with first.http.post(f"{first.url}/operator/v1/keys", json=body, headers=first.admin) as answer:
         key = str((await answer.json())["key"])
-    async with asyncio.timeout(20):
-        while (await ask(second, key))[0] == 401:
-            await asyncio.sleep(0.2)
+    await wait_until_known(second, key)
     statuses = [(await ask((first, second)[i % 2], key))[0] for i in range(11)]
     assert statuses.count(200) == 5 and set(statuses[5:]) == {429}, statuses  # one was spent while waiting
 
