@@ -33,8 +33,8 @@ def draw_share(shares: Shares, rng: random.Random) -> str:
 
 
 def tell_apart(answers: Sequence[Answer]) -> list[Answer]:
-    """Answers of different texts: two that read the same are never shown beside each other."""
-    return list({answer.text: answer for answer in answers}.values())
+    """Answers of different texts: two that read the same are never shown beside each other, and an empty one is none."""
+    return list({answer.text: answer for answer in answers if answer.text}.values())
 
 
 def choose_pair(

@@ -1,9 +1,10 @@
 """A long run of one policy: 3,000 choices, rounds as they come through judging, every promoted checkpoint examined.
 
-`python -m bench.learning.ladder [--choices N] [--drift]`. Checkpoints are examined on facts nobody chose about, against checkpoint
-0 and against the one before. With --drift another style becomes the best half-way, and what counts is how many choices later
-the policy follows. Goals: three promotions or more, none clearly worse than the one before, the last at least .80 against
-checkpoint 0; drift followed within 1,000 choices. The last line is one JSON object. A run that is killed begins again.
+`python -m bench.learning.ladder [--choices N] [--drift]`. Checkpoints are examined on facts that neither people nor the gate ask
+about, against checkpoint 0 and against the one before. With --drift another style becomes the best half-way, and what counts is
+how many choices later the policy follows. Goals: three promotions or more, none clearly worse than the one before, the last at
+least .80 against checkpoint 0; drift followed within 1,000 choices. The last line is one JSON object. A run that is killed
+begins again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from trainer.learn.sampling import SamplingParameters
 from trainer.model.backbone import Backbone
 from trainer.sections.judging import GateSection
 from trainer.sections.model import ModelSection
+from trainer.sections.training import DpoSection
 
 ROOT = Path(__file__).parents[2] / "state"
 AUDITED_SHARE = 0.1  # of choices, which the auditor alone learns from
@@ -51,23 +53,29 @@ class Rung:
     wrong: float
 
 
-def make_frozen(world: World) -> tuple[FrozenSets, list[Question]]:
-    """One phrasing of each asked fact for the gate, and the questions that are left to people."""
-    kept: dict[str, Question] = {}
+def make_frozen(world: World) -> tuple[FrozenSets, list[Question], list[Question]]:
+    """For the gate one phrasing of each asked fact, and some of a few facts that nobody asks about, as an operator's set would have.
+
+    Returns it with the questions that are left to people, and those that are left to be examined.
+    """
+    asked: dict[str, Question] = {}
     for question in world.asked():
-        kept.setdefault(question.fact, question)
-    rows = []
-    for fact, question in kept.items():
-        said = [
-            t.format(key=fact, value=world.facts[fact])
-            for n, s in world.styles.items()
-            if n != WRONG
-            for t in s.templates
-        ]
-        rows.append(
-            FrozenRow(kind="fact", prompt=question.prompt, accepted=(world.facts[fact],), references=tuple(said))
-        )
-    return FrozenSets(tuple(rows), path="the world"), [q for q in world.asked() if q not in kept.values()]
+        asked.setdefault(question.fact, question)
+    untaught = {fact: number for number, fact in enumerate(dict.fromkeys(q.fact for q in world.held_out()))}
+    is_gates = {fact: number % 3 == 0 for fact, number in untaught.items()}
+    others = [q for number, q in enumerate(world.held_out()) if is_gates[q.fact] and number % 3 == 0]
+    rows = [
+        FrozenRow(kind="fact", prompt=q.prompt, accepted=(world.facts[q.fact],), references=tuple(list_right(world, q)))
+        for q in [*asked.values(), *others]
+    ]
+    left = [question for question in world.asked() if question not in asked.values()]
+    return FrozenSets(tuple(rows), path="the world"), left, [q for q in world.held_out() if not is_gates[q.fact]]
+
+
+def list_right(world: World, question: Question) -> list[str]:
+    """Every right answer to a question."""
+    templates = [template for name, style in world.styles.items() if name != WRONG for template in style.templates]
+    return [template.format(key=question.fact, value=world.facts[question.fact]) for template in templates]
 
 
 def change_taste(world: World) -> World:
@@ -83,8 +91,7 @@ class Climb:
 
     def __init__(self, stage: Stage, seed: int, noise: float, manner: Manner) -> None:
         self.stage, self.seed = stage, seed
-        frozen, questions = make_frozen(stage.world)  # type: ignore[arg-type]
-        self.frozen = frozen
+        self.frozen, questions, self.examined = make_frozen(stage.world)  # type: ignore[arg-type]
         rng = random.Random(f"ladder-{seed}")
         self.heldout = rng.sample(questions, NUM_HELDOUT)
         stage.questions = [question for question in questions if question not in self.heldout]
@@ -100,7 +107,7 @@ class Climb:
 
     def answer(self, adapter: str | None) -> list[Asked]:
         """The examined questions with two answers each, drawn by the same dice."""
-        return self.stage.ask(self.stage.examined, adapter, 2, 3000 + self.seed)
+        return self.stage.ask(self.examined, adapter, 2, 3000 + self.seed)
 
     def ask(self, number: int) -> None:
         """So many choices; a tenth goes to the auditor, asked at random."""
@@ -129,6 +136,7 @@ class Climb:
             self.learner.keep_round()
             adapters.reset("stable", like="policy")
         else:
+            self.learner.drop_round()
             adapters.reset("policy", like="stable")
         return verdict, figures
 
@@ -206,6 +214,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=200, help="choices that make a round due")
     parser.add_argument("--noise", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--restart-every", type=int, default=DpoSection().restart_every)
     parser.add_argument("--drift", action="store_true", help="another style becomes the best half-way")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--state-dir", type=Path, default=ROOT)
@@ -218,7 +227,8 @@ def main() -> None:
     kept = directory / "stages" / f"tiny-{world.name}-{arguments.seed}"
     backbone = Backbone.load(policy, ModelSection(), seed=arguments.seed)
     stage = Stage(backbone, world, kept, SamplingParameters(temperature=0.7, top_p=1.0, max_tokens=48))
-    state = Climb(stage, arguments.seed, arguments.noise, Manner((), shares=CLEVER, dpo=OUR_DPO))
+    manner = Manner((), shares=CLEVER, dpo=OUR_DPO, restart_every=arguments.restart_every)
+    state = Climb(stage, arguments.seed, arguments.noise, manner)
     log: list[dict[str, Any]] = []
     summary = climb(state, arguments.choices, arguments.every, arguments.choices // 2 if arguments.drift else None, log)
     name = f"ladder-{world.name}-{arguments.seed}{'-drift' if arguments.drift else ''}.json"

@@ -64,6 +64,7 @@ class Learner:
         self.num_learnt = 0  # pairs that the policy has learnt from
         self.num_rounds = 0
         self._since_restart = 0  # rounds that were kept since one began from the base
+        self._has_chain_failed = self._was_restart = False
         self._rng = random.Random(f"learner-{seed}")
         self._replays: dict[str, int] = {}
 
@@ -110,6 +111,11 @@ class Learner:
         """The policy is what the last round made of it: what it learnt from is no longer new."""
         self.num_learnt = len(self.pairs)
         self._since_restart += 1
+        self._has_chain_failed = False
+
+    def drop_round(self) -> None:
+        """The last round's policy was stopped, and stable is in its place again."""
+        self._has_chain_failed = not self._was_restart
 
     def _run_ppo(self) -> dict[str, float]:
         section = PpoSection(**self.manner.ppo)
@@ -125,7 +131,9 @@ class Learner:
 
     def _run_dpo(self) -> dict[str, float]:
         """On what is new and what is replayed."""
-        is_restart = is_restart_due(self._since_restart, self.manner.restart_every)
+        is_restart = self._was_restart = is_restart_due(
+            self._since_restart, self.manner.restart_every, has_chain_failed=self._has_chain_failed
+        )
         section = DpoSection(**self.manner.dpo)
         rows = self._draw_rows(section, is_restart)
         backbone = self.stage.backbone

@@ -56,11 +56,13 @@ def test_drift_makes_the_second_best_style_the_best() -> None:
 
 def test_what_the_gate_asks_is_left_to_nobody_else() -> None:
     world = load_world("capitals")
-    frozen, questions = make_frozen(world)
+    frozen, questions, examined = make_frozen(world)
     asked = {row.prompt.key for row in frozen.rows}
-    assert len(asked) == 24
-    assert not asked & {question.text for question in questions}
-    assert len(questions) == 24 * 11
+    assert len(asked) == 24 + 6 * 4  # a phrasing of each asked fact, four of six facts that nobody asks about
+    assert not asked & {question.text for question in [*questions, *examined]}
+    assert len(questions) == 24 * 11 and len(examined) == 10 * 12
+    facts_of_the_gate = {q.fact for q in world.held_out()} - {q.fact for q in examined}
+    assert len(facts_of_the_gate) == 6
 
 
 def test_a_ladder_counts_promotions_and_those_clearly_worse() -> None:

@@ -62,7 +62,9 @@ class Planner:
             last_signal = signal_queries.find_last_signal(connection)
             asked = self._draw_prompts(connection, section.ppo.num_asked) if kind == "ppo" else []
         restart_every = section.dpo.restart_every if kind == "dpo" else 0
-        is_restart = from_base or is_restart_due(past.published_since_restart, restart_every)
+        is_restart = from_base or is_restart_due(
+            past.published_since_restart, restart_every, has_chain_failed=past.has_chain_failed
+        )
         drawn = Draw([row.event_id for row in asked], [], 0) if kind == "ppo" else self._draw(opened, found, is_restart)
         plan = Plan(
             number=opened.number,

@@ -80,13 +80,14 @@ class Past:
 
     num_rounds: how many there are. last_preference_id: the newest preference that one of them could see. num_left: new
     decisive rows that the last one did not take, had it been published. published_since_restart: rounds published since the
-    last that began from the base.
+    last that began from the base. has_chain_failed: the last DPO round went on from stable and was stopped.
     """
 
     last_preference_id: int = 0
     finished_at: float | None = None
     num_left: int = 0
     published_since_restart: int = 0
+    has_chain_failed: bool = False
     num_rounds: int = 0
 
 
@@ -163,6 +164,7 @@ def keep_finite(metrics: Mapping[str, float]) -> dict[str, float]:
 def read_past(connection: sa.Connection) -> Past:
     """What the finished rounds leave to the next one."""
     names = (
+        "kind",
         "outcome",
         "num_left",
         "start",
@@ -182,6 +184,7 @@ def read_past(connection: sa.Connection) -> Past:
             finished_at=row.finished_at,
             num_left=row.num_left if has_less else 0,
             published_since_restart=since + is_published,
+            has_chain_failed=row.start == "stable" and not is_published if row.kind == "dpo" else past.has_chain_failed,
             num_rounds=past.num_rounds + 1,
         )
     return past

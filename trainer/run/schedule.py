@@ -113,13 +113,14 @@ def explain_wait(state: ServingState, untried: str | None, is_here: bool, *, may
     return ""
 
 
-def is_restart_due(published_since_restart: int, restart_every: int) -> bool:
-    """Whether a round begins from the base on a full replay: once every so many published rounds; 0 means never.
+def is_restart_due(published_since_restart: int, restart_every: int, *, has_chain_failed: bool = False) -> bool:
+    """Whether a DPO round begins from the base on a full replay: once every so many published rounds, and after one that went
+    on from stable and was stopped. Never where restart_every is 0.
 
-    A restart counts once it ended, whether or not the gate let it pass: it is not tried again for ever. Chains of
-    adapters fail to recover (2505.18126).
+    A restart counts once it ended, whether or not the gate let it pass: after one that was stopped the next goes on from stable.
+    Chains of adapters fail to recover (2505.18126): in a run of 3,000 choices one bad link stopped all that would follow it.
     """
-    return bool(restart_every) and published_since_restart >= restart_every
+    return bool(restart_every) and (published_since_restart >= restart_every or has_chain_failed)
 
 
 def estimate_seconds_left(share_done: float, share_at_start: float, elapsed_s: float) -> float | None:

@@ -82,7 +82,8 @@ class DpoSection(BaseModel):
     restart_every: int = Field(
         default=4,
         ge=0,
-        description="Every so many published rounds, start from the base on a full replay; 0 means never.",
+        description="Start from the base on a full replay every so many published rounds, and after one that went on from stable"
+        " and was stopped; 0 means never.",
     )
 
     @model_validator(mode="after")

@@ -101,6 +101,21 @@ def test_a_restart_begins_from_the_base_once_on_a_full_replay_though_the_gate_sa
     assert [row["outcome"] for row in bench.finished()] == ["published", "published", "stopped", "stopped"]
 
 
+def test_after_a_stopped_round_the_next_begins_from_the_base_and_then_from_stable_again(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.send(40)
+    learner.step()
+    promote_newest(bench)
+    bench.writer.run(forget_left).result()
+    bench.verdict = Judged(ok=False, reason="no")
+    for _ in range(4):
+        bench.send(40)
+        bench.run_all(learner)
+    plans = [task.plan for task in bench.tasks]
+    assert [plan.start for plan in plans] == ["stable", "stable", "base", "stable", "base"]
+    assert set(plans[2].replayed) == set(plans[0].event_ids)  # what the chain knew is learnt again
+
+
 def forget_left(connection: sa.Connection) -> None:
     """As if no round had left any row over: they would make rounds due that the test does not count."""
     connection.execute(sa.text("UPDATE rounds SET num_left = 0"))

@@ -71,6 +71,11 @@ def test_a_restart_is_due_after_so_many_published_rounds_and_never_with_zero() -
     assert not is_restart_due(100, 0)
 
 
+def test_a_restart_is_due_after_a_round_that_went_on_from_stable_and_was_stopped() -> None:
+    assert is_restart_due(0, 4, has_chain_failed=True)
+    assert not is_restart_due(0, 0, has_chain_failed=True)
+
+
 def test_seconds_left_follow_the_pace_since_the_phase_was_taken_up() -> None:
     assert estimate_seconds_left(0.5, 0.0, 10.0) == pytest.approx(10.0)
     assert estimate_seconds_left(0.75, 0.5, 10.0) == pytest.approx(10.0)  # resumed at a half: a quarter took 10 s
