@@ -1,7 +1,8 @@
-"""A long run of one policy: 3,000 choices, rounds as they come through judging, every promoted checkpoint examined.
+"""A long run of one policy: 3,000 choices, rounds as they come, every promoted checkpoint examined.
 
-`python -m bench.learning.ladder [--choices N] [--drift]`. Checkpoints are examined on facts that neither people nor the gate ask
-about, against checkpoint 0 and against the one before. With --drift another style becomes the best half-way, and what counts is
+`python -m bench.learning.ladder [--choices N] [--drift]`. A round's checkpoint is judged offline and then tried by people, whose duels
+are choices, too. Promoted ones are examined on facts that neither people nor the gate ask about, against checkpoint 0 and against
+the one before. With --drift another style becomes the best half-way, and what counts is
 how many choices later the policy follows. Goals: three promotions or more, none clearly worse than the one before, the last at
 least .80 against checkpoint 0; drift followed within 1,000 choices. The last line is one JSON object. A run that is killed
 begins again.
@@ -22,9 +23,10 @@ import torch
 from bench.learning.arms import CLEVER, OUR_DPO
 from bench.learning.asking import ask_people
 from bench.learning.learner import Learner, Manner
-from bench.learning.people import Taste
+from bench.learning.people import Taste, draw_people
 from bench.learning.seeds import build_policy
 from bench.learning.stage import Asked, Stage
+from bench.learning.trial import MAX_USERS, Trial, run_trial
 from bench.learning.worlds import WRONG, Question, World, load_world
 from prefloop.demo.intervals import Share, measure_share, score_pair
 from trainer.judge.auditor import SPLIT, Auditor
@@ -122,8 +124,8 @@ class Climb:
         self.auditor.update(pairs, self._rng.sample(self._audited, min(len(pairs), len(self._audited))))
         self._audited += pairs
 
-    def run_round(self) -> tuple[Verdict, dict[str, float]]:
-        """A round from stable and its verdict; what does not pass is undone."""
+    def run_round(self) -> tuple[Verdict, Trial | None, dict[str, float]]:
+        """A round from stable, its verdict and its trial; what is not promoted is undone."""
         adapters = self.stage.backbone.adapters
         figures = self.learner.run_round()
         self.num_judged += 1
@@ -132,13 +134,23 @@ class Climb:
             self.frozen, GateSection(), parameters=self.stage.how, heldout=[q.prompt for q in self.heldout],
             round_number=self.num_judged, seed=self.num_judged,
         )  # fmt: skip
-        if verdict.ok:
+        trial = self._try() if verdict.ok else None
+        if trial is not None and trial.outcome == "promoted":
             self.learner.keep_round()
             adapters.reset("stable", like="policy")
         else:
             self.learner.drop_round()
             adapters.reset("policy", like="stable")
-        return verdict, figures
+        if trial is not None:
+            self.learner.take(trial.pairs)
+            self.num_choices += len(trial.pairs)
+        return verdict, trial, figures
+
+    def _try(self) -> Trial:
+        """Before people of their own: who has chosen in one trial comes in no other."""
+        people, features = self.learner.people, self.stage.world.private_features
+        crowd = draw_people(replace(people.crowd, count=MAX_USERS), features, 1000 * (self.seed + 1) + self.num_judged)
+        return run_trial(self.stage, people, crowd, self._rng, 200_000 + self.num_choices)
 
     def examine(self) -> Rung:
         """Stable beside checkpoint 0 and beside the one before, by what people like now; it becomes the one before."""
@@ -173,14 +185,16 @@ def climb(state: Climb, total: int, every: int, drift_at: int | None, log: list[
             state.stage.world, state.stage.taste = world, Taste(world.measure, world.utilities)
             state.first = state.answer(None)
         state.ask(every)
-        verdict, figures = state.run_round()
+        verdict, trial, figures = state.run_round()
         row: dict[str, Any] = {
             "choices": state.num_choices,
             "ok": verdict.ok,
             "reason": verdict.reason[:160],
             "kl": figures.get("kl", 0),
         }
-        if verdict.ok:
+        if trial is not None:
+            row |= {"trial": trial.outcome, "users": trial.users, "net": round(trial.net, 3)}
+        if trial is not None and trial.outcome == "promoted":
             rung = state.examine()
             rungs.append(rung)
             row |= {"over_first": rung.over_first.value, "over_last": rung.over_last.value, "wrong": rung.wrong}

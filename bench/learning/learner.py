@@ -78,10 +78,13 @@ class Learner:
                 adapter="policy" if self.num_learnt else None, shares=self.manner.shares, reward=self.reward,
                 first_number=len(self.pairs),
             )  # fmt: skip
-            new = new[:size]
-            self._update(new)
-            self.pairs += new
+            self.take(new[:size])
             number -= size
+
+    def take(self, new: Sequence[Pair]) -> None:
+        """Learn from a block of choices, and keep them for rounds."""
+        self._update(new)
+        self.pairs += new
 
     def _update(self, new: Sequence[Pair]) -> None:
         """As the trainer's reward keeper does: half new, half replayed, no pair more than max_replays times."""
