@@ -92,6 +92,12 @@ class Swap:
         for state in self._states:
             state.wake.set()
 
+    def _look_at(self, url: str) -> None:
+        """One engine may have ended."""
+        for state in self._states:
+            if state.url == url:
+                state.wake.set()
+
     @property
     def _states(self) -> tuple[EngineState, ...]:
         return self._deployment.states
@@ -151,6 +157,7 @@ class Swap:
 
     async def run(self) -> None:
         """Keep every engine reconciled, each in a loop of its own: one that hangs does not hold up the others."""
+        self._upstream.on_lost = self._look_at
         kept: dict[EngineState, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
             while True:

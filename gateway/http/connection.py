@@ -170,8 +170,8 @@ class Owner(Protocol):
     def give_back(self, connection: Connection) -> None:
         """It may carry another request."""
 
-    def forget(self, connection: Connection) -> None:
-        """It is closed."""
+    def forget(self, connection: Connection, *, is_lost: bool) -> None:
+        """It is closed. is_lost: while nothing was asked over it, and not by us."""
 
 
 class Connection(asyncio.Protocol):
@@ -190,7 +190,7 @@ class Connection(asyncio.Protocol):
         self._batch: list[bytes] = []
         self._ends = False  # the message that is being read is complete
         self._has_length = self._keeps_alive = False
-        self._is_paused = False
+        self._is_paused = self._is_dropped = False
 
     def send(self, data: bytes, timeouts_s: tuple[float, float], *, is_stream: bool) -> EngineAnswer:
         """Send a whole request; its answer, of which nothing has come. `timeouts_s`: to the first byte, between two."""
@@ -214,6 +214,7 @@ class Connection(asyncio.Protocol):
             self.drop()
 
     def drop(self) -> None:
+        self._is_dropped = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -276,7 +277,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
-        self.pool.forget(self)
+        self.pool.forget(self, is_lost=self._answer is None and not self._is_dropped)
         if self._answer is None:
             return
         reason = str(error or "") or "the connection was closed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from gateway.errors import EngineUnavailable
@@ -17,9 +18,16 @@ _IDLE_LIMIT_S = 4.0  # vLLM's server closes a connection after 5 s of silence: b
 
 
 class Pool:
-    """The connections to one engine, newest first."""
+    """The connections to one engine, newest first. on_lost: the engine closed one over which nothing was asked."""
 
-    def __init__(self, url: str, limit: int, loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        url: str,
+        limit: int,
+        loop: asyncio.AbstractEventLoop,
+        outbox: Outbox,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None, url
         self.url = url
@@ -31,7 +39,7 @@ class Pool:
         self._port = parts.port or (443 if self._is_tls else 80)
         self._prefix = parts.path.rstrip("/").encode()
         self._host_line = b" HTTP/1.1\r\nhost: " + parts.netloc.rpartition("@")[2].encode() + b"\r\n"
-        self._limit = limit
+        self._limit, self._on_lost = limit, on_lost
         self._idle: deque[Connection] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._num_opening = 0
@@ -95,9 +103,11 @@ class Pool:
         if self._waiting:
             self._let_next_in()
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Connection, *, is_lost: bool) -> None:
         self.open.discard(connection)
         self._let_next_in()
+        if is_lost:
+            self._on_lost()
 
     def sweep(self, now: float) -> None:
         """End what is past its deadline, and connections that nobody has used for a while."""

@@ -9,6 +9,7 @@ that the engine had closed meanwhile: attempts.py does.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -24,7 +25,11 @@ _MAX_OWN_CONNECTIONS = 16  # to one engine, for our own calls: more than are eve
 
 
 class Upstream:
-    """Requests to engines. `run` must run: it keeps the deadlines."""
+    """Requests to engines. `run` must run: it keeps the deadlines.
+
+    on_lost is called with an engine that closed a connection of our own calls while nothing was asked over it: as it ends, its
+    system closes them all at once.
+    """
 
     def __init__(self, settings: GatewaySection) -> None:
         self._max_connections = settings.max_upstream_connections
@@ -32,6 +37,7 @@ class Upstream:
         self._stream_timeouts_s = settings.first_byte_timeout_s, settings.idle_timeout_s
         self._outbox = Outbox()
         self._pools: dict[str, Pool] = {}
+        self.on_lost: Callable[[str], None] = lambda engine: None
         self._own_pools: dict[str, Pool] = {}  # for our own calls, which must not wait behind requests
 
     async def run(self) -> None:
@@ -108,7 +114,8 @@ class Upstream:
         pool = pools.get(engine)
         if pool is None:
             limit = _MAX_OWN_CONNECTIONS if is_own else self._max_connections
-            pool = pools[engine] = Pool(engine, limit, asyncio.get_running_loop(), self._outbox)
+            on_lost = (lambda: self.on_lost(engine)) if is_own else (lambda: None)
+            pool = pools[engine] = Pool(engine, limit, asyncio.get_running_loop(), self._outbox, on_lost)
         return pool
 
     def _all_pools(self) -> list[Pool]:

@@ -11,7 +11,7 @@ from conftest import Running, run_gateway, wait_until
 from engine_process import EngineProcess
 
 from gateway.engines.engine import EngineState
-from tests.dns_server import DnsServer
+from prefloop.servers.dns import DnsServer
 
 NAME = "engine.prefloop.svc"
 
@@ -174,3 +174,18 @@ async def test_operators_see_where_an_engine_comes_from_and_cannot_register_a_wh
     body = {"url": engine["url"], "checkpoint": "whole"}
     async with gateway.http.post(f"{gateway.url}/operator/v1/engines", json=body, headers=gateway.admin) as answer:
         assert answer.status == 409 and "found by" in (await answer.json())["error"]["message"]
+
+
+async def test_an_engine_that_dies_while_nobody_asks_is_out_before_the_next_look(tmp_path: Path) -> None:
+    process, other = EngineProcess(), EngineProcess()
+    for each in (process, other):
+        await each.start()
+    async with run_gateway(tmp_path, engines=[process.url, other.url], reconcile_s=3.0) as gateway:
+        state = gateway.context.deployment.engines[process.url]
+        await wait_until(lambda: bool(state.proven))
+        await asyncio.sleep(0.3)  # the look is over, the next one is far
+        await process.kill()
+        killed_at = time.monotonic()
+        await wait_until(lambda: not state.up)
+        assert time.monotonic() - killed_at < 1.0
+    await other.kill()

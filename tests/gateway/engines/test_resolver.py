@@ -6,7 +6,7 @@ import pytest
 
 from gateway.engines import resolver as module
 from gateway.engines.resolver import Resolver
-from tests.dns_server import DnsServer
+from prefloop.servers.dns import DnsServer
 
 
 @pytest.fixture
