@@ -11,9 +11,13 @@ import typer
 from prefloop.gateway_client import GatewayClient, JsonOption, quote_id, with_gateway
 from prefloop.rollouts.records import RolloutList
 from prefloop.rollouts.view import tabulate_rollouts
+from prefloop.stored_checkpoints import add_store_commands
 from prefloop.terminal import CommandFailed, format_time, make_table, plain, print_json
 
-commands = typer.Typer(help="List, show, compare and delete checkpoints.", no_args_is_help=True)
+commands = typer.Typer(
+    help="List, show, compare and delete checkpoints; sign, verify and collect in the store.", no_args_is_help=True
+)
+add_store_commands(commands)
 
 LIST = "/operator/v1/checkpoints"
 ROLLOUTS = "/operator/v1/rollouts?limit=100"

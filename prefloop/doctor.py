@@ -80,6 +80,34 @@ def check_sqlite() -> Finding:
     )
 
 
+def check_store() -> Iterator[Finding]:
+    """Whether the checkpoint store answers and its keys can be read; nothing where checkpoints lie in a directory."""
+    from feedback.errors import FeedbackError
+    from feedback.settings import SharedSettings
+    from feedback.signing import read_signing_key, read_trusted_keys
+
+    settings = SharedSettings()
+    if settings.checkpoints_url:
+        remedy = (
+            "Check the bucket, the rights and AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY."
+        )
+        try:
+            store = settings.open_store()
+            seen = f"{len(store.list_ids()) if store else 0} checkpoints in {settings.checkpoints_url}"
+            yield Finding("checkpoint store", True, seen)
+        except FeedbackError as error:
+            yield Finding("checkpoint store", False, str(error), remedy)
+    try:
+        key, trusted = read_signing_key(settings.signing_key_file), read_trusted_keys(settings.trusted_keys_file)
+    except FeedbackError as error:
+        yield Finding("signing keys", False, str(error), "`prefloop checkpoints sign-key` makes a pair.")
+        return
+    if key is not None and trusted is not None:
+        is_trusted = key.fingerprint in trusted.by_fingerprint
+        remedy = "Add its public key to trusted_keys_file: what it signs is refused."
+        yield Finding("signing keys", is_trusted, f"{key.fingerprint} is {'' if is_trusted else 'not '}trusted", remedy)
+
+
 def diagnose_machine() -> Iterator[Finding]:
     """Everything that `prefloop up` needs of this machine."""
     yield check_python()
@@ -89,6 +117,7 @@ def diagnose_machine() -> Iterator[Finding]:
     yield check_sqlite()
     yield check_module("vllm", "pip install 'prefloop[cpu]' (or [gpu]); not needed with --engine URL.")
     yield check_module("torch", "Run `make install`.")
+    yield from check_store()
 
 
 def diagnose_engine(url: str, state_dir: Path, get: Callable[..., httpx.Response] = httpx.request) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from prometheus_client import generate_latest
 
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
+from prefloop.sync.metrics import SyncMetrics
 from tests.prometheus import find_promtool
 from trainer.run.metrics import Metrics as TrainerMetrics
 
@@ -35,12 +36,13 @@ def read_rules() -> list[dict[str, Any]]:
 
 
 async def list_exported(tmp_path: Path) -> set[str]:
-    """The series of a gateway that has just started, and of a trainer."""
+    """The series of a gateway that has just started, of a trainer, and of the sidecar beside an engine."""
     gateway = {"engines": ["http://127.0.0.1:9"], "access_log": True, "otlp_endpoint": "http://127.0.0.1:9"}
     settings = {"state_dir": tmp_path / "state", "gateway": gateway}
     app = create_app(GatewaySettings.model_validate(settings))
     async with app._run(app._api):
-        texts = [app.context.metrics.render(), generate_latest(TrainerMetrics().registry)]
+        others = (TrainerMetrics().registry, SyncMetrics().registry)
+        texts = [app.context.metrics.render(), *(generate_latest(registry) for registry in others)]
     names: set[str] = set()
     for name, kind in (match for text in texts for match in _FAMILY.findall(text.decode())):
         names |= {name} if kind != "histogram" else {f"{name}_{part}" for part in ("bucket", "sum", "count")}

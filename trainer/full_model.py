@@ -1,7 +1,7 @@
 """Makes a checkpoint of a full model: `python -m trainer.full_model MODEL_DIR --checkpoints DIR --told-from BASE_DIR`.
 
 Measures the probe (the model's own likeliest words, so that every token is among the engine's likeliest), copies what
-serving needs, publishes, and registers if a gateway is given. Does not train.
+serving needs, publishes, uploads if `checkpoints_url` is set, and registers if a gateway is given. Does not train.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from feedback.errors import ManifestError, SigningKeyError, StoreUnavailable
 from feedback.manifest import Probe
+from feedback.settings import SharedSettings, load_settings
+from feedback.signing import SigningKey, read_signing_key
 from trainer.run.checkpoints import Draft, Published, digest_base, next_number, publish_checkpoint
 from trainer.run.registry import Gateway, GatewayRefused, GatewayUnavailable
 
@@ -55,7 +58,14 @@ def score_tokens(model: Any, ids: list[int]) -> list[float]:
 
 
 def publish_full_model(
-    root: Path, model_dir: Path, *, parent: str | None, told_from: Path | None, number: int, now: float
+    root: Path,
+    model_dir: Path,
+    *,
+    parent: str | None,
+    told_from: Path | None,
+    number: int,
+    now: float,
+    key: SigningKey | None = None,
 ) -> Published:
     """Publish a copy of the model's directory as checkpoint `number`."""
 
@@ -72,7 +82,7 @@ def publish_full_model(
         probe=measure_probe(model_dir, told_from),
         kind="full",
     )
-    return publish_checkpoint(root, draft, write, now)
+    return publish_checkpoint(root, draft, write, now, key)
 
 
 def _load(directory: Path) -> Any:
@@ -100,17 +110,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--key-file", type=Path, default=Path("state/secrets/admin_key"), help="an operator's key")
     options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    settings = load_settings(SharedSettings)
+    try:
+        store, key = settings.open_store(), read_signing_key(settings.signing_key_file)
+    except (StoreUnavailable, SigningKeyError) as error:
+        log.error("%s", error)
+        return 1
     gateway = Gateway(options.gateway, options.key_file, TIMEOUT_S) if options.gateway else None
     try:
         taken = [known.number for known in gateway.list_checkpoints()] if gateway is not None else []
         number = next_number(options.checkpoints, taken)
         published = publish_full_model(
             options.checkpoints, options.model_dir, parent=options.parent, told_from=options.told_from, number=number,
-            now=time.time(),
+            now=time.time(), key=key,
         )  # fmt: skip
+        if store is not None:
+            store.put(published.path, key)
         if gateway is not None:
-            log.info("the gateway has it as %s", gateway.register(published.path))
-    except (GatewayUnavailable, GatewayRefused) as error:
+            path = published.path
+            status = gateway.register(path) if store is None else gateway.register_stored(path.name)
+            log.info("the gateway has it as %s", status)
+    except (GatewayUnavailable, GatewayRefused, StoreUnavailable, ManifestError) as error:
         log.error("%s", error)
         return 1
     print(published.path)

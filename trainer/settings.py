@@ -34,7 +34,8 @@ class TrainerSection(BaseModel):
     collect_grace_s: float = Field(
         default=86_400.0,
         ge=0,
-        description="Age from which a collection takes such a file, and takes an upload for dead. Above the longest upload.",
+        description="Age from which a collection takes such a file. While an upload is under way nothing is collected; one that"
+        " began a day ago is taken for dead.",
     )
     database_url: DatabaseUrl = Field(default="", description="SQLAlchemy URL; empty means `<state_dir>/trainer.db`.")
     database_wait_s: float = Field(

@@ -16,6 +16,8 @@ from feedback.checkpoint_store.uploads import MAX_COLLECTION_S, announce_collect
 from feedback.errors import ManifestError, UnknownCheckpoint
 from feedback.manifest import MANIFEST, SIGNATURE
 
+DEAD_UPLOAD_S = 86_400.0
+
 
 @dataclass(frozen=True)
 class Collected:
@@ -28,11 +30,19 @@ class Collected:
 
 
 def collect_blobs(
-    store: CheckpointStore, grace_s: float, clock: Callable[[], float] = time.time, *, is_dry_run: bool = False
+    store: CheckpointStore,
+    grace_s: float,
+    clock: Callable[[], float] = time.time,
+    *,
+    is_dry_run: bool = False,
+    dead_upload_s: float = DEAD_UPLOAD_S,
 ) -> Collected:
-    """Remove what nothing names and what is older than `grace_s`; is_dry_run: only count it. Raises StoreUnavailable."""
+    """Remove what nothing names and what is older than `grace_s`; is_dry_run: only count it.
+
+    dead_upload_s: an upload that began so long ago was killed. Raises StoreUnavailable.
+    """
     stop_at = time.monotonic() + MAX_COLLECTION_S
-    with announce_collection(store.files, grace_s, clock) as may_begin:
+    with announce_collection(store.files, dead_upload_s, clock) as may_begin:
         if not may_begin:
             return Collected(reason="an upload or another collection is under way")
         before = clock() - grace_s
@@ -47,7 +57,7 @@ def collect_blobs(
             if not is_dry_run:
                 store.files.remove(file.name)
             num_blobs, num_bytes = num_blobs + 1, num_bytes + file.size
-        num_uploads = 0 if is_dry_run else store.files.abort_uploads(before)
+        num_uploads = 0 if is_dry_run else store.files.abort_uploads(clock() - dead_upload_s)
     return Collected(num_blobs, num_bytes, num_uploads)
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from feedback.checkpoint_store.remote_files import TEMPORARY
 from feedback.checkpoint_store.store import CheckpointStore, Stored, name_blob
-from feedback.errors import ManifestError
+from feedback.errors import ManifestError, UnknownCheckpoint
 from feedback.manifest import (
     CHECKPOINT_ID,
     MANIFEST,
@@ -63,6 +63,20 @@ def fetch_checkpoint(
     return final
 
 
+def find_fault(store: CheckpointStore, checkpoint: str, trusted: TrustedKeys | None) -> str:
+    """Why a checkpoint would be refused, after reading all of it; "" if it would not. Writes nothing.
+
+    Raises StoreUnavailable.
+    """
+    try:
+        for name, expected in store.read(checkpoint, trusted).manifest.files.items():
+            for _ in read_checked(store, name, expected):
+                pass
+    except (ManifestError, UnknownCheckpoint) as error:
+        return str(error)
+    return ""
+
+
 def verify_fetched(directory: Path, trusted: TrustedKeys | None) -> None:
     """Check a fetched directory again: every file, and the signature. Raises ManifestError with the reason."""
     try:
@@ -91,27 +105,38 @@ def remove_fetched(root: Path, name: str) -> None:
     shutil.rmtree(doomed)
 
 
+def read_checked(store: CheckpointStore, name: str, expected: str) -> Iterator[bytes]:
+    """The blocks of a file. Raises ManifestError after the last one if they are not what the hash says."""
+    there = store.files.stat(name_blob(expected))
+    if there is None:
+        raise ManifestError(f"{name} is missing in the store")
+    if there.is_link:
+        raise ManifestError(f"{name} is a link in the store")
+    hashed = hashlib.sha256()
+    with store.files.open(name_blob(expected)) as remote:
+        if remote is None:  # removed meanwhile
+            raise ManifestError(f"{name} is missing in the store")
+        while block := store.files.read_block(remote):
+            hashed.update(block)
+            yield block
+    if hashed.hexdigest() != expected:
+        raise ManifestError(f"{name} was altered in the store")
+
+
 def _fetch_file(store: CheckpointStore, path: Path, name: str, expected: str, count: Callable[[int], None]) -> None:
     if path.is_file() and hash_file(path) == expected:  # of a fetch that was killed
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    there = store.files.stat(name_blob(expected))
-    if there is not None and there.is_link:
-        raise ManifestError(f"{name} is a link in the store")
-    hashed = hashlib.sha256()
-    with store.files.open(name_blob(expected)) as remote:
-        if remote is None:
-            raise ManifestError(f"{name} is missing in the store")
+    try:
         with path.open("wb") as file:
-            while block := store.files.read_block(remote):
-                hashed.update(block)
+            for block in read_checked(store, name, expected):
                 file.write(block)
                 count(len(block))
             file.flush()
             os.fsync(file.fileno())
-    if hashed.hexdigest() != expected:
+    except ManifestError:
         path.unlink()
-        raise ManifestError(f"{name} was altered in the store")
+        raise
 
 
 def _remove_unexpected(partial: Path, files: dict[str, str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,6 +128,10 @@ class RemoteFiles:
     def list_files(self, folder: str) -> list[RemoteFile]:
         """Every file below a folder, also those of uploads that a file system's crash left; none if it is not there."""
         with self._guard():
+            if (
+                self.is_local
+            ):  # fsspec's own listing leaves out what it cannot read: a collection would delete what that names
+                return [self._describe(found) for found in _list_local(self._locate(folder))]
             try:
                 found = self._fs.find(self._locate(folder), detail=True)
             except FileNotFoundError:
@@ -138,9 +143,14 @@ class RemoteFiles:
         with self._guard():
             try:
                 found = self._fs.ls(self._locate(folder), detail=True)
-            except (FileNotFoundError, NotADirectoryError):
+            except FileNotFoundError:
+                self._require_bucket()
                 return []
         return sorted(each["name"].rstrip("/").rpartition("/")[2] for each in found if each["type"] == "directory")
+
+    def _require_bucket(self) -> None:
+        if self.protocol in ("s3", "s3a"):  # else a bucket that is not there would look like an empty one
+            self._fs.call_s3("list_objects_v2", Bucket=self._root.partition("/")[0], MaxKeys=1)
 
     def remove(self, name: str) -> None:
         """Remove a file. Harmless to repeat."""
@@ -205,6 +215,22 @@ def _renamed_into_place(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def _list_local(folder: str) -> Iterator[dict[str, Any]]:
+    """What fsspec would say of every file below a folder. What goes meanwhile is left out; what cannot be read is raised."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        for name in names:
+            path = os.path.join(place, name)
+            with contextlib.suppress(FileNotFoundError):
+                found = os.lstat(path)
+                is_link = stat.S_ISLNK(found.st_mode)
+                yield {"name": path, "size": found.st_size, "mtime": found.st_mtime, "islink": is_link}
 
 
 def _choose_options(protocol: str) -> dict[str, Any]:

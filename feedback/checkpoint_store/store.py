@@ -97,13 +97,14 @@ class CheckpointStore:
         before = self.files.read(_name_file(manifest.id, MANIFEST), MAX_MANIFEST_BYTES)
         if before is not None and before != data:
             raise ManifestError(f"{self.url} holds another checkpoint {manifest.id}")
-        if before is not None and not self.find_missing(manifest):
+        if before is not None and all(self._holds(directory / name, file) for name, file in manifest.files.items()):
             if signature is not None:
                 self._sign(manifest.id, signature)
             return False
         with announce_upload(self.files, manifest.id):
             for name, digest in manifest.files.items():
-                self._put_blob(directory / name, digest)
+                if not self._holds(directory / name, digest):
+                    self.files.upload(directory / name, name_blob(digest))
                 reach("store.blob")
             if signature is not None:
                 self._sign(manifest.id, signature)
@@ -121,11 +122,10 @@ class CheckpointStore:
             self.files.remove(_name_file(checkpoint, name))
         self.files.remove_folder(f"{CHECKPOINTS}/{checkpoint}")
 
-    def _put_blob(self, path: Path, digest: str) -> None:
+    def _holds(self, path: Path, digest: str) -> bool:
+        """Whether a blob is there and as long as the file it is of."""
         there = self.files.stat(name_blob(digest))
-        if there is not None and there.size == path.stat().st_size and not there.is_link:
-            return
-        self.files.upload(path, name_blob(digest))
+        return there is not None and there.size == path.stat().st_size and not there.is_link
 
     def _sign(self, checkpoint: str, signature: bytes) -> None:
         name = _name_file(checkpoint, SIGNATURE)

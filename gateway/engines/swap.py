@@ -265,7 +265,7 @@ class Swap:
                 status, body = await self._upstream.call(
                     state.url, "/v1/load_lora_adapter", payload, timeout_s=timeout_s
                 )
-                if status == 404 and folder:
+                if status == 404 and folder and b"adapter" in body:  # else the route itself is not there
                     raise FilesMissing(f"{state.url} has not fetched {row.id} yet")
                 if status >= 500 and not state.is_failure_certain(row.id, time.monotonic()):
                     raise EngineUnavailable(f"{state.url} failed to load {row.id} ({status}): {_message(body)}")

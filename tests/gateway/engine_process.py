@@ -26,6 +26,8 @@ class EngineProcess(FakeEngine):
     is_hung: bool = False
     is_frozen: bool = False
     fails_to_load: bool = False
+    lacks: set[str] = field(default_factory=set)  # checkpoints whose files its sidecar has not fetched
+    paths: list[str] = field(default_factory=list)  # that it was told to load
     port: int = 0
     host: str = "127.0.0.1"
     unloads: list[str] = field(default_factory=list)
@@ -82,6 +84,10 @@ class EngineProcess(FakeEngine):
     async def _load(self, request: web.Request) -> web.Response:
         if self.fails_to_load:
             return web.json_response({"error": {"message": "EngineDeadError"}}, status=500)
+        body = await request.json()
+        self.paths.append(body["lora_path"])
+        if body["lora_name"] in self.lacks:
+            return web.json_response({"error": {"message": f"No adapter found for {body['lora_path']}"}}, status=404)
         return await super()._load(request)
 
     async def _unload(self, request: web.Request) -> web.Response:

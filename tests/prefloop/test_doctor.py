@@ -1,8 +1,12 @@
 """Doctor's findings: what was seen, and what to do."""
 
-import httpx
+from pathlib import Path
 
-from prefloop.doctor import check_cpu, check_memory, diagnose_engine
+import httpx
+import pytest
+
+from feedback.signing import make_signing_key
+from prefloop.doctor import check_cpu, check_memory, check_store, diagnose_engine
 
 
 def test_memory_is_judged_by_what_is_available():
@@ -48,3 +52,20 @@ def test_engine_that_does_not_answer_is_one_finding(tmp_path):
 
     findings = list(diagnose_engine("http://e", tmp_path, refuse))
     assert [f.is_ok for f in findings] == [False]
+
+
+def test_a_store_and_its_keys_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert list(check_store()) == []
+    ours, other = (make_signing_key(tmp_path / name) for name in ("ours.pem", "other.pem"))
+    (tmp_path / "trusted.pem").write_bytes(other.public_pem)
+    monkeypatch.setenv("PREFLOOP_CHECKPOINTS_URL", f"file://{tmp_path / 'store'}")
+    monkeypatch.setenv("PREFLOOP_SIGNING_KEY_FILE", str(tmp_path / "ours.pem"))
+    monkeypatch.setenv("PREFLOOP_TRUSTED_KEYS_FILE", str(tmp_path / "trusted.pem"))
+    store, keys = check_store()
+    assert store.is_ok and store.seen.startswith("0 checkpoints in file://")
+    assert not keys.is_ok and keys.seen == f"{ours.fingerprint} is not trusted"
+    (tmp_path / "trusted.pem").write_bytes(other.public_pem + ours.public_pem)
+    (tmp_path / "store").write_bytes(b"no directory")
+    monkeypatch.setenv("PREFLOOP_CHECKPOINTS_URL", "nosuch://bucket")
+    store, keys = check_store()
+    assert not store.is_ok and keys.is_ok

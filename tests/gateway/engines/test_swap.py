@@ -31,12 +31,15 @@ def row(folder: Path, number: int) -> CheckpointRow:
 class Station:
     """A swap over engines of the test's own; `reconcile` stands for one look of its loops."""
 
-    def __init__(self, session: aiohttp.ClientSession, processes: list[EngineProcess]) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, processes: list[EngineProcess], engine_checkpoints_dir: str = ""
+    ) -> None:
         urls = [process.url for process in processes]
         self.processes = processes
         self.deployment = Deployment(urls, BreakerLimits(2, 0.01, 0.05))
         self.caller = Caller(session)
-        self.swap = Swap(self.deployment, self.caller, GatewaySection(hang_s=0.2, reconcile_s=0.05))  # type: ignore[arg-type]
+        section = GatewaySection(hang_s=0.2, reconcile_s=0.05, engine_checkpoints_dir=engine_checkpoints_dir)
+        self.swap = Swap(self.deployment, self.caller, section)  # type: ignore[arg-type]
 
     @property
     def states(self) -> list[EngineState]:
@@ -48,6 +51,18 @@ class Station:
 
     def proven(self) -> list[frozenset[str]]:
         return [state.proven for state in self.states]
+
+
+@pytest.fixture
+async def fetching() -> AsyncIterator[Station]:
+    """Two engines, each with a sidecar that fetches what they are told to load."""
+    processes = [EngineProcess(), EngineProcess()]
+    for process in processes:
+        await process.start()
+    async with aiohttp.ClientSession() as session:
+        yield Station(session, processes, "/engine/checkpoints/")
+    for process in processes:
+        await process.kill()
 
 
 @pytest.fixture
@@ -284,3 +299,43 @@ def test_the_demo_preset_gives_defaults_and_written_values_win(tmp_path: Path, m
     assert settings.gateway.ask_rate == 1.0
     monkeypatch.delenv("PREFLOOP_PRESET")
     assert GatewaySettings().rollout.min_users == 100
+
+
+async def test_an_engine_whose_sidecar_has_not_fetched_a_checkpoint_yet_is_tried_again(
+    fetching: Station, tmp_path: Path
+) -> None:
+    checkpoint, late = row(tmp_path, 1), fetching.processes[0]
+    for process in fetching.processes:
+        process.lacks.add(checkpoint.id)
+    with pytest.raises(SwapError, match="has not fetched") as refused:
+        await fetching.swap.load(checkpoint)
+    assert refused.value.is_transient
+    fetching.processes[1].lacks.clear()
+    await fetching.swap.load(checkpoint)
+    assert fetching.proven() == [frozenset(), {checkpoint.id}]
+    await reconcile_engines(fetching.swap)
+    assert fetching.proven() == [frozenset(), {checkpoint.id}] and fetching.states[0].breaker.phase == "closed"
+    late.lacks.clear()
+    await reconcile_engines(fetching.swap)
+    assert fetching.proven() == [{checkpoint.id}] * 2
+    assert set(late.paths) == {f"/engine/checkpoints/{checkpoint.id}"}
+
+
+async def test_a_checkpoint_that_is_not_fetched_holds_up_no_other(fetching: Station, tmp_path: Path) -> None:
+    late, stable = row(tmp_path, 1), row(tmp_path, 2)
+    first = fetching.processes[0]
+    for checkpoint in (late, stable):
+        await fetching.swap.load(checkpoint)
+    first.lacks.add(late.id)
+    await first.restart()
+    await reconcile_engines(fetching.swap)
+    assert fetching.proven()[0] == {stable.id}
+
+
+async def test_without_sidecars_a_path_that_is_not_there_is_refused_for_good(station: Station, tmp_path: Path) -> None:
+    checkpoint = row(tmp_path, 1)
+    for process in station.processes:
+        process.lacks.add(checkpoint.id)
+    with pytest.raises(SwapError, match="404") as refused:
+        await station.swap.load(checkpoint)
+    assert not refused.value.is_transient

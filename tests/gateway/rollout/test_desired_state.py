@@ -1,5 +1,7 @@
 """What may be deleted, by hand-made tables."""
 
+from dataclasses import replace
+
 from gateway.rollout.desired_state import find_deletable
 from gateway.tables.checkpoints import CheckpointRow
 
@@ -29,6 +31,12 @@ def test_stable_its_parent_the_newest_and_whatever_is_not_done_with_are_kept() -
 
 def test_what_a_gateway_loads_or_answers_by_is_kept() -> None:
     assert find_deletable(ROWS, ROWS[3], frozenset({"c-0"}), keep=1) == {"c-2"}
+
+
+def test_whoever_serves_anothers_files_keeps_them() -> None:
+    copied = [replace(each, path=f"s3://bucket/checkpoints/{each.id}") for each in ROWS]
+    copied[3] = replace(copied[3], kind="aa", path="s3://bucket/checkpoints/c-0")
+    assert find_deletable(copied, copied[3], frozenset(), keep=1) == {"c-2"}
 
 
 def test_keeping_none_means_keeping_all() -> None:
