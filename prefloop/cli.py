@@ -72,7 +72,9 @@ def check_report(path: Path | None) -> Path | None:
 
 PortOption = Annotated[
     int,
-    typer.Option("--port", min=1, max=65532, help="The gateway's port; engine, trainer and scorer take the next ones."),
+    typer.Option(
+        "--port", min=1, max=65531, help="The gateway's port; engine, trainer, scorer and sync take the next ones."
+    ),
 ]
 EngineOption = Annotated[str, typer.Option(callback=check_address, help="Attach to a vLLM that runs at this URL.")]
 
@@ -120,6 +122,7 @@ def up(
         lora_rank=settings.lora_rank,
         gpu_share=settings.engine_gpu_share,
         has_scorer=settings.has_scorer,
+        has_store=bool(settings.checkpoints_url),
     )
     gateway = {"PREFLOOP_ROLLOUT__AUTO_APPROVE": "true"} if auto_approve else {}
     run(run_up(layout, console, gateway))

@@ -26,7 +26,7 @@ class Layout:
 
     log_url and the database URLs: empty for the embedded ones. device: "cpu", "cuda" or "" for what the machine has.
     lora_rank: of the trainer's adapters; gpu_share: of a GPU's memory for the engine, 0 for vLLM's own choice. has_scorer: a
-    process says which answers to ask about.
+    process says which answers to ask about. has_store: checkpoints are kept in a store, and fetched beside the engine.
     """
 
     state_dir: Path
@@ -43,6 +43,17 @@ class Layout:
     lora_rank: int = DEFAULT_RANK
     gpu_share: float = 0.0
     has_scorer: bool = False
+    has_store: bool = False
+
+    @property
+    def has_sync(self) -> bool:
+        """Whether checkpoints are fetched here: beside an engine elsewhere, whoever runs it does that."""
+        return self.has_store and not self.engine_url
+
+    @property
+    def fetched_dir(self) -> Path:
+        """Where fetched checkpoints lie."""
+        return self.state_dir / "engine-checkpoints"
 
     @property
     def engine_dtype(self) -> str:
@@ -195,6 +206,8 @@ def gateway_service(layout: Layout, extra: dict[str, str] | None = None) -> Serv
         env[SCORER] = layout.scorer_url
     if not layout.engine_url:  # else only who runs the engine knows
         env["PREFLOOP_GATEWAY__ENGINE_DTYPE"] = layout.engine_dtype
+    if layout.has_sync:
+        env["PREFLOOP_GATEWAY__ENGINE_CHECKPOINTS_DIR"] = str(layout.fetched_dir.resolve())
     return Service("gateway", [sys.executable, "-m", "gateway.app"], log_path(layout, "gateway"), env | (extra or {}))
 
 
@@ -214,6 +227,16 @@ def scorer_service(layout: Layout, extra: dict[str, str] | None = None) -> Servi
     """The scorer; extra: the trainer's further settings, as environment variables."""
     env = layout.environment() | {"PREFLOOP_TRAINER__SCORER__PORT": str(layout.port + 3)} | _limit_tokens(layout)
     return Service("scorer", [sys.executable, "-m", "trainer.scorer"], log_path(layout, "scorer"), env | (extra or {}))
+
+
+def sync_service(layout: Layout) -> Service:
+    """What fetches checkpoints from the store beside the engine."""
+    env = layout.environment() | {
+        "PREFLOOP_SYNC__DIRECTORY": str(layout.fetched_dir.resolve()),
+        "PREFLOOP_SYNC__GATEWAY_URL": layout.gateway_url,
+        "PREFLOOP_SYNC__PORT": str(layout.port + 4),
+    }
+    return Service("sync", [sys.executable, "-m", "prefloop.cli", "sync"], log_path(layout, "sync"), env)
 
 
 def _limit_tokens(layout: Layout) -> dict[str, str]:

@@ -29,6 +29,7 @@ from prefloop.services import (
     engine_service,
     gateway_service,
     scorer_service,
+    sync_service,
     trainer_service,
 )
 from prefloop.supervisor import Supervisor
@@ -108,6 +109,7 @@ def require_free_ports(layout: Layout) -> None:
     ports = [layout.port, layout.port + 2]
     ports += [] if layout.engine_url else [layout.port + 1]
     ports += [layout.port + 3] if layout.has_scorer else []
+    ports += [layout.port + 4] if layout.has_sync else []
     for port in ports:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -137,7 +139,7 @@ def run_back_ends(layout: Layout, log: LogKind, database: DatabaseKind) -> Itera
 def start_services(
     supervisor: Supervisor, layout: Layout, gateway: dict[str, str] | None = None, trainer: dict[str, str] | None = None
 ) -> None:
-    """Start engine, gateway and trainer, and the scorer where there is one.
+    """Start engine, gateway and trainer, the scorer where there is one, and what fetches checkpoints from a store.
 
     gateway, trainer: further settings for each, as environment variables.
     """
@@ -147,6 +149,8 @@ def start_services(
     supervisor.start(trainer_service(layout, trainer))
     if layout.has_scorer:
         supervisor.start(scorer_service(layout, trainer))
+    if layout.has_sync:
+        supervisor.start(sync_service(layout))
     if not layout.engine_url:  # else whoever runs that engine runs the others too
         supervisor.run_beside(engine_host(layout, supervisor).run())
 

@@ -54,6 +54,7 @@ class Session:
             lora_rank=machine.lora_rank,
             gpu_share=machine.engine_gpu_share,
             has_scorer=machine.has_scorer,
+            has_store=bool(machine.checkpoints_url),
         )
         self.tastes: dict[str, str] = {}  # world and taste, as the people name them
         self.supervisor = Supervisor()

@@ -17,6 +17,7 @@ import msgspec
 
 from feedback.checkpoint_store import CheckpointStore, fetch_checkpoint, list_fetched, remove_fetched, verify_fetched
 from feedback.errors import ManifestError, UnknownCheckpoint
+from feedback.manifest import read_manifest
 from feedback.signing import TrustedKeys
 from prefloop.sync.metrics import SyncMetrics
 
@@ -95,7 +96,7 @@ class Sidecar:
 
     def _fetch(self, row: ListedCheckpoint) -> None:
         refusal = self.refused.get(row.id)
-        if (self._root / row.id).is_dir() or (refusal is not None and self._clock() < refusal.retry_at):
+        if self._holds(row) or (refusal is not None and self._clock() < refusal.retry_at):
             return
         started = time.monotonic()
         try:
@@ -113,6 +114,15 @@ class Sidecar:
         self._metrics.fetches.inc()
         self._metrics.fetch_seconds.observe(time.monotonic() - started)
         log.info("%s is there, %.1f s after it was begun", row.id, time.monotonic() - started)
+
+    def _holds(self, row: ListedCheckpoint) -> bool:
+        if not (self._root / row.id).is_dir():
+            return False
+        if read_manifest(self._root / row.id).digest == row.digest:
+            return True
+        log.error("%s is removed: the gateway means another checkpoint by this id", row.id)
+        remove_fetched(self._root, row.id)
+        return False
 
     def _remove_others(self, wanted: Collection[str]) -> None:
         for name in list_fetched(self._root):

@@ -104,7 +104,9 @@ async def wait_until(is_true: Any, timeout_s: float = 10.0) -> None:
             await asyncio.sleep(0.01)
 
 
-def make_settings(tmp_path: Path, engine_port: int, preset: str = "default", **gateway: Any) -> GatewaySettings:
+def make_settings(
+    tmp_path: Path, engine_port: int, preset: str = "default", shared: dict[str, Any] | None = None, **gateway: Any
+) -> GatewaySettings:
     section = {
         "engines": [f"http://127.0.0.1:{engine_port}"],
         "connect_wait_s": 10.0,
@@ -115,14 +117,22 @@ def make_settings(tmp_path: Path, engine_port: int, preset: str = "default", **g
         **gateway,
     }
     return GatewaySettings.model_validate(
-        {"state_dir": tmp_path / "state", "preset": preset, "gateway": section, "rollout": {"tick_s": 0.02}}
+        {
+            "state_dir": tmp_path / "state",
+            "preset": preset,
+            "gateway": section,
+            "rollout": {"tick_s": 0.02},
+            **(shared or {}),
+        }
     )
 
 
 @contextlib.asynccontextmanager
-async def run_gateway(tmp_path: Path, *, has_checkpoint: bool = True, **section: Any) -> AsyncIterator[Running]:
+async def run_gateway(
+    tmp_path: Path, *, has_checkpoint: bool = True, engine: FakeEngine | None = None, **section: Any
+) -> AsyncIterator[Running]:
     """A gateway that runs until the block ends."""
-    engine = FakeEngine()
+    engine = engine or FakeEngine()
     runner, engine_port = await start_engine(engine)
     app = create_app(make_settings(tmp_path, engine_port, **section))
     server = build_server(app, host="127.0.0.1", port=0, drain_timeout_s=2)

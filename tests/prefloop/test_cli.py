@@ -95,7 +95,7 @@ def test_rollout_start_wants_one_of_aa_and_checkpoint():
     ("arguments", "code", "words"),
     [
         (["up", "--port", "0"], 2, "greater than or equal to 1"),
-        (["up", "--port", "65535"], 2, "less than or equal to 65532"),
+        (["up", "--port", "65535"], 2, "less than or equal to 65531"),
         (["up", "--engine", "localhost:8000"], 2, "no address"),
         (["up", "--model", "./no/such/model"], 1, "There is no model in"),
         (["up", "--state-dir", "file"], 1, "file"),
@@ -127,7 +127,7 @@ def test_a_port_that_is_taken_is_said_so(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         for command in ("up", "demo"):
-            result = runner.invoke(app, [command, "--state-dir", str(tmp_path), "--port", str(min(port, 65532))])
+            result = runner.invoke(app, [command, "--state-dir", str(tmp_path), "--port", str(min(port, 65531))])
             assert result.exit_code == 1 and "is taken" in result.output
     assert os.listdir(tmp_path) == []
 

@@ -15,6 +15,7 @@ from prefloop.services import (
     full_engine_service,
     gateway_service,
     scorer_service,
+    sync_service,
     trainer_service,
 )
 from trainer.model.presets import PRESETS
@@ -139,3 +140,13 @@ def test_a_scorer_runs_and_the_gateway_knows_it_only_where_it_is_asked_for(
     assert not MachineSettings().has_scorer
     monkeypatch.setenv("PREFLOOP_TRAINER__SCORER__ENABLED", "true")
     assert MachineSettings().has_scorer
+
+
+def test_with_a_store_checkpoints_are_fetched_where_the_engine_is_told_to_look(tmp_path: Path) -> None:
+    layout, name = Layout(tmp_path, port=7000, has_store=True), "PREFLOOP_GATEWAY__ENGINE_CHECKPOINTS_DIR"
+    fetched = sync_service(layout).env["PREFLOOP_SYNC__DIRECTORY"]
+    assert gateway_service(layout).env[name] == fetched == str(tmp_path / "engine-checkpoints")
+    assert sync_service(layout).env["PREFLOOP_SYNC__PORT"] == "7004"
+    assert name not in gateway_service(Layout(tmp_path)).env
+    elsewhere = Layout(tmp_path, has_store=True, engine_url="http://gpu:8000")  # fetched by whoever runs that engine
+    assert not elsewhere.has_sync and name not in gateway_service(elsewhere).env

@@ -122,11 +122,12 @@ def test_uploads_and_collections_at_the_same_time_lose_nothing(
         own = open_store(url)
         while not is_over.is_set():
             collected[0] += collect_blobs(own, -1.0).num_blobs
+            time.sleep(0.2)  # an upload that waits looks twice a second
 
     def publish(seed: int) -> None:
         own, rng = open_store(url), random.Random(seed)
         mine = published[seed::2]
-        for _ in range(6):
+        for _ in range(4):
             directory = rng.choice(mine)
             own.put(directory)
             if missing := own.find_missing(read_manifest(directory)):
