@@ -112,6 +112,10 @@ class Observations:
         self._measured.add(user)
         return True
 
+    def unclaim_measurement(self, user: str) -> None:
+        """There was no room for it: a later answer to this user may be measured."""
+        self._measured.discard(user)
+
     def record_divergence(self, rollout: str, user: str, at: float, nats: float) -> None:
         """Keep how far the canary's answer at `at` (epoch seconds) was from stable, in nats a token."""
         self._divergences.append(Divergence(rollout, user, at, nats))

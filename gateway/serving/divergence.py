@@ -62,14 +62,14 @@ class DivergenceSensor:
             return
         if not prompt or not answer or unit(view.salt + _SALT, user) >= kl.share:
             return
-        now = self._clock()
-        if now < self._may_begin_at or not self._find_observations().claim_measurement(rollout, user):
-            self._counts.labels("left_out").inc()
+        observations, now = self._find_observations(), self._clock()
+        if not observations.claim_measurement(rollout, user):
             return
         work = partial(self._measure, kl, rollout, (view.canary, view.stable), user, prompt, answer)
-        if self._queue.start(work, MAX_IN_FLIGHT):
+        if now >= self._may_begin_at and self._queue.start(work, MAX_IN_FLIGHT):
             self._may_begin_at = now + 1 / kl.max_per_s
         else:
+            observations.unclaim_measurement(user)
             self._counts.labels("left_out").inc()
 
     def close(self) -> None:
