@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from bench.gate.divergence import MARGIN, draw_rare, draw_unequal, share_crossed
 from bench.gate.figures import Row, about, at_most, error_of_share, render
 from bench.gate.first_requests import Rates, looks_passed
 from bench.gate.paths import (
@@ -135,6 +136,14 @@ def measure(rollouts: int, seed: int, show: Callable[[Row], None]) -> dict[str, 
     show_share("45/55 with 25% ties: rolled back", back, about(0.893))
     show_share("45/55 with 25% ties: inconclusive", open_ended, about(0.103))
     show_share("60/40 with 25% ties: promoted", measure_outcomes(0.60, rollouts, rng)[0], about(0.999))
+    unequal = show_share(
+        "the divergence passes at its margin, very unequal answers",
+        share_crossed(draw_unequal(0.3, MARGIN, rollouts, rng), beyond=False),
+        at_most(0.05),
+    )
+    rare = show_share(
+        "the same, one answer in eight far away", share_crossed(draw_rare(rollouts, rng), beyond=False), at_most(0.05)
+    )
     decision_ms, reading_ms = measure_decision(sum_up_all, rng)
     show(Row("CPU ms of a decision at 100,000 duels", decision_ms, at_most(50.0)))
     print(f"     (summing up the 100,000 duels: {reading_ms:.0f} ms of CPU more)")
@@ -147,6 +156,7 @@ def measure(rollouts: int, seed: int, show: Callable[[Row], None]) -> dict[str, 
         "users_80_power_55": power[0].found,
         "users_80_power_60": power[1].found,
         "rolled_back_4555": back,
+        "false_pass_divergence_at_margin": max(unequal, rare),
         "decision_ms_100k": decision_ms,
     }
 
