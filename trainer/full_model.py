@@ -119,6 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     gateway = Gateway(options.gateway, options.key_file, TIMEOUT_S) if options.gateway else None
     try:
         taken = [known.number for known in gateway.list_checkpoints()] if gateway is not None else []
+        taken += store.list_numbers() if store is not None else []
         number = next_number(options.checkpoints, taken)
         published = publish_full_model(
             options.checkpoints, options.model_dir, parent=options.parent, told_from=options.told_from, number=number,

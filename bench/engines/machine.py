@@ -17,12 +17,12 @@ from typing import Any
 
 import aiohttp
 import httpx
-from prefloop.servers.dns import DnsServer
 
 from bench.gateway.checkpoints import make_checkpoint, make_key
 from bench.gateway.loads import build_request
 from bench.gateway.peers import LIMITS, MODEL
 from bench.gateway.servers import Server
+from prefloop.servers.dns import DnsServer
 from prefloop.servers.ports import find_port
 
 NAME = "engine.bench"

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from prefloop.servers.dns import DnsServer
 
 from bench.chaos.stage import ROUND_EVERY, link_base, read_json, start_postgres
 from bench.chaos.victims import BrokerVictim, Service, Victim
 from bench.fleet.links import Balancer, Link, is_ready
 from gateway.access.secrets import load_secrets
+from prefloop.servers.dns import DnsServer
 from prefloop.servers.kafka import Broker
 from prefloop.servers.ports import find_port
 from prefloop.servers.s3 import BUCKET, S3Server

@@ -39,7 +39,16 @@ SMALL_PPO: dict[str, Any] = {"iterations": 6, "epochs": 2, "max_tokens": 48}
 CLEVER = Shares(random=0.1, informative=0.3, telling=0.6, candidates=4)
 
 OFFLINE_GRID = (50, 100, 200, 400, 800, 1600)
-FULL_GRID = (25, 50, 75, 100, 150, 200, 300, 400)  # the more rounds, the fewer choices: all that learn as they go have as many
+FULL_GRID = (
+    25,
+    50,
+    75,
+    100,
+    150,
+    200,
+    300,
+    400,
+)  # the more rounds, the fewer choices: all that learn as they go have as many
 ONLINE_GRID = (*FULL_GRID, 600, 800)
 ROUND_GRID = (50, 100, 200, 400)
 

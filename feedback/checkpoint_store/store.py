@@ -56,6 +56,10 @@ class CheckpointStore:
         """The ids of all checkpoints, also of those whose manifest is not written yet."""
         return [name for name in self.files.list_folders(CHECKPOINTS) if CHECKPOINT_ID.fullmatch(name)]
 
+    def list_numbers(self) -> list[int]:
+        """The numbers of all checkpoints, which no other may get."""
+        return sorted({int(name.split("-")[1]) for name in self.list_ids()})
+
     def has(self, checkpoint: str) -> bool:
         """Whether the checkpoint is there: its manifest is."""
         return self.files.stat(_name_file(checkpoint, MANIFEST)) is not None

@@ -34,11 +34,12 @@ def test_help_lists_the_commands():
         "engines",
         "bias",
         "migrate",
+        "sync",
     ):
         assert f"│ {command} " in result.output
 
 
-WITHOUT_JSON = {"up", "demo", "feedback export", "feedback import"}  # what they give is a process, or a file
+WITHOUT_JSON = {"up", "demo", "sync", "feedback export", "feedback import"}  # what they give is a process, or a file
 
 
 def list_leaves(group: click.Group, name: str = "") -> Iterator[tuple[str, click.Command]]:

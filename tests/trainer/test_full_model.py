@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from feedback.checkpoint_store import fetch_checkpoint, open_store
 from feedback.manifest import verify
+from feedback.signing import make_signing_key, parse_trusted_keys
 from gateway.engines.probe import judge_probe
 from tests.trainer.tiny import build_tiny_backbone
 from trainer.full_model import main
@@ -57,3 +59,18 @@ def test_numbers_rise_and_a_gateway_that_is_away_is_a_plain_failure(
     key.write_text("pl_1")
     away = ["--gateway", "http://127.0.0.1:1", "--key-file", str(key)]
     assert main([str(models[0]), "--checkpoints", str(tmp_path), *away]) == 1
+
+
+def test_a_model_goes_to_the_store_signed_and_its_number_is_taken_on_every_machine(
+    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, url = make_signing_key(tmp_path / "key.pem"), f"file://{tmp_path / 'store'}"
+    monkeypatch.setenv("PREFLOOP_CHECKPOINTS_URL", url)
+    monkeypatch.setenv("PREFLOOP_SIGNING_KEY_FILE", str(tmp_path / "key.pem"))
+    names = []
+    for machine in ("one", "two"):
+        assert main([str(models[0]), "--checkpoints", str(tmp_path / machine)]) == 0
+        names.append(Path(capsys.readouterr().out.strip()).name)
+    store, trusted = open_store(url), parse_trusted_keys([key.public_pem])
+    assert store.list_ids() == names and store.list_numbers() == [0, 1]
+    assert verify(fetch_checkpoint(store, names[1], tmp_path / "engine", trusted)).is_full
