@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +18,11 @@ KEPT_PRIMITIVES = "32"  # oneDNN keeps 1,024 by default, each with its code and 
 SEED_MARKER = "seed.json"  # written last by trainer.seed
 
 
-def stop_on_signals(stopping: threading.Event) -> None:
-    """Wait for signals in a thread of their own: the main thread may be inside torch for seconds."""
+def stop_on_signals(stopping: threading.Event, last: Sequence[Callable[[], None]] = (), code: int = 0) -> None:
+    """Wait for signals in a thread of their own: the main thread may be inside torch for seconds.
+
+    A process that has not ended by itself in time ends with `code`, after it called each of `last`, which may grow meanwhile.
+    """
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before any other thread exists: they inherit it
 
@@ -25,7 +30,10 @@ def stop_on_signals(stopping: threading.Event) -> None:
         signal.sigwait(signals)
         stopping.set()
         threading.Event().wait(STOP_WITHIN_S)
-        os._exit(0)  # nothing is lost: whatever was under way begins again
+        for call in last:
+            with suppress(Exception):
+                call()
+        os._exit(code)  # nothing is lost: whatever was under way begins again
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
 

@@ -41,6 +41,11 @@ class TrainerSection(BaseModel):
     database_wait_s: float = Field(
         default=60.0, ge=0, description="How long the start waits for a database that does not answer, before it fails."
     )
+    lease_s: float = Field(
+        default=15.0,
+        ge=1,
+        description="Of several trainers on one PostgreSQL one works: after so long a silence of its another takes over.",
+    )
     seed: int = Field(default=0, ge=0, description="Makes rounds repeatable.")
     policy: str = Field(default="default", description="The policy that is trained: rows of others are left alone.")
     round: RoundKind | Annotated[list[RoundKind], Field(min_length=1)] = Field(

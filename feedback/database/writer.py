@@ -49,11 +49,20 @@ class Writer:
 
     If a function raises, only its own work is undone and its future fails: each has a savepoint, but one that has the
     transaction to itself. If the commit fails, all of them fail and nothing is stored. Functions must be short,
-    and must not commit, roll back, or go on after an error of the database.
+    and must not commit, roll back, or go on after an error of the database. `guard` is called first in every transaction: what it
+    raises, all of them get.
     """
 
-    def __init__(self, engine: sa.Engine, *, max_batch: int = 256, max_waiting: int = 10_000) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        *,
+        max_batch: int = 256,
+        max_waiting: int = 10_000,
+        guard: Callable[[sa.Connection], None] | None = None,
+    ) -> None:
         self._engine = engine
+        self._guard = guard
         self._max_batch = max_batch
         self._jobs: queue.Queue[_Job | None] = queue.Queue(max_waiting)
         self._closed = False
@@ -151,6 +160,8 @@ class Writer:
     def _commit(self, batch: list[_Job]) -> None:
         try:
             with write_transaction(self._engine) as connection:
+                if self._guard is not None:
+                    self._guard(connection)
                 if len(batch) == 1:
                     _run_alone(connection, batch[0])
                 else:

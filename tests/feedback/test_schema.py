@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 import feedback
 import gateway.app  # noqa: F401  # declares the gateway's tables
+import trainer.run.lease
 import trainer.run.lineage
+import trainer.run.numbers
 import trainer.run.reward_keeper
 import trainer.run.rounds  # noqa: F401
 from feedback import inbox

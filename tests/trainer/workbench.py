@@ -101,6 +101,7 @@ class Workbench:
             self.settings.checkpoints_dir,
             training.save,
             self.database,
+            self.writer,
             self.gateway,
             base_digest="base",
             rank=16,

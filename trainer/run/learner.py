@@ -63,6 +63,7 @@ class Learner:
         self._keeper, self._quarantine, self._training = keeper, quarantine, training
         self._database, self._gateway, self._publisher = database, gateway, publisher
         self._requests, self._stopping, self._now, self._started_at = requests, stopping, now, now()
+        self.is_gateway_away = False  # a round is due, and the gateway did not say what to begin from
         self._counted: tuple[tuple[int, int], int] | None = None  # demonstrations, up to which rows
         self._reporter = Reporter(database, board, metrics, curves, publisher, settings.trainer)
         self._closer = Closer(settings.rounds_dir, database, writer, publisher, quarantine, self._reporter, now)
@@ -164,12 +165,14 @@ class Learner:
     def _find_start(self, due: Due) -> Published | None:
         """The checkpoint that serves, to start from; None, with the reason on the board, if a round must wait."""
         wait = self._reporter.show_waiting
+        self.is_gateway_away = True
         try:
             state = self._gateway.read_state()
             untried = self._find_untried()
         except (GatewayUnavailable, GatewayRefused) as error:
             wait("waiting", f"{due.reason}; the gateway does not say who is stable: {error}", due.progress)
             return None
+        self.is_gateway_away = state.stable is None and not state.rollout
         found = self._publisher.find(state.stable, state.stable_digest)
         may_overlap = self._settings.rounds_during_rollout
         reason = explain_wait(state, untried, found is not None, may_overlap=may_overlap)
@@ -177,6 +180,15 @@ class Learner:
             wait("waiting", f"{due.reason}; {reason}", due.progress)
             return None
         return found
+
+    def find_unregistered(self) -> list[str]:
+        """The newest checkpoint, if the gateway does not know it or does not answer."""
+        newest = self._publisher.published[-1:]
+        try:
+            known = {each.digest for each in self._gateway.list_checkpoints()}
+        except (GatewayUnavailable, GatewayRefused):
+            known = set()
+        return [each.manifest.id for each in newest if each.manifest.digest not in known]
 
     def _find_untried(self) -> str | None:
         """The newest published checkpoint, if the gateway does not know it yet or lets it wait for its trial."""

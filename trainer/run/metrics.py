@@ -19,6 +19,9 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self.leads = Gauge(
+            "prefloop_trainer_leads", "1 while this trainer works, 0 while it stands by.", registry=self.registry
+        )
         self.preferences = Gauge("prefloop_preferences", "Preferences stored.", registry=self.registry)
         self.lag = Gauge("prefloop_consumer_lag", "Records in the log that are not consumed.", registry=self.registry)
         self.partition_lag = Gauge(

@@ -1,7 +1,7 @@
 """Gives checkpoints their numbers, publishes adapter "policy" as one, and knows which are there.
 
 One instance a process, used by the learner alone. A number is free if neither a directory, nor a round on record, nor
-the gateway has it.
+the gateway has it, nor any trainer of the same database ever reserved it (numbers.py).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from feedback.database import Writer
 from feedback.manifest import Probe
 from feedback.signing import SigningKey
-from trainer.run import checkpoints, rounds
+from trainer.run import checkpoints, numbers, rounds
 from trainer.run.registry import Gateway, GatewayRefused, GatewayUnavailable
 
 log = logging.getLogger("trainer.run.publisher")
@@ -35,15 +36,20 @@ class Trained:
 
 
 class Publisher:
-    """Publishes into `root`. save_policy writes adapter "policy"; on_published is called after each publication."""
+    """Publishes into `root`. save_policy writes adapter "policy"; on_published is called after each publication.
+
+    fence: under which this trainer works. Make it once this trainer works, and no earlier.
+    """
 
     def __init__(
         self,
         root: Path,
         save_policy: Callable[[Path], None],
         database: sa.Engine,
+        writer: Writer,
         gateway: Gateway,
         *,
+        fence: int = 0,
         base_digest: str,
         rank: int,
         make_probe: Callable[[], Probe],
@@ -52,17 +58,18 @@ class Publisher:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.root, self._save_policy, self._database, self._gateway = root, save_policy, database, gateway
+        self._writer, self._fence = writer, fence
         self._base_digest, self._rank = base_digest, rank
         self._make_probe, self._on_published = make_probe, on_published
         self._signing_key, self._now = signing_key, now
         for name in checkpoints.clean_unfinished(root):
             log.info("removed %s, left by a crash", name)
-        self.published = checkpoints.list_published(root, base_digest)
+        self.published = self._settle()
 
     def publish(self, trained: Trained) -> checkpoints.Published:
         """Publish adapter "policy" under the next number."""
         draft = checkpoints.Draft(
-            number=self._next_number(),
+            number=self._reserve_number(trained.settings.get("round")),
             parent=trained.parent,
             base_digest=self._base_digest,
             rank=self._rank,
@@ -73,6 +80,7 @@ class Publisher:
             metrics=rounds.keep_finite(trained.metrics),  # else no JSON
         )
         published = checkpoints.publish_checkpoint(self.root, draft, self._save_policy, self._now(), self._signing_key)
+        self._writer.run(lambda connection: numbers.confirm(connection, draft.number, published.manifest.id)).result()
         self.published.append(published)
         self._on_published()
         return published
@@ -92,11 +100,33 @@ class Publisher:
         """The id of checkpoint 0, "checkpoint 0" where its directory is gone."""
         return next((each.manifest.id for each in self.published if each.manifest.number == 0), "checkpoint 0")
 
-    def _next_number(self) -> int:
+    def list_counting(self) -> list[checkpoints.Published]:
+        """What is in the directory now, less what a trainer published that had lost its lease. Any thread may."""
+        found = {name_published(each): each for each in checkpoints.list_published(self.root, self._base_digest)}
+        with self._database.connect() as connection:
+            without = numbers.list_uncounted(connection, found)
+        return [each for name, each in found.items() if name not in without]
+
+    def _settle(self) -> list[checkpoints.Published]:
+        found = [name_published(each) for each in checkpoints.list_published(self.root, self._base_digest)]
+        self._writer.run(lambda connection: numbers.settle(connection, found)).result()
+        return self.list_counting()
+
+    def _reserve_number(self, round_number: int | None) -> int:
+        """Raises LeaseLost: nothing is published then."""
         with self._database.connect() as connection:
             taken = rounds.list_checkpoint_numbers(connection)
         try:  # a trainer that lost its directory must not give a number that the gateway knows
             taken += [checkpoint.number for checkpoint in self._gateway.list_checkpoints()]
         except (GatewayUnavailable, GatewayRefused) as error:
             log.info("numbering without the gateway: %s", error)
-        return checkpoints.next_number(self.root, taken)
+        taken.append(checkpoints.next_number(self.root) - 1)
+        return self._writer.run(
+            lambda connection: numbers.reserve(connection, round_number, self._fence, taken)
+        ).result()
+
+
+def name_published(published: checkpoints.Published) -> numbers.Named:
+    """What numbers are kept by."""
+    manifest = published.manifest
+    return numbers.Named(manifest.number, manifest.id, manifest.settings.get("round"))

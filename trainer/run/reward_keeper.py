@@ -2,7 +2,8 @@
 
 A state says which rows its last update used, and is renamed into place before they are marked: after a crash between the
 two, the marks are made good from it. So every row counts once as new. A version is used by rounds only once it is measured
-and not worse than the one in use; a refused one goes on learning.
+and not worse than the one in use; a refused one goes on learning. The database knows the states by name and by what they used:
+where another trainer learnt meanwhile, this one's states are dropped as far as they are not that trainer's, and the marks follow.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +33,7 @@ from trainer.run.memory import release_memory
 from trainer.run.plan import count_replays, draw_sample
 from trainer.run.quarantine import Quarantine
 from trainer.run.reporter import Reporter, describe_metrics
-from trainer.run.reward_states import Accepted, RewardStates, Update, list_states, name_state, read_uses
+from trainer.run.reward_states import Accepted, RewardStates, Update, list_states, name_state, parse_uses, read_uses
 from trainer.run.status import RewardView, StyleView
 from trainer.run.weighing import Weigh, describe_row
 from trainer.sections.reward import RewardSection
@@ -50,6 +52,8 @@ updates = sa.Table(
     metadata,
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("metrics", sa.String, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, server_default=""),  # Update.state
+    sa.Column("uses", sa.Text, nullable=False, server_default=""),  # Update.describe_uses; "" from before it was kept
 )
 BULK_UPDATES = 20  # so many updates' worth of new rows are learnt in one pass
 BULK_CHUNK = 500  # rows in memory at a time in such a pass
@@ -89,6 +93,7 @@ class RewardKeeper:
         self._rated_until = 0
         self._erased = ErasedRows(database)
         self._unsettled: Update | None = None
+        self._state = ""  # of the newest version
         self._refused = ""
 
     # States
@@ -96,11 +101,16 @@ class RewardKeeper:
     def restore(self) -> None:
         """Take up the newest state that loads; without any, begin anew with every row unused."""
         self._states.prepare()
+        with self._database.connect() as connection:
+            known = {
+                row.version: row.state for row in connection.execute(sa.select(updates.c.version, updates.c.state))
+            }
+        self._states.remove_others(lambda version, used: is_of_chain(version, used, known))
         done = self._states.load_newest(self._load)
         if done is None:
             self._writer.run(self._begin_anew).result()
             return
-        self._rated_until = done.rated_until
+        self._rated_until, self._state = done.rated_until, done.state
         self._writer.run(partial(self._take_up, done=done)).result()
         log.info("reward model %d is restored", self.reward.version)
 
@@ -111,18 +121,24 @@ class RewardKeeper:
         return done
 
     def _take_up(self, connection: sa.Connection, done: Update) -> None:
-        """Undo the marks of updates whose states are set aside, and make good those of the one that is restored."""
+        """Undo the marks of updates whose states are gone, and make good those of the one that is restored."""
         lost = updates.c.version > self.reward.version
-        for version in connection.execute(sa.select(updates.c.version).where(lost)).scalars().all():
-            for aside in self._states.list_aside(version)[-1:]:
-                try:
-                    undone = read_uses(aside)
-                except Exception as error:  # part of the damage: its preferences stay marked as used
-                    log.warning("%s does not say what it used: %s", aside.name, describe_error(error))
-                else:
-                    rows.forget_uses_of(connection, undone.new, undone.replayed)
+        for row in connection.execute(sa.select(updates.c.version, updates.c.uses).where(lost)).all():
+            if (undone := self._find_uses(row.version, row.uses)) is not None:
+                rows.forget_uses_of(connection, undone.new, undone.replayed)
         connection.execute(sa.delete(updates).where(lost))
         self._mark(connection, done)
+
+    def _find_uses(self, version: int, stored: str) -> Update | None:
+        """What an update used whose state is not here any more; None where nothing says it."""
+        if stored:
+            return parse_uses(stored)
+        for aside in self._states.list_aside(version)[-1:]:
+            try:
+                return read_uses(aside)
+            except Exception as error:  # part of the damage: its preferences stay marked as used
+                log.warning("%s does not say what it used: %s", aside.name, describe_error(error))
+        return None
 
     def _begin_anew(self, connection: sa.Connection) -> None:
         rows.forget_uses(connection, self._policy)
@@ -171,7 +187,7 @@ class RewardKeeper:
         weights = self._weigh([describe_row(pair, self._now()) for pair in (*new, *replayed)])
         metrics = self.reward.update(new, replayed, weights, rated) if new else {}
         if metrics:
-            self._unsettled = Update(self._list_used(new), self._list_used(replayed), metrics, until)
+            self._unsettled = self._name(Update(self._list_used(new), self._list_used(replayed), metrics, until))
         self._settle()
         return metrics
 
@@ -215,9 +231,12 @@ class RewardKeeper:
             read_chunks(), lambda num, _: reporter.show_share(num / len(ids)), total=len(ids)
         )
         if metrics:
-            self._unsettled = Update(learnt, [], metrics, self._rated_until)
+            self._unsettled = self._name(Update(learnt, [], metrics, self._rated_until))
         self._settle()
         return metrics
+
+    def _name(self, done: Update) -> Update:
+        return replace(done, state=secrets.token_hex(8), parent=self._state)
 
     def _list_used(self, pairs: list[Pair]) -> list[int]:
         """Ids of the pairs that were learnt from."""
@@ -232,7 +251,7 @@ class RewardKeeper:
             self._states.save(self.reward.version, done, self.reward.save)
         reach("reward.saved")
         self._writer.run(lambda connection: self._mark(connection, done)).result()
-        self._unsettled, self._rated_until = None, done.rated_until
+        self._unsettled, self._rated_until, self._state = None, done.rated_until, done.state
 
     def _mark(self, connection: sa.Connection, done: Update) -> None:
         known = sa.select(updates.c.version).where(updates.c.version == self.reward.version)
@@ -240,7 +259,8 @@ class RewardKeeper:
             for ids, as_new in ((done.new, True), (done.replayed, False)):
                 for some in split_parameters(ids):
                     mark_used(connection, some, as_new=as_new)
-            connection.execute(sa.insert(updates).values(version=self.reward.version, metrics=json.dumps(done.metrics)))
+            kept = {"metrics": json.dumps(done.metrics), "state": done.state, "uses": done.describe_uses()}
+            connection.execute(sa.insert(updates).values(version=self.reward.version, **kept))
 
     def _show(self, reporter: Reporter, metrics: Mapping[str, float]) -> None:
         version = self.reward.version
@@ -309,6 +329,17 @@ class RewardKeeper:
             self._erased.look_again()
 
 
+def is_of_chain(version: int, used: Update, known: Mapping[int, str]) -> bool:
+    """Whether a state on disk is one that the database knows by name, or what came of the newest of those before a crash.
+
+    known: names by version.
+    """
+    if version in known:
+        return known[version] == used.state
+    newest = max(known, default=0)
+    return version == newest + 1 and used.parent == known.get(newest, "")
+
+
 def read_prequential(metrics: Mapping[str, float]) -> tuple[float | None, int]:
     """What share of the last choices an update's model had foreseen, None for none yet; and how many those are."""
     num = int(metrics.get("num_foreseen", 0))
@@ -326,6 +357,6 @@ def read_style(metrics: Mapping[str, float]) -> tuple[StyleView, ...]:
 
 def read_history(connection: sa.Connection, limit: int = 400) -> list[dict[str, float]]:
     """What the newest updates measured, oldest first, each with its `version`."""
-    query = sa.select(updates).order_by(updates.c.version.desc()).limit(limit)
+    query = sa.select(updates.c.version, updates.c.metrics).order_by(updates.c.version.desc()).limit(limit)
     rows = connection.execute(query).all()
     return [{"version": float(row.version), **json.loads(row.metrics)} for row in reversed(rows)]

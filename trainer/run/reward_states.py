@@ -24,18 +24,29 @@ T = TypeVar("T")
 log = logging.getLogger("trainer.learn.reward")
 
 UNFINISHED = ".unfinished"
+SUPERSEDED = ".superseded"
 SET_ASIDE = "unreadable-"  # begins the name of a state that did not load
 ACCEPTED = "accepted.json"
 
 
 @dataclass(frozen=True)
 class Update:
-    """Which preferences an update learnt from, by their ids; what it measured; and up to which signal it took ratings."""
+    """Which preferences an update learnt from, by their ids; what it measured; and up to which signal it took ratings.
+
+    state: a name of its own for what came of it; parent: of the state that it began from. "" before states had names.
+    """
 
     new: list[int]
     replayed: list[int]
     metrics: dict[str, float]
     rated_until: int = 0
+    state: str = ""
+    parent: str = ""
+
+    def describe_uses(self) -> str:
+        """All but what it measured, as JSON."""
+        kept = ("new", "replayed", "rated_until", "state", "parent")
+        return json.dumps({name: getattr(self, name) for name in kept})
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,20 @@ class RewardStates:
     def prepare(self) -> None:
         """Make the directory, and remove what a crash left half written."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self.directory / UNFINISHED, ignore_errors=True)
+        for name in (UNFINISHED, SUPERSEDED):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+
+    def remove_others(self, is_ours: Callable[[int, Update], bool]) -> None:
+        """Remove states that the database knows nothing of: another trainer learnt meanwhile, from a state before them."""
+        for state in list_states(self.directory):
+            try:
+                used = read_uses(state)
+            except Exception:  # it does not load either, and is set aside then
+                continue
+            if not is_ours(read_version(state), used):
+                log.warning("%s is removed: another trainer's reward model is newer", state.name)
+                state.rename(self.directory / SUPERSEDED)
+                shutil.rmtree(self.directory / SUPERSEDED)
 
     def find(self, version: int) -> Path:
         return self.directory / name_state(version)
@@ -66,8 +90,7 @@ class RewardStates:
         directory = self.directory / UNFINISHED
         shutil.rmtree(directory, ignore_errors=True)
         write(directory)
-        used = {"new": done.new, "replayed": done.replayed, "rated_until": done.rated_until}
-        (directory / "used.json").write_text(json.dumps(used))
+        (directory / "used.json").write_text(done.describe_uses())
         fsync_files(directory)
         directory.rename(self.find(version))
         fsync_directory(self.directory)
@@ -114,7 +137,7 @@ class RewardStates:
         if accepted := self.read_accepted():
             return accepted.version, self.find(accepted.version)
         states = list_states(self.directory) if self.directory.is_dir() else []
-        return (int(states[-1].name.removeprefix("v-")), states[-1]) if states else None
+        return (read_version(states[-1]), states[-1]) if states else None
 
     def accept(self, accepted: Accepted) -> None:
         """Have rounds use a version from here on."""
@@ -137,8 +160,19 @@ def list_states(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if path.name.startswith("v-"))
 
 
+def read_version(state: Path) -> int:
+    """The version that a state's directory is named by."""
+    return int(state.name.removeprefix("v-"))
+
+
 def read_uses(state: Path) -> Update:
     """Which rows the last update of a saved state used. Raises what a damaged file raises."""
-    used: dict[str, Any] = json.loads((state / "used.json").read_text())
+    return parse_uses((state / "used.json").read_text())
+
+
+def parse_uses(text: str) -> Update:
+    """What `describe_uses` wrote. Raises what damaged text raises."""
+    used: dict[str, Any] = json.loads(text)
     new, replayed = ([int(row_id) for row_id in used[name]] for name in ("new", "replayed"))
-    return Update(new, replayed, {}, int(used.get("rated_until", 0)))
+    names = (str(used.get(name, "")) for name in ("state", "parent"))
+    return Update(new, replayed, {}, int(used.get("rated_until", 0)), *names)

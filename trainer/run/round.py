@@ -110,7 +110,7 @@ class RoundRunner:
 
     def _see_through(self, opened: OpenRound, stable: Published, files: RoundFiles, from_base: bool) -> Ending:
         """All steps that are not done yet."""
-        found = self._resume(files)
+        found = self._resume(files, opened.number)
         if found is None:
             with self._time(files, "preparing"):
                 refused = self._refresh_reward(opened)
@@ -124,6 +124,7 @@ class RoundRunner:
                         reason="no row of its kind can be trained on", last_preference_id=plan.last_preference_id
                     )
                 files.write_plan(plan)
+                self._store_plan(plan)
             reach("round.prepared")
         else:
             plan, planned = found
@@ -144,9 +145,9 @@ class RoundRunner:
         with self._time(files, "publishing"):
             return replace(made, checkpoint=self._publish(plan, metrics, made.reason))
 
-    def _resume(self, files: RoundFiles) -> tuple[Plan, Rows] | None:
+    def _resume(self, files: RoundFiles, number: int) -> tuple[Plan, Rows] | None:
         """The plan of a round that was interrupted, with its rows; None if it has to be prepared, or prepared anew."""
-        plan = files.read_plan()
+        plan = self._find_plan(files, number)
         if plan is None:
             return None
         for checkpoint in filter(None, (plan.parent, plan.reference)):
@@ -163,6 +164,26 @@ class RoundRunner:
             return None
         log.info("round %d goes on as it was planned", plan.number)
         return plan, planned
+
+    def _find_plan(self, files: RoundFiles, number: int) -> Plan | None:
+        """The plan in the database, which wins: another trainer may have made it. Its own files go if they are of another."""
+        plan = files.read_plan()
+        with self._database.connect() as connection:
+            stored = rounds.load_plan(connection, number)
+        if stored is None:
+            if plan is not None:
+                self._store_plan(plan)
+            return plan
+        known = msgspec.json.decode(stored, type=Plan)
+        if known != plan:
+            log.info("round %d begins again from its plan: what was trained of it is not here", number)
+            files.remove()
+            files.write_plan(known)
+        return known
+
+    def _store_plan(self, plan: Plan) -> None:
+        text = msgspec.json.encode(plan).decode()
+        self._writer.run(lambda connection: rounds.store_plan(connection, plan.number, text)).result()
 
     def _refresh_reward(self, opened: OpenRound) -> str:
         """Have the reward model learn what is new; why there is nothing to train for, or ""."""

@@ -35,6 +35,13 @@ rounds = sa.Table(
     sa.Column("details", sa.Text, nullable=False, server_default="{}"),  # JSON: see Ending.details
 )
 
+plans = sa.Table(
+    "round_plans",  # of the round that is open: see plan.Plan
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("plan", sa.Text, nullable=False),
+)
+
 
 @dataclass(frozen=True)
 class NewPreferences:
@@ -130,6 +137,18 @@ def begin_round(
     return opened
 
 
+def store_plan(connection: sa.Connection, number: int, plan: str) -> None:
+    """Keep the plan of an open round, in place of the one before: another trainer may go on with it."""
+    connection.execute(sa.delete(plans))
+    connection.execute(sa.insert(plans).values(number=number, plan=plan))
+
+
+def load_plan(connection: sa.Connection, number: int) -> str | None:
+    """The plan of an open round; None if it has none, or began under a release that kept none here."""
+    found: str | None = connection.execute(sa.select(plans.c.plan).where(plans.c.number == number)).scalar()
+    return found
+
+
 def release_round(connection: sa.Connection, number: int) -> None:
     """A clean stop in the middle of a round does not count as an attempt."""
     connection.execute(sa.update(rounds).where(rounds.c.number == number).values(attempts=rounds.c.attempts - 1))
@@ -154,6 +173,7 @@ def finish_round(connection: sa.Connection, number: int, ending: Ending, now: fl
         values["last_preference_id"] = ending.last_preference_id
     is_open = sa.and_(rounds.c.number == number, rounds.c.finished_at.is_(None))
     connection.execute(sa.update(rounds).where(is_open).values(values))
+    connection.execute(sa.delete(plans).where(plans.c.number == number))
 
 
 def keep_finite(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -188,6 +208,12 @@ def read_past(connection: sa.Connection) -> Past:
             num_rounds=past.num_rounds + 1,
         )
     return past
+
+
+def find_last_finished(connection: sa.Connection) -> int:
+    """The number of the newest round that ended, 0 before the first."""
+    query = sa.select(sa.func.max(rounds.c.number)).where(rounds.c.finished_at.is_not(None))
+    return int(connection.execute(query).scalar() or 0)
 
 
 def count_seen_demonstrations(connection: sa.Connection) -> int:

@@ -1,4 +1,4 @@
-"""The trainer's HTTP server on loopback: /livez, /metrics, /status, the rounds with their reports, and a round on demand.
+"""The trainer's HTTP server on loopback: /livez, /readyz, /metrics, /status, the rounds with their reports, and a round on demand.
 
 GET /rounds, /rounds/N, /rounds/N/report, /lineage?user=U; POST /rounds. Commands are taken from this machine alone and as
 JSON alone: a page in a browser cannot send that without asking first, and nobody answers it.
@@ -60,6 +60,8 @@ class Pages:
         url = urlsplit(target)
         if url.path == "/livez":
             return 200, "text/plain", b"ok\n"
+        if url.path == "/readyz":
+            return self._get_ready()
         if url.path == "/metrics":
             return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
         if url.path == "/status":
@@ -67,6 +69,12 @@ class Pages:
         if self._archive is not None:
             return self._get_archived(self._archive, url.path, parse_qs(url.query))
         return refuse(404, "no such page")
+
+    def _get_ready(self) -> Answer:
+        """200 for a trainer that works, and for one that could at once: both have the base loaded."""
+        view = self._board.read()
+        state = {"state": view.lease.state, "holder": view.lease.holder}
+        return answer_json(200, state) if view.is_ready else answer_json(503, state | {"reason": view.round.reason})
 
     def _get_archived(self, archive: Archive, path: str, query: dict[str, list[str]]) -> Answer:
         if path == "/rounds":
@@ -100,7 +108,10 @@ class Pages:
             request = RoundRequest(from_base=bool(asked.get("from_base", False)))
         except (ValueError, AttributeError, RecursionError):
             return refuse(400, "the body is no JSON object")
-        now = self._board.read().round
+        view = self._board.read()
+        now = view.round
+        if view.lease.state == "standby":
+            return refuse(409, f"this trainer stands by: ask {view.lease.holder or 'the one that works'}")
         if now.state in BUSY:
             return refuse(409, f"round {now.number} is under way: {now.reason}")
         if not self._requests.ask(request):

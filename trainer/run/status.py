@@ -71,13 +71,27 @@ class SamplingView:
     is_blind: bool = False
 
 
+@dataclass(frozen=True)
+class LeaseView:
+    """Which trainer works. state: "starting", "leading" or "standby"; holder: of the lease, "" for nobody.
+
+    since: epoch seconds when it took the lease, None while that is not known. waits_for: what a standby waits for, in words.
+    """
+
+    state: str = "starting"
+    holder: str = ""
+    since: float | None = None
+    waits_for: str = ""
+
+
 @dataclass
 class StatusView:
     """The answer of /status. lag: records in the log that are not consumed; rounds are finished ones, oldest first.
 
     uses: choices by what became of them, see text/pairs.explain_use. quarantined: preferences that learning could not use.
     drift: what the stable checkpoint does otherwise in traffic than when it was judged, in sentences. satisfaction: of those
-    who were asked at random, by arm and slice (feedback/quality/satisfaction.Satisfaction).
+    who were asked at random, by arm and slice (feedback/quality/satisfaction.Satisfaction). lease: which trainer works; a
+    standby shows what that one said last. is_ready: the base is loaded.
     """
 
     preferences: int = 0
@@ -97,6 +111,8 @@ class StatusView:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     drift: list[str] = field(default_factory=list)
     satisfaction: list[dict[str, Any]] = field(default_factory=list)
+    lease: LeaseView = field(default_factory=LeaseView)
+    is_ready: bool = False
 
 
 class Board:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,8 +73,52 @@ def test_a_state_that_does_not_say_what_it_used_is_set_aside_too(bench: Workbenc
     second = set(bench.reward.seen[1][0])
     (bench.settings.reward_dir / "v-000002" / "used.json").write_text('{"new": "?"}')
     bench.run_all(bench.start())
+    assert second <= count_new(bench).keys()  # the database says it too
+
+
+def test_what_nobody_knows_of_a_state_is_not_learnt_from_twice(bench: Workbench) -> None:
+    learn(bench, 45)
+    second = set(bench.reward.seen[1][0])
+    (bench.settings.reward_dir / "v-000002" / "used.json").write_text('{"new": "?"}')
+    bench.writer.run(lambda connection: connection.execute(sa.update(updates).values(uses=""))).result()
+    bench.run_all(bench.start())
     assert bench.reward.version == 1
-    assert not second & count_new(bench).keys()  # nobody knows that they were lost; none is learnt from twice
+    assert not second & count_new(bench).keys()  # as an older release left them
+
+
+def test_a_trainer_that_comes_back_takes_up_where_the_other_began_and_learns_what_only_the_other_knew(
+    bench: Workbench, tmp_path: Path
+) -> None:
+    """Two disks, one database: the second trainer begins anew, the first one's states are no part of what it did."""
+    learn(bench, 45)
+    everything = set(count_new(bench))
+    own = bench.settings.reward_dir
+    aside = own.rename(tmp_path / "first-disk")
+    bench.run_all(bench.start())
+    assert everything <= count_new(bench).keys() and set(count_new(bench).values()) == {1}
+    own.rename(tmp_path / "second-disk")
+    aside.rename(own)
+    learner = bench.start()
+    assert names(bench) == [] and bench.reward.version == 0
+    bench.run_all(learner)
+    assert everything <= count_new(bench).keys() and set(count_new(bench).values()) == {1}
+
+
+def test_an_older_copy_of_the_states_learns_what_came_after_it(bench: Workbench, tmp_path: Path) -> None:
+    """Another trainer went on from a copy of this disk, and died: this one goes on from what both know."""
+    learn(bench, 16)
+    copy = tmp_path / "copy"
+    shutil.copytree(bench.settings.reward_dir, copy)
+    first = set(count_new(bench))
+    learn(bench, 32)
+    later = set(count_new(bench))
+    shutil.rmtree(bench.settings.reward_dir)
+    copy.rename(bench.settings.reward_dir)
+    learner = bench.start()
+    assert bench.reward.version == 1
+    bench.run_all(learner)
+    assert later <= count_new(bench).keys() and not first & count_new(bench).keys()
+    assert set(count_new(bench).values()) == {1}
 
 
 def test_with_no_state_that_loads_it_learns_from_everything_again_and_deletes_nothing(bench: Workbench) -> None:
