@@ -28,7 +28,7 @@ ORDER = {  # from the top; what stands in one line stands side by side
         ["settings"], ["sections"], ["errors"],
     ],
     "trainer": [
-        ["main", "scorer", "seed", "full_model", "smollm"], ["once"], ["parts"], ["process"],
+        ["main", "scorer", "node", "seed", "full_model", "smollm"], ["once"], ["parts"], ["process"],
         ["run"], ["judge"], ["learn"], ["model"], ["text"], ["math"], ["settings"], ["sections"],
     ],
 }  # fmt: skip

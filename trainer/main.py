@@ -83,19 +83,17 @@ def run_on(parts: Parts) -> int:
     try:
         wait_for_database(settings.trainer_database, settings.trainer.database_wait_s)
         migrate_url(settings.trainer_database, "trainer")
-        has_lease = parts.lease.try_take()
     except DatabaseError as error:
         log.error("%s", error)
         return 1
-    if not has_lease and not parts.shares_database:
+    if not parts.shares_database and not parts.lease.try_take():
         log.error(
             "%s trains here already: on SQLite one trainer alone may; for a standby set trainer.database_url to PostgreSQL",
             parts.lock.name_owner(),
         )
         return TEMPORARY
-    parts.lease.start()
     try:
-        work(parts, has_lease)
+        work(parts)
     finally:
         parts.intake.stop()
         parts.curves.close()
@@ -106,21 +104,24 @@ def run_on(parts: Parts) -> int:
     return 0
 
 
-def work(parts: Parts, has_lease: bool) -> None:
-    """Learn until the process is to stop; before that, stand by for as long as it takes."""
-    if has_lease:
+def work(parts: Parts) -> None:
+    """Learn until the process is to stop; before that, stand by for as long as it takes.
+
+    Where others may work too, the base comes first: one that has it loaded is to work, not one that begins. And loading holds the
+    interpreter for so long that a lease would run out meanwhile on a busy machine.
+    """
+    if parts.lease.held.is_set():
         parts.show_leading()
         parts.intake.start()
     if not wait_for_base(parts):
         return
     base = load_base(parts)
-    if not has_lease:
-        log.info("standing by")
-        while not parts.lease.held.is_set():
-            if parts.stopping.wait(POLL_S):
-                return
-        parts.show_leading()
-        parts.intake.start()
+    parts.lease.start()
+    while not parts.lease.held.is_set():
+        if parts.stopping.wait(POLL_S):
+            return
+    parts.show_leading()
+    parts.intake.start()
     learner = build_learner(parts, base)
     learner.prepare()
     learner.run()

@@ -112,7 +112,9 @@ class Parts:
         show_inbox(self.database, self.board, self.metrics, self.settings.trainer)
 
     def show_leading(self) -> None:
-        """Show that this trainer works from now on."""
+        """Show that this trainer works from now on. Harmless to repeat."""
+        if self.board.read().lease.state == "leading":
+            return
         self.board.update(lease=LeaseView("leading", self.lease.holder, time.time()), round=RoundView())
         self.metrics.leads.set(1)
 

@@ -97,9 +97,22 @@ class TrainerSection(BaseModel):
     num_processes: int = Field(
         default=1,
         ge=1,
-        description="Processes that train a round, each on a GPU of its own; the model is split among them (preset fsdp) if"
-        " one cannot hold it.",
+        description="Processes that train a round on a machine, each on a GPU of its own; the model is split among them (preset"
+        " fsdp) if one cannot hold it.",
     )
+    num_nodes: int = Field(
+        default=1,
+        ge=1,
+        description="Machines that train a round together, this one included, each with num_processes; the others run"
+        " `python -m trainer.node`.",
+    )
+    rendezvous: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9._-]+:\d{1,5})?$",
+        description="host:port at which the other nodes reach this one, where there are several: the port is opened while a"
+        " round trains.",
+    )
+    nodes_wait_s: float = Field(default=600.0, gt=0, description="How long a round's nodes wait for each other.")
     worker_device: Literal["", "cpu", "cuda"] = Field(
         default="", description="Where these processes compute, if there are several; empty: where the trainer does."
     )
@@ -127,11 +140,17 @@ class TrainerSection(BaseModel):
                 f"round_min_preferences ({self.round_min_preferences}) is above round_every_preferences"
                 f" ({self.round_every_preferences}): no round would ever be due by time"
             )
-        if self.num_processes > 1 and "ppo" in self.round_kinds:
-            raise ValueError(
-                f"round ppo trains in one process: set num_processes ({self.num_processes}) to 1, or round to dpo"
-            )
+        if self.is_distributed and "ppo" in self.round_kinds:
+            name, number = max(("num_processes", self.num_processes), ("num_nodes", self.num_nodes), key=lambda x: x[1])
+            raise ValueError(f"round ppo trains in one process: set {name} ({number}) to 1, or round to dpo")
+        if self.num_nodes > 1 and not self.rendezvous:
+            raise ValueError(f"num_nodes ({self.num_nodes}) needs rendezvous: where the others reach this machine")
         return self
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether rounds train in processes of their own."""
+        return self.num_processes > 1 or self.num_nodes > 1
 
     @property
     def round_kinds(self) -> list[RoundKind]:

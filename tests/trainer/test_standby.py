@@ -15,7 +15,7 @@ from feedback.database import open_database
 from prefloop.servers.postgres import Postgres
 from tests.postgres import run_server
 from tests.trainer.gateway_server import GatewayServer
-from tests.trainer.trainer_process import Trainer, make_base, send, wait_until
+from tests.trainer.trainer_process import WAIT_S, Trainer, make_base, send, wait_until
 from trainer.run import lineage, rounds
 
 TAKEOVER_S = 40.0  # the lease of 8 s, and a busy machine
@@ -62,7 +62,7 @@ def test_a_standby_on_its_own_disk_goes_on_with_the_round_of_a_killed_trainer(
         (tmp_path / "b" / "checkpoints").symlink_to(tmp_path / "a" / "checkpoints")
         second = Trainer(tmp_path / "b", base, gateway.url, database, log)
         trainers.append(second)
-        first.process.wait(240)
+        first.process.wait(WAIT_S)
         assert first.process.returncode == -signal.SIGKILL
         wait_until(lambda: second.state() == "leading", "the second took over")
         wait_until(lambda: second.read("/status").get("rounds"), "the round ended")
@@ -121,7 +121,7 @@ def test_a_second_trainer_on_sqlite_says_so_and_ends(gateway: GatewayServer, tmp
     try:
         wait_until(lambda: first.read("/status").get("lease", {}).get("state") == "leading", "the first works")
         second = Trainer(tmp_path / "b", base, gateway.url, database, log)
-        assert second.process.wait(240) == os.EX_TEMPFAIL
+        assert second.process.wait(WAIT_S) == os.EX_TEMPFAIL
         assert f"process {first.process.pid} ({tmp_path / 'trainer.db.lock'}) trains here already" in second.errors()
         assert first.process.poll() is None
     finally:

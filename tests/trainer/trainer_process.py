@@ -39,7 +39,7 @@ max_samples = 4
 max_tokens = 4
 ladder = false
 """
-WAIT_S = 240.0  # for anything: a busy machine loads torch in minutes
+WAIT_S = 600.0  # for anything: a busy machine loads torch in minutes
 
 
 def make_base(folder: Path) -> Path:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 
 from trainer.learn.isolation import NotFinite
-from trainer.model.sharding import count_processes, find_rank
+from trainer.model.sharding import count_processes, find_rank, take_least
 
 log = logging.getLogger("trainer.learn")
 
@@ -133,6 +133,11 @@ class Loop:
         )
 
     @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self._named.values())).device
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         """All parameters that it holds, group by group."""
         return list(self._named.values())
@@ -213,6 +218,10 @@ class Loop:
         self.step_number, self.memo = step_number, dict(memo or {})
 
 
+class SnapshotsDiffer(Exception):
+    """A shared directory shows the newest snapshot to some nodes only: they begin again, and it has come by then."""
+
+
 class Snapshots:
     """The newest state of a run in one file, replaced by one rename. Of several processes the first writes, all read."""
 
@@ -239,7 +248,17 @@ class Snapshots:
         written.replace(self.path)
 
     def restore(self, loop: Loop) -> bool:
-        """Take the loop to the snapshot; False, and nothing changed, if there is none that fits."""
+        """Take the loop to the snapshot; False, and nothing changed, if there is none that fits.
+
+        Raises SnapshotsDiffer where processes read different ones.
+        """
+        was_restored = self._restore(loop)
+        step_number = loop.step_number if was_restored else -1
+        if count_processes() > 1 and take_least(step_number, loop.device) != step_number:
+            raise SnapshotsDiffer(f"this process reads the snapshot of step {step_number}, another an older one")
+        return was_restored
+
+    def _restore(self, loop: Loop) -> bool:
         if not self.path.exists():
             return False
         try:

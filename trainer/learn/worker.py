@@ -23,7 +23,7 @@ from trainer.learn.sft import Example
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What is trained. base: directory or hub id; model and section: settings as JSON holds them; rows: of the kind.
 
-    snapshots: the directory of the run's own state, kept from one attempt to the next.
+    snapshots: the directory of the run's own state, kept from one attempt to the next; as seen from the job's directory.
     """
 
     kind: Literal["dpo", "sft"]
@@ -91,7 +91,7 @@ def train_job(directory: Path) -> None:
 
     options: dict[str, Any] = {
         "seed": job.seed,
-        "snapshots": Snapshots(Path(job.snapshots), job.snapshot_every),
+        "snapshots": Snapshots(directory / job.snapshots, job.snapshot_every),
         "progress": report,
         "reject": reject,
     }

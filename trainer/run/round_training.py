@@ -5,6 +5,7 @@ One function a kind of round, and labelling for DPO. Decides nothing of its own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from trainer.learn.sft import Example, make_examples, train_examples
 from trainer.learn.training import RATES
 from trainer.learn.worker import Job
 from trainer.run.labelling import label_answers
+from trainer.run.nodes import Nodes
 from trainer.run.ppo_training import train_ppo
 from trainer.run.round_rewards import RoundRewards
 from trainer.run.training import Task, list_pairs
@@ -60,7 +62,7 @@ class RoundTraining:
         if reference is not None:
             self._backbone.adapters.load("stable", reference)
         self._begin_policy(task)
-        if self._settings.trainer.num_processes > 1 and plan.kind != "ppo":
+        if self._settings.trainer.is_distributed and plan.kind != "ppo":
             return self._train_in_processes(task)
         snapshots = Snapshots(task.snapshots, self._settings.trainer.snapshot_every_steps)
         if plan.kind == "sft":
@@ -134,6 +136,7 @@ class RoundTraining:
         """Train in several processes, from the adapter as it stands; references are computed and cached by this one."""
         section, plan, adapters = self._settings.trainer, task.plan, self._backbone.adapters
         assert plan.kind != "ppo"
+        directory = task.snapshots.with_name("workers")
         learnt = dict(plan.settings[plan.kind])
         learnt["lr"] = learnt["lr"] or RATES[self._backbone.preset]
         preferences: list[Preference] = []
@@ -151,17 +154,25 @@ class RoundTraining:
             seed=plan.seed,
             engine_share=self._settings.engine_gpu_share,
             torch_threads=section.torch_threads,
-            snapshots=str(task.snapshots),
+            snapshots=os.path.relpath(task.snapshots, directory),  # each node has its own path to both
             snapshot_every=section.snapshot_every_steps,
             preferences=preferences,
             examples=self._make_examples(task) if plan.kind == "sft" else [],
         )
         return train_in_processes(
             job,
-            task.snapshots.with_name("workers"),
+            directory,
             section.num_processes,
+            self._find_nodes(),
             save_start=lambda directory: adapters.save("policy", directory),
             load_trained=lambda directory: adapters.load("policy", directory),
             progress=task.progress,
             reject=self._reject,
         )
+
+    def _find_nodes(self) -> Nodes | None:
+        """The nodes that train with this one, None for none."""
+        section = self._settings.trainer
+        if section.num_nodes == 1:
+            return None
+        return Nodes(section.num_nodes, section.rendezvous, self._settings.rounds_dir, section.nodes_wait_s)

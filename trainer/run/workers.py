@@ -1,25 +1,29 @@
 """Trains a round in several processes: writes the job into a directory, launches them, relays their progress, reads the result.
 
 The trainer itself stays one process. If it ends, however that may be, so do the workers; started again, it launches them anew
-and they go on from the newest snapshot. An error of one ends them all.
+and they go on from the newest snapshot. An error of one ends them all; where there are several nodes (nodes.py), it has all of them
+begin again from the snapshot, a few times.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 
 from trainer.learn.training import NothingToTrainOn
 from trainer.learn.worker import Job, Result
+from trainer.run.nodes import Launch, Nodes, Posted, build_torchrun
 from trainer.text.rejected import Reject
 
 POLL_S = 0.1
@@ -50,6 +54,7 @@ def train_in_processes(
     job: Job,
     directory: Path,
     num_processes: int,
+    nodes: Nodes | None = None,
     *,
     save_start: Callable[[Path], None],
     load_trained: Callable[[Path], None],
@@ -58,24 +63,23 @@ def train_in_processes(
 ) -> dict[str, float]:
     """Returns the training's metrics, with the policy as it was trained loaded.
 
-    save_start, load_trained: of adapter "policy". progress may raise to stop the run. Raises NothingToTrainOn, WorkersFailed.
+    save_start, load_trained: of adapter "policy". progress may raise to stop the run. nodes: others that train with this one, as many
+    processes each; None: this one alone. Raises NothingToTrainOn, WorkersFailed.
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     save_start(directory / "start")
     (directory / "job.json").write_bytes(msgspec.json.encode(job))
-    with (directory / "workers.log").open("ab") as log:
-        process = subprocess.Popen(
-            build_command(directory, job.device, num_processes),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            preexec_fn=_die_with_parent,
-        )
-    try:
-        _follow(process, directory / "progress.jsonl", progress)
-    finally:
-        _end(process)
+    with ExitStack() as posted:
+        command = build_command(directory, job.device, num_processes)
+        if nodes is not None:
+            launch = posted.enter_context(post_launch(nodes, directory, num_processes))
+            command = build_torchrun(launch, directory, is_head=True)
+        process = launch_workers(command, directory / "workers.log")
+        try:
+            _follow(process, directory / "progress.jsonl", progress)
+        finally:
+            end_process(process)
     if process.returncode != 0:
         raise WorkersFailed(_find_error(directory, process.returncode))
     result = msgspec.json.decode((directory / "result.json").read_bytes(), type=Result)
@@ -87,7 +91,27 @@ def train_in_processes(
     return result.metrics
 
 
-def _die_with_parent() -> None:
+def post_launch(nodes: Nodes, directory: Path, num_processes: int) -> Posted:
+    """A launch of the job in a directory, for the other nodes to see."""
+    launch = Launch(
+        run=f"{directory.parent.name}-{secrets.token_hex(4)}",
+        directory=str(directory.relative_to(nodes.folder)),
+        num_nodes=nodes.num,
+        num_processes=num_processes,
+        endpoint=nodes.endpoint,
+        wait_s=nodes.wait_s,
+    )
+    return Posted(nodes.folder, launch)
+
+
+def launch_workers(command: list[str], output: Path) -> subprocess.Popen[bytes]:
+    """Start the launcher, which ends with this process."""
+    with output.open("ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
+
+
+def die_with_parent() -> None:
+    """In a process that is about to become another's: end with the one that started it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # the launcher then ends its workers
 
 
@@ -116,7 +140,8 @@ def _read_lines(path: Path, start: int) -> list[bytes]:
         return [line for line in file if line.endswith(b"\n")]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """End a launcher with its workers, by force if it takes long."""
     if process.poll() is None:
         process.terminate()
         try:

@@ -122,9 +122,9 @@ def test_workers_are_given_all_that_a_round_is_made_of(tmp_path: Path, monkeypat
     bench.settings.trainer.num_processes = 2
     jobs: list[Job] = []
 
-    def train(job: Job, directory: Path, num_processes: int, **functions: Any) -> dict[str, float]:
+    def train(job: Job, directory: Path, num_processes: int, nodes: None, **functions: Any) -> dict[str, float]:
         jobs.append(msgspec.json.decode(msgspec.json.encode(job), type=Job))
-        assert num_processes == 2 and directory.parent == Path(job.snapshots).parent
+        assert num_processes == 2 and job.snapshots == "../snapshots" and directory.name == "workers"
         return train_preferences(
             bench.backbone,
             jobs[0].preferences,

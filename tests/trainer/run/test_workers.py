@@ -1,22 +1,31 @@
-"""A round in two processes gives what one gives: the same losses and the same adapter."""
+"""A round in two processes, or on two nodes, gives what one gives: the same losses and the same adapter."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import psutil
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 
+from prefloop.servers.ports import find_port
 from tests.trainer.learn.pairs import encode_all, make_kind_pairs, refer_to_base
 from tests.trainer.tiny import SIZE, build_tiny_tokenizer
+from trainer.learn import loop
 from trainer.learn.dpo import blame_row, make_preferences, train_preferences
 from trainer.learn.dpo_step import Preference
-from trainer.learn.loop import Snapshots
+from trainer.learn.loop import Loop, ParameterGroup, Snapshots, SnapshotsDiffer
 from trainer.learn.worker import Job
 from trainer.model.backbone import Backbone
+from trainer.run.nodes import Nodes, read_launch
 from trainer.run.workers import WorkersFailed, build_command, train_in_processes
 from trainer.sections.model import ModelSection
 from trainer.sections.training import DpoSection
@@ -120,6 +129,80 @@ def test_two_processes_that_split_the_base_train_as_one_does_even_if_they_are_st
     assert max((found[name] - start[name]).abs().max().item() for name in found) > 1e-3
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, trained[name], atol=1e-5, rtol=0)
+
+
+def start_node(state_dir: Path) -> subprocess.Popen[bytes]:
+    """Another machine, but for the machine."""
+    env = {**os.environ, "PREFLOOP_STATE_DIR": str(state_dir)}
+    with (state_dir / "node.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, "-m", "trainer.node"], env=env, stdout=log, stderr=log)
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """As a machine that is gone: nothing of it says good-bye."""
+    family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in family:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_two_nodes_train_as_one_process_does_and_go_on_when_a_node_that_was_killed_is_back(
+    base: Path, tmp_path: Path
+) -> None:
+    backbone = load(base, seed=3)
+    preferences = prepare(backbone)
+    start = weights_of(backbone)
+    expected = train_preferences(backbone, preferences, SECTION, seed=5)
+    trained = weights_of(backbone)
+    backbone.adapters.restore("policy", start)
+    rounds = tmp_path / "rounds"
+    directory = rounds / "r-000001" / "workers"
+    job = msgspec.structs.replace(make_job(base, tmp_path, preferences), snapshots="../snapshots", snapshot_every=1)
+    nodes = [start_node(tmp_path)]
+    seen: list[float] = []
+
+    def progress(share: float, figures: Any) -> None:
+        seen.append(share)
+        if len(seen) == 2:
+            kill_tree(nodes[0])
+            nodes.append(start_node(tmp_path))
+
+    try:
+        metrics = train_in_processes(
+            job,
+            directory,
+            1,
+            Nodes(2, f"127.0.0.1:{find_port()}", rounds, 300.0),
+            save_start=lambda out: backbone.adapters.save("policy", out),
+            load_trained=lambda out: backbone.adapters.load("policy", out),
+            progress=progress,
+            reject=log_rejected,
+        )
+    finally:
+        for node in nodes:
+            if node.poll() is None:
+                kill_tree(node)
+    assert len(nodes) == 2 and metrics["num_processes"] == 2
+    assert metrics["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    assert 0.5 < metrics["held_share"] < 0.75
+    for name, tensor in weights_of(backbone).items():
+        torch.testing.assert_close(tensor, trained[name], atol=1e-5, rtol=0)
+    assert read_launch(rounds) is None
+
+
+def test_nodes_begin_again_where_they_read_different_snapshots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A directory over a network shows a new file to one machine before it shows it to another."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    groups = [ParameterGroup("policy", {"x": parameter}, 1e-3)]
+    ahead = Loop(groups, None)
+    ahead.step_number = 4
+    Snapshots(tmp_path, 2).save(ahead)
+    monkeypatch.setattr(loop, "count_processes", lambda: 2)
+    monkeypatch.setattr(loop, "take_least", lambda value, device: min(value, 2))
+    with pytest.raises(SnapshotsDiffer, match="of step 4, another an older one"):
+        Snapshots(tmp_path, 2).restore(Loop(groups, None))
 
 
 def test_an_error_of_one_process_ends_all_and_says_why(base: Path, tmp_path: Path) -> None:
