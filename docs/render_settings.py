@@ -13,10 +13,11 @@ from pydantic_core import PydanticUndefined
 from feedback.setting_names import PATH, Names, list_names, merge_names
 from feedback.settings import SharedSettings
 from gateway.settings import GatewaySettings
+from prefloop.hosting.settings import EngineHostSettings
 from prefloop.sync.settings import SyncSettings
 from trainer.settings import TrainerSettings
 
-MODELS = (SharedSettings, GatewaySettings, TrainerSettings, SyncSettings)
+MODELS = (SharedSettings, GatewaySettings, TrainerSettings, SyncSettings, EngineHostSettings)
 HEAD = """# Settings
 
 Made from the code by `make docs`. Put them into `prefloop.toml` (or the file that `PREFLOOP_CONFIG` names), or set the

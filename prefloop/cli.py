@@ -243,6 +243,14 @@ def sync() -> None:
     raise typer.Exit(run_sync())
 
 
+@app.command("engine-host")
+def engine_host() -> None:
+    """Run an engine for one whole model at a time, beside other hosts, until it is stopped: docs/training-at-scale.md."""
+    from prefloop.hosting.process import run_engine_host
+
+    raise typer.Exit(run_engine_host())
+
+
 def run(main: Coroutine[Any, Any, int]) -> None:
     """Run to its end, and leave with its status."""
     raise typer.Exit(asyncio.run(main))

@@ -139,9 +139,9 @@ def engine_service(layout: Layout) -> Service:
     return Service("engine", [*argv, *layout.engine_args], log_path(layout, "engine"), env)
 
 
-def full_engine_service(layout: Layout, model: RequiredModel, port: int) -> Service:
-    """vLLM with a checkpoint's whole weights, under the checkpoint's id."""
-    argv = _serve_model(layout, model.path, model.checkpoint, port)
+def full_engine_service(layout: Layout, model: RequiredModel, port: int, host: str = "127.0.0.1") -> Service:
+    """vLLM with a checkpoint's whole weights, under the checkpoint's id, listening on an address."""
+    argv = _serve_model(layout, model.path, model.checkpoint, port, host)
     name = f"engine {model.checkpoint}"
     log = log_path(layout, f"engine-{model.checkpoint}")
     # By default every engine binds its threads to the same cores: on two cores, one that served left one that started
@@ -153,9 +153,9 @@ def full_engine_service(layout: Layout, model: RequiredModel, port: int) -> Serv
     return Service(name, [*argv, *layout.engine_args], log, env)
 
 
-def _serve_model(layout: Layout, model: str, name: str, port: int) -> list[str]:
+def _serve_model(layout: Layout, model: str, name: str, port: int, host: str = "127.0.0.1") -> list[str]:
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    argv += ["--model", model, "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
+    argv += ["--model", model, "--served-model-name", name, "--host", host, "--port", str(port)]
     argv += ["--scheduling-policy", "priority", "--logprobs-mode", "processed_logprobs"]
     argv += ["--disable-uvicorn-access-log"]
     if layout.is_on_cpu:

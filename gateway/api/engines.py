@@ -47,7 +47,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
 
     `source`: who named it: `settings`, `registered`, or the URL whose name was looked up in DNS.
 
-    `adapters`: the names it answers to; `proven`: those that serve.
+    `adapters`: the names it answers to; `proven`: those that serve. `registered_at`: of a whole model's, the earliest claims it.
     """
 
     url: str
@@ -60,6 +60,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
     adapters: list[str]
     proven: list[str]
+    registered_at: float | None = None
 
 
 class WholeModel(msgspec.Struct, frozen=True):
@@ -86,13 +87,16 @@ def add_engine_routes(routes: OperatorRoutes, context: Context) -> None:
     async def show(_: Identity) -> EngineList:
         wanted, registered = await register.read(context.controller.membership.list_live())
         states = context.deployment.engines
+        since = {engine.url: engine.registered_at for engine in registered}
         unseen = [engine for engine in registered if engine.url not in states]  # registered through another gateway
         return EngineList(
             [WholeModel(row.id, row.path, row.digest, row.status) for row in wanted],
             [
-                *(show_engine(state) for state in states.values()),
+                *(show_engine(state, since.get(state.url)) for state in states.values()),
                 *(
-                    show_engine(EngineState(engine.url, checkpoint=engine.checkpoint, source=REGISTERED))
+                    show_engine(
+                        EngineState(engine.url, checkpoint=engine.checkpoint, source=REGISTERED), engine.registered_at
+                    )
                     for engine in unseen
                 ),
             ],
@@ -126,7 +130,7 @@ def add_engine_routes(routes: OperatorRoutes, context: Context) -> None:
         return WithdrawnEngine(url, was_registered, 0 if state is None else state.num_in_flight)
 
 
-def show_engine(state: EngineState) -> EngineView:
+def show_engine(state: EngineState, registered_at: float | None = None) -> EngineView:
     """One engine as operators see it."""
     return EngineView(
         url=state.url,
@@ -139,4 +143,5 @@ def show_engine(state: EngineState) -> EngineView:
         in_flight=state.num_in_flight,
         adapters=sorted(state.adapters),
         proven=sorted(state.proven),
+        registered_at=registered_at,
     )
