@@ -64,12 +64,13 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WholeModel(msgspec.Struct, frozen=True):
-    """A checkpoint that needs an engine of its own."""
+    """A checkpoint that needs an engine of its own. `stored_as`: the id under which the store has its files, if there is one."""
 
     checkpoint: str
     path: str
     digest: str
     status: str
+    stored_as: str = ""
 
 
 class EngineList(msgspec.Struct, frozen=True):
@@ -90,7 +91,7 @@ def add_engine_routes(routes: OperatorRoutes, context: Context) -> None:
         since = {engine.url: engine.registered_at for engine in registered}
         unseen = [engine for engine in registered if engine.url not in states]  # registered through another gateway
         return EngineList(
-            [WholeModel(row.id, row.path, row.digest, row.status) for row in wanted],
+            [WholeModel(row.id, row.path, row.digest, row.status, row.stored_as) for row in wanted],
             [
                 *(show_engine(state, since.get(state.url)) for state in states.values()),
                 *(

@@ -1,4 +1,4 @@
-"""Gives a whole model's directory on this machine: fetched from the checkpoint store and verified, or the one that the gateway names."""
+"""Gives a whole model's directory on this machine: fetched from the checkpoint store and verified, or what the gateway names."""
 
 from __future__ import annotations
 
