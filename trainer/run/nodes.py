@@ -19,6 +19,10 @@ MAX_RESTARTS = 10  # of a training's processes: a node came and went
 RENDEZVOUS_PORT = 29400
 
 
+class NodesMissing(Exception):
+    """Not all nodes came in time: the round goes on when they are there."""
+
+
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """One training. run: a name of its own; directory: of the job, below where the launch lies; endpoint: host:port of the trainer.
 

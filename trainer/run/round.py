@@ -26,6 +26,7 @@ from feedback.outages import describe_error
 from trainer.run import pool, rounds, rows
 from trainer.run.checkpoints import Published
 from trainer.run.closing import Closer
+from trainer.run.nodes import NodesMissing
 from trainer.run.plan import Plan
 from trainer.run.planner import Planner, describe_plan
 from trainer.run.publisher import Publisher, Trained
@@ -85,7 +86,7 @@ class RoundRunner:
                 ending = Ending(reason=f"the trainer died in it {num_deaths} times without coming further")
             else:
                 ending = self._see_through(opened, stable, files, from_base)
-        except RoundAborted:
+        except (RoundAborted, NodesMissing):  # neither is the round's fault: it stays open, and this was no attempt
             self._writer.run(lambda connection: rounds.release_round(connection, opened.number)).result()
             raise
         except (DatabaseError, SQLAlchemyError):

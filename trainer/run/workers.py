@@ -23,7 +23,7 @@ import msgspec
 
 from trainer.learn.training import NothingToTrainOn
 from trainer.learn.worker import Job, Result
-from trainer.run.nodes import Launch, Nodes, Posted, build_torchrun
+from trainer.run.nodes import Launch, Nodes, NodesMissing, Posted, build_torchrun
 from trainer.text.rejected import Reject
 
 POLL_S = 0.1
@@ -64,7 +64,7 @@ def train_in_processes(
     """Returns the training's metrics, with the policy as it was trained loaded.
 
     save_start, load_trained: of adapter "policy". progress may raise to stop the run. nodes: others that train with this one, as many
-    processes each; None: this one alone. Raises NothingToTrainOn, WorkersFailed.
+    processes each; None: this one alone. Raises NothingToTrainOn, WorkersFailed, NodesMissing.
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -80,6 +80,8 @@ def train_in_processes(
             _follow(process, directory / "progress.jsonl", progress)
         finally:
             end_process(process)
+    if process.returncode != 0 and nodes is not None and has_waited_in_vain(directory / "workers.log"):
+        raise NodesMissing(f"not all of {nodes.num} nodes came within {nodes.wait_s:g} s")
     if process.returncode != 0:
         raise WorkersFailed(_find_error(directory, process.returncode))
     result = msgspec.json.decode((directory / "result.json").read_bytes(), type=Result)
@@ -113,6 +115,11 @@ def launch_workers(command: list[str], output: Path) -> subprocess.Popen[bytes]:
 def die_with_parent() -> None:
     """In a process that is about to become another's: end with the one that started it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # the launcher then ends its workers
+
+
+def has_waited_in_vain(output: Path) -> bool:
+    """Whether torchrun's output says that the nodes did not meet."""
+    return "RendezvousTimeoutError" in output.read_text(errors="replace")
 
 
 def _follow(

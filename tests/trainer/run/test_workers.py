@@ -20,12 +20,14 @@ from prefloop.servers.ports import find_port
 from tests.trainer.learn.pairs import encode_all, make_kind_pairs, refer_to_base
 from tests.trainer.tiny import SIZE, build_tiny_tokenizer
 from trainer.learn import loop
+from tests.trainer.workbench import Workbench
 from trainer.learn.dpo import blame_row, make_preferences, train_preferences
 from trainer.learn.dpo_step import Preference
 from trainer.learn.loop import Loop, ParameterGroup, Snapshots, SnapshotsDiffer
 from trainer.learn.worker import Job
 from trainer.model.backbone import Backbone
-from trainer.run.nodes import Nodes, read_launch
+from trainer.run.nodes import Nodes, NodesMissing, read_launch
+from trainer.run.rounds import find_round
 from trainer.run.workers import WorkersFailed, build_command, train_in_processes
 from trainer.sections.model import ModelSection
 from trainer.sections.training import DpoSection
@@ -190,6 +192,38 @@ def test_two_nodes_train_as_one_process_does_and_go_on_when_a_node_that_was_kill
     for name, tensor in weights_of(backbone).items():
         torch.testing.assert_close(tensor, trained[name], atol=1e-5, rtol=0)
     assert read_launch(rounds) is None
+
+
+def test_a_round_whose_nodes_did_not_come_stays_open_and_goes_on_when_they_are_there(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.send(44)
+    bench.error = NodesMissing("not all of 2 nodes came within 600 s")
+    for _ in range(5):  # more often than a trainer may die in a round
+        with pytest.raises(NodesMissing):
+            bench.run_all(learner)
+    assert bench.finished() == []
+    bench.error = None
+    bench.run_all(learner)
+    [row] = bench.finished()
+    assert row["outcome"] == "published" and all(rows == bench.trained[0] for rows in bench.trained)
+    with bench.database.connect() as connection:
+        found = find_round(connection, 1)
+    assert found is not None and found["attempts"] == 1
+
+
+def test_nodes_that_do_not_come_are_said_to_be_missing(base: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "rounds" / "r-000001" / "workers"
+    with pytest.raises(NodesMissing, match="not all of 2 nodes came within 3 s"):
+        train_in_processes(
+            make_job(base, tmp_path, []),
+            directory,
+            1,
+            Nodes(2, f"127.0.0.1:{find_port()}", tmp_path / "rounds", 3.0),
+            save_start=lambda out: out.mkdir(),
+            load_trained=lambda out: None,
+            progress=lambda share, figures: None,
+            reject=log_rejected,
+        )
 
 
 def test_nodes_begin_again_where_they_read_different_snapshots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
