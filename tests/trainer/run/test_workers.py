@@ -19,8 +19,8 @@ from accelerate.commands.launch import launch_command_parser
 from prefloop.servers.ports import find_port
 from tests.trainer.learn.pairs import encode_all, make_kind_pairs, refer_to_base
 from tests.trainer.tiny import SIZE, build_tiny_tokenizer
-from trainer.learn import loop
 from tests.trainer.workbench import Workbench
+from trainer.learn import loop
 from trainer.learn.dpo import blame_row, make_preferences, train_preferences
 from trainer.learn.dpo_step import Preference
 from trainer.learn.loop import Loop, ParameterGroup, Snapshots, SnapshotsDiffer
