@@ -121,7 +121,7 @@ class Parts:
     def end_without_lease(self, reason: str) -> None:
         """Another trainer works: what this process knows is out of date, and it ends, to stand by when it is started again."""
         if self.stopping.is_set():
-            os._exit(0)
+            return  # it ends already, and gave the lease back
         log.error("the lease is lost, and the process ends: %s", reason)
         os._exit(TEMPORARY)
 

@@ -40,6 +40,7 @@ _FENCE = sa.select(leases.c.holder, leases.c.fence).where(leases.c.name == _NAME
 _NOW = sa.select(sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Float))
 RENEWALS = 3  # in the time that a lease lasts
 TRY_EVERY_S = 1.0
+STOP_WAIT_S = 1.0
 
 
 class LeaseLost(Exception):
@@ -194,11 +195,14 @@ class Lease(threading.Thread):
             with write_transaction(self._database) as connection:
                 renew_lease(connection, self.holder, self.fence, self._lease_s, self._view())
         except LeaseLost as error:
-            self._on_lost(str(error))
+            if not self._stopping.is_set():  # else it was given back meanwhile
+                self._on_lost(str(error))
 
     def stop(self) -> None:
         """End the thread, and give the lease back if it is held. Nothing may be written after it."""
         self._stopping.set()
+        if self.is_alive() and self is not threading.current_thread():
+            self.join(STOP_WAIT_S)
         if not self._has_rows or not self.held.is_set():
             return
         try:
