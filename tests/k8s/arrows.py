@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.k8s.manifests import Manifest, Pod, list_pods, of_kind
-from tests.k8s.processes import list_processes
+from tests.k8s.processes import Process, list_processes
 
 NAMESPACE = "prefloop"
 DEFAULT_PORTS = {"http": 80, "https": 443, "s3": 443, "gs": 443, "postgresql": 5432, "kafka": 9092}
@@ -77,6 +77,7 @@ def list_required(manifests: Sequence[Manifest]) -> set[Arrow]:
         urls = [url for value in _list_texts(process.settings) for url in _URL.findall(value)]
         for url in urls:
             arrows |= {Arrow(process.pod.name, *place) for place in _locate(manifests, url)}
+        arrows |= set(_list_of_engine_hosts(process))
     for pod in list_pods(manifests):
         if any("hf download" in word for container in pod.containers for word in container.get("command", [])):
             arrows.add(Arrow(pod.name, "internet", 443))
@@ -85,6 +86,13 @@ def list_required(manifests: Sequence[Manifest]) -> set[Arrow]:
     inside = [peer for peer in list_peers(manifests) if peer.namespace == NAMESPACE and not peer.ip]
     arrows |= {Arrow(peer.name, "dns", 53, protocol) for peer in inside for protocol in ("TCP", "UDP")}
     return arrows
+
+
+def _list_of_engine_hosts(process: Process) -> Iterator[Arrow]:
+    """Hosts of whole models tell the gateway where their engine is, and look after each other."""
+    section = process.settings.get("engine_host", {})
+    for source, ports in (("gateway", ("engine_port",)), (process.pod.name, ("engine_port", "port"))):
+        yield from (Arrow(source, process.pod.name, section[port]) for port in ports if section)
 
 
 def _list_texts(value: Any) -> Iterator[str]:

@@ -18,6 +18,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = ("dev", "prod")
+WHOLE_MODELS = "whole-models"  # prod with one more component, put together below tests/
 KUBECTL_CACHE = Path.home() / ".cache" / "prefloop" / "kubernetes"
 
 Manifest = dict[str, Any]
@@ -42,9 +43,10 @@ def find_kustomize() -> tuple[str, ...]:
 
 
 @lru_cache
-def render_text(folder: str) -> str:
-    """What kustomize makes of a folder below k8s/."""
-    done = subprocess.run([*find_kustomize(), str(K8S / folder)], capture_output=True, text=True)
+def render_text(overlay: str) -> str:
+    """What kustomize makes of an overlay."""
+    folder = K8S / "overlays" / overlay if overlay in OVERLAYS else Path(__file__).parent / "overlays" / overlay
+    done = subprocess.run([*find_kustomize(), str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -52,7 +54,7 @@ def render_text(folder: str) -> str:
 @lru_cache
 def _read(overlay: str) -> list[Manifest]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C where there is one: ten times as fast
-    return [each for each in yaml.load_all(render_text(f"overlays/{overlay}"), Loader=loader) if each]
+    return [each for each in yaml.load_all(render_text(overlay), Loader=loader) if each]
 
 
 def render(overlay: str) -> list[Manifest]:

@@ -49,6 +49,7 @@ def read_settings(container: dict[str, Any]) -> dict[str, Any] | None:
         "python -m trainer.main": lambda: TrainerSettings().model_dump(),
         "prefloop migrate": _read_databases,
         "prefloop sync": _read_sync,
+        "prefloop engine-host": _read_engine_host,
     }
     found = [read for command, read in readers.items() if command in words]
     return found[0]() if found else None
@@ -63,6 +64,12 @@ def _read_sync() -> dict[str, Any]:
     from prefloop.sync.settings import RunningSyncSettings
 
     return RunningSyncSettings().model_dump()
+
+
+def _read_engine_host() -> dict[str, Any]:
+    from prefloop.hosting.settings import EngineHostSettings
+
+    return EngineHostSettings().model_dump()
 
 
 @contextmanager

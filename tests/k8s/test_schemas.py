@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.k8s.manifests import K8S, OVERLAYS, Manifest, render, skip_or_fail
+from tests.k8s.manifests import K8S, OVERLAYS, WHOLE_MODELS, Manifest, render, skip_or_fail
 from tests.k8s.schemas import find_builtin_schema, find_schema
 
 OLDEST, NEWEST = "1.30", "1.37"  # of Kubernetes: preStop sleep came with 1.30
 CUSTOM = {"kafka.strimzi.io", "postgresql.cnpg.io", "keda.sh", "monitoring.coreos.com"}
+
+
+OWN = Path(__file__).parent / "overlays" / WHOLE_MODELS
 
 
 def is_custom(manifest: Manifest) -> bool:
@@ -19,7 +23,7 @@ def is_custom(manifest: Manifest) -> bool:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", [*OVERLAYS, WHOLE_MODELS])
 def test_what_kubernetes_knows_is_valid_in_the_oldest_and_newest_release(overlay: str, version: str) -> None:
     known = [each for each in render(overlay) if not is_custom(each)]
     assert len(known) > 20
@@ -58,10 +62,10 @@ def test_every_component_and_overlay_is_read_by_something() -> None:
     """A folder that no overlay takes is never rendered, and so never checked."""
     folders = {path.parent.name for path in (K8S / "components").glob("*/kustomization.yaml")}
     taken: set[str] = set()
-    for overlay in OVERLAYS:
-        text = (K8S / "overlays" / overlay / "kustomization.yaml").read_text()
+    for folder in (*(K8S / "overlays" / overlay for overlay in OVERLAYS), OWN):
+        text = (folder / "kustomization.yaml").read_text()
         taken |= {str(each).rpartition("/")[2] for each in read_list(text, "components")}
-    assert folders == taken == {"gpu", "kafka-strimzi", "postgres-cnpg", "keda", "monitoring", "s3"}
+    assert folders == taken == {"gpu", "kafka-strimzi", "postgres-cnpg", "keda", "monitoring", "s3", WHOLE_MODELS}
     assert {path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml")} == set(OVERLAYS)
 
 
