@@ -9,10 +9,10 @@ export PREFLOOP_STARTED_AT := $(shell date +%s.%N)
 .DEFAULT_GOAL := help
 .PHONY: help demo up smollm kafka postgres s3 prometheus chaos test check format docs bench bench-gateway bench-engines bench-fleet bench-swap bench-leak \
 	bench-outage bench-choices bench-intake bench-backlog bench-round-beside-traffic bench-offline-gate bench-gate bench-learning \
-	bench-ladder bench-claims bench-personal bench-canaries bench-scale screenshots clean install
+	bench-ladder bench-claims bench-personal bench-canaries bench-scale k8s-rehearsal screenshots clean install
 
 help:  ## List the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-26s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-26s %s\n", $$1, $$2}'
 
 # uv installs in a quarter of pip's time; it does not read pip's find-links, so it is passed on.
 $(VENV)/.installed: pyproject.toml
@@ -133,6 +133,9 @@ bench-claims: $(VENV)/.installed  ## What is said of learning from preferences: 
 
 bench-scale: $(VENV)/.installed  ## Unit costs here, and what 10,000 requests/s and 10 million choices/day would need
 	@$(PYTHON) -m bench.scale $(ARGS)
+
+k8s-rehearsal: $(VENV)/.installed  ## Install, upgrade, drain, lose nodes on a real control plane, simulated nodes (needs Go, Maven)
+	@$(PYTHON) -m k8s.rehearsal $(ARGS)
 
 chaos: $(VENV)/.installed  ## kill -9 of everything under load, and who lost what (ARGS="--seed N --kills 200")
 	@$(PYTHON) -m bench.chaos $(ARGS)
