@@ -9,7 +9,7 @@ from k8s.rehearsal.failures import StepFailed
 from k8s.rehearsal.manifests import FIRST_TAG, list_images
 from k8s.rehearsal.rehearsal import NAMESPACE, Rehearsal
 from k8s.rehearsal.rollouts import find_available_since, wait_for_job, wait_for_rollouts
-from k8s.rehearsal.snapshot import list_everything, read_desired
+from k8s.rehearsal.snapshot import list_everything, list_everything_settled, read_desired
 from k8s.rehearsal.stand_ins import create_stand_ins, find_missing
 
 
@@ -25,7 +25,7 @@ def apply_crds(rehearsal: Rehearsal) -> str:
 def install(rehearsal: Rehearsal) -> str:
     """Apply the overlay; every object is checked against the real schemas, unknown fields refused."""
     cluster, manifests = rehearsal.cluster, rehearsal.manifests
-    rehearsal.before = list_everything(cluster)
+    rehearsal.before = list_everything_settled(cluster)
     manifests.set_tag(FIRST_TAG, [])  # to learn which images there are
     rehearsal.images = list_images(manifests.render(cluster))
     manifests.set_tag(FIRST_TAG, rehearsal.images)

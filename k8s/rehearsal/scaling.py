@@ -6,6 +6,7 @@ from k8s.rehearsal.client import Object
 from k8s.rehearsal.failures import StepFailed
 from k8s.rehearsal.rehearsal import NAMESPACE, ROLES, Rehearsal
 from k8s.rehearsal.rollouts import explain, wait_for_rollouts
+from k8s.rehearsal.stand_ins import find_kind
 from k8s.rehearsal.waiting import TimedOut, wait_until
 
 HPA_S = 40.0
@@ -51,7 +52,7 @@ def _list_autoscalers(rehearsal: Rehearsal) -> list[Object]:
 
 
 def _describe_scaled_objects(rehearsal: Rehearsal) -> list[str]:
-    scaled = rehearsal.cluster.list_items(f"/apis/keda.sh/v1alpha1/namespaces/{NAMESPACE}/scaledobjects")
+    scaled = find_kind(rehearsal.objects, "keda.sh", "ScaledObject")
     for each in scaled:
         target = each["spec"]["scaleTargetRef"]
         kind = target.get("kind", "Deployment").lower()

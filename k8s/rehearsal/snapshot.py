@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from k8s.rehearsal.client import Cluster, Object
 
 PASSING = {"events", "leases", "componentstatuses", "endpointslices", "endpoints"}  # they come and go by themselves
+SETTLED_S = 2.0
 SET_BY_SERVER = ("resourceVersion", "managedFields", "generation", "uid", "creationTimestamp")
+
+
+def list_everything_settled(cluster: Cluster) -> set[str]:
+    """The same, once it has not changed for two seconds: a young control plane still makes accounts of its own."""
+    last, since = list_everything(cluster), time.monotonic()
+    while time.monotonic() - since < SETTLED_S:
+        time.sleep(0.3)
+        now = list_everything(cluster)
+        if now != last:
+            last, since = now, time.monotonic()
+    return last
 
 
 def list_everything(cluster: Cluster) -> set[str]:

@@ -59,15 +59,14 @@ def create_stand_ins(cluster: Cluster, namespace: str, objects: list[Object], gu
         field = "stringData" if kind == "secrets" else "data"
         body = {"metadata": {"name": name}, field: dict.fromkeys(keys, "stands in")}
         cluster.post(f"/api/v1/namespaces/{namespace}/{kind}", body).raise_for_status()
-    autoscalers = [_describe_autoscaler(each) for each in cluster.list_items(_scaled_objects(namespace))]
-    for autoscaler in autoscalers:
+    scaled = [each["metadata"]["name"] for each in find_kind(objects, "keda.sh", "ScaledObject")]
+    for name in scaled:
+        autoscaler = _describe_autoscaler(
+            cluster.get(f"/apis/keda.sh/v1alpha1/namespaces/{namespace}/scaledobjects/{name}")
+        )
         path = f"/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers"
         cluster.post(path, autoscaler).raise_for_status()
-    return len(wanted) + len(autoscalers)
-
-
-def _scaled_objects(namespace: str) -> str:
-    return f"/apis/keda.sh/v1alpha1/namespaces/{namespace}/scaledobjects"
+    return len(wanted) + len(scaled)
 
 
 def _describe_autoscaler(scaled: Object) -> Object:
