@@ -45,11 +45,14 @@ class Waits:
                 continue  # the API server is busy or going: the next round tries again
 
     def _mark_pods(self) -> None:
+        path = f"/api/v1/namespaces/{self._namespace}/pods"
+        pods = self._cluster.list_items(path)
+        if not pods:
+            self._completed.clear()  # uninstalled: the next installation has databases of its own
         for job in self._cluster.list_items(f"/apis/batch/v1/namespaces/{self._namespace}/jobs"):
             if job.get("status", {}).get("succeeded"):
                 self._completed.add((job["metadata"]["name"], _first_image(job["spec"]["template"])))
-        path = f"/api/v1/namespaces/{self._namespace}/pods"
-        for pod in self._cluster.list_items(path):
+        for pod in pods:
             waits = [each for each in pod["spec"].get("initContainers", []) if each["name"] in JOBS]
             is_marked = WAITED in pod["metadata"].get("annotations", {})
             if waits and not is_marked and all(self._is_over(each) for each in waits):
