@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"feedback", "gateway", "trainer", "prefloop", "tests", "bench"}
+PACKAGES = {"feedback", "gateway", "trainer", "prefloop", "tests", "bench", "k8s"}
 MAY_IMPORT = {
     "feedback": {"feedback"},
     "gateway": {"gateway", "feedback"},
     "trainer": {"trainer", "feedback"},
     "prefloop": {"prefloop", "feedback"},
+    "k8s": {"k8s", "prefloop"},
 }
 HEAVY = {"torch", "transformers", "scipy", "vllm", "peft", "accelerate"}
 ORDER = {  # from the top; what stands in one line stands side by side

@@ -63,6 +63,15 @@ def lose_nodes(rehearsal: Rehearsal) -> str:
     bound_s = NODE_GRACE_S + _longest_toleration_s(rehearsal) + RESCHEDULE_S
     for node in lost:
         rehearsal.fleet.give_own_kubelet(node)
+    try:
+        noticed_s, took_s = _lose_and_wait(rehearsal, lost, bound_s)
+    finally:
+        _replace_nodes(rehearsal, lost)
+    return f"{', '.join(lost)} lost, seen after {noticed_s:.0f} s, whole again after {took_s:.0f} s (bound {bound_s:.0f} s)"
+
+
+def _lose_and_wait(rehearsal: Rehearsal, lost: list[str], bound_s: float) -> tuple[float, float]:
+    """After how many seconds the loss was seen, and all was whole again. Raises StepFailed, TimedOut."""
     started = time.monotonic()
     for node in lost:
         rehearsal.fleet.lose(node)
@@ -74,8 +83,7 @@ def lose_nodes(rehearsal: Rehearsal) -> str:
     took_s = time.monotonic() - started
     if took_s > bound_s:
         raise StepFailed(f"whole again only {took_s:.0f} s after {', '.join(lost)} were lost (bound {bound_s:.0f} s)")
-    _replace_nodes(rehearsal, lost)
-    return f"{', '.join(lost)} lost, seen after {noticed_s:.0f} s, whole again after {took_s:.0f} s (bound {bound_s:.0f} s)"
+    return noticed_s, took_s
 
 
 def _longest_toleration_s(rehearsal: Rehearsal) -> int:
