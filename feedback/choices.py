@@ -43,12 +43,14 @@ comparisons = sa.Table(
     sa.Column("differences", sa.Text),  # of a duel: the canary's answer less stable's, as JSON by trait
     sa.Column("screened", sa.Text),  # of a duel: what a harm screen says (screening.py); empty until it has looked
     sa.Index("comparisons_by_rollout", "rollout", "asked", "created_at"),
+    sa.Index("comparisons_by_time", "created_at"),
     sa.Index(
         "comparisons_remembered", "expires_at",
         sqlite_where=sa.text("length(body) > 0"), postgresql_where=sa.text("length(body) > 0"),
     ),
 )  # fmt: skip
 
+_IS_SKIP = sa.text("preferred = 'skip'")
 choices = sa.Table(
     "choices",
     metadata,
@@ -59,6 +61,7 @@ choices = sa.Table(
     sa.Column("harmful", sa.Boolean, nullable=False),
     sa.Column("channel", sa.Text, nullable=False),
     sa.Column("chosen_at", sa.Double, nullable=False),
+    sa.Index("choices_skipped", "chosen_at", sqlite_where=_IS_SKIP, postgresql_where=_IS_SKIP),
 )
 
 outbox = declare_outbox("outbox", metadata)

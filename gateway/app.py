@@ -62,6 +62,7 @@ from gateway.serving.metrics import Metrics
 from gateway.serving.outcome import count_refusals, record_unread
 from gateway.serving.pairs.asking import AskLedger
 from gateway.serving.pairs.scorer_client import ScorerClient
+from gateway.serving.pairs.shared_asks import SharedAsks
 from gateway.serving.recording.comparison_recorder import ComparisonRecorder
 from gateway.serving.recording.completion_recorder import CompletionRecorder
 from gateway.serving.recording.completion_store import CompletionStore
@@ -212,6 +213,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         notifier = Notifier(writer, membership, settings.gateway.notices, settings.policy, metrics.registry)
         stack.callback(context.shadows.close)
         stack.callback(context.divergences.close)
+        shared_asks = SharedAsks(database, context.asks, section.skip_cooldown_s)
         screen = build_screen(writer, settings.rollout.harm_screen, controller)
         keep_days = settings.gateway.comparisons_keep_days
         loops = (
@@ -223,6 +225,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             controller.run(),
             limits.run(),
             usage.run(),
+            shared_asks.run(),
             _keep_keys_fresh(context),
             *(() if screen is None else (screen.run(),)),
             *(() if keep_days is None else (Retention(writer, membership, keep_days, metrics.registry).run(),)),

@@ -1,6 +1,7 @@
 """Two gateways on one PostgreSQL, one engine behind them: what a client began at one goes on at the other."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -35,6 +36,7 @@ async def two(tmp_path: Path, server: Postgres, request: pytest.FixtureRequest) 
             has_checkpoint=False,
             engines=[f"http://127.0.0.1:{first.engine_port}"],
             playground_requests_per_minute=4,
+            max_asks_per_user_day=1,
         )
         second = await stack.enter_async_context(other)
         await wait_until(lambda: second.context.deployment.view.stable is not None)
@@ -110,3 +112,28 @@ async def test_the_playgrounds_limit_holds_over_both_gateways(two: Two) -> None:
             statuses.append(answer.status)
             await answer.read()
     assert statuses[:4] == [200] * 4 and statuses.count(200) < 8, statuses  # four a minute, of both together
+
+
+async def test_a_user_who_was_asked_or_skipped_at_one_gateway_is_left_in_peace_by_the_other(two: Two) -> None:
+    first, second = two
+    shown = (await first.ask({"x-prefloop-compare": "auto", "x-prefloop-user": "ann"}))["comparison"]
+    await first.ask({"x-prefloop-compare": "auto", "x-prefloop-user": "ben"})
+    ann = next(iter(first.context.asks._asked))
+    assert (await first.choose(shown, preferred="skip"))[0] == 200
+    ledger, now = second.context.asks, time.time()
+    await wait_until(lambda: ledger.num_asked(ann, now) == 1 and ledger.is_quiet(ann, now) and len(ledger._asked) == 2)
+    assert first.context.asks.num_asked(ann, now) == 1  # its own, once
+    for name in ("ann", "ben"):
+        assert "comparison" not in await second.ask({"x-prefloop-compare": "auto", "x-prefloop-user": name})
+    assert "comparison" in await second.ask({"x-prefloop-compare": "auto", "x-prefloop-user": "eve"})
+
+
+async def test_a_gateway_that_starts_again_remembers_who_was_asked(tmp_path: Path) -> None:
+    headers = {"x-prefloop-compare": "auto", "x-prefloop-user": "ann"}
+    async with run_gateway(tmp_path, max_asks_per_user_day=1) as gateway:
+        assert "comparison" in await gateway.ask(headers)
+        assert "comparison" not in await gateway.ask(headers)
+    async with run_gateway(tmp_path, max_asks_per_user_day=1, has_checkpoint=False) as gateway:
+        await wait_until(lambda: gateway.context.deployment.view.stable is not None)
+        await wait_until(lambda: len(gateway.context.asks._asked) == 1)
+        assert "comparison" not in await gateway.ask(headers)

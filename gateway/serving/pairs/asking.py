@@ -56,6 +56,7 @@ class AskLedger:
         self._max_users = max_users
         self._asked: OrderedDict[str, deque[float]] = OrderedDict()
         self._quiet_until: dict[str, float] = {}
+        self._own: dict[str, float] = {}  # comparisons shown by this gateway -> when
 
     def num_asked(self, user: str, now: float) -> int:
         """How often the user was asked in the last 24 hours, up to `max_asks`."""
@@ -75,9 +76,31 @@ class AskLedger:
         """The user is about to be shown a comparison: counted before, so that requests at once do not pass the cap."""
         self._asked.setdefault(user, deque(maxlen=self._max_asks)).append(now)
         self._asked.move_to_end(user)
+        self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
         while len(self._asked) > self._max_users:
             forgotten, _ = self._asked.popitem(last=False)
             self._quiet_until.pop(forgotten, None)
+
+    def note_shown(self, comparison: str, now: float) -> None:
+        """One of this gateway's own comparisons was shown: its user is counted already."""
+        self._own[comparison] = now
+
+    def is_own(self, comparison: str) -> bool:
+        """Whether this gateway showed it, and not long ago."""
+        return comparison in self._own
+
+    def forget_own(self, shown_before: float) -> None:
+        """Drop the own comparisons that nobody will ask about."""
+        while self._own and next(iter(self._own.values())) < shown_before:
+            del self._own[next(iter(self._own))]
+
+    def note_asked_elsewhere(self, user: str, at: float) -> None:
+        """Another gateway, or this one before a restart, showed the user a comparison."""
+        times = sorted([*self._asked.get(user, ()), at])
+        self._asked[user] = deque(times, maxlen=self._max_asks)
+        self._forget_oldest()
 
     def take_back(self, user: str, asked_at: float) -> None:
         """The user was not shown a comparison after all."""
@@ -87,7 +110,7 @@ class AskLedger:
 
     def note_skipped(self, user: str, until: float) -> None:
         """The user would rather not be asked before `until`."""
-        self._quiet_until[user] = until
+        self._quiet_until[user] = max(until, self._quiet_until.get(user, 0.0))
         if len(self._quiet_until) > 2 * self._max_users:
             self._quiet_until.clear()
 

@@ -195,6 +195,7 @@ async def offer_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str
         count_unasked(exchange, "database" if context.recorder.is_failing else "late")
         return None
     exchange.is_asked = True
+    context.asks.note_shown(comparison.id, time.time())
     context.deployment.counters.comparisons += 1
     context.metrics.comparisons.labels(comparison.asked).inc()
     if pair.is_duel:
