@@ -9,7 +9,8 @@ from sqlalchemy import Connection
 
 from feedback.choices import choices, comparisons
 
-_SINCE, _LIMIT = sa.bindparam("since"), sa.bindparam("most")
+_SINCE = sa.bindparam("since", type_=sa.Double)
+_LIMIT = sa.bindparam("most", type_=sa.Integer)
 _SHOWN = (
     sa.select(comparisons.c.id, comparisons.c.user, comparisons.c.created_at)
     .where(comparisons.c.created_at > _SINCE, comparisons.c.user != "")
