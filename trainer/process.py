@@ -19,15 +19,19 @@ SEED_MARKER = "seed.json"  # written last by trainer.seed
 
 
 def stop_on_signals(stopping: threading.Event, last: Sequence[Callable[[], None]] = (), code: int = 0) -> None:
-    """Wait for signals in a thread of their own: the main thread may be inside torch for seconds.
+    """Hear of signals in a thread of its own: the main thread may be inside torch for seconds. Called by the main thread.
 
     A process that has not ended by itself in time ends with `code`, after it called each of `last`, which may grow meanwhile.
     """
-    signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before any other thread exists: they inherit it
+    # No mask: libraries have threads from their import on that would take the signal, and processes that are started would inherit it.
+    received, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)  # written to by whichever thread the signal meets
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
 
     def wait() -> None:
-        signal.sigwait(signals)
+        os.read(received, 1)
         stopping.set()
         threading.Event().wait(STOP_WITHIN_S)
         for call in last:

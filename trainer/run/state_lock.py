@@ -21,6 +21,7 @@ class StateLock:
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = list(dict.fromkeys(path.absolute() for path in paths))
         self._held: list[int] = []
+        self._taken: Path | None = None  # by another process, when it was last tried
 
     def try_lock(self) -> bool:
         """Whether this process has the locks now."""
@@ -34,6 +35,7 @@ class StateLock:
             except BlockingIOError:
                 os.close(descriptor)
                 self.unlock()
+                self._taken = path
                 return False
             except OSError as error:
                 log.warning("%s cannot be locked (%s): see that one trainer alone uses this directory", path, error)
@@ -49,11 +51,9 @@ class StateLock:
         self._held = []
 
     def name_owner(self) -> str:
-        """Who holds the locks, as far as the files say."""
-        for path in self._paths:
-            try:
-                if pid := path.read_text().strip():
-                    return f"process {pid} ({path})"
-            except OSError:
-                continue
-        return "another process"
+        """Which process held a lock when they were last tried, as far as its file says."""
+        try:
+            pid = self._taken.read_text().strip() if self._taken else ""
+        except OSError:
+            pid = ""
+        return f"process {pid} ({self._taken})" if pid else "another process"

@@ -178,7 +178,7 @@ def test_a_state_directory_lets_one_process_in_and_the_next_one_after_a_kill(tmp
     assert process.stdin and process.stdout
     try:
         assert process.stdout.readline() == "True\n"
-        lock = StateLock([path])
+        lock = StateLock([tmp_path / "own.lock", path])
         assert not lock.try_lock() and lock.name_owner() == f"process {process.pid} ({path})"
     finally:
         process.kill()
