@@ -17,7 +17,7 @@ from pathlib import Path
 
 from feedback.settings import load_settings
 from trainer.process import limit_kept_primitives, stop_on_signals
-from trainer.run.nodes import Launch, build_torchrun, read_launch
+from trainer.run.nodes import ENVIRONMENT, Launch, build_torchrun, read_launch
 from trainer.run.workers import die_with_parent, end_process
 from trainer.settings import TrainerSettings
 
@@ -77,7 +77,8 @@ def join(folder: Path, launch: Launch) -> Part:
     """Start this node's processes for a launch."""
     command = build_torchrun(launch, folder / launch.directory, is_head=False)
     log.info("%s: %d processes here, of %d nodes", launch.run, launch.num_processes, launch.num_nodes)
-    return Part(launch, subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent))
+    env = {**os.environ, **ENVIRONMENT}
+    return Part(launch, subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import msgspec
 
 LAUNCH = "launch.json"
 MAX_RESTARTS = 10  # of a training's processes: a node came and went
-RENDEZVOUS_PORT = 29400
+# Else processes look for each other under how often their own agent began again, which a node that came later knows nothing of.
+ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 class NodesMissing(Exception):

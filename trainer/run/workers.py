@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -23,7 +24,7 @@ import msgspec
 
 from trainer.learn.training import NothingToTrainOn
 from trainer.learn.worker import Job, Result
-from trainer.run.nodes import Launch, Nodes, NodesMissing, Posted, build_torchrun
+from trainer.run.nodes import ENVIRONMENT, Launch, Nodes, NodesMissing, Posted, build_torchrun
 from trainer.text.rejected import Reject
 
 POLL_S = 0.1
@@ -109,7 +110,14 @@ def post_launch(nodes: Nodes, directory: Path, num_processes: int) -> Posted:
 def launch_workers(command: list[str], output: Path) -> subprocess.Popen[bytes]:
     """Start the launcher, which ends with this process."""
     with output.open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **ENVIRONMENT},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent,
+        )
 
 
 def die_with_parent() -> None:
