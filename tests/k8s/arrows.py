@@ -196,34 +196,34 @@ def _list_of_operators(manifests: Sequence[Manifest]) -> Iterator[Arrow]:
 
 def list_allowed(manifests: Sequence[Manifest], ports: set[tuple[int, str]]) -> set[Arrow]:
     """Every arrow at these ports, with an end in our namespace, that the policies let through."""
-    policies, peers = of_kind(manifests, "NetworkPolicy"), list_peers(manifests)
+    peers = list_peers(manifests)
+    rules = {way: {peer.name: _list_rules(manifests, peer, way) for peer in peers} for way in ("Egress", "Ingress")}
     allowed = set()
     for source in peers:
         for target in peers:
-            ends = [peer for peer in (source, target) if peer.namespace == NAMESPACE and not peer.ip]
-            for port, protocol in ports if ends else ():
-                if all(_lets_through(policies, source, target, way, port, protocol) for way in ("Egress", "Ingress")):
-                    allowed.add(Arrow(source.name, target.name, port, protocol))
+            leaving = _list_open(rules["Egress"][source.name], target, "to", ports)
+            entering = _list_open(rules["Ingress"][target.name], source, "from", ports)
+            if any(peer.namespace == NAMESPACE and not peer.ip for peer in (source, target)):
+                allowed |= {Arrow(source.name, target.name, *place) for place in leaving & entering}
     return allowed
 
 
-def _lets_through(policies: Sequence[Manifest], source: Peer, target: Peer, way: str, port: int, protocol: str) -> bool:
-    """One end's word: yes if no policy selects it, else if any rule of any that do allows it."""
-    own, other = (source, target) if way == "Egress" else (target, source)
-    if own.ip or own.namespace != NAMESPACE:
-        return True
-    selecting = [
-        policy["spec"]
-        for policy in policies
-        if way in policy["spec"]["policyTypes"] and _selects(policy["spec"]["podSelector"], own.labels)
-    ]
-    if not selecting:
-        return True
-    return any(
-        _covers_port(rule, port, protocol) and _covers_peer(rule.get("to" if way == "Egress" else "from"), other)
-        for spec in selecting
-        for rule in spec.get(way.lower(), [])
-    )
+def _list_rules(manifests: Sequence[Manifest], peer: Peer, way: str) -> list[dict[str, Any]] | None:
+    """The rules of every policy that selects a peer this way; None where none does, and so everything passes."""
+    specs = [policy["spec"] for policy in of_kind(manifests, "NetworkPolicy") if way in policy["spec"]["policyTypes"]]
+    is_ours = peer.namespace == NAMESPACE and not peer.ip
+    selecting = [spec for spec in specs if is_ours and _selects(spec["podSelector"], peer.labels)]
+    return [rule for spec in selecting for rule in spec.get(way.lower(), [])] if selecting else None
+
+
+def _list_open(
+    rules: list[dict[str, Any]] | None, other: Peer, side: str, ports: set[tuple[int, str]]
+) -> set[tuple[int, str]]:
+    """The ports at which one end lets the other through."""
+    if rules is None:
+        return ports
+    covering = [rule for rule in rules if _covers_peer(rule.get(side), other)]
+    return {place for place in ports if any(_covers_port(rule, *place) for rule in covering)}
 
 
 def _covers_port(rule: dict[str, Any], port: int, protocol: str) -> bool:
