@@ -5,18 +5,21 @@ definitions that the rehearsal keeps in its cache; none are kept in the reposito
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import referencing
 import yaml
 
-from tests.k8s.manifests import KUBECTL_CACHE, Manifest
+from k8s.rehearsal.binaries import BuildFailed, cache_dir
+from k8s.rehearsal.crds import fetch_crds
+from tests.k8s.manifests import Manifest, skip_or_fail
 
-CRDS = KUBECTL_CACHE / "crds"
 _METADATA = {"name", "namespace", "labels", "annotations"}
 
 
@@ -53,17 +56,26 @@ def find_builtin_schema(release: str, api_version: str, kind: str) -> KindSchema
 
 
 @lru_cache
-def find_schema(api_version: str, kind: str) -> KindSchema | None:
-    """The strict schema of a kind, if its definition is at hand."""
+def find_definitions() -> tuple[Path, ...]:
+    """Every definition: those at hand, and in CI those that have to be fetched first."""
+    try:
+        return tuple(fetch_crds() if os.environ.get("CI") == "true" else (cache_dir() / "crds").glob("*/*.yaml"))
+    except BuildFailed as error:
+        skip_or_fail(str(error))
+
+
+@lru_cache
+def find_schema(api_version: str, kind: str) -> KindSchema:
+    """The strict schema of a kind. Skips the test if its definition is not at hand."""
     group, _, version = api_version.partition("/")
-    for path in sorted(CRDS.glob(f"*/*{kind.lower()}*.yaml")):
+    for path in sorted(path for path in find_definitions() if kind.lower() in path.name):
         definition = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]
         if definition["group"] != group or definition["names"]["kind"] != kind:
             continue
         for each in definition["versions"]:
             if each["name"] == version:
                 return KindSchema(_make_strict(each["schema"]["openAPIV3Schema"]))
-    return None
+    skip_or_fail(f"no definition of {api_version} {kind} is at hand: make k8s-rehearsal fetches them")
 
 
 def _make_strict(schema: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.manifests import K8S, OVERLAYS, WHOLE_MODELS, Manifest, render, skip_or_fail
+from tests.k8s.manifests import K8S, OVERLAYS, WHOLE_MODELS, Manifest, render
 from tests.k8s.schemas import find_builtin_schema, find_schema
 
 OLDEST, NEWEST = "1.30", "1.37"  # of Kubernetes: preStop sleep came with 1.30
@@ -42,20 +42,14 @@ def test_what_operators_know_is_valid_by_their_own_definitions() -> None:
     custom = [each for each in render("prod") if is_custom(each)]
     assert {each["apiVersion"].partition("/")[0] for each in custom} == CUSTOM
     for manifest in custom:
-        schema = find_schema(manifest["apiVersion"], manifest["kind"])
-        if schema is None:
-            skip_or_fail(f"no definition of {manifest['kind']} is at hand: make k8s-rehearsal fetches them")
-        problems = schema.list_problems(manifest)
+        problems = find_schema(manifest["apiVersion"], manifest["kind"]).list_problems(manifest)
         assert not problems, (manifest["kind"], manifest["metadata"]["name"], problems)
 
 
 def test_a_misspelt_field_of_an_operators_kind_is_refused() -> None:
     kafka = next(each for each in render("prod") if each["kind"] == "Kafka")
-    schema = find_schema(kafka["apiVersion"], "Kafka")
-    if schema is None:
-        skip_or_fail("no definition of Kafka is at hand: make k8s-rehearsal fetches them")
     kafka["spec"]["kafka"]["listners"] = []
-    assert schema.list_problems(kafka)
+    assert find_schema(kafka["apiVersion"], "Kafka").list_problems(kafka)
 
 
 def test_every_component_and_overlay_is_read_by_something() -> None:
