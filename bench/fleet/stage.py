@@ -7,6 +7,7 @@ that its sidecar fills.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -92,7 +93,11 @@ class Stage:
         url = f"{self.gateway_urls[GATEWAYS[0]]}/operator/v1/keys"
         async with self.session.post(url, json=body, headers=headers) as answer:
             answer.raise_for_status()
-            return str((await answer.json())["key"])
+            key = str((await answer.json())["key"])
+        for url in self.gateway_urls.values():  # keys are read every five seconds
+            while not await read_json(self.session, f"{url}/v1/models", key):  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        return key
 
     async def answers(self, engine: str) -> bool:
         """Whether an engine's process is there."""
