@@ -26,7 +26,7 @@ _DEMO: dict[str, dict[str, Any]] = {
         "duel_share": 1.0,
         "ceilings": {"errors": 0.10, "truncation": 0.10, "refusals": 0.10, "harm": 0.10},
         "accept_blind": ["harm", "kl"],  # its people report nothing
-        "kl": {"share": 0.0},  # small models learn by moving nats at once, and two cores have better to do
+        "kl": {"share": 0.0},  # two cores have better to do
         "accept_tripwires": ["length", "flattery"],  # how long and how warm an answer is may be just what they like
         "baking_s": 20.0,
         "drain_timeout_s": 30.0,

@@ -1,9 +1,11 @@
 """Bad canaries on real vLLM, each of which must be stopped by the gate that is meant for it: `python -m bench.canaries`.
 
 Rude, slow, failing (single answers, streams), rambling, refusing, flattering and wrong; turning bad only while an approval is
-awaited, or while it bakes; and a good one, which must be promoted after approval. Everything goes over HTTP; the engine is
-behind a proxy that makes requests fail or wait. The last line is one JSON object: `failed` counts clients' requests without a
-usable answer and must be 0; streams that broke after their first bytes are `interrupted`, which no gateway can mend.
+awaited, or while it bakes; and a good one, which must be promoted after approval. Last the good one again, before a gateway
+that measures the divergence from stable with a margin below its own: it must be stopped for that, though people prefer it.
+Everything goes over HTTP; the engine is behind a proxy that makes requests fail or wait. The last line is one JSON object:
+`failed` counts clients' requests without a usable answer and must be 0; streams that broke after their first bytes are
+`interrupted`, which no gateway can mend.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import aiohttp
 from rich.console import Console
 
 from bench.canaries.adapters import FLATTERY
-from bench.canaries.crowd import Crowd
+from bench.canaries.crowd import Crowd, Tally
 from bench.canaries.faulty_engine import Fault, FaultyEngine
 from bench.swap.operating import Operator, OperatorFailed, publish_copy, wait_until_up
 from prefloop.demo.worlds.capitals import classify
@@ -42,6 +44,12 @@ SETTINGS = {
     "PREFLOOP_ROLLOUT__MAX_S": "240",
     "PREFLOOP_ROLLOUT__ACCEPT_TRIPWIRES": "[]",
     "PREFLOOP_GATEWAY__COMPARISON_COMMIT_MS": "5000",
+}
+MEASURED = {  # in place of the preset's, which measures nothing; the good one is some .34 nats a token from stable
+    "PREFLOOP_ROLLOUT__KL__SHARE": "1",
+    "PREFLOOP_ROLLOUT__KL__MARGIN": "0.15",
+    "PREFLOOP_ROLLOUT__KL__MAX_PER_S": "4",
+    "PREFLOOP_ROLLOUT__ACCEPT_BLIND": '["harm"]',
 }
 STYLES = {"complete": 1.0, "terse": 0.5, "hedging": 0.0, "rude": -1.0, "wrong": -1.0}
 
@@ -68,7 +76,10 @@ def like_nothing(question: str, text: str) -> float:
 
 @dataclass(frozen=True)
 class Case:
-    """One canary. begins: when its fault does. reasons: those one of which stops it; words: what its verdict says."""
+    """One canary. begins: when its fault does. reasons: those one of which stops it; words: what its verdict says.
+
+    is_measured: it is played before a gateway and an engine of its own, with MEASURED.
+    """
 
     name: str
     adapter: str
@@ -77,6 +88,7 @@ class Case:
     fault: Fault = ""
     begins: str = "Progressing"
     words: tuple[str, ...] = ()
+    is_measured: bool = False
 
 
 CASES = [
@@ -90,6 +102,7 @@ CASES = [
     Case("fails while it waits", "good", like_well, frozenset({"Errors"}), "all fail", "WaitingPromotion"),
     Case("fails while it bakes", "good", like_well, frozenset({"Errors"}), "all fail", "Baking"),
     Case("good", "good", like_well, frozenset()),
+    Case("good and far", "good", like_well, frozenset({"KL"}), is_measured=True),
 ]
 
 
@@ -162,11 +175,12 @@ class Trials:
         await self._operator.act(view["id"], "approve", body)
 
 
-async def run_bench(layout: Layout, engine_port: int, adapters: Path, cases: list[Case], console: Console) -> int:
-    """Start everything, play the cases, stop everything; returns the exit status."""
+async def play(
+    layout: Layout, engine_port: int, adapters: Path, cases: list[Case], settings: dict[str, str], console: Console
+) -> tuple[list[Ended], Tally]:
+    """Start everything, play the cases, stop everything."""
     supervisor = Supervisor()
     ended: list[Ended] = []
-    began_at = time.monotonic()
     real = replace(layout, port=engine_port - 1, engine_url="")
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         proxy = FaultyEngine(real.engine_address, session)
@@ -175,7 +189,7 @@ async def run_bench(layout: Layout, engine_port: int, adapters: Path, cases: lis
             console.print("Starting the engine (about a minute) …")
             await wait_until_up(session, real.engine_address + "/health", supervisor, "engine")
             await proxy.start(int(layout.engine_address.rsplit(":", 1)[1]))
-            supervisor.start(gateway_service(layout, SETTINGS))
+            supervisor.start(gateway_service(layout, settings))
             await wait_until_up(session, layout.gateway_url + "/livez", supervisor, "gateway")
             admin_key = (layout.state_dir / "secrets" / "admin_key").read_text().strip()
             operator = Operator(layout.gateway_url, admin_key, session)
@@ -197,20 +211,25 @@ async def run_bench(layout: Layout, engine_port: int, adapters: Path, cases: lis
         finally:
             await supervisor.stop()
             await proxy.stop()
+    return ended, crowd.tally
+
+
+def summarise(ended: list[Ended], tallies: list[Tally], seconds: float) -> int:
+    """Print the last line; returns the exit status."""
     bad = [one for one in ended if one.name != "good"]
     figures = {
         "stopped": sum(one.is_right for one in bad),
         "num_bad": len(bad),
         "good_promoted": sum(one.is_right for one in ended if one.name == "good"),
-        "requests": crowd.tally.requests,
-        "failed": crowd.tally.failed,
-        "interrupted": crowd.tally.interrupted,
-        "choices": crowd.tally.choices,
+        **{
+            name: sum(getattr(one, name) for one in tallies)
+            for name in ("requests", "failed", "interrupted", "choices")
+        },
         "reasons": {one.name: one.reason for one in ended},
-        "seconds": round(time.monotonic() - began_at),
+        "seconds": round(seconds),
     }
     print(json.dumps(figures), flush=True)
-    return int(not all(one.is_right for one in ended) or bool(crowd.tally.failed))
+    return int(not all(one.is_right for one in ended) or bool(figures["failed"]))
 
 
 def show(console: Console, one: Ended, crowd: Crowd) -> None:
@@ -233,13 +252,23 @@ def main() -> int:
     adapters, run_dir = work / "adapters", work / "run"
     if subprocess.run([sys.executable, "-m", "bench.canaries.adapters", str(seed_dir), str(adapters)]).returncode:
         return 1
-    shutil.rmtree(run_dir, ignore_errors=True)
-    port = find_neighbouring_ports(4)
-    layout = Layout(run_dir, port=port, model=str(seed_dir), preset="demo", engine_url=f"http://127.0.0.1:{port + 1}")
-    console.print(f"logs: {log_path(layout, 'engine').parent}", highlight=False)
-    cases = [case for case in CASES if not arguments.only or case.name in arguments.only]
+    chosen = [case for case in CASES if not arguments.only or case.name in arguments.only]
+    ended: list[Ended] = []
+    tallies: list[Tally] = []
+    began_at = time.monotonic()
     try:
-        return asyncio.run(run_bench(layout, port + 3, adapters, cases, console))
+        for is_measured, settings in ((False, SETTINGS), (True, SETTINGS | MEASURED)):
+            if not (cases := [case for case in chosen if case.is_measured == is_measured]):
+                continue
+            shutil.rmtree(run_dir, ignore_errors=True)
+            port = find_neighbouring_ports(4)
+            engine_url = f"http://127.0.0.1:{port + 1}"
+            layout = Layout(run_dir, port=port, model=str(seed_dir), preset="demo", engine_url=engine_url)
+            console.print(f"logs: {log_path(layout, 'engine').parent}", highlight=False)
+            found, tally = asyncio.run(play(layout, port + 3, adapters, cases, settings, console))
+            ended += found
+            tallies.append(tally)
+        return summarise(ended, tallies, time.monotonic() - began_at)
     except (StartFailed, OperatorFailed) as error:
         console.print(f"[red]{error}[/red]")
         return 1
