@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter
@@ -58,7 +59,7 @@ class Retention:
         num = 0
         while self._membership.fence is not None:
             before = self._clock() - self._keep_s
-            done = await self._writer.arun(lambda conn, before=before: forget_comparisons(conn, before, _BATCH))
+            done = await self._writer.arun(partial(forget_comparisons, before=before, num=_BATCH))
             self.forgotten.inc(done)
             num += done
             if done < _BATCH:
