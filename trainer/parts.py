@@ -28,7 +28,7 @@ from trainer.process import is_base_ready
 from trainer.run.checkpoints import digest_base
 from trainer.run.consumer import Consumer
 from trainer.run.learner import Learner
-from trainer.run.lease import Holding, Lease
+from trainer.run.lease import Holding, Lease, name_place
 from trainer.run.lineage import list_needed
 from trainer.run.metrics import Curves, Metrics
 from trainer.run.publisher import Publisher
@@ -86,6 +86,7 @@ class Parts:
             view=self.describe_work,
             on_standby=self.show_standby,
             on_lost=self.end_without_lease,
+            place=name_place(self.settings.state_dir),
         )
         self.writer = Writer(self.database, guard=self.lease.guard)
         self.intake = Intake(self)

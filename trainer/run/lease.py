@@ -8,6 +8,7 @@ nobody took meanwhile. On SQLite there is no row: the lock on the state director
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import secrets
@@ -15,6 +16,8 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -58,22 +61,35 @@ class Holding:
     view: str = ""
 
 
-def name_holder() -> str:
+def name_place(state_dir: Path) -> str:
+    """A name for this machine's state directory."""
+    return f"{socket.gethostname()}-{hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:6]}"
+
+
+def name_holder(place: str) -> str:
     """A name for this process that no other has."""
-    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    return f"{place}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-def take_lease(connection: sa.Connection, holder: str, lease_s: float) -> int | None:
-    """Hold the lease until lease_s from now: the fence to write under. None while another trainer holds it."""
+def take_lease(connection: sa.Connection, holder: str, lease_s: float, place: str = "") -> int | None:
+    """Hold the lease until lease_s from now: the fence to write under. None while another trainer holds it.
+
+    place: where this one has the lock on the state directory, so that a holder of that place is dead.
+    """
+
+    def is_held(row: sa.Row[Any], now: float) -> bool:
+        is_dead = bool(place) and row.holder.startswith(f"{place}-")
+        return bool(row.holder != holder and row.expires_at > now and not is_dead)
+
     seen = connection.execute(_ROW).first()  # without its lock: who stands by must not make the holder wait
-    if seen is not None and seen.holder != holder and seen.expires_at > connection.execute(_NOW).scalar_one():
+    if seen is not None and is_held(seen, connection.execute(_NOW).scalar_one()):
         return None
     if seen is None:
         empty = {"name": _NAME, "holder": "", "fence": 0, "expires_at": 0.0, "taken_at": 0.0, "view": ""}
         insert_or_ignore(connection, leases, empty)
     row = connection.execute(_ROW.with_for_update()).one()
     now = connection.execute(_NOW).scalar_one()  # after the row is locked, however long that took
-    if row.holder != holder and row.expires_at > now:
+    if is_held(row, now):
         return None
     fence = int(row.fence) if row.holder == holder else int(row.fence) + 1
     taken_at = row.taken_at if row.holder == holder else now
@@ -117,7 +133,8 @@ def read_holding(connection: sa.Connection) -> Holding | None:
 class Lease(threading.Thread):
     """This process's part in who works. `held` is set once it does, and stays set until the process ends.
 
-    may_try: False while something else keeps this process from working. view: what it does, as JSON, for those that stand by.
+    place: of the state directory that may_try locks (name_place). may_try: False while something else keeps this process from
+    working. view: what it does, as JSON, for those that stand by.
     on_standby is called with who holds it. on_lost must end the process: what it knows is out of date.
     """
 
@@ -131,10 +148,11 @@ class Lease(threading.Thread):
         on_standby: Callable[[Holding | None], None],
         on_lost: Callable[[str], None],
         holder: str = "",
+        place: str = "",
     ) -> None:
         super().__init__(name="lease", daemon=True)
         self.held, self.fence = threading.Event(), 0
-        self.holder = holder or name_holder()
+        self.holder, self._place = holder or name_holder(place), place
         self._database, self._lease_s = database, lease_s
         self._may_try, self._view, self._on_standby, self._on_lost = may_try, view, on_standby, on_lost
         self._has_rows = database.dialect.name != "sqlite"
@@ -148,7 +166,7 @@ class Lease(threading.Thread):
             return False
         if self._has_rows:
             with write_transaction(self._database) as connection:
-                fence = take_lease(connection, self.holder, self._lease_s)
+                fence = take_lease(connection, self.holder, self._lease_s, self._place)
             if fence is None:
                 return False
             self.fence = fence

@@ -19,7 +19,7 @@ from prefloop.servers.postgres import Postgres
 from tests.postgres import run_server
 from tests.trainer.fakes import FakeGateway, FakePolicy
 from trainer.run import rounds
-from trainer.run.lease import Lease, LeaseLost, read_holding
+from trainer.run.lease import Lease, LeaseLost, name_holder, name_place, read_holding, take_lease
 from trainer.run.publisher import Publisher, Trained
 from trainer.run.state_lock import StateLock
 
@@ -123,6 +123,17 @@ def test_a_lease_is_kept_by_its_thread_and_free_at_once_when_it_is_given_back(da
     first.lease.stop()
     assert second.lease.held.wait(2 * LEASE_S) and second.lease.fence == 2
     second.lease.stop()
+
+
+def test_a_trainer_that_is_started_again_on_its_state_directory_need_not_wait(
+    database: sa.Engine, tmp_path: Path
+) -> None:
+    """It has the lock on the directory, so that the one before it is dead; a trainer elsewhere waits."""
+    place = name_place(tmp_path)
+    with database.begin() as connection:
+        assert take_lease(connection, name_holder(place), 60.0, place) == 1
+        assert take_lease(connection, name_holder(name_place(tmp_path / "b")), 60.0, name_place(tmp_path / "b")) is None
+        assert take_lease(connection, name_holder(place), 60.0, place) == 2
 
 
 def make_publisher(contender: Contender, database: sa.Engine, root: Path) -> Publisher:
