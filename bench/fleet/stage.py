@@ -21,7 +21,7 @@ from typing import Any
 
 import aiohttp
 
-from bench.chaos.stage import ROUND_EVERY, link_base, read_json, start_postgres
+from bench.chaos.stage import ROUND_EVERY, read_json, start_postgres
 from bench.chaos.victims import BrokerVictim, Service, Victim
 from bench.fleet.links import Balancer, Link, is_ready
 from gateway.access.secrets import load_secrets
@@ -131,7 +131,6 @@ async def set_up(
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "logs").mkdir(parents=True)
         admin_key = load_secrets(folder).admin_key
-        base = link_base(seed_policy, folder / "base")
         with contextlib.ExitStack() as servers:
             server = start_postgres(servers)
             broker = Broker(folder / "kafka")
@@ -156,7 +155,7 @@ async def set_up(
         shared = {
             "PREFLOOP_CONFIG": os.devnull,
             "PREFLOOP_PRESET": "demo",
-            "PREFLOOP_BASE_MODEL": str(base),
+            "PREFLOOP_BASE_MODEL": str(seed_policy),
             "PREFLOOP_LOG_URL": broker.url,
             "PREFLOOP_CHECKPOINTS_URL": f"s3://{BUCKET}/fleet",
             "PREFLOOP_FAULTS_SEED": str(seed),
