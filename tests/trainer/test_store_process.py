@@ -62,6 +62,7 @@ def run_trainer(state_dir: Path, registry: Registry, env: dict[str, str]) -> Ite
         "PREFLOOP_TRAINER__PORT": str(find_port()),
         "PREFLOOP_TRAINER__GATEWAY_URL": f"http://127.0.0.1:{registry.server.server_port}",
         "PREFLOOP_TRAINER__REGISTER_EVERY_S": "0.5",
+        "PREFLOOP_TRAINER__NICE": "0",
     }
     with (state_dir / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "trainer.main"], env={**os.environ, **env, **own}, stderr=log)
@@ -73,7 +74,7 @@ def run_trainer(state_dir: Path, registry: Registry, env: dict[str, str]) -> Ite
 
 
 def wait_until(is_true: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 400.0
+    deadline = time.monotonic() + 900.0
     while not is_true():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.1)
