@@ -43,8 +43,8 @@ class Engine:
             return refuse(400, f"{asked['lora_name']} has already been loaded")
         try:
             manifest = json.loads((Path(asked["lora_path"]) / "manifest.json").read_text())
-        except OSError as error:
-            return refuse(404, str(error))
+        except OSError:  # in vLLM's words, which the gateway reads
+            return refuse(404, f"The lora adapter '{asked['lora_name']}' does not exist.")
         self._manifests[asked["lora_name"]] = manifest
         return web.Response(text="Success")
 
