@@ -22,12 +22,13 @@ from bench.gateway.checkpoints import make_checkpoint, make_key
 from bench.gateway.loads import build_request
 from bench.gateway.peers import LIMITS, MODEL
 from bench.gateway.servers import Server
+from bench.gateway.tools import SOURCES
 from prefloop.servers.dns import DnsServer
 from prefloop.servers.ports import find_port
 
 NAME = "engine.bench"
 HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
-LUA = Path(__file__).with_name("conversations.lua")
+_CONVERSATIONS = ("4096", "X-Prefloop-Conversation: conversation-")  # so many that engines can share them
 _CONNECTIONS = 16
 _LOOK_S = 0.02
 _WAIT_S = 120.0
@@ -96,17 +97,9 @@ class Machine:
 
     async def load(self, wrk: Sequence[str], seconds: float) -> dict[str, float]:
         """wrk's load: seconds, answers, failed."""
-        argv = [
-            *wrk,
-            "-t1",
-            f"-c{_CONNECTIONS}",
-            f"-d{max(1, round(seconds))}s",
-            "-s",
-            str(LUA),
-            self.gateway.url,
-            "--",
-        ]
-        argv += [str(self._run / "whole.json"), f"authorization: Bearer {self.key}"]
+        argv = [*wrk, "-t1", f"-c{_CONNECTIONS}", f"-d{max(1, round(seconds))}s"]
+        argv += ["-s", str(SOURCES / "post.lua"), self.gateway.url, "--"]
+        argv += [str(self._run / "whole.json"), *_CONVERSATIONS, f"authorization: Bearer {self.key}"]
         process = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         output, errors = await process.communicate()
         lines = output.decode().strip().splitlines()

@@ -100,7 +100,7 @@ class Loads:
         if load in (Load.SIXTEEN, Load.ONE):
             argv = [*self._wrk, "-t1", "-c16" if load is Load.SIXTEEN else "-c1", f"-d{max(1, round(seconds))}s"]
             argv += ["-s", str(SOURCES / "post.lua"), peer.server.url]
-            return [*argv, "--", str(self._whole), *peer.headers]
+            return [*argv, "--", str(self._whole), "64", "X-Prefloop-User: user-", *peer.headers]
         connections, rate, body = {
             Load.STREAMS: (16, 0, self._stream),
             Load.PACED: (PACED_STREAMS, 0, self._stream),

@@ -1,18 +1,20 @@
--- wrk's load: the body of a file, under 64 users in turn, so that no two requests in a row are alike.
--- Arguments after "--": the body's file, then further headers ("Name: value"). Ends with one line of JSON.
+-- wrk's load: the body of a file, in the name of so many users or conversations in turn, so that no two requests in a row are alike.
+-- Arguments after "--": the body's file, how many there are, the header that names them ("Name: prefix"), then further headers
+-- ("Name: value"). Ends with one line of JSON.
 local requests, turn = {}, 0
 
 function init(args)
   local file = assert(io.open(args[1], "rb"))
   local body = file:read("*a")
   file:close()
-  for user = 1, 64 do
-    local headers = { ["Content-Type"] = "application/json", ["X-Prefloop-User"] = "user-" .. user }
-    for i = 2, #args do
+  local named, prefix = args[3]:match("^(.-): (.*)$")
+  for number = 1, tonumber(args[2]) do
+    local headers = { ["Content-Type"] = "application/json", [named] = prefix .. number }
+    for i = 4, #args do
       local name, value = args[i]:match("^(.-): (.*)$")
       headers[name] = value
     end
-    requests[user] = wrk.format("POST", "/v1/chat/completions", headers, body)
+    requests[number] = wrk.format("POST", "/v1/chat/completions", headers, body)
   end
 end
 

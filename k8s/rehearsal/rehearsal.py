@@ -9,9 +9,11 @@ from k8s.rehearsal.client import Cluster, Object
 from k8s.rehearsal.failures import StepFailed
 from k8s.rehearsal.manifests import Manifests
 from k8s.rehearsal.nodes import Fleet
+from k8s.rehearsal.waiting import TimedOut, wait_until
 
 NAMESPACE = "prefloop"
 ROLES = ("gateway", "engine")  # what must keep serving
+BUDGET_S = 20.0
 
 
 @dataclass
@@ -41,11 +43,22 @@ class Rehearsal:
 
     def read_required(self, role: str) -> int:
         """How many pods of a role the disruption budget keeps, as its controller counts. Raises StepFailed without one."""
+        try:
+            wait_until(lambda: self._has_counted(role), f"the disruption budget of {role}", timeout_s=BUDGET_S)
+        except TimedOut as error:
+            raise StepFailed(str(error)) from error
+        required = int(self._read_budget(role)["status"]["desiredHealthy"])
+        if required < 1:
+            raise StepFailed(f"the disruption budget of {role} keeps no pod at all")
+        return required
+
+    def _has_counted(self, role: str) -> bool:
+        """Whether the budget's controller has seen the pods that there are now."""
+        return self._read_budget(role)["status"].get("expectedPods") == len(self.list_pods(role))
+
+    def _read_budget(self, role: str) -> Object:
         budgets = self.cluster.list_items(f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets")
         for budget in budgets:
             if budget["spec"]["selector"].get("matchLabels", {}).get("app.kubernetes.io/name") == role:
-                required = int(budget["status"]["desiredHealthy"])
-                if required < 1:
-                    raise StepFailed(f"the disruption budget of {role} keeps no pod at all")
-                return required
+                return budget
         raise StepFailed(f"{role} has no disruption budget")

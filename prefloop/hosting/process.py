@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,9 +19,10 @@ from feedback.signing import read_trusted_keys
 from prefloop.engine_host import RequiredModel
 from prefloop.hosting.fetching import Fetcher
 from prefloop.hosting.gateway import EngineDesk, WholeModel
-from prefloop.hosting.pages import start_pages
+from prefloop.hosting.metrics import HostMetrics
 from prefloop.hosting.pod import Pod
 from prefloop.hosting.settings import EngineHostSettings
+from prefloop.pages import start_pages
 from prefloop.services import Layout, full_engine_service
 from prefloop.supervisor import Service, Supervisor
 
@@ -53,7 +55,10 @@ async def host_engines(settings: EngineHostSettings) -> int:
     pod = Pod(
         desk, url, supervisor, fetcher.fetch, build_service(settings), host_port=section.port, silent_s=section.silent_s
     )
-    server = start_pages(section.host, section.port, pod.view, lambda: find_problem(pod, loop.time()))
+    server = start_pages(
+        section.host, section.port, HostMetrics(pod.view).registry, lambda: find_problem(pod, loop.time()),
+        {"/status": lambda: asdict(pod.view())},
+    )  # fmt: skip
     log.info("an engine here is %s; pages on port %d", url, server.server_port)
     running = asyncio.create_task(pod.run(section.poll_s))
     await stopping.wait()

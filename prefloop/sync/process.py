@@ -18,8 +18,8 @@ import msgspec
 from feedback.errors import SigningKeyError, StoreUnavailable
 from feedback.settings import load_settings
 from feedback.signing import read_trusted_keys
+from prefloop.pages import start_pages
 from prefloop.sync.metrics import SyncMetrics
-from prefloop.sync.pages import start_pages
 from prefloop.sync.settings import RunningSyncSettings
 from prefloop.sync.sidecar import CheckpointList, GatewayAway, ListedCheckpoint, Sidecar
 
@@ -48,7 +48,7 @@ def run_sync() -> int:
     sidecar = Sidecar(
         store, root, build_lister(section.gateway_url, settings.key_path), trusted, metrics, section.retry_refused_s
     )
-    server = start_pages(section.host, section.port, lambda: sidecar.problem, metrics.registry)
+    server = start_pages(section.host, section.port, metrics.registry, lambda: sidecar.problem)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     log.info("fetching from %s into %s; pages on port %d", store.url, root, server.server_port)

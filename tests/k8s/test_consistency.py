@@ -106,7 +106,7 @@ def test_probes_ask_for_pages_that_are_served(overlay: str) -> None:
     served = {
         "gateway": set(re.findall(r'"GET", "(/\w+)"', (ROOT / "gateway/api/health.py").read_text())),
         "trainer": set(re.findall(r'"(/livez|/readyz)"', (ROOT / "trainer/run/server.py").read_text())),
-        "sync": set(re.findall(r'"(/livez|/readyz)"', (ROOT / "prefloop/sync/pages.py").read_text())),
+        "sync": set(re.findall(r'"(/livez|/readyz)"', (ROOT / "prefloop/pages.py").read_text())),
         "engine": {"/health"},
     }
     for pod, container in each_container(overlay):

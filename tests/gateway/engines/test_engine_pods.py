@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_until
+from prometheus_client import CollectorRegistry
 from test_blue_green import ENGINE, Site
 
 from prefloop.hosting.gateway import EngineDesk, WholeModel
-from prefloop.hosting.pages import start_pages
 from prefloop.hosting.pod import Pod
+from prefloop.pages import start_pages
 from prefloop.servers.ports import find_port
 from prefloop.supervisor import Service, Supervisor
 
@@ -131,7 +132,7 @@ async def test_a_free_pod_takes_over_from_one_that_is_gone_and_not_from_one_that
     async with open_machines(site, host_port) as (blue, green):
         blue.start_s = 3 * SILENT_S
         pages = start_pages(
-            "127.0.0.1", host_port, blue.pod.view, lambda: ""
+            "127.0.0.1", host_port, CollectorRegistry(), str
         )  # of blue's machine: both have one address
         try:
             first = await site.publish(0)

@@ -1,20 +1,31 @@
-"""The sidecar's HTTP server: /livez, /readyz (200 once what serves is here) and /metrics."""
+"""The HTTP pages of a process beside an engine: /livez, /readyz, /metrics, and what else it has to say as JSON.
+
+Served in threads of its own, to probes and Prometheus; nothing can be changed through them.
+"""
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+_TEXT = "text/plain; charset=utf-8"
+
 
 def start_pages(
-    host: str, port: int, find_problem: Callable[[], str], registry: CollectorRegistry
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    find_problem: Callable[[], str],
+    views: Mapping[str, Callable[[], object]] | None = None,
 ) -> ThreadingHTTPServer:
-    """Serve in threads of its own; `shutdown()` ends it. find_problem: why it is not ready, "" if it is."""
+    """Serve until `shutdown()`. find_problem: why the process is not ready, "" if it is; views: further pages by their path."""
+    found = dict(views or {})
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10.0
@@ -24,12 +35,14 @@ def start_pages(
             if path == "/metrics":
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
             elif path == "/livez":
-                self._answer(200, "text/plain", b"ok\n")
+                self._answer(200, _TEXT, b"ok\n")
             elif path == "/readyz":
                 problem = find_problem()
-                self._answer(503 if problem else 200, "text/plain; charset=utf-8", f"{problem or 'ok'}\n".encode())
+                self._answer(503 if problem else 200, _TEXT, f"{problem or 'ok'}\n".encode())
+            elif path in found:
+                self._answer(200, "application/json", json.dumps(found[path]()).encode())
             else:
-                self._answer(404, "text/plain", b"no such page\n")
+                self._answer(404, _TEXT, b"no such page\n")
 
         def _answer(self, status: int, content_type: str, body: bytes) -> None:
             self.send_response(status)
