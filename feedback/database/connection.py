@@ -42,9 +42,11 @@ def open_database(url: str) -> sa.Engine:
     What the URL's query says of a PostgreSQL connection (`?connect_timeout=…`) wins over the values above.
     """
     if not url.startswith("sqlite"):
-        given = sa.make_url(url).query
-        arguments = {name: value for name, value in _POSTGRES.items() if name not in given}
-        return sa.create_engine(url, pool_pre_ping=True, pool_timeout=_POOL_TIMEOUT_S, connect_args=arguments)
+        given = sa.make_url(url)
+        if given.drivername == "postgresql":  # SQLAlchemy's own choice of a driver has changed
+            given = given.set(drivername="postgresql+psycopg")
+        arguments = {name: value for name, value in _POSTGRES.items() if name not in given.query}
+        return sa.create_engine(given, pool_pre_ping=True, pool_timeout=_POOL_TIMEOUT_S, connect_args=arguments)
     from pysqlite3 import dbapi2  # the bundled build, not the system's
 
     if dbapi2.sqlite_version_info < MIN_SQLITE:

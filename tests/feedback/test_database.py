@@ -52,6 +52,13 @@ def test_urls_name_files() -> None:
             sqlite_path(url)
 
 
+def test_a_url_without_a_driver_means_the_one_that_is_installed_with_us() -> None:
+    for url in ("postgresql://host/name?connect_timeout=3", "postgresql+psycopg://host/name"):
+        database = open_database(url)  # connects to nobody yet
+        assert (database.dialect.driver, database.url.host) == ("psycopg", "host")
+        database.dispose()
+
+
 def test_sqlite_is_recent_durable_and_checks_references(tmp_path: Path) -> None:
     engine = open_database(f"sqlite:{tmp_path / 'deep' / 'test.db'}")
     with engine.connect() as connection:
