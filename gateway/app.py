@@ -21,11 +21,11 @@ from starlette.types import Receive, Scope, Send
 
 from feedback.database import Writer, open_database, wait_for_database
 from feedback.errors import DatabaseError, SigningKeyError, StoreUnavailable
-from feedback.outages import log_failure
 from feedback.relay import Relay
 from feedback.schema import migrate, migrate_url
 from feedback.settings import load_settings
 from feedback.signing import read_trusted_keys
+from gateway.access.key_follower import KeyFollower
 from gateway.access.key_ring import KeyRing
 from gateway.access.key_usage import UsageBook
 from gateway.access.keys import ensure_admin_key
@@ -77,8 +77,6 @@ from gateway.telemetry.watched import check_tracing, open_watchers
 
 logger = logging.getLogger("gateway")
 
-_REFRESH_KEYS_S = 5.0
-
 
 class Gateway:
     """The ASGI app. `context` is there from startup on."""
@@ -115,7 +113,14 @@ class Gateway:
         given = Headers(scope=scope).get("x-request-id")
         request_id = read_request_id(None if given is None else given.encode("latin-1")) or make_request_id()
         current_request_id.set(request_id)
+        await self._read_new_key(scope)
         await self._api(scope, receive, with_request_id(send, request_id))
+
+    async def _read_new_key(self, scope: Scope) -> None:
+        """A key that another gateway made just now is known from its first request on."""
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+        if given is not None and self.context.key_follower.may_find(given):
+            await self.context.key_follower.look()
 
     @contextlib.asynccontextmanager
     async def _run(self, api: FastAPI) -> AsyncIterator[None]:
@@ -156,6 +161,8 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
         await writer.arun(lambda conn: ensure_admin_key(conn, secrets, time.time()))
         keys = KeyRing(secrets.pepper)
         await asyncio.to_thread(keys.refresh, database)
+        key_follower = KeyFollower(keys, database)
+        stack.callback(key_follower.close)
         log = await asyncio.to_thread(settings.open_log)
         stack.push_async_callback(asyncio.to_thread, log.close)
         relay = Relay(database, writer, log, settings.topic)
@@ -198,6 +205,7 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             controller=controller,
             secrets=secrets,
             keys=keys,
+            key_follower=key_follower,
             metrics=metrics,
             recorder=ComparisonRecorder(writer),
             asks=AskLedger(settings.gateway.max_asks_per_user_day),
@@ -226,23 +234,13 @@ async def open_context(settings: GatewaySettings, secrets: Secrets) -> AsyncIter
             limits.run(),
             usage.run(),
             shared_asks.run(),
-            _keep_keys_fresh(context),
+            key_follower.run(),
             *(() if screen is None else (screen.run(),)),
             *(() if keep_days is None else (Retention(writer, membership, keep_days, metrics.registry).run(),)),
         )
         for work in loops:
             stack.push_async_callback(_stop, asyncio.create_task(work))
         yield context
-
-
-async def _keep_keys_fresh(context: Context) -> None:
-    """A key that was revoked through another gateway stops working here within seconds."""
-    while True:
-        await asyncio.sleep(_REFRESH_KEYS_S)
-        try:
-            await asyncio.to_thread(context.keys.refresh, context.database)
-        except Exception as error:
-            log_failure(logger, "the keys could not be read again", error)
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

@@ -1,6 +1,6 @@
 """The keys that work now, in memory, against which every request's header is checked.
 
-Refreshed after every change made here and by the app's loop: a key that was revoked, limited or given another secret through
+Refreshed after every change made here and by key_follower.py: a key that was revoked, limited or given another secret through
 another gateway is so here within seconds. A key, or the secret before its last rotation, ends by the clock alone.
 """
 
@@ -84,6 +84,11 @@ class KeyRing:
         if ends_at != math.inf and self._clock() >= ends_at:
             raise unauthorized("This API key has expired.", code="expired_api_key")
         return identity
+
+    def is_unheard_of(self, header: bytes) -> bool:
+        """Whether an `Authorization` header names a key that was not there when the keys were read."""
+        key_id = key_id_of(header.partition(b" ")[2].strip().decode("latin-1"))
+        return bool(key_id) and key_id not in self._known.keys
 
     def by_id(self, key_id: str) -> Identity | None:
         """The identity of a key that still works, for sessions that were signed in with it."""

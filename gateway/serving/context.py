@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from feedback.database import Writer
     from feedback.relay import Relay
+    from gateway.access.key_follower import KeyFollower
     from gateway.access.key_ring import KeyRing
     from gateway.access.key_usage import UsageBook
     from gateway.access.limits.limiter import Limits
@@ -40,6 +41,7 @@ class Context:
     controller: Controller
     secrets: Secrets
     keys: KeyRing
+    key_follower: KeyFollower
     metrics: Metrics
     recorder: ComparisonRecorder
     asks: AskLedger

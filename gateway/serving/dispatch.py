@@ -13,6 +13,7 @@ from typing import Any
 
 from gateway.access.auth import authenticate_header
 from gateway.access.keys import Identity
+from gateway.errors import ApiError
 from gateway.http.call import Call, Handler
 from gateway.serving.body import parse_request
 from gateway.serving.context import Context
@@ -35,12 +36,27 @@ def build_handlers(context: Context) -> dict[bytes, Handler]:
     def bind(endpoint: Endpoint) -> Handler:
         def handle(call: Call) -> Coroutine[Any, Any, None] | None:
             body = call.body
-            identity = authenticate_header(call.headers.get(b"authorization"), context.keys, "app")
+            given = call.headers.get(b"authorization")
+            try:
+                identity = authenticate_header(given, context.keys, "app")
+            except ApiError:
+                if given is None or not context.key_follower.may_find(given):
+                    raise
+                return _answer_newcomer(context, given, endpoint, call, body)
             return begin(context, identity, endpoint, call, call.header, body, may_hurry=call.record is None)
 
         return count_refusals(context, handle)
 
     return {path: bind(endpoint) for path, endpoint in ENDPOINTS.items()}
+
+
+async def _answer_newcomer(context: Context, given: bytes, endpoint: Endpoint, call: Call, body: bytes) -> None:
+    """Answer a request under a key that another gateway may have made since the keys were read. Raises ApiError."""
+    await context.key_follower.look()
+    identity = authenticate_header(given, context.keys, "app")
+    work = begin(context, identity, endpoint, call, call.header, body)
+    assert work is not None
+    await work
 
 
 async def answer_chat(

@@ -54,7 +54,8 @@ class Rehearsal:
 
     def _has_counted(self, role: str) -> bool:
         """Whether the budget's controller has seen the pods that there are now."""
-        return self._read_budget(role)["status"].get("expectedPods") == len(self.list_pods(role))
+        counted: int | None = self._read_budget(role)["status"].get("expectedPods")
+        return counted == len(self.list_pods(role))
 
     def _read_budget(self, role: str) -> Object:
         budgets = self.cluster.list_items(f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets")

@@ -84,6 +84,17 @@ async def list_signals(gateway: Running) -> list[dict[str, object]]:
     return list(await gateway.context.writer.arun(read))
 
 
+async def test_a_key_that_one_gateway_made_works_at_the_other_with_its_first_request(two: Two) -> None:
+    first, second = two
+    for path in ("/v1/chat/completions", "/v1/models"):
+        await asyncio.sleep(1.1)  # an unknown key is looked for once a second
+        key = await first.make_key(name=f"new-for-{path}")
+        auth = {"authorization": f"Bearer {key}"}
+        method, body = ("POST", QUESTION) if path.endswith("completions") else ("GET", None)
+        async with second.http.request(method, f"{second.url}{path}", json=body, headers=auth) as answer:
+            assert answer.status == 200, (path, await answer.text())
+
+
 async def test_a_key_that_is_revoked_at_one_gateway_stops_working_at_the_other(two: Two) -> None:
     first, second = two
     key = await first.make_key(name="short-lived")
