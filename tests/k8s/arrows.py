@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.k8s.manifests import Manifest, Pod, list_pods, of_kind
+from tests.k8s.manifests import Manifest, Pod, find_pod, list_pods, of_kind
 from tests.k8s.processes import Process, list_processes
 
 NAMESPACE = "prefloop"
+TORCH_PORTS = (32768, 60999)  # the lowest and the highest that the kernel gives to who asks for any
 DEFAULT_PORTS = {"http": 80, "https": 443, "s3": 443, "gs": 443, "postgresql": 5432, "kafka": 9092}
 _URL = re.compile(r"[a-z0-9+]+://\S+")
 
@@ -77,7 +78,7 @@ def list_required(manifests: Sequence[Manifest]) -> set[Arrow]:
         urls = [url for value in _list_texts(process.settings) for url in _URL.findall(value)]
         for url in urls:
             arrows |= {Arrow(process.pod.name, *place) for place in _locate(manifests, url)}
-        arrows |= set(_list_of_engine_hosts(process))
+        arrows |= set(_list_of_engine_hosts(process)) | set(_list_of_nodes(manifests, process))
     for pod in list_pods(manifests):
         if any("hf download" in word for container in pod.containers for word in container.get("command", [])):
             arrows.add(Arrow(pod.name, "internet", 443))
@@ -93,6 +94,19 @@ def _list_of_engine_hosts(process: Process) -> Iterator[Arrow]:
     section = process.settings.get("engine_host", {})
     for source, ports in (("gateway", ("engine_port",)), (process.pod.name, ("engine_port", "port"))):
         yield from (Arrow(source, process.pod.name, section[port]) for port in ports if section)
+
+
+def _list_of_nodes(manifests: Sequence[Manifest], process: Process) -> Iterator[Arrow]:
+    """Nodes of a round come to the rendezvous, and talk to each other and the trainer at ports of torch's choice.
+
+    The trainer reaches its own rendezvous too: a pod reaches itself, whatever policies say.
+    """
+    if endpoint := process.settings.get("node", {}).get("rendezvous"):
+        host, _, port = endpoint.partition(":")
+        node, (trainer, target) = process.pod.name, _resolve(manifests, host, int(port))
+        yield Arrow(node, trainer, target)
+        for pair in ((node, trainer), (trainer, node), (node, node)):
+            yield from (Arrow(*pair, port) for port in TORCH_PORTS)
 
 
 def _list_texts(value: Any) -> Iterator[str]:
@@ -152,7 +166,7 @@ def _find_port(pod: Pod, name: str | int) -> int:
 
 
 def _list_ports(manifests: Sequence[Manifest], name: str) -> list[int]:
-    (pod,) = [pod for pod in list_pods(manifests) if pod.name == name]
+    pod = find_pod(manifests, name)
     return [port["containerPort"] for container in pod.containers for port in container.get("ports", [])]
 
 
@@ -228,7 +242,10 @@ def _list_open(
 
 def _covers_port(rule: dict[str, Any], port: int, protocol: str) -> bool:
     ports = rule.get("ports")
-    return not ports or any(each["port"] == port and each.get("protocol", "TCP") == protocol for each in ports)
+    return not ports or any(
+        each["port"] <= port <= each.get("endPort", each["port"]) and each.get("protocol", "TCP") == protocol
+        for each in ports
+    )
 
 
 def _covers_peer(entries: list[dict[str, Any]] | None, peer: Peer) -> bool:

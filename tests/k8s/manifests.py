@@ -18,7 +18,9 @@ import yaml
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = ("dev", "prod")
-WHOLE_MODELS = "whole-models"  # prod with one more component, put together below tests/
+WHOLE_MODELS, ROUND_JOBS, TRAINER_NODES, SCORER = "whole-models", "round-jobs", "trainer-nodes", "scorer"
+ADDED = (WHOLE_MODELS, ROUND_JOBS, TRAINER_NODES, SCORER)  # prod and one more component each: below tests/
+ALL = (*OVERLAYS, *ADDED)
 KUBECTL_CACHE = Path.home() / ".cache" / "prefloop" / "kubernetes"
 
 Manifest = dict[str, Any]
@@ -45,7 +47,12 @@ def find_kustomize() -> tuple[str, ...]:
 @lru_cache
 def render_text(overlay: str) -> str:
     """What kustomize makes of an overlay."""
-    folder = K8S / "overlays" / overlay if overlay in OVERLAYS else Path(__file__).parent / "overlays" / overlay
+    folder = K8S if overlay in OVERLAYS else Path(__file__).parent
+    return kustomize(folder / "overlays" / overlay)
+
+
+def kustomize(folder: Path) -> str:
+    """What kustomize makes of a folder."""
     done = subprocess.run([*find_kustomize(), str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -53,8 +60,22 @@ def render_text(overlay: str) -> str:
 
 @lru_cache
 def _read(overlay: str) -> list[Manifest]:
+    return parse(render_text(overlay))
+
+
+def parse(text: str) -> list[Manifest]:
+    """The manifests of a rendered text."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C where there is one: ten times as fast
-    return [each for each in yaml.load_all(render_text(overlay), Loader=loader) if each]
+    return [each for each in yaml.load_all(text, Loader=loader) if each]
+
+
+def assemble(folder: Path, overlay: str, components: Sequence[str], patches: Sequence[Manifest] = ()) -> list[Manifest]:
+    """An overlay with components in this order, put together in an empty folder as an operator would."""
+    paths = {name: os.path.relpath(K8S / name, folder) for name in (f"overlays/{overlay}", *components)}
+    resource, *rest = paths.values()
+    text = {"namespace": "prefloop", "resources": [resource], "components": rest, "patches": list(patches)}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(text))
+    return parse(kustomize(folder))
 
 
 def render(overlay: str) -> list[Manifest]:
@@ -75,7 +96,7 @@ def find(manifests: Sequence[Manifest], kind: str, name: str) -> Manifest:
 
 @dataclass(frozen=True)
 class Pod:
-    """The pods of a Deployment or a Job."""
+    """The pods of a Deployment, a StatefulSet, a Job or a CronJob."""
 
     owner: Manifest
     spec: dict[str, Any]
@@ -100,6 +121,8 @@ class Pod:
 def list_pods(manifests: Sequence[Manifest]) -> list[Pod]:
     """What runs."""
     templates = [(each, each["spec"]["template"]) for each in of_kind(manifests, "Deployment", "StatefulSet", "Job")]
+    jobs = of_kind(manifests, "CronJob")
+    templates += [(each, each["spec"]["jobTemplate"]["spec"]["template"]) for each in jobs]
     return [Pod(owner, template["spec"], template["metadata"]["labels"]) for owner, template in templates]
 
 

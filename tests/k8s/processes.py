@@ -47,6 +47,8 @@ def read_settings(container: dict[str, Any]) -> dict[str, Any] | None:
     readers: dict[str, Callable[[], dict[str, Any]]] = {
         "python -m gateway.app": lambda: GatewaySettings().model_dump(),
         "python -m trainer.main": lambda: TrainerSettings().model_dump(),
+        "python -m trainer.node": _read_node,
+        "python -m trainer.scorer": _read_scorer,
         "prefloop migrate": _read_databases,
         "prefloop sync": _read_sync,
         "prefloop engine-host": _read_engine_host,
@@ -58,6 +60,21 @@ def read_settings(container: dict[str, Any]) -> dict[str, Any] | None:
 def _read_databases() -> dict[str, Any]:
     """What `prefloop migrate` uses: the databases that are named; no log."""
     return {store: url for store, url in list_stores(read_sources())}
+
+
+def _read_node() -> dict[str, Any]:
+    """What a node uses of the trainer's settings: all else is in the launches."""
+    settings = TrainerSettings()
+    names = ("num_nodes", "rendezvous")
+    node = {name: getattr(settings.trainer, name) for name in names}
+    return {"node": node, "base_model": settings.base_model, "rounds_dir": str(settings.rounds_dir)}
+
+
+def _read_scorer() -> dict[str, Any]:
+    """What the scorer uses of the trainer's settings: no database, log, key or checkpoint."""
+    settings = TrainerSettings()
+    section = settings.trainer.scorer.model_dump()
+    return {"scorer": section, "base_model": settings.base_model, "reward_dir": str(settings.reward_dir)}
 
 
 def _read_sync() -> dict[str, Any]:

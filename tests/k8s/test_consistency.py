@@ -13,6 +13,7 @@ import pytest
 from gateway.access.secrets import load_secrets
 from prefloop.services import Layout, choose_max_lora_rank, engine_service
 from tests.k8s.manifests import (
+    ALL,
     K8S,
     OVERLAYS,
     ROOT,
@@ -27,6 +28,14 @@ from tests.k8s.manifests import (
 )
 from tests.k8s.processes import find_process, list_processes
 
+OTHERS = {
+    "dev": set(),
+    "prod": {"sync"},
+    "whole-models": {"sync", "engine-host"},
+    "round-jobs": {"sync"},
+    "trainer-nodes": {"sync", "trainer-node"},
+    "scorer": {"sync", "scorer"},
+}
 MACHINE_ONLY = {"--model", "--served-model-name", "--host", "--port", "--gpu-memory-utilization"}
 CLUSTER_ONLY = {"--shutdown-timeout"}  # on one machine nobody waits for streams
 
@@ -35,7 +44,7 @@ def each_container(overlay: str) -> list[tuple[Pod, dict[str, Any]]]:
     return [(pod, container) for pod in list_pods(render(overlay)) for container in pod.containers]
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_every_image_has_a_containerfile(overlay: str) -> None:
     built = {path.name.removesuffix(".Containerfile") for path in (K8S / "images").glob("*.Containerfile")}
     used = {container["image"].rpartition("/")[2].partition(":")[0] for _, container in each_container(overlay)}
@@ -44,7 +53,7 @@ def test_every_image_has_a_containerfile(overlay: str) -> None:
     assert len(tags) == 1 and "latest" not in tags and "" not in tags
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_every_command_is_one_of_ours_or_of_vllm(overlay: str) -> None:
     for pod, container in each_container(overlay):
         command = " ".join(container["command"])
@@ -62,13 +71,13 @@ def has_module(name: str) -> bool:
     return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_every_process_could_start_with_its_settings(overlay: str) -> None:
     names = {each.container["name"] for each in list_processes(render(overlay))}
-    assert names == {"gateway", "trainer", "migrate", "wait-for-migration"} | ({"sync"} if overlay == "prod" else set())
+    assert names == {"gateway", "trainer", "migrate", "wait-for-migration"} | OTHERS[overlay]
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_variables_refer_to_those_before_them(overlay: str) -> None:
     manifests = render(overlay)
     for pod, container in each_container(overlay):
@@ -76,16 +85,17 @@ def test_variables_refer_to_those_before_them(overlay: str) -> None:
         assert not left, (pod.name, container["name"], left)
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_processes_listen_where_services_and_probes_look(overlay: str) -> None:
     manifests = render(overlay)
-    ports = {"gateway": "gateway", "trainer": "trainer", "sync": "sync"}
     for process in list_processes(manifests):
         name = process.container["name"]
-        if name in ports:
-            section = process.settings[ports[name]]
+        if name in ("gateway", "trainer", "sync", "scorer"):
+            section = process.settings[name]
             assert section["host"] == "0.0.0.0", name  # a probe comes from the node
-            assert [port["containerPort"] for port in process.container["ports"]] == [section["port"]], name
+            ports = set() if "--once" in process.container["command"] else {section["port"]}
+            ports |= {int(each.partition(":")[2]) for each in [section.get("rendezvous")] if each}
+            assert {port["containerPort"] for port in process.container["ports"]} == ports, name
     args = find_pod(manifests, "engine").container("engine")["args"]
     assert "--host=0.0.0.0" in args and "--port=8000" in args
     for service in of_kind(manifests, "Service"):
@@ -100,7 +110,7 @@ def list_paths(pod: Pod, container: dict[str, Any]) -> set[str]:
     return {probe["httpGet"]["path"] for probe in probes}
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_probes_ask_for_pages_that_are_served(overlay: str) -> None:
     manifests = render(overlay)
     served = {
@@ -108,9 +118,11 @@ def test_probes_ask_for_pages_that_are_served(overlay: str) -> None:
         "trainer": set(re.findall(r'"(/livez|/readyz)"', (ROOT / "trainer/run/server.py").read_text())),
         "sync": set(re.findall(r'"(/livez|/readyz)"', (ROOT / "prefloop/pages.py").read_text())),
         "engine": {"/health"},
+        "engine-host": set(re.findall(r'"(/livez|/readyz)"', (ROOT / "prefloop/pages.py").read_text())),
+        "scorer": set(re.findall(r'"(/livez|/readyz)"', (ROOT / "trainer/run/scoring_pages.py").read_text())),
     }
     for pod, container in each_container(overlay):
-        if "ports" in container:
+        if container.get("ports"):
             paths = list_paths(pod, container)
             assert paths and paths <= served[container["name"]], (container["name"], paths)
     gateway = find_pod(manifests, "gateway").container("gateway")
@@ -119,11 +131,11 @@ def test_probes_ask_for_pages_that_are_served(overlay: str) -> None:
     assert gateway["readinessProbe"]["httpGet"]["path"] == gateway["livenessProbe"]["httpGet"]["path"] == "/livez"
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_what_registers_checkpoints_reaches_gateways_that_are_not_ready(overlay: str) -> None:
     """Ready means that a checkpoint serves: whoever brings the first one must be let in before."""
     manifests = render(overlay)
-    names = {"trainer": "trainer"} | ({"sync": "sync"} if overlay == "prod" else {})
+    names = {"trainer": "trainer"} | ({"sync": "sync"} if overlay != "dev" else {})
     for container, section in names.items():
         url = find_process(manifests, container).settings[section]["gateway_url"]
         service = find(manifests, "Service", url.split("//")[1].partition(":")[0])
@@ -156,7 +168,7 @@ def test_engines_are_started_as_on_one_machine(overlay: str) -> None:
     assert dict(ours)["--model"] == gateway["base_model"] == trainer["base_model"]
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_files_that_settings_name_are_mounted(overlay: str) -> None:
     manifests = render(overlay)
     for process in list_processes(manifests):
@@ -174,7 +186,7 @@ def flatten(value: Any, name: str = "") -> list[tuple[str, str]]:
     return [(name, value)] if isinstance(value, str) else []
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_the_secrets_are_those_that_a_gateway_makes_for_itself(overlay: str, tmp_path: Path) -> None:
     load_secrets(tmp_path)
     made = {path.name for path in (tmp_path / "secrets").iterdir()}
@@ -191,7 +203,7 @@ def test_the_secrets_are_those_that_a_gateway_makes_for_itself(overlay: str, tmp
     assert key["secretName"] == "prefloop-keys" and key["items"] == [{"key": "trainer", "path": "admin_key"}]
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_every_secret_of_ours_is_made_by_a_command_of_the_readme(overlay: str) -> None:
     commands = (K8S / "README.md").read_text()
     made = set(re.findall(r"create (?:secret generic|configmap) ([\w-]+)", commands))

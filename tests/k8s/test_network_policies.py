@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.k8s.arrows import Arrow, list_allowed, list_required
-from tests.k8s.manifests import OVERLAYS, Manifest, find, find_pod, of_kind, render
+from tests.k8s.arrows import TORCH_PORTS, Arrow, list_allowed, list_required
+from tests.k8s.manifests import ADDED, ALL, OVERLAYS, Manifest, find, find_pod, of_kind, render
 
 # Consequences of a rule that cannot be narrower: the API server has no label, so its ports are let out to any address.
 TOLERATED = {
@@ -29,12 +29,13 @@ def list_faults(manifests: Sequence[Manifest], required: set[Arrow] | None = Non
     """Arrows that are needed and do not pass, and those that pass and are not needed. required: if it is known."""
     required = list_required(manifests) if required is None else required
     ports = {(arrow.port, arrow.protocol) for arrow in required}
-    ports |= {(port, "TCP") for port in (22, 443, 6443, 5432, 8000, 8800, 8802, 8803, 8804, 9091, 9093)}
+    ports |= {(port, "TCP") for port in (22, 443, 6443, 5432, 8000, 8800, 8802, 8803, 8804, 8805, 9091, 9093)}
+    ports |= {(port, "TCP") for port in (29400, 32767, *TORCH_PORTS, 61000)}
     allowed = list_allowed(manifests, ports)
     return required - allowed, allowed - required - TOLERATED
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_exactly_the_arrows_that_the_settings_need_pass(overlay: str) -> None:
     assert list_faults(render(overlay)) == (set(), set())
 
@@ -83,10 +84,11 @@ def test_without_any_one_policy_something_is_wrong(overlay: str) -> None:
         assert list_faults(manifests, required) != (set(), set()), f"nobody misses the policy {name}"
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_without_any_one_rule_something_is_missing(overlay: str) -> None:
     required = list_required(render(overlay))
-    for name in list_policies(overlay):
+    known = list_policies("prod") if overlay in ADDED else []
+    for name in set(list_policies(overlay)) - set(known):
         spec = find(render(overlay), "NetworkPolicy", name)["spec"]
         for way in ("ingress", "egress"):
             for number in range(len(spec.get(way, []))):

@@ -9,7 +9,12 @@ import pytest
 
 from gateway.settings import GatewaySettings
 from tests.k8s.manifests import (
+    ALL,
     OVERLAYS,
+    ROUND_JOBS,
+    SCORER,
+    TRAINER_NODES,
+    WHOLE_MODELS,
     Pod,
     find,
     find_pod,
@@ -23,11 +28,13 @@ from tests.k8s.restricted import list_violations
 
 CLOSING_S = 30  # what a gateway takes to close its parts, an engine to end its processes
 PODS = [(overlay, name) for overlay in OVERLAYS for name in ("gateway", "engine", "trainer", "migrate", "base-model")]
+PODS += [(WHOLE_MODELS, "engine-host"), (ROUND_JOBS, "trainer"), (SCORER, "trainer")]
+PODS += [(TRAINER_NODES, "trainer"), (TRAINER_NODES, "trainer-node")]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_pods_are_those_listed_here(overlay: str) -> None:
-    assert {pod.name for pod in list_pods(render(overlay))} == {name for _, name in PODS}
+    assert {pod.name for pod in list_pods(render(overlay))} == {name for own, name in PODS if own == overlay}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -97,10 +104,11 @@ def test_every_pod_has_a_priority_and_answers_come_first(overlay: str, name: str
         name: find(manifests, "PriorityClass", name)["value"] for name in ("prefloop-serving", "prefloop-training")
     }
     of_pod = value[find_pod(manifests, name).spec["priorityClassName"]]
-    assert of_pod == max(value.values()) if name in ("gateway", "engine", "migrate") else of_pod == min(value.values())
+    first = name in ("gateway", "engine", "engine-host", "migrate")
+    assert of_pod == (max if first else min)(value.values())
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_every_secret_is_for_the_owner_alone_and_every_volume_is_mounted(overlay: str) -> None:
     for pod in list_pods(render(overlay)):
         mounted = {mount["name"] for container in pod.containers for mount in container.get("volumeMounts", [])}
@@ -149,7 +157,7 @@ def test_an_engine_that_ends_outlives_its_longest_answer(overlay: str, monkeypat
     assert stop_s(pod, "engine") > settings.resolve_s + 5  # a cluster's DNS keeps an answer for five seconds
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_no_new_gateway_or_trainer_runs_before_the_migration(overlay: str) -> None:
     manifests = render(overlay)
     job = find_pod(manifests, "migrate")

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.manifests import K8S, OVERLAYS, WHOLE_MODELS, Manifest, render
+from tests.k8s.manifests import ADDED, ALL, K8S, OVERLAYS, Manifest, render
 from tests.k8s.schemas import find_builtin_schema, find_schema
 
 OLDEST, NEWEST = "1.30", "1.37"  # of Kubernetes: preStop sleep came with 1.30
 CUSTOM = {"kafka.strimzi.io", "postgresql.cnpg.io", "keda.sh", "monitoring.coreos.com"}
 
 
-OWN = Path(__file__).parent / "overlays" / WHOLE_MODELS
+OWN = Path(__file__).parent / "overlays"
 
 
 def is_custom(manifest: Manifest) -> bool:
@@ -23,7 +23,7 @@ def is_custom(manifest: Manifest) -> bool:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("overlay", [*OVERLAYS, WHOLE_MODELS])
+@pytest.mark.parametrize("overlay", ALL)
 def test_what_kubernetes_knows_is_valid_in_the_oldest_and_newest_release(overlay: str, version: str) -> None:
     known = [each for each in render(overlay) if not is_custom(each)]
     assert len(known) > 20
@@ -38,8 +38,9 @@ def test_a_misspelt_field_is_refused() -> None:
     assert find_builtin_schema(NEWEST, "apps/v1", "Deployment").list_problems(deployment)
 
 
-def test_what_operators_know_is_valid_by_their_own_definitions() -> None:
-    custom = [each for each in render("prod") if is_custom(each)]
+@pytest.mark.parametrize("overlay", ["prod", *ADDED])
+def test_what_operators_know_is_valid_by_their_own_definitions(overlay: str) -> None:
+    custom = [each for each in render(overlay) if is_custom(each)]
     assert {each["apiVersion"].partition("/")[0] for each in custom} == CUSTOM
     for manifest in custom:
         problems = find_schema(manifest["apiVersion"], manifest["kind"]).list_problems(manifest)
@@ -54,12 +55,16 @@ def test_a_misspelt_field_of_an_operators_kind_is_refused() -> None:
 
 def test_every_component_and_overlay_is_read_by_something() -> None:
     """A folder that no overlay takes is never rendered, and so never checked."""
-    folders = {path.parent.name for path in (K8S / "components").glob("*/kustomization.yaml")}
-    taken: set[str] = set()
-    for folder in (*(K8S / "overlays" / overlay for overlay in OVERLAYS), OWN):
+    components = K8S / "components"
+    folders = {str(path.parent.relative_to(components)) for path in components.rglob("kustomization.yaml")}
+    taken: set[str] = {"round-jobs/pod"}  # by round-jobs
+    for folder in (*(K8S / "overlays" / overlay for overlay in OVERLAYS), *(OWN / overlay for overlay in ADDED)):
         text = (folder / "kustomization.yaml").read_text()
-        taken |= {str(each).rpartition("/")[2] for each in read_list(text, "components")}
-    assert folders == taken == {"gpu", "kafka-strimzi", "postgres-cnpg", "keda", "monitoring", "s3", WHOLE_MODELS}
+        taken |= {str(each).rpartition("components/")[2] for each in read_list(text, "components")}
+    in_prod = {"gpu", "kafka-strimzi", "postgres-cnpg", "keda", "monitoring", "s3"}
+    assert folders == taken == in_prod | {*ADDED, "monitoring/whole-models", "monitoring/scorer", "round-jobs/pod"}
+    prod = read_list((K8S / "overlays" / "prod" / "kustomization.yaml").read_text(), "components")
+    assert {str(each).rpartition("components/")[2] for each in prod} == in_prod
     assert {path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml")} == set(OVERLAYS)
 
 

@@ -20,8 +20,10 @@ def test_exactly_the_arrows_that_it_needs_pass() -> None:
         Arrow("engine-host", "engine-host", 8805),
         Arrow("engine-host", "gateway", 8800),
         Arrow("engine-host", "internet", 443),
+        Arrow("prometheus", "engine-host", 8000),
+        Arrow("prometheus", "engine-host", 8805),
     }
-    for policy in ("engine-host", "gateway-and-engine-host"):
+    for policy in ("engine-host", "gateway-and-engine-host", "prometheus-to-engine-host"):
         manifests = render(WHOLE_MODELS)
         manifests.remove(find(manifests, "NetworkPolicy", policy))
         assert list_faults(manifests)[0]
