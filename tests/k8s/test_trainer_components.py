@@ -202,6 +202,15 @@ def test_a_scorer_goes_without_a_gpu_by_the_readmes_patch(tmp_path: Path) -> Non
     assert scorer["resources"]["limits"]["memory"] == trainer["resources"]["limits"]["memory"]
 
 
+def test_the_readmes_own_overlay_renders_with_the_arrows_that_it_needs(tmp_path: Path) -> None:
+    (block,) = re.findall(r"<<'EOF'\n((?:.*\n)+?) *EOF\n", (K8S / "README.md").read_text())
+    ours = yaml.safe_load(textwrap.dedent(block))
+    assert ours["resources"] == ["../prod"] and ours["namespace"] == "prefloop"
+    manifests = assemble(tmp_path, "prod", [each.removeprefix("../../") for each in ours["components"]])
+    assert list_faults(manifests) == (set(), set())
+    assert [each["name"] for each in find_pod(manifests, "trainer").spec["containers"]] == ["trainer", "scorer"]
+
+
 @pytest.mark.parametrize("component", [ROUND_JOBS, TRAINER_NODES, SCORER])
 def test_each_goes_with_an_overlay_without_operators_and_gpus(component: str, tmp_path: Path) -> None:
     manifests = assemble(tmp_path, "dev", [f"components/{component}"])
