@@ -52,8 +52,8 @@ _CYCLES: Mapping[str, Sequence[tuple[Moment, str]]] = {
     "broker": [("running", ""), ("running", ""), ("running", ""), ("starting", "")],
     "postgresql": [("running", "")],
 }
-# The run trains by DPO on people's choices alone; tests/trainer/run kills at these.
-ELSEWHERE = frozenset({"round.labelled", "ppo.sampled", "ppo.measured", "ppo.learnt"})
+# The run trains by DPO on people's choices alone, and keeps checkpoints in a directory; tests kill at these.
+ELSEWHERE = frozenset({"round.labelled", "ppo.sampled", "ppo.measured", "ppo.learnt", "store.blob", "store.blobs"})
 # A boundary that is come to several times a second is passed a few seconds long first.
 CHANCES = {
     "choice.committed": 0.02,
