@@ -1,5 +1,6 @@
 """Prometheus and Alertmanager of this machine: started, stopped, refused; what they see is in tests/prefloop/test_monitoring.py."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from prefloop.servers.ports import find_port
 from prefloop.servers.prometheus import (
+    RULES,
     MissingPrometheus,
     Monitoring,
     MonitoringError,
@@ -61,12 +64,16 @@ def test_the_command_loads_the_rules_and_ends_both_on_a_signal(tmp_path: Path) -
     port, alertmanager_port = find_port(), find_port()
     argv = [sys.executable, "-m", "prefloop.servers.prometheus", "--folder", str(tmp_path), "--port", str(port)]
     argv += ["--alertmanager-port", str(alertmanager_port), "--gateway-port", str(find_port())]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as command:
+    with contextlib.ExitStack() as stack:
+        command = stack.enter_context(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT))
+        stack.callback(command.terminate)  # else a check that fails would wait for it for ever
         assert command.stdout is not None
         said = [command.stdout.readline() for _ in range(2)]
         assert f"http://127.0.0.1:{port}/alerts" in said[0] and f":{alertmanager_port}" in said[1]
         groups = read(f"http://127.0.0.1:{port}/api/v1/rules")["data"]["groups"]
-        assert {group["name"] for group in groups} == {"prefloop-serving", "prefloop-rollout", "prefloop-feedback"}
+        assert {group["name"] for group in groups} == {
+            group["name"] for group in yaml.safe_load(RULES.read_text())["groups"]
+        }
         assert read(f"http://127.0.0.1:{alertmanager_port}/api/v2/status")["versionInfo"]
         command.send_signal(signal.SIGTERM)
         assert command.wait(60) == 0
