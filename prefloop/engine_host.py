@@ -84,7 +84,7 @@ class EngineHost:
             if row.checkpoint not in self.hosted and row.checkpoint not in registered.values():
                 self._start(row)
         for checkpoint, hosted in self.hosted.items():
-            if registered.get(hosted.url) != checkpoint and await _is_healthy(hosted.url):
+            if registered.get(hosted.url) != checkpoint and await is_healthy(hosted.url):
                 body = {"url": hosted.url, "checkpoint": checkpoint}
                 (await client.post("/operator/v1/engines", json=body, headers=headers)).raise_for_status()
 
@@ -109,7 +109,8 @@ class EngineHost:
             return probe.connect_ex((parts.hostname, parts.port or 80)) != 0
 
 
-async def _is_healthy(url: str) -> bool:
+async def is_healthy(url: str) -> bool:
+    """Whether an engine answers that it is well."""
     try:
         async with httpx.AsyncClient(timeout=HEALTH_TIMEOUT_S) as client:
             return (await client.get(f"{url}/health")).status_code == 200

@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from prefloop.engine_host import HEALTH_TIMEOUT_S, is_healthy
 from prefloop.hosting.gateway import EngineDesk, GatewayAway, KnownEngine, View, WholeModel
 from prefloop.supervisor import Service, Supervisor
 
 log = logging.getLogger("prefloop.engine_host")
 
-HEALTH_TIMEOUT_S = 5.0
 STOP_POLL_S = 0.2
 
 
@@ -212,15 +212,6 @@ class Pod:
 
     async def _run_fetch(self, model: WholeModel) -> Path:
         return await self._fetch(model)
-
-
-async def is_healthy(url: str) -> bool:
-    """Whether an engine answers that it is well."""
-    try:
-        async with httpx.AsyncClient(timeout=HEALTH_TIMEOUT_S) as client:
-            return (await client.get(f"{url}/health")).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 async def claims_checkpoint(host_url: str, engine_url: str, checkpoint: str | None) -> bool:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from prefloop.servers.children import choose_parent_guard, is_open
+from prefloop.servers.children import choose_parent_guard, find_cache, is_open
 from prefloop.servers.ports import find_port
 
 POM = Path(__file__).with_name("kafka-pom.xml")
@@ -49,8 +49,7 @@ class KafkaFailed(Exception):
 
 def cache_dir() -> Path:
     """Where the jars lie: $PREFLOOP_CACHE_DIR/kafka, else ~/.cache/prefloop/kafka."""
-    given = os.environ.get("PREFLOOP_CACHE_DIR")
-    return (Path(given) if given else Path.home() / ".cache" / "prefloop") / "kafka"
+    return find_cache("kafka")
 
 
 def check_programs() -> str | None:

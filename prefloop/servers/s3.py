@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from prefloop.servers.children import choose_parent_guard, is_open
+from prefloop.servers.children import choose_parent_guard, find_cache, is_open
 from prefloop.servers.ports import find_port
 
 VERSION = "v1.8.0"
@@ -40,8 +40,7 @@ class S3Failed(Exception):
 
 def find_program() -> Path:
     """Where the program lies: $PREFLOOP_CACHE_DIR/s3, else ~/.cache/prefloop/s3, in a folder of its version."""
-    given = os.environ.get("PREFLOOP_CACHE_DIR")
-    return (Path(given) if given else Path.home() / ".cache" / "prefloop") / "s3" / VERSION / "versitygw"
+    return find_cache("s3") / VERSION / "versitygw"
 
 
 def check_programs() -> str | None:
