@@ -78,6 +78,7 @@ def run_on(parts: Parts) -> int:
         parts.metrics.registry,
         RoundArchive(parts.database, settings.checkpoints_dir),
         parts.requests,
+        settings.state_dir / "secrets" / "trainer_token",
     )
     log.info("status on http://%s:%d/status", settings.trainer.host, server.server_port)
     try:

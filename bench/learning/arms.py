@@ -33,7 +33,7 @@ Points = Iterator[tuple[int, Point]]
 TRL_DPO: dict[str, Any] = {
     "epochs": 3, "label_smoothing": 0.0, "warmup_share": 0.0, "decay": "linear", "nll_weight": 0.0, "beta": 0.1,
 }  # fmt: skip
-OUR_DPO: dict[str, Any] = {"epochs": 3}
+OUR_DPO: dict[str, Any] = {"epochs": 3, "max_steps": 0}
 FREQUENT: dict[str, Any] = {"update_every_preferences": 16}  # what is asked next hangs on what was said just now
 SMALL_PPO: dict[str, Any] = {"iterations": 6, "epochs": 2, "max_tokens": 48}
 CLEVER = Shares(random=0.1, informative=0.3, telling=0.6, candidates=4)

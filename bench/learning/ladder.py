@@ -229,6 +229,10 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--restart-every", type=int, default=DpoSection().restart_every)
+    parser.add_argument("--epochs", type=int, default=OUR_DPO["epochs"])
+    parser.add_argument(
+        "--max-steps", type=int, default=OUR_DPO["max_steps"], help="of a round; 0: as many as the passes take"
+    )
     parser.add_argument("--drift", action="store_true", help="another style becomes the best half-way")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--state-dir", type=Path, default=ROOT)
@@ -241,7 +245,8 @@ def main() -> None:
     kept = directory / "stages" / f"tiny-{world.name}-{arguments.seed}"
     backbone = Backbone.load(policy, ModelSection(), seed=arguments.seed)
     stage = Stage(backbone, world, kept, SamplingParameters(temperature=0.7, top_p=1.0, max_tokens=48))
-    manner = Manner((), shares=CLEVER, dpo=OUR_DPO, restart_every=arguments.restart_every)
+    dpo = OUR_DPO | {"epochs": arguments.epochs, "max_steps": arguments.max_steps}
+    manner = Manner((), shares=CLEVER, dpo=dpo, restart_every=arguments.restart_every)
     state = Climb(stage, arguments.seed, arguments.noise, manner)
     log: list[dict[str, Any]] = []
     summary = climb(state, arguments.choices, arguments.every, arguments.choices // 2 if arguments.drift else None, log)

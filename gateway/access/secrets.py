@@ -1,8 +1,8 @@
-"""The gateway's three secrets: pepper, token keys and the admin key, files of mode 0600 in `<state_dir>/secrets`.
+"""The gateway's four secrets: pepper, token keys, admin key and trainer token, files of mode 0600 in `<state_dir>/secrets`.
 
 Made at the first start. Refuses files that others may read; a group may where the file is root's, as in a Secret that
 Kubernetes mounts. `token_key` may hold several lines: the first signs, all verify, so that a key can be replaced without
-breaking comparisons that are being shown.
+breaking comparisons that are being shown. `trainer_token` is what the trainer on another machine takes commands by.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pathlib import Path
 from gateway.access.clients import is_loopback
 from gateway.errors import SecretsError
 
+TRAINER_TOKEN = "trainer_token"  # the trainer reads the same file
 _MAX_REMEMBERED = 256  # characters of a user's name
 
 
@@ -25,6 +26,7 @@ class Secrets:
     pepper: bytes = field(repr=False)
     token_keys: dict[str, bytes] = field(repr=False)
     admin_key: str = field(repr=False)
+    trainer_token: str = field(default="", repr=False)
     is_new: bool = False
 
     @property
@@ -70,10 +72,11 @@ def load_secrets(state_dir: Path) -> Secrets:
     admin_key = _read_or_make(
         folder / "admin_key", f"pl_{random_secrets.token_hex(6)}_{random_secrets.token_urlsafe(32)}"
     )
-    if not pepper or not token_lines or not admin_key:
+    trainer_token = _read_or_make(folder / TRAINER_TOKEN, random_secrets.token_hex(32))
+    if not pepper or not token_lines or not admin_key or not trainer_token:
         raise SecretsError(f"a file in {folder} is empty")
     token_keys = {hashlib.sha256(line.encode()).hexdigest()[:8]: line.encode() for line in token_lines}
-    return Secrets(pepper.encode(), token_keys, admin_key, is_new)
+    return Secrets(pepper.encode(), token_keys, admin_key, trainer_token, is_new)
 
 
 def check_listening(host: str, secrets_configured: bool) -> None:
@@ -95,6 +98,8 @@ def _read_or_make(path: Path, value: str) -> str:
         if _is_exposed(path.stat()):
             raise SecretsError(f"{path} may be read by others: chmod 600 it") from None
         return path.read_text().strip()
+    except OSError as error:  # a Secret that is mounted read-only and lacks it
+        raise SecretsError(f"{path} is missing and cannot be made: {error.strerror}") from None
     with os.fdopen(fd, "w") as file:
         file.write(value + "\n")
         file.flush()

@@ -50,7 +50,9 @@ async def command_trainer(context: Context, path: str, body: dict[str, Any]) -> 
     """What the trainer answers to POST, where it does what it was told. Raises TrainerProblem, with its own words if it refuses."""
     url = _find_url(context)
     try:
-        status, answer = await context.upstream.call(url, path, body, timeout_s=_TIMEOUT_S)
+        status, answer = await context.upstream.call(
+            url, path, body, timeout_s=_TIMEOUT_S, token=context.secrets.trainer_token
+        )
     except EngineUnavailable:
         raise TrainerProblem("The trainer does not answer.") from None
     if status >= 400:

@@ -92,16 +92,19 @@ class Upstream:
                 pool.close()
 
     async def call(
-        self, engine: str, path: str, payload: dict[str, Any] | None, *, timeout_s: float
+        self, engine: str, path: str, payload: dict[str, Any] | None, *, timeout_s: float, token: str = ""
     ) -> tuple[int, bytes]:
         """A short call of our own (adapters, probes): POST with a payload, GET without. Raises EngineUnavailable.
+
+        token: sent as the bearer's.
 
         Has connections of its own beside the limit: how an engine does must be known while requests use all of theirs.
         """
         method = b"GET" if payload is None else b"POST"
         body = b"" if payload is None else msgspec.json.encode(payload)
         pool = self._find_pool(engine, is_own=True)
-        data = pool.render(method, path.encode(), b"", body)
+        headers = f"authorization: Bearer {token}\r\n".encode() if token else b""
+        data = pool.render(method, path.encode(), headers, body)
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await _ask(pool, data, (timeout_s, timeout_s), False)

@@ -13,13 +13,20 @@ from gateway.errors import ApiError, EngineUnavailable
 from gateway.serving.pairs.scorer_client import ScorerClient
 
 
+TRAINER_TOKEN = "told"
+
+
 class ScriptedTrainer:
-    """Says what a test wrote: a status and a body by path; else nothing."""
+    """Says what a test wrote: a status and a body by path; else nothing. Takes commands with its token alone."""
 
     def __init__(self, pages: dict[str, tuple[int, bytes]]) -> None:
         self.pages = pages
 
-    async def call(self, url: str, path: str, payload: object, *, timeout_s: float) -> tuple[int, bytes]:
+    async def call(
+        self, url: str, path: str, payload: object, *, timeout_s: float, token: str = ""
+    ) -> tuple[int, bytes]:
+        if payload is not None and token != TRAINER_TOKEN:
+            return 403, b"{}"
         if path not in self.pages:
             raise EngineUnavailable(url)
         return self.pages[path]
@@ -37,7 +44,7 @@ def open_client(world: World, trainer: dict[str, tuple[int, bytes]] | None = Non
         controller=world.controller,
         scorer=ScorerClient("", None, None),  # type: ignore[arg-type]
         keys=keys,
-        secrets=None,
+        secrets=SimpleNamespace(trainer_token=TRAINER_TOKEN),
     )
     app = FastAPI()
     app.state.context = context

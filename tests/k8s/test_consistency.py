@@ -199,8 +199,12 @@ def test_the_secrets_are_those_that_a_gateway_makes_for_itself(overlay: str, tmp
     given = re.search(r"create secret generic prefloop-secrets((?:.|\n)*?)\n\n", commands)
     assert given and {*re.findall(r"--from-literal=(\w+)=", given[1])} == made
     trainer = find_pod(manifests, "trainer")
-    key = dict(list_mounted(trainer, trainer.container("trainer")))[f"{state_dir}/secrets"]["secret"]
-    assert key["secretName"] == "prefloop-keys" and key["items"] == [{"key": "trainer", "path": "admin_key"}]
+    volume = dict(list_mounted(trainer, trainer.container("trainer")))[f"{state_dir}/secrets"]
+    sources = {each["secret"]["name"]: each["secret"]["items"] for each in volume["projected"]["sources"]}
+    assert sources == {
+        "prefloop-keys": [{"key": "trainer", "path": "admin_key"}],
+        "prefloop-secrets": [{"key": "trainer_token", "path": "trainer_token"}],
+    }
 
 
 @pytest.mark.parametrize("overlay", ALL)
@@ -219,8 +223,12 @@ def test_every_secret_of_ours_is_made_by_a_command_of_the_readme(overlay: str) -
     used: set[str] = set()
     for pod, container in each_container(overlay):
         for volume in pod.spec.get("volumes", []):
+            sources = [volume, *volume.get("projected", {}).get("sources", [])]
             used |= {
-                volume[kind][key] for kind, key in (("secret", "secretName"), ("configMap", "name")) if kind in volume
+                source[kind].get("secretName") or source[kind]["name"]
+                for source in sources
+                for kind in ("secret", "configMap")
+                if kind in source
             }
         for source in container.get("envFrom", []):
             used |= {reference["name"] for reference in source.values()}

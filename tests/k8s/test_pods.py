@@ -116,6 +116,8 @@ def test_every_secret_is_for_the_owner_alone_and_every_volume_is_mounted(overlay
             assert volume["name"] in mounted, (pod.name, volume["name"])
             if "secret" in volume and volume["secret"]["secretName"].startswith("prefloop-"):
                 assert volume["secret"]["defaultMode"] == 0o400, (pod.name, volume["name"])
+            if "projected" in volume:
+                assert volume["projected"]["defaultMode"] == 0o400, (pod.name, volume["name"])
         for container in pod.containers:
             paths = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
             assert len(set(paths)) == len(paths)

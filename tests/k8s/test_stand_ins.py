@@ -48,12 +48,17 @@ def test_a_pod_needs_what_it_mounts_and_reads_and_not_what_is_optional() -> None
         "volumes": [
             {"name": "state", "persistentVolumeClaim": {"claimName": "state"}},
             {"name": "key", "secret": {"secretName": "keys", "items": [{"key": "trainer", "path": "admin_key"}]}},
+            {
+                "name": "both",
+                "projected": {"sources": [{"secret": {"name": "own", "items": [{"key": "a", "path": "b"}]}}]},
+            },
         ],
     }
     assert list_needs(spec) == [
         ("ServiceAccount", "trainer", set()),
         ("PersistentVolumeClaim", "state", set()),
         ("Secret", "keys", {"trainer"}),
+        ("Secret", "own", {"a"}),
         ("ConfigMap", "settings", set()),
         ("Secret", "database", {"password"}),
     ]

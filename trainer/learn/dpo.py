@@ -85,12 +85,15 @@ def train_preferences(
     num_ties = sum(preference.is_tie for preference in preferences)
     if num_ties == len(preferences):
         raise NothingToTrainOn(f"{len(preferences)} pairs, none of them decisive and usable")
+    per_epoch = count_steps(len(preferences), settings.batch_size)
+    num_steps = settings.epochs * per_epoch
     plan = plan_steps(
         [preference.event_id for preference in preferences],
         [preference.length for preference in preferences],
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         seed=seed,
+        num_steps=min(num_steps, settings.max_steps or num_steps),
     )
     rate = settings.lr or RATES[backbone.preset]
     schedule = Schedule(rate, len(plan), settings.warmup_share, settings.decay)
@@ -100,7 +103,6 @@ def train_preferences(
         task = Task(
             preferences, parameters, step.make_parts, step.summarise, lambda row, error: blame(row.event_id, error)
         )
-        per_epoch = count_steps(len(preferences), settings.batch_size)
         last, tail = run_steps(loop, task, plan, steps_per_epoch=per_epoch, snapshots=snapshots, progress=progress)
     return {
         **last,

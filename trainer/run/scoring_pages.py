@@ -79,7 +79,7 @@ class ScoringPages:
             "memory_mb": round(psutil.Process().memory_info().rss / 2**20),
         }
 
-    def post(self, target: str, content_type: str, body: bytes, client: str) -> Answer:
+    def post(self, target: str, content_type: str, body: bytes, client: str, authorization: str = "") -> Answer:
         """The answer to POST."""
         if urlsplit(target).path != "/score":
             return refuse(404, "no such page")

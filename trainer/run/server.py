@@ -1,11 +1,12 @@
 """The trainer's HTTP server on loopback: /livez, /readyz, /metrics, /status, the rounds with their reports, and a round on demand.
 
-GET /rounds, /rounds/N, /rounds/N/report, /lineage?user=U; POST /rounds. Commands are taken from this machine alone and as
-JSON alone: a page in a browser cannot send that without asking first, and nobody answers it.
+GET /rounds, /rounds/N, /rounds/N/report, /lineage?user=U; POST /rounds. Commands are taken from this machine, or with the
+token that the gateway has too, and as JSON alone: a page in a browser cannot send that without asking first, and nobody answers it.
 """
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import json
 import logging
@@ -51,9 +52,16 @@ class Pages:
     """Answers requests. Pure but for what it reads."""
 
     def __init__(
-        self, board: Board, registry: CollectorRegistry, archive: Archive | None, requests: RoundRequests
+        self,
+        board: Board,
+        registry: CollectorRegistry,
+        archive: Archive | None,
+        requests: RoundRequests,
+        token_path: Path | None = None,
     ) -> None:
+        """token_path: read at every command from elsewhere, since the gateway makes it at its first start."""
         self._board, self._registry, self._archive, self._requests = board, registry, archive, requests
+        self._token_path = token_path
 
     def get(self, target: str) -> Answer:
         """The answer to GET."""
@@ -95,12 +103,14 @@ class Pages:
         found = archive.find_round(number)
         return refuse(404, f"there is no round {number}") if found is None else answer_json(200, found)
 
-    def post(self, target: str, content_type: str, body: bytes, client: str) -> Answer:
+    def post(self, target: str, content_type: str, body: bytes, client: str, authorization: str = "") -> Answer:
         """The answer to POST. client: the sender's address."""
         if urlsplit(target).path != "/rounds":
             return refuse(404, "no such page")
-        if not ipaddress.ip_address(client).is_loopback:
-            return refuse(403, "a round is asked for on the trainer's own machine")
+        if not (ipaddress.ip_address(client).is_loopback or self._has_token(authorization)):
+            return refuse(
+                403, "a round is asked for on the trainer's own machine, or with its token (secrets/trainer_token)"
+            )
         if content_type.partition(";")[0].strip() != _JSON:
             return refuse(415, "send application/json")
         try:
@@ -117,6 +127,13 @@ class Pages:
         if not self._requests.ask(request):
             return refuse(409, f"a round is asked for already; {now.state}: {now.reason}")
         return answer_json(202, {"state": now.state, "reason": now.reason})
+
+    def _has_token(self, authorization: str) -> bool:
+        try:
+            token = self._token_path.read_text().strip() if self._token_path else ""
+        except FileNotFoundError:
+            return False
+        return bool(token) and hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode())
 
 
 def answer_json(code: int, body: Any) -> Answer:
@@ -136,16 +153,18 @@ def start_status_server(
     registry: CollectorRegistry,
     archive: Archive | None = None,
     requests: RoundRequests | None = None,
+    token_path: Path | None = None,
 ) -> ThreadingHTTPServer:
     """Serve in a thread until `shutdown`. Port 0 takes a free one: see `server_port`."""
-    return start_server(host, port, Pages(board, registry, archive, requests or RoundRequests()), MAX_BODY)
+    pages = Pages(board, registry, archive, requests or RoundRequests(), token_path)
+    return start_server(host, port, pages, MAX_BODY)
 
 
 class Answering(Protocol):
     """What answers requests, in the server's threads."""
 
     def get(self, target: str) -> Answer: ...
-    def post(self, target: str, content_type: str, body: bytes, client: str) -> Answer: ...
+    def post(self, target: str, content_type: str, body: bytes, client: str, authorization: str) -> Answer: ...
 
 
 def start_server(host: str, port: int, pages: Answering, max_body: int) -> ThreadingHTTPServer:
@@ -165,7 +184,8 @@ def start_server(host: str, port: int, pages: Answering, max_body: int) -> Threa
                 return
             body = self.rfile.read(length)
             kind = self.headers.get("content-type") or ""
-            self._answer(lambda: pages.post(self.path, kind, body, self.client_address[0]))
+            token = self.headers.get("authorization") or ""
+            self._answer(lambda: pages.post(self.path, kind, body, self.client_address[0], token))
 
         def _answer(self, make: Callable[[], Answer]) -> None:
             try:

@@ -33,6 +33,12 @@ class DpoSection(BaseModel):
         " 2e-4, gpu and fsdp 2e-5).",
     )
     epochs: int = Field(default=1, ge=1, description="Passes over the round's pairs.")
+    max_steps: int = Field(
+        default=0,
+        ge=0,
+        description="Most optimizer steps of a round, however many pairs it has: of more pairs it sees as many as fit, drawn at"
+        " random; 0: as many as the passes take.",
+    )
     batch_size: int = Field(default=8, ge=1, description="Pairs in one optimizer step.")
     warmup_share: float = Field(default=0.1, ge=0, le=1, description="Share of the steps in which the rate rises.")
     decay: Decay = Field(default="linear", description="How the rate falls after that: linear, cosine or none.")

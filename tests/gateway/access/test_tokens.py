@@ -1,8 +1,10 @@
 """Comparison tokens, secrets and keys."""
 
+import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +31,24 @@ def test_a_token_says_what_was_signed_and_no_byte_may_change(tmp_path: Path) -> 
 )
 def test_nonsense_is_no_token(tmp_path: Path, token: str) -> None:
     assert read_token(token, load_secrets(tmp_path)) is None
+
+
+def test_a_secret_that_is_missing_where_none_can_be_made_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_secrets(tmp_path)
+    missing = tmp_path / "secrets" / "trainer_token"
+    missing.unlink()
+    really_open = os.open
+
+    def open_read_only(path: Any, *rest: Any, **named: Any) -> int:  # as a Secret that is mounted
+        if path == missing:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return really_open(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", open_read_only)
+    with pytest.raises(SecretsError, match="trainer_token is missing and cannot be made: Read-only file system"):
+        load_secrets(tmp_path)
 
 
 def test_a_replaced_key_still_verifies_and_a_foreign_one_does_not(tmp_path: Path) -> None:

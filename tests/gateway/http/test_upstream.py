@@ -256,6 +256,21 @@ async def test_own_calls_have_a_time_limit() -> None:
             await upstream.call(url, "/hang", None, timeout_s=0.1)
 
 
+async def test_an_own_call_carries_its_token_and_no_other_call_does() -> None:
+    heads: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            heads.append(await read_request(reader))
+            writer.write(WHOLE + b"1234567")
+
+    async with serve(talk) as (upstream, url, _):
+        for token in ("told", ""):
+            await upstream.call(url, "/rounds", {}, timeout_s=5.0, token=token)
+    assert b"\r\nauthorization: Bearer told\r\n" in heads[0]
+    assert b"authorization" not in heads[1]
+
+
 async def test_own_calls_do_not_wait_for_requests_that_use_every_connection() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (await reader.readuntil(b"\r\n\r\n")).startswith(b"POST"):

@@ -98,6 +98,19 @@ def test_the_learning_rate_follows_from_the_preset_unless_it_is_set() -> None:
     assert rates == pytest.approx([1e-3, 2e-4, 2e-5, 5e-6])
 
 
+@pytest.mark.parametrize(("max_steps", "taken"), [(0, 8), (5, 5), (3, 3), (100, 8)])
+def test_a_round_takes_no_more_steps_than_it_may_and_its_rate_decays_over_them(max_steps: int, taken: int) -> None:
+    rates: list[float] = []
+    figures = run(
+        build_tiny_backbone(),
+        make_kind_pairs(32),
+        ROUND.model_copy(update={"max_steps": max_steps, "warmup_share": 0.0}),
+        progress=lambda share, step: rates.append(step["lr"]),
+    )
+    assert figures["num_steps"] == len(rates) == taken
+    assert rates == pytest.approx([3e-3 * (taken - i) / taken for i in range(taken)])
+
+
 def test_the_demo_keeps_its_own_round() -> None:
     dpo = TrainerSettings(preset="demo").trainer.dpo
     assert (dpo.lr, dpo.epochs, dpo.max_new_pairs, dpo.loss) == (1e-3, 3, 400, "sigmoid")

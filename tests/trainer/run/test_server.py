@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from tests.trainer.workbench import Workbench
 from trainer.run.archive import RoundArchive
 from trainer.run.requests import RoundRequest, RoundRequests
-from trainer.run.server import Pages, start_status_server
+from trainer.run.server import Pages, start_server, start_status_server
 from trainer.run.status import Board
 
 JSON = "application/json"
@@ -109,6 +110,42 @@ def test_a_command_comes_from_this_machine_and_as_json(kind: str, body: bytes, c
     pages, requests = make_pages(Board())
     assert pages.post("/rounds", kind, body, client)[0] == code
     assert requests.look() == (RoundRequest(from_base=True) if code == 202 else None)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "code"),
+    [
+        ("Bearer told", 202),
+        ("Bearer guessed", 403),
+        ("told", 403),
+        ("Bearer ", 403),
+        ("Bearer t\u00f6ld", 403),
+        ("", 403),
+    ],
+)
+def test_a_command_from_elsewhere_carries_the_token_that_the_gateway_made(
+    authorization: str, code: int, tmp_path: Path
+) -> None:
+    requests = RoundRequests()
+    pages = Pages(Board(), CollectorRegistry(), None, requests, tmp_path / "trainer_token")
+    assert pages.post("/rounds", JSON, b"{}", "10.0.0.7", authorization)[0] == 403  # there is none yet
+    (tmp_path / "trainer_token").write_text("\n")
+    assert pages.post("/rounds", JSON, b"{}", "10.0.0.7", "Bearer ")[0] == 403  # an empty one is none
+    (tmp_path / "trainer_token").write_text("told\n")
+    assert pages.post("/rounds", JSON, b"{}", "10.0.0.7", authorization)[0] == code
+
+
+def test_the_token_is_read_from_the_request(tmp_path: Path) -> None:
+    seen: list[str] = []
+    pages, _ = make_pages(Board())
+    pages.post = lambda *given: seen.append(given[-1]) or (202, JSON, b"{}")  # type: ignore[method-assign,func-returns-value]
+    server = start_server("127.0.0.1", 0, pages, 1000)
+    url = f"http://127.0.0.1:{server.server_port}/rounds"
+    request = urllib.request.Request(url, method="POST", data=b"{}", headers={"authorization": "Bearer told"})
+    with urllib.request.urlopen(request, timeout=5):
+        pass
+    server.shutdown()
+    assert seen == ["Bearer told"]
 
 
 def test_a_database_that_is_gone_is_an_error_and_not_a_dead_server(served: SimpleNamespace) -> None:
