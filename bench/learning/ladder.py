@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench.learning.arms import CLEVER, OUR_DPO
+from bench.learning.arms import CLEVER, FREQUENT, OUR_DPO
 from bench.learning.asking import ask_people
 from bench.learning.learner import Learner, Manner
 from bench.learning.people import Taste, draw_people
@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument(
         "--max-steps", type=int, default=OUR_DPO["max_steps"], help="of a round; 0: as many as the passes take"
     )
+    parser.add_argument("--labelled-share", type=float, default=0.0, help="of a round's pairs")
     parser.add_argument("--drift", action="store_true", help="another style becomes the best half-way")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--state-dir", type=Path, default=ROOT)
@@ -245,8 +246,9 @@ def main() -> None:
     kept = directory / "stages" / f"tiny-{world.name}-{arguments.seed}"
     backbone = Backbone.load(policy, ModelSection(), seed=arguments.seed)
     stage = Stage(backbone, world, kept, SamplingParameters(temperature=0.7, top_p=1.0, max_tokens=48))
-    dpo = OUR_DPO | {"epochs": arguments.epochs, "max_steps": arguments.max_steps}
-    manner = Manner((), shares=CLEVER, dpo=dpo, restart_every=arguments.restart_every)
+    given = vars(arguments)
+    dpo = OUR_DPO | {name: given[name] for name in ("epochs", "max_steps", "labelled_share")}
+    manner = Manner((), shares=CLEVER, dpo=dpo, reward=FREQUENT, restart_every=arguments.restart_every)
     state = Climb(stage, arguments.seed, arguments.noise, manner)
     log: list[dict[str, Any]] = []
     summary = climb(state, arguments.choices, arguments.every, arguments.choices // 2 if arguments.drift else None, log)

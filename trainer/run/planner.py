@@ -185,12 +185,14 @@ def choose_start(is_restart: bool, reference: Published | None) -> Start:
 
 
 def freeze_settings(section: TrainerSection, kind: str) -> dict[str, Any]:
-    """The settings that a round of this kind trains by, as JSON holds them."""
+    """The settings that a round of this kind trains by, as JSON holds them. sampling: where no pair says the app's."""
+    if kind == "sft":
+        return {"sft": section.sft.model_dump(mode="json")}
+    sampling = {"temperature": section.gate.temperature, "max_tokens": section.gate.max_tokens}
     if kind == "ppo":
-        return {"ppo": section.ppo.model_dump(mode="json"), "rewards": section.rewards.model_dump(mode="json")}
-    return (
-        {"sft": section.sft.model_dump(mode="json")} if kind == "sft" else {"dpo": section.dpo.model_dump(mode="json")}
-    )
+        rewards = section.rewards.model_dump(mode="json")
+        return {"ppo": section.ppo.model_dump(mode="json"), "rewards": rewards, "sampling": sampling}
+    return {"dpo": section.dpo.model_dump(mode="json"), "sampling": sampling}
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:

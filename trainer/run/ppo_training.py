@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from trainer.model.backbone import Backbone
     from trainer.run.round_rewards import RoundRewards
     from trainer.run.training import Task
-    from trainer.sections.judging import GateSection
     from trainer.text.rejected import Reject
 
 
@@ -29,13 +28,12 @@ def train_ppo(
     reward: RewardModel,
     rewards: RoundRewards,
     task: Task,
-    gate: GateSection,
     snapshots: Snapshots,
     reject: Reject,
 ) -> dict[str, float]:
     """Train adapter "policy" from where it stands. reward: the version in use; "stable" holds the reference, if there is one.
 
-    Answers are sampled as apps have them, by what the pairs of the plan's prompts say; gate: what stands where they do not.
+    Answers are sampled as apps have them, by what the pairs of the plan's prompts say.
     """
     plan, pairs = task.plan, list_pairs(task)
     anchored = rewards.make_anchored(
@@ -52,7 +50,7 @@ def train_ppo(
         PpoSection.model_validate(plan.settings["ppo"]),
         sampler=sampler,
         rewards=anchored,
-        parameters=choose_parameters(pairs, temperature=gate.temperature, max_tokens=gate.max_tokens),
+        parameters=choose_parameters(pairs, **plan.settings["sampling"]),
         reference=None if task.reference is None else "stable",
         value=start_value(backbone, reward.adapter, share=share, seed=plan.seed),
         seed=plan.seed,

@@ -68,10 +68,7 @@ class RoundTraining:
         if plan.kind == "sft":
             return self._train_sft(task, snapshots)
         if plan.kind == "ppo":
-            gate = self._settings.trainer.gate
-            return train_ppo(
-                self._backbone, self._sampler, self._reward, self._rewards, task, gate, snapshots, self._reject
-            )
+            return train_ppo(self._backbone, self._sampler, self._reward, self._rewards, task, snapshots, self._reject)
         pairs = self._backbone.transcriber.encode_pairs(list_pairs(task), "round", self._reject)
         return run_dpo(
             self._backbone,
@@ -97,8 +94,7 @@ class RoundTraining:
     def label(self, task: Task) -> Labelled:
         """Pairs of fresh answers of the policy that the task begins from, labelled by the reward model."""
         self._begin_policy(task)
-        gate = self._settings.trainer.gate
-        parameters = choose_parameters(list_pairs(task), temperature=gate.temperature, max_tokens=gate.max_tokens)
+        parameters = choose_parameters(list_pairs(task), **task.plan.settings["sampling"])
         rewards = self._rewards.make(ScoredOnce(self._reward))
         return label_answers(self._backbone, self._sampler, self._reward, rewards, task, parameters, self._reject)
 

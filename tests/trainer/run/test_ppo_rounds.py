@@ -67,7 +67,7 @@ def test_a_kill_in_any_phase_changes_no_bit_of_what_is_published(
         assert not list(bench.settings.rounds_dir.iterdir())
 
 
-def test_a_round_that_goes_on_keeps_the_reward_it_was_planned_with(
+def test_a_round_that_goes_on_keeps_the_reward_and_the_sampling_it_was_planned_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = make_bench(tmp_path / "whole", 0).play("ppo")
@@ -76,6 +76,7 @@ def test_a_round_that_goes_on_keeps_the_reward_it_was_planned_with(
 
     def change_settings() -> None:
         bench.settings.trainer.rewards = RewardsSection(preference_weight=0.0, checkers=[checker])
+        bench.settings.trainer.gate.temperature, bench.settings.trainer.gate.max_tokens = 2.0, 2
 
     kill("ppo.learnt", 1, monkeypatch, change_settings)
     assert bench.play("ppo") == expected
