@@ -234,6 +234,7 @@ def main() -> None:
         "--max-steps", type=int, default=OUR_DPO["max_steps"], help="of a round; 0: as many as the passes take"
     )
     parser.add_argument("--labelled-share", type=float, default=0.0, help="of a round's pairs")
+    parser.add_argument("--beta", type=float, default=DpoSection().beta)
     parser.add_argument("--drift", action="store_true", help="another style becomes the best half-way")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--state-dir", type=Path, default=ROOT)
@@ -247,7 +248,7 @@ def main() -> None:
     backbone = Backbone.load(policy, ModelSection(), seed=arguments.seed)
     stage = Stage(backbone, world, kept, SamplingParameters(temperature=0.7, top_p=1.0, max_tokens=48))
     given = vars(arguments)
-    dpo = OUR_DPO | {name: given[name] for name in ("epochs", "max_steps", "labelled_share")}
+    dpo = OUR_DPO | {name: given[name] for name in ("epochs", "max_steps", "labelled_share", "beta")}
     manner = Manner((), shares=CLEVER, dpo=dpo, reward=FREQUENT, restart_every=arguments.restart_every)
     state = Climb(stage, arguments.seed, arguments.noise, manner)
     log: list[dict[str, Any]] = []
