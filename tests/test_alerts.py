@@ -13,7 +13,7 @@ from gateway.app import create_app
 from gateway.settings import GatewaySettings
 from prefloop.sync.metrics import SyncMetrics
 from tests.prometheus import find_promtool
-from trainer.run.metrics import Metrics as TrainerMetrics
+from trainer.run.status.metrics import Metrics as TrainerMetrics
 
 DOCS = Path(__file__).parent.parent / "docs"
 CASES = Path(__file__).with_name("alert_cases.yml")

@@ -32,6 +32,11 @@ ORDER = {  # from the top; what stands in one line stands side by side
         ["main", "scorer", "node", "seed", "full_model", "smollm"], ["once"], ["parts"], ["process"],
         ["run"], ["judge"], ["learn"], ["model"], ["text"], ["math"], ["settings"], ["sections"],
     ],
+    "trainer.run": [
+        ["learner", "assembly"],
+        ["course"], ["reward"], ["report"], ["rows"], ["intake"], ["publish"], ["status"],
+        ["numbers"], ["rounds"], ["lease", "state_lock", "memory"],
+    ],
 }  # fmt: skip
 PURE = [  # decisions and statistics: no package above them, no input or output
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gateway/rollout/pure").glob("*.py")),
@@ -100,10 +105,14 @@ def imported_modules(path: Path) -> set[str]:
     return {name for name in names if name.partition(".")[0] in MAY_IMPORT} - {name_module(path)}
 
 
-def find_floor(module: str) -> int:
-    """How far below the top of its package a module stands."""
-    package, _, rest = module.partition(".")
-    folder = rest.partition(".")[0]
+def find_folder(package: str, module: str) -> str:
+    """The folder or file just below a package that a module is in; "" for one elsewhere."""
+    return module.removeprefix(f"{package}.").partition(".")[0] if module.startswith(f"{package}.") else ""
+
+
+def find_floor(package: str, module: str) -> int:
+    """How far below the top of a package its module stands."""
+    folder = find_folder(package, module)
     return next((floor for floor, names in enumerate(ORDER[package]) if folder in names), 0)
 
 
@@ -111,13 +120,15 @@ def find_floor(module: str) -> int:
     ("package", "folder"), [(package, name) for package, floors in ORDER.items() for names in floors for name in names]
 )
 def test_a_folder_imports_only_those_below_it(package: str, folder: str) -> None:
-    paths = [path for path in list_modules(package) if name_module(path).split(".")[1:2] == [folder]]
+    paths = [
+        path for path in list_modules(package.partition(".")[0]) if find_folder(package, name_module(path)) == folder
+    ]
     assert paths
     up = [
         f"{name_module(path)} -> {name}"
         for path in paths
         for name in imported_modules(path)
-        if name.startswith(f"{package}.") and find_floor(name) < find_floor(name_module(path))
+        if name.startswith(f"{package}.") and find_floor(package, name) < find_floor(package, name_module(path))
     ]
     assert up == []
 

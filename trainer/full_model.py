@@ -21,8 +21,8 @@ from feedback.errors import ManifestError, SigningKeyError, StoreUnavailable
 from feedback.manifest import Probe
 from feedback.settings import SharedSettings, load_settings
 from feedback.signing import SigningKey, read_signing_key
-from trainer.run.checkpoints import Draft, Published, digest_base, next_number, publish_checkpoint
-from trainer.run.registry import Gateway, GatewayRefused, GatewayUnavailable
+from trainer.run.publish.checkpoints import Draft, Published, digest_base, next_number, publish_checkpoint
+from trainer.run.publish.registry import Gateway, GatewayRefused, GatewayUnavailable
 
 log = logging.getLogger("trainer.full_model")
 

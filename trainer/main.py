@@ -22,9 +22,9 @@ from feedback.settings import load_settings
 from trainer.once import run_once
 from trainer.parts import TEMPORARY, Parts, build_learner, load_base, open_parts, wait_for_base
 from trainer.process import limit_kept_primitives, stop_on_signals
-from trainer.run.archive import RoundArchive
-from trainer.run.requests import RoundRequest
-from trainer.run.server import start_status_server
+from trainer.run.report.archive import RoundArchive
+from trainer.run.status.requests import RoundRequest
+from trainer.run.status.server import start_status_server
 from trainer.settings import TrainerSettings
 
 log = logging.getLogger("trainer")

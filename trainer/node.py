@@ -17,8 +17,8 @@ from pathlib import Path
 
 from feedback.settings import load_settings
 from trainer.process import limit_kept_primitives, stop_on_signals
-from trainer.run.nodes import ENVIRONMENT, Launch, build_torchrun, read_launch
-from trainer.run.workers import die_with_parent, end_process
+from trainer.run.course.nodes import ENVIRONMENT, Launch, build_torchrun, read_launch
+from trainer.run.course.workers import die_with_parent, end_process
 from trainer.settings import TrainerSettings
 
 log = logging.getLogger("trainer.node")

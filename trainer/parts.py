@@ -25,21 +25,21 @@ from feedback.relay import Relay
 from feedback.signing import SigningKey, TrustedKeys, read_signing_key, read_trusted_keys
 from trainer.learn.pacing import Pace
 from trainer.process import is_base_ready
-from trainer.run.checkpoints import digest_base
-from trainer.run.consumer import Consumer
+from trainer.run.intake.consumer import Consumer
+from trainer.run.intake.quarantine import Quarantine
 from trainer.run.learner import Learner
 from trainer.run.lease import Holding, Lease, name_place
-from trainer.run.lineage import list_needed
-from trainer.run.metrics import Curves, Metrics
-from trainer.run.publisher import Publisher
-from trainer.run.quarantine import Quarantine
-from trainer.run.registry import Gateway, Registrar
-from trainer.run.reporter import show_inbox
-from trainer.run.requests import RoundRequests
-from trainer.run.reward_keeper import RewardKeeper
+from trainer.run.publish.checkpoints import digest_base
+from trainer.run.publish.lineage import list_needed
+from trainer.run.publish.publisher import Publisher
+from trainer.run.publish.registry import Gateway, Registrar
+from trainer.run.publish.stored import StoredCopies, wait_for_published
+from trainer.run.report.reporter import show_inbox
+from trainer.run.reward.keeper import RewardKeeper
 from trainer.run.state_lock import StateLock
-from trainer.run.status import Board, LeaseView, RewardView, RoundView, SamplingView
-from trainer.run.stored import StoredCopies, wait_for_published
+from trainer.run.status.board import Board, LeaseView, RewardView, RoundView, SamplingView
+from trainer.run.status.metrics import Curves, Metrics
+from trainer.run.status.requests import RoundRequests
 from trainer.settings import TrainerSettings
 
 if TYPE_CHECKING:

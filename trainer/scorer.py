@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from feedback.settings import load_settings
 from trainer.process import is_base_ready, limit_kept_primitives, stop_on_signals
-from trainer.run.checkpoints import digest_base
-from trainer.run.reward_states import RewardStates
-from trainer.run.server import start_server
+from trainer.run.publish.checkpoints import digest_base
+from trainer.run.reward.states import RewardStates
+from trainer.run.status.server import start_server
 from trainer.settings import TrainerSettings
 
 if TYPE_CHECKING:
-    from trainer.run.scoring import Scorer
+    from trainer.run.reward.scoring import Scorer
 
 log = logging.getLogger("trainer.scorer")
 
@@ -34,7 +34,9 @@ def main() -> int:
     section = settings.trainer.scorer
     limit_kept_primitives()
 
-    from trainer.run.scoring_pages import ScoringPages  # brings torch, whose threads must find the signals blocked
+    from trainer.run.reward.scoring_pages import (
+        ScoringPages,  # brings torch, whose threads must find the signals blocked
+    )
 
     pages = ScoringPages(f"no base policy in {settings.base} yet")
     server = start_server(section.host, section.port, pages, section.max_body_bytes)
@@ -59,7 +61,7 @@ def build_scorer(settings: TrainerSettings) -> Scorer:
 
     from trainer.learn.reward import RewardModel
     from trainer.model.backbone import Backbone
-    from trainer.run.scoring import Scorer
+    from trainer.run.reward.scoring import Scorer
 
     section = settings.trainer
     torch.set_num_threads(section.scorer.torch_threads)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trainer.run.checkpoints import digest_ids
+from trainer.run.publish.checkpoints import digest_ids
 from trainer.text.pairs import DECISIVE, explain_use
 
 

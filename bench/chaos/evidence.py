@@ -12,8 +12,8 @@ from feedback.choices import choices
 from feedback.database import open_database
 from feedback.inbox import dead_letters, preferences
 from feedback.manifest import Manifest, read_manifest
-from trainer.run.checkpoints import list_names
-from trainer.run.reward_keeper import list_states, updates
+from trainer.run.publish.checkpoints import list_names
+from trainer.run.reward.keeper import list_states, updates
 from trainer.run.rounds import list_finished
 
 

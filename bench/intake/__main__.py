@@ -25,9 +25,9 @@ from feedback.import_export import append_events, read_event
 from feedback.import_export.foreign import Origin
 from feedback.inbox import metadata
 from feedback.log import open_log
-from trainer.run.clusters import place_rows
-from trainer.run.consumer import consume_all
-from trainer.run.metrics import Metrics
+from trainer.run.intake.clusters import place_rows
+from trainer.run.intake.consumer import consume_all
+from trainer.run.status.metrics import Metrics
 
 _TOPIC = "prefloop.feedback"
 _MAX_RECORDS = 500

@@ -21,9 +21,9 @@ from trainer.learn.dpo import run_dpo
 from trainer.learn.reward import RewardModel
 from trainer.math.weights import weigh_rows
 from trainer.model.logprobs import score_answers
-from trainer.run.plan import derive_seed, draw_rows
-from trainer.run.schedule import is_restart_due
-from trainer.run.weighing import describe_row, find_reliability
+from trainer.run.rows.plan import derive_seed, draw_rows
+from trainer.run.rows.schedule import is_restart_due
+from trainer.run.rows.weighing import describe_row, find_reliability
 from trainer.sections.reward import RewardSection
 from trainer.sections.training import DpoSection, PpoSection
 from trainer.text.pairs import Pair

@@ -27,9 +27,9 @@ from feedback.inbox import metadata
 from feedback.log import open_log
 from feedback.relay import Relay
 from prefloop.servers.postgres import run_postgres
-from trainer.run.clusters import place_rows
-from trainer.run.consumer import consume_all
-from trainer.run.metrics import Metrics
+from trainer.run.intake.clusters import place_rows
+from trainer.run.intake.consumer import consume_all
+from trainer.run.status.metrics import Metrics
 
 _TOPIC = "prefloop.feedback"
 _NUM_STREAMS, _SLOW_MS = 900, 500  # so many open streams, each with an event twice a second

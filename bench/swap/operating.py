@@ -15,7 +15,7 @@ import aiohttp
 from feedback.manifest import Probe
 from prefloop.startup import StartFailed
 from prefloop.supervisor import Supervisor
-from trainer.run.checkpoints import Draft, publish_checkpoint
+from trainer.run.publish.checkpoints import Draft, publish_checkpoint
 
 START_TIMEOUT_S = 600.0
 PATIENCE_S = 120.0

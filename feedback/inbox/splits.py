@@ -1,6 +1,6 @@
 """Which rows judge and which are learnt from: decided once, in the transaction that stores a row, and fixed from then on.
 
-How it is decided is the trainer's (trainer/run/clusters.py); it needs packages that feedback/ does without. A row that
+How it is decided is the trainer's (trainer/run/intake/clusters.py); it needs packages that feedback/ does without. A row that
 was stored without it, by a command or from before there were clusters, has no cluster until the trainer gives it one.
 """
 

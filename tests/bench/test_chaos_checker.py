@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bench.chaos.checker import Checkpoint, Consumed, Evidence, Stored, check
-from trainer.run.checkpoints import digest_ids
+from trainer.run.publish.checkpoints import digest_ids
 
 PREFERRED = {"a": "first", "b": "second", "c": "tie", "d": "skip", "e": "first"}
 

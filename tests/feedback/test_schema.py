@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 import feedback
 import gateway.app  # noqa: F401  # declares the gateway's tables
 import trainer.run.lease
-import trainer.run.lineage
 import trainer.run.numbers
-import trainer.run.reward_keeper
+import trainer.run.publish.lineage
+import trainer.run.reward.keeper
 import trainer.run.rounds  # noqa: F401
 from feedback import inbox
 from feedback.database import Store, create_tables, metadata, open_database, write_transaction

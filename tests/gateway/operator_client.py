@@ -12,7 +12,6 @@ from gateway.api.operators import build_operator_router
 from gateway.errors import ApiError, EngineUnavailable
 from gateway.serving.pairs.scorer_client import ScorerClient
 
-
 TRAINER_TOKEN = "told"
 
 

@@ -115,11 +115,11 @@ def test_probes_ask_for_pages_that_are_served(overlay: str) -> None:
     manifests = render(overlay)
     served = {
         "gateway": set(re.findall(r'"GET", "(/\w+)"', (ROOT / "gateway/api/health.py").read_text())),
-        "trainer": set(re.findall(r'"(/livez|/readyz)"', (ROOT / "trainer/run/server.py").read_text())),
+        "trainer": set(re.findall(r'"(/livez|/readyz)"', (ROOT / "trainer/run/status/server.py").read_text())),
         "sync": set(re.findall(r'"(/livez|/readyz)"', (ROOT / "prefloop/pages.py").read_text())),
         "engine": {"/health"},
         "engine-host": set(re.findall(r'"(/livez|/readyz)"', (ROOT / "prefloop/pages.py").read_text())),
-        "scorer": set(re.findall(r'"(/livez|/readyz)"', (ROOT / "trainer/run/scoring_pages.py").read_text())),
+        "scorer": set(re.findall(r'"(/livez|/readyz)"', (ROOT / "trainer/run/reward/scoring_pages.py").read_text())),
     }
     for pod, container in each_container(overlay):
         if container.get("ports"):

@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 from prefloop.cli import app
 from tests.prefloop.live_gateway import LiveGateway, run_live_gateway, wait_until
-from trainer.run.server import start_status_server
-from trainer.run.status import Board
+from trainer.run.status.board import Board
+from trainer.run.status.server import start_status_server
 
 runner = CliRunner(env={"COLUMNS": "80"})
 

@@ -19,7 +19,7 @@ from prefloop.servers.prometheus import RULES, Monitoring, run_monitoring
 from tests.postgres import miss
 from tests.prefloop.live_gateway import LiveGateway, run_live_gateway, wait_until
 from tests.prometheus import require_programs
-from trainer.run.metrics import Metrics as TrainerMetrics
+from trainer.run.status.metrics import Metrics as TrainerMetrics
 
 DOCS = RULES.parent
 QUICK = {  # rules for a test's patience: the same expressions over shorter times

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from prefloop.cli import app
 from prefloop.rounds import RoundState, describe_progress
-from trainer.run.requests import RoundRequest, RoundRequests
-from trainer.run.server import start_status_server
-from trainer.run.status import Board
+from trainer.run.status.board import Board
+from trainer.run.status.requests import RoundRequest, RoundRequests
+from trainer.run.status.server import start_status_server
 
 RUNNER = CliRunner(env={"COLUMNS": "250"})
 FINISHED = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from feedback.events import Candidate, Choice, Comparison, encode_event, new_event
 from feedback.log.base import NewRecord
 from feedback.manifest import read_manifest
-from trainer.run.registry import GatewayRefused, GatewayUnavailable, RegisteredCheckpoint, ServingState
+from trainer.run.publish.registry import GatewayRefused, GatewayUnavailable, RegisteredCheckpoint, ServingState
 
 
 def make_choice(number: int, *, preferred: str = "first", user: str = "", chosen_at: float = 0.0) -> Choice:

@@ -13,8 +13,8 @@ from tests.trainer.tiny import build_tiny_backbone
 from tests.trainer.workbench import Killed, Workbench
 from trainer.learn.reward import RewardModel
 from trainer.run.assembly import Learning
-from trainer.run.quarantine import Quarantine
-from trainer.run.training import Judged, Show, Task, Training
+from trainer.run.course.task import Judged, Show, Task, Training
+from trainer.run.intake.quarantine import Quarantine
 
 
 @dataclass

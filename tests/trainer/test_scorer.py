@@ -12,12 +12,12 @@ from pathlib import Path
 
 from tests.end_to_end.ports import find_free_port
 from tests.trainer.learn.pairs import make_kind_pairs
-from tests.trainer.run.test_scoring import ANSWERS, SECTION
+from tests.trainer.run.reward.test_scoring import ANSWERS, SECTION
 from tests.trainer.tiny import SIZE, ask, build_tiny_tokenizer
 from trainer.learn.reward import RewardModel
 from trainer.model.backbone import Backbone
-from trainer.run.checkpoints import digest_base
-from trainer.run.reward_states import RewardStates, Update
+from trainer.run.publish.checkpoints import digest_base
+from trainer.run.reward.states import RewardStates, Update
 from trainer.sections.model import ModelSection
 from trainer.seed import build_model
 

@@ -14,18 +14,19 @@ from feedback.database import Writer, create_tables, open_database
 from feedback.log import NewRecord, Record
 from feedback.manifest import Probe
 from tests.trainer.fakes import FakeGateway, FakePolicy, FakeReward, make_record
-from trainer.run import round, rounds
-from trainer.run.clusters import place_rows
+from trainer.run import rounds
+from trainer.run.course import round
+from trainer.run.course.task import Judged, Task, Training
+from trainer.run.intake.clusters import place_rows
+from trainer.run.intake.quarantine import Quarantine
 from trainer.run.learner import Learner
-from trainer.run.metrics import Metrics
-from trainer.run.publisher import Publisher
-from trainer.run.quarantine import Quarantine
-from trainer.run.registry import register_missing
-from trainer.run.requests import RoundRequests
-from trainer.run.reward_keeper import RewardKeeper
-from trainer.run.status import Board
-from trainer.run.training import Judged, Task, Training
-from trainer.run.weighing import weigh_alike
+from trainer.run.publish.publisher import Publisher
+from trainer.run.publish.registry import register_missing
+from trainer.run.reward.keeper import RewardKeeper
+from trainer.run.rows.weighing import weigh_alike
+from trainer.run.status.board import Board
+from trainer.run.status.metrics import Metrics
+from trainer.run.status.requests import RoundRequests
 from trainer.settings import TrainerSettings
 from trainer.text.labelled_rows import Labelled, LabelledPair
 from trainer.text.pairs import Answer, Pair

@@ -26,11 +26,11 @@ from trainer.learn.reward import RewardModel
 from trainer.learn.sampling import LocalSampler, PreferredSampler, Sampler
 from trainer.learn.version_gate import VersionFigures, judge_version, read_figures
 from trainer.model.backbone import Backbone
-from trainer.run.judging import Judging
-from trainer.run.round_rewards import RoundRewards
-from trainer.run.round_training import RoundTraining
-from trainer.run.training import Task, Training
-from trainer.run.weighing import Weigh, find_reliability, make_weigher
+from trainer.run.course.judging import Judging
+from trainer.run.course.rewards import RoundRewards
+from trainer.run.course.task import Task, Training
+from trainer.run.course.training import RoundTraining
+from trainer.run.rows.weighing import Weigh, find_reliability, make_weigher
 from trainer.settings import TrainerSettings
 from trainer.text.pairs import Answer
 from trainer.text.rejected import Reject

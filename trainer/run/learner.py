@@ -15,22 +15,23 @@ import sqlalchemy as sa
 
 from feedback.database import Writer
 from feedback.outages import describe_error, log_failure
-from trainer.run import pool, rounds, rows
-from trainer.run.checkpoints import Published
-from trainer.run.closing import Closer
+from trainer.run import rounds
+from trainer.run.course.closing import Closer
+from trainer.run.course.round import RoundAborted, RoundRunner
+from trainer.run.course.task import Training
+from trainer.run.intake.quarantine import Quarantine
 from trainer.run.memory import release_memory
-from trainer.run.metrics import Curves, Metrics
-from trainer.run.publisher import Publisher, Trained
-from trainer.run.quarantine import Quarantine
-from trainer.run.registry import Gateway, GatewayRefused, GatewayUnavailable
-from trainer.run.reporter import Reporter
-from trainer.run.requests import RoundRequests
-from trainer.run.reward_keeper import RewardKeeper
-from trainer.run.round import RoundAborted, RoundRunner
-from trainer.run.schedule import Due, Situation, explain_round, explain_wait
-from trainer.run.status import Board
-from trainer.run.training import Training
-from trainer.run.watch import TrafficWatch
+from trainer.run.publish.checkpoints import Published
+from trainer.run.publish.publisher import Publisher, Trained
+from trainer.run.publish.registry import Gateway, GatewayRefused, GatewayUnavailable
+from trainer.run.report.reporter import Reporter
+from trainer.run.report.watch import TrafficWatch
+from trainer.run.reward.keeper import RewardKeeper
+from trainer.run.rows import pool, rows
+from trainer.run.rows.schedule import Due, Situation, explain_round, explain_wait
+from trainer.run.status.board import Board
+from trainer.run.status.metrics import Curves, Metrics
+from trainer.run.status.requests import RoundRequests
 from trainer.settings import TrainerSettings
 
 log = logging.getLogger("trainer.run.learner")

@@ -14,9 +14,9 @@ from feedback.database import write_transaction
 from feedback.events import Comparison
 from tests.feedback.reading import record_choice
 from tests.feedback.samples import make_comparison
-from trainer.run.status import RewardView as TrainerReward
-from trainer.run.status import RoundView as TrainerRound
-from trainer.run.status import StatusView, StyleView
+from trainer.run.status.board import RewardView as TrainerReward
+from trainer.run.status.board import RoundView as TrainerRound
+from trainer.run.status.board import StatusView, StyleView
 
 STATUS = {
     "decisive": 31,

@@ -20,7 +20,7 @@ from tests.postgres import run_server
 from tests.trainer.fakes import FakeGateway, FakePolicy
 from trainer.run import rounds
 from trainer.run.lease import Lease, LeaseLost, name_holder, name_place, read_holding, take_lease
-from trainer.run.publisher import Publisher, Trained
+from trainer.run.publish.publisher import Publisher, Trained
 from trainer.run.state_lock import StateLock
 
 LEASE_S = 1.0
