@@ -102,7 +102,7 @@ class Climb:
         stage.backbone.adapters.reset("stable")
         self.auditor = Auditor(stage.backbone, seed=seed)
         self.learner = Learner(stage, stage.draw_crowd(noise, seed), manner, seed)
-        self.num_choices, self.num_judged = 0, 0
+        self.num_choices, self.num_judged, self.num_beside = 0, 0, 0
         self.first = self.last = self.answer(None)
         self._rng = rng
         self._audited: list[Any] = []
@@ -129,15 +129,17 @@ class Climb:
         adapters = self.stage.backbone.adapters
         figures = self.learner.run_round()
         self.num_judged += 1
+        self.num_beside += 1
         verdict = judge_checkpoint(
             self.stage.backbone, self.stage.sampler, self.learner.reward, self.auditor if self.auditor.may_judge else None,
             self.frozen, GateSection(), parameters=self.stage.how, heldout=[q.prompt for q in self.heldout],
-            round_number=self.num_judged, seed=self.num_judged,
+            look=self.num_beside, seed=self.num_judged,
         )  # fmt: skip
         trial = self._try() if verdict.ok else None
         if trial is not None and trial.outcome == "promoted":
             self.learner.keep_round()
             adapters.reset("stable", like="policy")
+            self.num_beside = 0
         else:
             self.learner.drop_round()
             adapters.reset("policy", like="stable")

@@ -1,8 +1,8 @@
 """The offline gate's decision: from figures to a verdict with its reason in words. Pure.
 
 A budget is broken by a change that is above it and clear at the alarm level; far above it, a weaker level is enough. A gain
-must be clear at a level that shrinks from round to round, so that all rounds together take noise for a gain with chance alpha;
-where settings ask only for a positive one, somebody else must look for noise.
+must be clear at a level that shrinks from one look to the next, so that all rounds beside one stable checkpoint together take noise
+for a gain with chance alpha; where settings ask only for a positive one, somebody else must look for noise.
 """
 
 from __future__ import annotations
@@ -63,25 +63,28 @@ RULES = (
 )
 
 
-def decide(figures: Figures, settings: GateSection, round_number: int = 1, path: str = "") -> Verdict:
-    """The verdict on a candidate. path: where an operator may add a frozen set."""
+def decide(figures: Figures, settings: GateSection, look: int = 1, path: str = "") -> Verdict:
+    """The verdict on a candidate.
+
+    look: the how-manieth round beside this stable it is. path: where an operator may add a frozen set.
+    """
     if not figures.num_prompts:
         reason = f"cannot be judged: no frozen set and no held-out prompt; add a set as lines of {FORM} to {path}"
         return Verdict(False, reason)
     numbers = figures.as_dict()
-    failures = find_failures(figures, settings, spend_alpha(settings.alpha, round_number))
+    failures = find_failures(figures, settings, spend_alpha(settings.alpha, look))
     missing = "".join(f"; {each} not available" for each in figures.missing)
     if failures:
         shown = failures[:3] + ([f"and {len(failures) - 3} more"] if len(failures) > 3 else [])
         return Verdict(False, "; ".join(shown) + missing, numbers, figures.rows)
-    return Verdict(True, describe_pass(figures, settings, round_number) + missing, numbers, figures.rows)
+    return Verdict(True, describe_pass(figures, settings, look) + missing, numbers, figures.rows)
 
 
-def describe_pass(figures: Figures, settings: GateSection, round_number: int) -> str:
+def describe_pass(figures: Figures, settings: GateSection, look: int) -> str:
     """The gain with its bounds, and how the facts stand."""
     gain = figures.get(settings.gain_by) or figures.get("reward")
     assert gain is not None
-    alpha = spend_alpha(settings.alpha, round_number)
+    alpha = spend_alpha(settings.alpha, look)
     low, high = gain.change.lower(alpha), gain.change.upper(alpha)
     reason = f"passed: {gain.name} gain {gain.change.mean:+.2f} ({low:+.2f} to {high:+.2f})"
     facts = figures.get("facts")

@@ -50,7 +50,7 @@ def judge_checkpoint(
     heldout: Sequence[Prompt] = (),
     checkers: Checkers | None = None,
     rewards: Rewards | None = None,
-    round_number: int = 1,
+    look: int = 1,
     seed: int = 0,
     progress: Callable[[float, str], None] = lambda share, step: None,
 ) -> Verdict:
@@ -65,7 +65,7 @@ def judge_checkpoint(
     heldout = keep_readable(backbone, heldout[-settings.max_prompts :] if settings.max_prompts else (), parameters)
     asked = measures.list_asked(frozen.rows, heldout)
     if not asked:
-        return decide(Figures(), settings, round_number, frozen.path)
+        return decide(Figures(), settings, look, frozen.path)
     if not is_sound(backbone, "policy"):
         return Verdict(False, "the adapter holds values, or gives logits, that are not finite")
     n = max(1, min(settings.samples_per_prompt, settings.max_samples // len(asked)))
@@ -97,7 +97,7 @@ def judge_checkpoint(
     missing += ["the auditor"] if auditor is None else []
     figures = Figures(tuple(rows), kl[0], kl[1], len(asked), tuple(missing), sampler.source)
     progress(1.0, "deciding")
-    verdict = decide(figures, settings, round_number, frozen.path)
+    verdict = decide(figures, settings, look, frozen.path)
     return replace(verdict, examples=pick_examples(asked, answers))
 
 

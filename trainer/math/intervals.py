@@ -149,11 +149,11 @@ def bootstrap_interval(
     return Interval(math.fsum(values) / len(values), float(low), float(high), len(totals))
 
 
-def spend_alpha(alpha: float, round_number: int) -> float:
+def spend_alpha(alpha: float, look: int) -> float:
     """The share of alpha that the nth look may spend: alpha 6 / (pi n)^2. All looks there will ever be spend alpha."""
-    if round_number < 1:
-        raise ValueError(f"looks are counted from 1, not from {round_number}")
-    return alpha * 6 / (math.pi * round_number) ** 2
+    if look < 1:
+        raise ValueError(f"looks are counted from 1, not from {look}")
+    return alpha * 6 / (math.pi * look) ** 2
 
 
 def log_evidence(correct: int, total: int) -> float:

@@ -210,6 +210,12 @@ def read_past(connection: sa.Connection) -> Past:
     return past
 
 
+def count_beside(connection: sa.Connection, parent: str) -> int:
+    """How many finished rounds were made to be judged beside this checkpoint."""
+    query = sa.select(rounds.c.details).where(rounds.c.finished_at.is_not(None))
+    return sum(json.loads(details).get("parent") == parent for details in connection.execute(query).scalars())
+
+
 def find_last_finished(connection: sa.Connection) -> int:
     """The number of the newest round that ended, 0 before the first."""
     query = sa.select(sa.func.max(rounds.c.number)).where(rounds.c.finished_at.is_not(None))

@@ -67,7 +67,10 @@ class GateSection(BaseModel):
         default=0.7, ge=0, description="Sampling temperature where no recent pair says the app's."
     )
     alpha: float = Field(
-        default=0.05, gt=0, lt=0.5, description="Chance that all rounds together take noise for a gain."
+        default=0.05,
+        gt=0,
+        lt=0.5,
+        description="Chance that all rounds beside one stable checkpoint together take noise for a gain.",
     )
     ladder: bool = Field(
         default=True,

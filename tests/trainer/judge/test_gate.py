@@ -141,8 +141,8 @@ def test_the_auditor_may_be_made_the_judge_of_the_gain() -> None:
 
 def test_a_gain_must_be_clearer_in_every_later_round() -> None:
     borderline = change("reward", 0.25, error=0.1)  # 2.5 standard errors
-    assert decide(borderline, SETTINGS, round_number=1).ok
-    assert not decide(borderline, SETTINGS, round_number=5).ok
+    assert decide(borderline, SETTINGS, look=1).ok
+    assert not decide(borderline, SETTINGS, look=5).ok
 
 
 def test_many_failures_are_told_shortly() -> None:

@@ -112,7 +112,7 @@ class Judging:
             section.gate,
             **asking,
             rewards=rewards,
-            round_number=task.plan.number,
+            look=task.plan.look,
             progress=show,
         )
         rung = None

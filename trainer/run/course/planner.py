@@ -60,6 +60,7 @@ class Planner:
         taught = [each.manifest.id for each in lineage.list_taught_by(stable, published)]
         with pool.read_consistently(self._database) as connection:
             past = rounds.read_past(connection)
+            num_before = rounds.count_beside(connection, stable.manifest.id)
             found = self._read_pool(connection, kind, taught)
             last_signal = signal_queries.find_last_signal(connection)
             asked = self._draw_prompts(connection, section.ppo.num_asked) if kind == "ppo" else []
@@ -88,6 +89,7 @@ class Planner:
             settings=freeze_settings(section, opened.kind),
             code_version=find_code_version(),
             planned_at=self._now(),
+            look=num_before + 1,
             last_signal_id=last_signal,
         )
         rows = self.load_rows(plan)

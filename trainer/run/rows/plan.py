@@ -29,9 +29,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     demonstrations in an SFT round, or of pairs whose prompts a PPO round asks, in the order that learning gets them; weights:
     one each, new ones first.
     num_left: new rows there was no room for; num_available: rows that could be drawn, new and old. watermark: next offset
-    by partition when the rows were read. num_frozen: rows left out because a frozen set asks the same.
-    last_signal_id: the newest signal whose outcome counts in a PPO round's reward. max_labelled: pairs
-    that the reward model may label beside them; prompts: event ids of the choices whose prompts these are sampled on.
+    by partition when the rows were read. num_frozen: rows left out because a frozen set asks the same. look: the
+    how-manieth round it is beside its parent. last_signal_id: the newest signal whose outcome counts in a PPO round's
+    reward. max_labelled: pairs that the reward model may label beside them; prompts: event ids of the choices whose prompts
+    these are sampled on.
     """
 
     number: int
@@ -54,6 +55,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     code_version: str
     planned_at: float
     num_frozen: int = 0
+    look: int = 1
     last_signal_id: int = 0
     max_labelled: int = 0
     prompts: list[str] = []

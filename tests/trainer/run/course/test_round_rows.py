@@ -117,6 +117,18 @@ def test_after_a_stopped_round_the_next_begins_from_the_base_and_then_from_stabl
     assert set(plans[2].replayed) == set(plans[0].event_ids)  # what the chain knew is learnt again
 
 
+def test_the_gates_alpha_is_spread_over_the_rounds_beside_one_stable_checkpoint(bench: Workbench) -> None:
+    learner = bench.start()
+    for is_ok in (False, False, True, False, False):
+        bench.verdict = Judged(ok=is_ok, reason="")
+        bench.send(40)
+        bench.run_all(learner)
+        if is_ok:
+            promote_newest(bench)
+    looks = [(task.plan.parent == bench.finished()[2]["checkpoint"], task.plan.look) for task in bench.tasks]
+    assert looks == [(False, 1), (False, 2), (False, 3), (True, 1), (True, 2)]
+
+
 def forget_left(connection: sa.Connection) -> None:
     """As if no round had left any row over: they would make rounds due that the test does not count."""
     connection.execute(sa.text("UPDATE rounds SET num_left = 0"))
