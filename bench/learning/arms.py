@@ -23,6 +23,7 @@ from bench.learning.stage import Examined, Stage
 from trainer.learn.dpo import run_dpo
 from trainer.model.logprobs import score_answers
 from trainer.sections.training import DpoSection, SftSection
+from trainer.settings import TrainerSettings
 from trainer.text.pairs import Pair
 from trainer.text.rejected import log_rejected
 
@@ -33,7 +34,7 @@ Points = Iterator[tuple[int, Point]]
 TRL_DPO: dict[str, Any] = {
     "epochs": 3, "label_smoothing": 0.0, "warmup_share": 0.0, "decay": "linear", "nll_weight": 0.0, "beta": 0.1,
 }  # fmt: skip
-OUR_DPO: dict[str, Any] = {"epochs": 3, "max_steps": 0}
+OUR_DPO: dict[str, Any] = TrainerSettings.preset_values("demo")["trainer"]["dpo"]  # as the tiny policy ships
 FREQUENT: dict[str, Any] = {"update_every_preferences": 16}  # what is asked next hangs on what was said just now
 SMALL_PPO: dict[str, Any] = {"iterations": 6, "epochs": 2, "max_tokens": 48}
 CLEVER = Shares(random=0.1, informative=0.3, telling=0.6, candidates=4)
