@@ -236,7 +236,7 @@ def main() -> None:
         "--max-steps", type=int, default=OUR_DPO["max_steps"], help="of a round; 0: as many as the passes take"
     )
     parser.add_argument("--labelled-share", type=float, default=0.0, help="of a round's pairs")
-    parser.add_argument("--beta", type=float, default=DpoSection().beta)
+    parser.add_argument("--beta", type=float, default=OUR_DPO["beta"])
     parser.add_argument("--drift", action="store_true", help="another style becomes the best half-way")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--state-dir", type=Path, default=ROOT)
