@@ -52,10 +52,15 @@ class Rehearsal:
             raise StepFailed(f"the disruption budget of {role} keeps no pod at all")
         return required
 
+    def count_wanted(self, role: str) -> int:
+        """How many pods of a role its Deployment wants, whether or not there are as many yet."""
+        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{role}"
+        return int(self.cluster.get(path)["spec"].get("replicas", 1))
+
     def _has_counted(self, role: str) -> bool:
-        """Whether the budget's controller has seen the pods that there are now."""
+        """Whether all pods that are wanted are there, and the budget's controller has seen them."""
         counted: int | None = self._read_budget(role)["status"].get("expectedPods")
-        return counted == len(self.list_pods(role))
+        return counted == len(self.list_pods(role)) == self.count_wanted(role)
 
     def _read_budget(self, role: str) -> Object:
         budgets = self.cluster.list_items(f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets")

@@ -39,7 +39,7 @@ def _try_autoscaler(rehearsal: Rehearsal, role: str, autoscaler: Object) -> str:
     rehearsal.cluster.kubectl("scale", f"deployment/{role}", "-n", NAMESPACE, f"--replicas={lowest - 1}")
     try:
         took_s = wait_until(
-            lambda: len(rehearsal.list_pods(role)) >= lowest, f"the autoscaler of {role}", timeout_s=HPA_S
+            lambda: rehearsal.count_wanted(role) >= lowest, f"the autoscaler of {role}", timeout_s=HPA_S
         )
     except TimedOut as error:
         raise StepFailed(f"{error}\n{explain(rehearsal.cluster, NAMESPACE)}") from error
