@@ -93,7 +93,7 @@ def test_a_ppo_round_asks_prompts_and_says_what_it_was_made_of(tmp_path: Path) -
     [task] = bench.tasks
     assert (task.plan.kind, task.plan.replayed, task.plan.weights) == ("ppo", [], [1.0] * len(task.plan.new))
     assert 0 < len(task.plan.new) <= 8  # two iterations of four prompts
-    assert task.plan.settings.keys() == {"ppo", "rewards"}
+    assert task.plan.settings.keys() == {"ppo", "rewards", "sampling"}
     assert row["metrics"]["num_answers"] == 16 and 0 < row["metrics"]["share_generating"] < 1
     assert row["phases"].keys() >= {"preparing", "sampling", "training", "judging", "publishing"}
     with bench.database.connect() as connection:
