@@ -34,9 +34,8 @@ def main() -> int:
     section = settings.trainer.scorer
     limit_kept_primitives()
 
-    from trainer.run.reward.scoring_pages import (
-        ScoringPages,  # brings torch, whose threads must find the signals blocked
-    )
+    # Brings torch, whose threads must find the signals blocked.
+    from trainer.run.reward.scoring_pages import ScoringPages
 
     pages = ScoringPages(f"no base policy in {settings.base} yet")
     server = start_server(section.host, section.port, pages, section.max_body_bytes)

@@ -162,7 +162,7 @@ _DEMO: dict[str, Any] = {
     "round_every_preferences": 400,
     "round_every_minutes": 0.0,
     "register_every_s": 5.0,
-    # At a beta of .1 and with more steps it forgets facts that nobody asks about (docs/log.md, long runs).
+    # At a beta of .1 and with more steps it forgets facts that nobody asks about (docs/log.md).
     "dpo": {"lr": 1e-3, "epochs": 3, "max_new_pairs": 400, "beta": 0.3, "max_steps": 150},
     # At the default price of KL it went 11 nats to what the reward model overrates: every answer began "question!".
     "ppo": {"iterations": 8, "max_tokens": 48, "kl_coefficient": 0.3},

@@ -2,7 +2,8 @@
 
 Made at the first start. Refuses files that others may read; a group may where the file is root's, as in a Secret that
 Kubernetes mounts. `token_key` may hold several lines: the first signs, all verify, so that a key can be replaced without
-breaking comparisons that are being shown. `trainer_token` is what the trainer on another machine takes commands by.
+breaking comparisons that are being shown. `trainer_token` is read by the trainer too, which takes commands from another
+machine by it.
 """
 
 import hashlib
@@ -15,7 +16,6 @@ from pathlib import Path
 from gateway.access.clients import is_loopback
 from gateway.errors import SecretsError
 
-TRAINER_TOKEN = "trainer_token"  # the trainer reads the same file
 _MAX_REMEMBERED = 256  # characters of a user's name
 
 
@@ -72,7 +72,7 @@ def load_secrets(state_dir: Path) -> Secrets:
     admin_key = _read_or_make(
         folder / "admin_key", f"pl_{random_secrets.token_hex(6)}_{random_secrets.token_urlsafe(32)}"
     )
-    trainer_token = _read_or_make(folder / TRAINER_TOKEN, random_secrets.token_hex(32))
+    trainer_token = _read_or_make(folder / "trainer_token", random_secrets.token_hex(32))
     if not pepper or not token_lines or not admin_key or not trainer_token:
         raise SecretsError(f"a file in {folder} is empty")
     token_keys = {hashlib.sha256(line.encode()).hexdigest()[:8]: line.encode() for line in token_lines}

@@ -66,7 +66,7 @@ RULES = (
 def decide(figures: Figures, settings: GateSection, look: int = 1, path: str = "") -> Verdict:
     """The verdict on a candidate.
 
-    look: the how-manieth round beside this stable it is. path: where an operator may add a frozen set.
+    look: 1 for the first round judged beside this stable, 2 for the second. path: where an operator may add a frozen set.
     """
     if not figures.num_prompts:
         reason = f"cannot be judged: no frozen set and no held-out prompt; add a set as lines of {FORM} to {path}"

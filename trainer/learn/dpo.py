@@ -86,14 +86,13 @@ def train_preferences(
     if num_ties == len(preferences):
         raise NothingToTrainOn(f"{len(preferences)} pairs, none of them decisive and usable")
     per_epoch = count_steps(len(preferences), settings.batch_size)
-    num_steps = settings.epochs * per_epoch
     plan = plan_steps(
         [preference.event_id for preference in preferences],
         [preference.length for preference in preferences],
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         seed=seed,
-        num_steps=min(num_steps, settings.max_steps or num_steps),
+        num_steps=min(settings.max_steps, settings.epochs * per_epoch),
     )
     rate = settings.lr or RATES[backbone.preset]
     schedule = Schedule(rate, len(plan), settings.warmup_share, settings.decay)

@@ -29,8 +29,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     demonstrations in an SFT round, or of pairs whose prompts a PPO round asks, in the order that learning gets them; weights:
     one each, new ones first.
     num_left: new rows there was no room for; num_available: rows that could be drawn, new and old. watermark: next offset
-    by partition when the rows were read. num_frozen: rows left out because a frozen set asks the same. look: the
-    how-manieth round it is beside its parent. last_signal_id: the newest signal whose outcome counts in a PPO round's
+    by partition when the rows were read. num_frozen: rows left out because a frozen set asks the same. look: 1 for
+    the first round beside this parent, 2 for the second. last_signal_id: the newest signal whose outcome counts in a PPO round's
     reward. max_labelled: pairs that the reward model may label beside them; prompts: event ids of the choices whose prompts
     these are sampled on.
     """
