@@ -273,7 +273,7 @@ def test_the_engine_says_how_likely_next_tokens_are_in_both_ways_that_it_is_aske
     assert [len(row) for row in some] == [20, 20]
     for row, other in ((some[0], whole[0]), (some[1], whole[2])):
         assert compare_next_tokens(row, other) == pytest.approx(0, abs=1e-4)
-    assert compare_next_tokens(some[0], whole[1]) > 0.01
+    assert compare_next_tokens(some[0], whole[1]) > 1e-3  # another place: ten times what the same place may differ
 
 
 def test_a_canary_with_the_same_weights_is_no_nats_from_stable(machine: Machine) -> None:
