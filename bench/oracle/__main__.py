@@ -1,8 +1,9 @@
 """This trainer beside TRL, step by step: `python -m bench.oracle [--model DIR] [--steps 20] [--tasks dpo reward sft ppo]`.
 
-Both learn from the same batch with the same first weights and optimizer in float32; every loss and mean log-probability of
-every step is compared, in nats; log-probabilities are those of whole answers. TRL is the newest release; for PPO see ppo.py. The
-last line is one JSON object with the largest differences; more than 1e-4 is a finding. Speed is not measured here.
+Both learn from the same batch with the same first weights and optimizer, in float32 unless asked for float64; every loss and
+mean log-probability of every step is compared, in nats; log-probabilities are those of whole answers. TRL is the newest release;
+for PPO see ppo.py. The last line is one JSON object with the largest differences; more than 1e-4 is a finding. Speed is not
+measured here.
 """
 
 import argparse
@@ -60,6 +61,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--float64",
+        action="store_true",
+        help="weights and products in float64: what differs is the method, not rounding",
+    )
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS, help="default: all")
     parser.add_argument("--variants", nargs="*", choices=[*VARIANTS], help="DPO's losses; default: all")
     parser.add_argument(
@@ -116,7 +122,7 @@ class Comparison:
     ) -> None:
         self._name, self._is_tiny, self._workers, self._arguments = model.name, is_tiny, workers, arguments
         self._folder = folder
-        self._backbone = backbone = ours.warm_backbone(str(model), False, "cpu")
+        self._backbone = backbone = ours.warm_backbone(str(model), False, "cpu", arguments.float64)
         self._rows = (
             make_rows(PAIRS, SIZES, backbone.vocab_size, 0) if is_tiny else write_rows(backbone, PAIRS, SIZES, 0)
         )
@@ -128,6 +134,7 @@ class Comparison:
             "epochs": arguments.steps,
             "lr": LR,
             "bf16": False,
+            "float64": arguments.float64,
             "device": "cpu",
             "threads": arguments.threads,
             "record": True,

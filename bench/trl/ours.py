@@ -36,14 +36,17 @@ NEARLY_ONE = 1e-7  # log nu without ties: Rao and Kupper's win is Bradley and Te
 
 
 @lru_cache(maxsize=1)
-def warm_backbone(model: str, bf16: bool, device: str) -> Backbone:
-    return load_backbone(Path(model), bf16=bf16, device=device)
+def warm_backbone(model: str, bf16: bool, device: str, float64: bool = False) -> Backbone:
+    backbone = load_backbone(Path(model), bf16=bf16, device=device)
+    if float64:
+        backbone.causal_lm.double()
+    return backbone
 
 
 def prepare(asked: dict[str, Any], adapter: str) -> Backbone:
     """The backbone, its adapter at its first weights."""
     torch.set_num_threads(asked["threads"])
-    backbone = warm_backbone(asked["model"], asked["bf16"], asked["device"])
+    backbone = warm_backbone(asked["model"], asked["bf16"], asked["device"], asked.get("float64", False))
     backbone.adapters.restore(adapter, load_file(asked["adapter"]))
     gc.collect()
     forget_peak_memory()

@@ -102,6 +102,8 @@ def common(asked: dict[str, Any], folder: str) -> dict[str, Any]:
 def load(asked: dict[str, Any], kind: Any, **options: Any) -> Any:
     """The model in the dtype that both sides hold their weights in."""
     dtype = torch.bfloat16 if asked["device"] == "cuda" and asked["bf16"] else torch.float32
+    if asked.get("float64"):
+        dtype = torch.float64
     return kind.from_pretrained(asked["model"], dtype=dtype, attn_implementation="sdpa", **options).to(asked["device"])
 
 

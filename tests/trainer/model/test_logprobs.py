@@ -91,6 +91,23 @@ def test_chunks_have_the_value_and_gradients_of_full_logits(scaling: Scaling, te
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+def test_a_large_vocabulary_is_added_up_without_losing_digits() -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 49_152, bias=False)
+    torch.nn.init.normal_(head.weight, std=0.75)  # logits of 3 by deviation, as a model's
+    hidden = torch.randn(148, 16, requires_grad=True)
+    targets = torch.randint(0, 49_152, (148,))
+    scored = head_logprobs(head, Scaling(), hidden, targets)
+    with torch.no_grad():
+        logits = head(hidden).double()
+    exact = torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
+    assert (scored - exact).abs().max() < 3e-6
+    assert abs((scored - exact).mean()) < 3e-7  # a sum over an answer would add up what leans to one side
+    (found,) = torch.autograd.grad(scored.sum(), hidden)
+    expected = (head.weight[targets].double() - torch.softmax(logits, -1) @ head.weight.double()).detach()
+    torch.testing.assert_close(found.double(), expected, atol=5e-6, rtol=0)
+
+
 def test_only_a_chunk_of_logits_is_held_and_none_is_kept_for_the_backward_pass() -> None:
     largest: list[int] = []
 
