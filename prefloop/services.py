@@ -135,7 +135,7 @@ def engine_service(layout: Layout) -> Service:
         "--max-cpu-loras",
         "8",
     ]
-    env = _engine_environment(layout.model_path) | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    env = _engine_environment(layout, layout.model_path) | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     return Service("engine", [*argv, *layout.engine_args], log_path(layout, "engine"), env)
 
 
@@ -144,13 +144,8 @@ def full_engine_service(layout: Layout, model: RequiredModel, port: int, host: s
     argv = _serve_model(layout, model.path, model.checkpoint, port, host)
     name = f"engine {model.checkpoint}"
     log = log_path(layout, f"engine-{model.checkpoint}")
-    # By default every engine binds its threads to the same cores: on two cores, one that served left one that started
-    # without any time for minutes.
-    env = _engine_environment(model.path) | {
-        "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2))),
-    }
-    return Service(name, [*argv, *layout.engine_args], log, env)
+    # It starts beside another engine, and serves beside it until that one ends.
+    return Service(name, [*argv, *layout.engine_args], log, _engine_environment(layout, model.path, num_engines=2))
 
 
 def _serve_model(layout: Layout, model: str, name: str, port: int, host: str = "127.0.0.1") -> list[str]:
@@ -173,13 +168,19 @@ def find_device(nvidia: Path = Path("/dev/nvidiactl")) -> str:
     return "cuda" if nvidia.exists() and not is_hidden else "cpu"
 
 
-def _engine_environment(model: str) -> dict[str, str]:
-    """A GPU build ignores the CPU variables."""
-    env = {
-        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-    }
+def _engine_environment(layout: Layout, model: str, num_engines: int = 1) -> dict[str, str]:
+    """num_engines: that share the machine's cores. What the user's environment says of a CPU wins."""
+    env = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if layout.is_on_cpu:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        chosen = {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            # vLLM's scheduler waits for its worker process by spinning: of two cores the trainer had half of one. So both are
+            # one process, whose threads are bound to no core, and one core is left to everything else.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "OMP_NUM_THREADS": str(max(1, (cores - 1) // num_engines)),
+        }
+        env |= {name: os.environ.get(name, value) for name, value in chosen.items()}
     if Path(model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"
     return env

@@ -35,7 +35,7 @@ ORDER = {  # from the top; what stands in one line stands side by side
     "trainer.run": [
         ["learner", "assembly"],
         ["course"], ["reward"], ["report"], ["rows"], ["intake"], ["publish"], ["status"],
-        ["numbers"], ["rounds"], ["lease", "state_lock", "memory"],
+        ["numbers"], ["rounds"], ["lease", "state_lock"],
     ],
 }  # fmt: skip
 PURE = [  # decisions and statistics: no package above them, no input or output

@@ -44,7 +44,6 @@ _GATEWAY = {
     "PREFLOOP_ROLLOUT__AUTO_APPROVE": "true",
     "PREFLOOP_ROLLOUT__APPROVE_COUNTDOWN_S": "0",
 }
-_VLLM = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 class Engine(Service):
@@ -225,7 +224,7 @@ def _add_engine(stage: Stage, name: str, host: str, port: int, seed_policy: Path
     if is_real:
         service = engine_service(Layout(directory, port=port - 1, model=str(seed_policy)))
         argv = [host if word == "127.0.0.1" else word for word in service.argv]
-        env |= dict(service.env) | _VLLM
+        env |= dict(service.env)
     else:
         argv = [sys.executable, "-m", "bench.fleet.stand_in", host, str(port)]
 

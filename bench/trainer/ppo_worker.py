@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bench.trl.models import WORDS, load_backbone
-from bench.trl.worker import Clock, read_peak_mb, serve
+from bench.trl.worker import Clock, forget_peak_memory, read_peak_mb, serve
 from trainer.learn.experience import Experience
 from trainer.learn.loop import Loop, ParameterGroup
 from trainer.learn.ppo import run_ppo
@@ -24,6 +24,7 @@ from trainer.learn.value import start_value
 from trainer.model.backbone import Backbone
 from trainer.model.heads import ValueHead
 from trainer.model.logprobs import MOST_SHARED, group_by_prompt
+from trainer.model.memory import release_memory
 from trainer.sections.reward import RewardSection, RewardsSection
 from trainer.sections.training import PpoSection
 from trainer.text.pairs import Answer, Pair, Prompt, PromptRow
@@ -93,6 +94,8 @@ def ppo(asked: dict[str, Any]) -> dict[str, Any]:
     """A round. Returns the last iteration's answers, (prompt ids, answer ids) each, beside the figures."""
     backbone, before = load(asked)
     reward = teach_reward(backbone, asked)
+    release_memory()  # lessons are no part of a round
+    forget_peak_memory()
     rewards = make_rewards(RewardsSection(), reward)
     rng = random.Random(0)
     rows = [

@@ -158,7 +158,7 @@ def test_engines_are_started_as_on_one_machine(overlay: str) -> None:
     assert here == {name: value for name, value in there.items() if name not in MACHINE_ONLY}
     environment = read_environment(manifests, engine)
     for name, value in service.env.items():
-        if overlay == "dev" or not name.startswith("VLLM_CPU"):
+        if name != "OMP_NUM_THREADS":  # as many as a machine has cores to spare
             assert environment[name] == value, name
     gateway = find_process(manifests, "gateway").settings
     assert gateway["gateway"]["engine_dtype"] == there["--dtype"]

@@ -35,8 +35,28 @@ def test_a_whole_model_is_served_alone_under_its_checkpoints_id(tmp_path: Path) 
     assert (options["--model"], options["--served-model-name"]) == (wanted.path, wanted.checkpoint)
     assert (options["--host"], options["--port"], options["--max-model-len"]) == ("127.0.0.1", "4321", "64")
     assert "--enable-lora" not in whole.argv and "--seed" in whole.argv
-    assert whole.env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert whole.env["HF_HUB_OFFLINE"] == "1" and wanted.checkpoint in whole.name
+
+
+def test_on_a_cpu_an_engine_is_one_process_and_leaves_a_core_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(9)))
+    wanted = RequiredModel("c", str(tmp_path))
+    one, two = (
+        engine_service(Layout(tmp_path, device="cpu")),
+        full_engine_service(Layout(tmp_path, device="cpu"), wanted, 1),
+    )
+    for service, threads in ((one, "8"), (two, "4")):
+        assert service.env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+        assert service.env["OMP_NUM_THREADS"] == threads
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3})
+    assert engine_service(Layout(tmp_path, device="cpu")).env["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert engine_service(Layout(tmp_path, device="cpu")).env["OMP_NUM_THREADS"] == "3"
+    assert "OMP_NUM_THREADS" not in engine_service(Layout(tmp_path, device="cuda")).env
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in engine_service(Layout(tmp_path, device="cuda")).env
 
 
 def test_both_kinds_of_engines_compute_alike(tmp_path: Path) -> None:

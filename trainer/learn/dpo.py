@@ -18,6 +18,7 @@ from trainer.learn.isolation import NotFinite, run_isolated
 from trainer.learn.loop import Loop, ParameterGroup, Schedule, Snapshots
 from trainer.learn.steps import count_steps, plan_steps
 from trainer.learn.training import RATES, NothingToTrainOn, Progress, Task, ignore_progress, run_steps
+from trainer.model.memory import release_memory
 from trainer.sections.training import DpoSection
 from trainer.text.rejected import Reject, log_rejected
 from trainer.text.transcript import EncodedAnswer, EncodedPair
@@ -54,6 +55,7 @@ def run_dpo(
 
     given = [pair.pair.weight for pair in pairs] if weights is None else weights
     preferences = make_preferences(pairs, references, given, blame_row(backbone, reject))
+    release_memory()  # references are scored in larger batches than steps take
     return train_preferences(
         backbone, preferences, settings, seed=seed, snapshots=snapshots, progress=progress, reject=reject
     )

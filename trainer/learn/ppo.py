@@ -37,6 +37,7 @@ from trainer.learn.value import ADAPTER, start_value
 from trainer.math.advantages import AdaptiveKl
 from trainer.model.heads import ValueHead
 from trainer.model.logprobs import MOST_SHARED, group_by_prompt
+from trainer.model.memory import release_memory
 from trainer.sections.training import PpoSection
 from trainer.text.pairs import PromptRow
 from trainer.text.rejected import Reject, log_rejected
@@ -180,6 +181,7 @@ class _Run:
             else:
                 self._learn(iteration, experience)
                 self._adapt(experience)
+                release_memory()
             reach("ppo.learnt")
             memo.update(iteration=iteration + 1, position=0, rejected=[], means={})
             if self.snapshots is not None:
@@ -210,7 +212,9 @@ class _Run:
         rows, sampled = self.samples.take(iteration)
         self._count_seconds("sampling")
         reach("ppo.sampled")
+        release_memory()  # each phase has batches of other sizes than the one before, which would not fit the holes that it left
         experience = self.maker.make(rows, sampled, self.loop.memo["kl_coefficient"])
+        release_memory()
         if path:
             experience.save(path)
         reach("ppo.measured")

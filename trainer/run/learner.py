@@ -15,12 +15,12 @@ import sqlalchemy as sa
 
 from feedback.database import Writer
 from feedback.outages import describe_error, log_failure
+from trainer.model.memory import release_memory
 from trainer.run import rounds
 from trainer.run.course.closing import Closer
 from trainer.run.course.round import RoundAborted, RoundRunner
 from trainer.run.course.task import Training
 from trainer.run.intake.quarantine import Quarantine
-from trainer.run.memory import release_memory
 from trainer.run.publish.checkpoints import Published
 from trainer.run.publish.publisher import Publisher, Trained
 from trainer.run.publish.registry import Gateway, GatewayRefused, GatewayUnavailable

@@ -27,9 +27,9 @@ from feedback.faults import reach
 from feedback.inbox import mark_used, metadata
 from feedback.outages import describe_error
 from trainer.math.weights import WeightedRow
+from trainer.model.memory import release_memory
 from trainer.run.intake.erased import ErasedRows
 from trainer.run.intake.quarantine import Quarantine
-from trainer.run.memory import release_memory
 from trainer.run.report.reporter import Reporter, describe_metrics
 from trainer.run.reward.states import Accepted, RewardStates, Update, list_states, name_state, parse_uses, read_uses
 from trainer.run.rows import rows, signal_queries

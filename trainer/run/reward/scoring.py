@@ -17,7 +17,7 @@ from feedback.outages import describe_error
 from feedback.scoring import ScoreAnswer, ScoredCandidate, ScoreRequest
 from trainer.learn.isolation import NotFinite
 from trainer.math.asking import choose_informative, choose_telling
-from trainer.run.memory import release_memory
+from trainer.model.memory import release_memory
 from trainer.run.reward.states import RewardStates
 from trainer.text.messages import UnusableRow
 from trainer.text.pairs import Answer, Prompt

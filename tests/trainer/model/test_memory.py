@@ -1,6 +1,6 @@
 import psutil
 
-from trainer.run.memory import release_memory
+from trainer.model.memory import release_memory
 
 
 def test_pages_between_what_is_still_held_go_back_to_the_system():
