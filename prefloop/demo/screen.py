@@ -18,6 +18,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from prefloop.rounds import BUSY
+
 BAR_WIDTH = 30
 LINE_PERIOD_S = 10.0
 Status = Mapping[str, Any]
@@ -61,7 +63,7 @@ def describe_round(trainer: Status) -> str:
         return "not up yet"
     training = get_section(trainer, "round")
     state, reason = training.get("state", "idle"), training.get("reason") or ""
-    if state in ("training", "evaluating", "publishing"):
+    if state in BUSY:
         progress = training.get("progress") or 0.0
         return f"round {training.get('number', '?')} {state} {draw_bar(progress, 20)} {progress:.0%} {reason}".rstrip()
     new, every = trainer.get("new_since_round", 0), trainer.get("round_every") or 0
@@ -79,6 +81,17 @@ def describe_last_round(trainer: Status) -> str:
     what = last.get("checkpoint") if last.get("outcome") == "published" else f"stopped: {last.get('reason') or '?'}"
     stopped = sum(row.get("outcome") == "stopped" for row in rounds)
     return f"{len(rounds)} ({stopped} stopped); round {last['number']}{kind} {what}"
+
+
+def summarise_rounds(trainer: Status) -> str:
+    """The rounds that ended, and how far the one under way or the way to the next one is."""
+    training = get_section(trainer, "round")
+    new, every = trainer.get("new_since_round", 0), trainer.get("round_every") or 0
+    if training.get("state") in BUSY:
+        now = f"; round {training.get('number', '?')} {training['state']} {training.get('progress') or 0.0:.0%}"
+    else:
+        now = f"; {new}/{every} preferences to the next" if every else ""
+    return describe_last_round(trainer) + now
 
 
 def describe_rollout(gateway: Status, now: float) -> list[str]:
@@ -210,7 +223,7 @@ def format_line(status: Status) -> str:
         f"requests {people.get('requests', 0)} failed {people.get('failed_requests', 0)}",
         f"choices {people.get('acks', people.get('choices', 0))}",
         f"reward {format_share(get_section(trainer, 'reward').get('prequential_accuracy'))}",
-        f"rounds {describe_last_round(trainer)}",
+        f"rounds {summarise_rounds(trainer)}",
         f"canary {rollout}" + ("" if evidence is None else f", e {evidence:.3g}"),
         f"promotions {status.get('promotions', 0)}",
     ]

@@ -143,6 +143,10 @@ def test_without_a_terminal_there_is_a_line_now_and_then():
         screen.show(STATUS)
     assert console.file.getvalue() == format_line(STATUS) + "\n"
     assert "requests 512" in format_line(STATUS)
+    assert "; round 2 training 50%" in format_line(STATUS)
+    assert "rounds none yet; 30/120 preferences to the next" in format_line(
+        {"trainer": {"round": {"state": "waiting"}, "new_since_round": 30, "round_every": 120}}
+    )
     assert "engine: up, restarted 1x (killed by signal 9)" in format_line(STATUS)
 
 
