@@ -32,6 +32,10 @@ ORDER = {  # from the top; what stands in one line stands side by side
         ["main", "scorer", "node", "seed", "full_model", "smollm"], ["once"], ["parts"], ["process"],
         ["run"], ["judge"], ["learn"], ["model"], ["text"], ["math"], ["settings"], ["sections"],
     ],
+    "trainer.learn": [
+        ["worker", "labelled"], ["ppo"], ["dpo", "sft"], ["dpo_step"], ["rewards"], ["reward"], ["sampling"], ["training"],
+        ["loop", "references", "steps"], ["isolation"],
+    ],
     "trainer.run": [
         ["learner", "assembly"],
         ["course"], ["reward"], ["report"], ["rows"], ["intake"], ["publish"], ["status"],

@@ -23,7 +23,7 @@ from feedback.checkpoint_store import CheckpointStore
 from feedback.database import Writer, open_database, sqlite_path
 from feedback.relay import Relay
 from feedback.signing import SigningKey, TrustedKeys, read_signing_key, read_trusted_keys
-from trainer.learn.pacing import Pace
+from trainer.learn.sampling.pacing import Pace
 from trainer.process import is_base_ready
 from trainer.run.intake.consumer import Consumer
 from trainer.run.intake.quarantine import Quarantine
@@ -255,7 +255,7 @@ def build_learner(parts: Parts, backbone: Backbone) -> Learner:
     """Give every part its piece of the base. Starts the registrar. Needs the lease."""
     settings, section, board = parts.settings, parts.settings.trainer, parts.board
 
-    from trainer.learn.reward import RewardModel
+    from trainer.learn.reward.model import RewardModel
     from trainer.run.assembly import Learning, refuse_version
 
     base_digest = digest_base(settings.base, str(getattr(backbone.causal_lm.config, "_commit_hash", "") or ""))

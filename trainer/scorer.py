@@ -58,7 +58,7 @@ def build_scorer(settings: TrainerSettings) -> Scorer:
     """Load the base, with a reward model that has learnt nothing yet."""
     import torch
 
-    from trainer.learn.reward import RewardModel
+    from trainer.learn.reward.model import RewardModel
     from trainer.model.backbone import Backbone
     from trainer.run.reward.scoring import Scorer
 

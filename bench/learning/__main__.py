@@ -29,7 +29,7 @@ from bench.learning.stage import Stage
 from bench.learning.table import CEILING, describe_rates, summarise, write_table
 from bench.learning.worlds import load_world
 from prefloop.smollm import build_smollm
-from trainer.learn.sampling import SamplingParameters
+from trainer.learn.sampling.sampler import SamplingParameters
 from trainer.model.backbone import Backbone
 from trainer.sections.model import ModelSection
 

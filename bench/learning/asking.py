@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.learning.people import People
 from bench.learning.stage import Asked, Stage
-from trainer.learn.reward import RewardModel
+from trainer.learn.reward.model import RewardModel
 from trainer.math.asking import choose_informative, choose_telling
 from trainer.text.pairs import Answer, Pair
 

@@ -26,7 +26,7 @@ from bench.learning.asking import Shares
 from bench.learning.cells import Cell, Point, Results
 from bench.learning.curves import Curve, list_facts, resample, weighted_mean
 from bench.learning.stage import Stage
-from trainer.learn.reward import RewardModel
+from trainer.learn.reward.model import RewardModel
 from trainer.math.intervals import Interval, bootstrap_interval
 from trainer.text.pairs import Pair, Rated
 

@@ -14,7 +14,7 @@ import torch
 from bench.learning.asking import score_candidates
 from bench.learning.stage import Asked, Examined, Stage
 from trainer.learn.dpo import run_dpo
-from trainer.learn.reward import RewardModel
+from trainer.learn.reward.model import RewardModel
 from trainer.learn.sft import run_sft
 from trainer.model.logprobs import score_answers
 from trainer.sections.training import DpoSection, SftSection

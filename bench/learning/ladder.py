@@ -33,7 +33,7 @@ from trainer.judge.auditor import SPLIT, Auditor
 from trainer.judge.frozen import FrozenRow, FrozenSets
 from trainer.judge.gate import Verdict
 from trainer.judge.judge import judge_checkpoint
-from trainer.learn.sampling import SamplingParameters
+from trainer.learn.sampling.sampler import SamplingParameters
 from trainer.model.backbone import Backbone
 from trainer.sections.judging import GateSection
 from trainer.sections.model import ModelSection

@@ -18,7 +18,7 @@ from bench.learning.rounds import label_pairs, run_ppo_round
 from bench.learning.stage import Stage
 from bench.learning.third import ThirdSettings, run_third
 from trainer.learn.dpo import run_dpo
-from trainer.learn.reward import RewardModel
+from trainer.learn.reward.model import RewardModel
 from trainer.math.weights import weigh_rows
 from trainer.model.logprobs import score_answers
 from trainer.run.rows.plan import derive_seed, draw_rows

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from bench.learning.stage import Stage
 from trainer.learn.labelled import explain_distrust, label_with, make_labelled
-from trainer.learn.ppo import run_ppo
-from trainer.learn.reward import RewardModel
-from trainer.learn.rewards import Rewards, Sample, make_rewards
-from trainer.learn.value import start_value
+from trainer.learn.ppo.run import run_ppo
+from trainer.learn.ppo.value import start_value
+from trainer.learn.reward.model import RewardModel
+from trainer.learn.rewards.rewards import Rewards, Sample, make_rewards
 from trainer.sections.reward import RewardsSection
 from trainer.sections.training import DpoSection, PpoSection
 from trainer.text.pairs import Pair, PromptRow

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from bench.learning.people import People, Person, Taste, draw_people, find_strength
 from bench.learning.worlds import Crowd, Question
 from prefloop.demo.intervals import score_pair
-from trainer.learn.sampling import LocalSampler, Sampled, SamplingParameters, SamplingRequest
+from trainer.learn.sampling.sampler import LocalSampler, Sampled, SamplingParameters, SamplingRequest
 from trainer.model.backbone import Backbone
 from trainer.text.pairs import Answer, Pair
 

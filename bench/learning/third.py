@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.learning.stage import Asked, Stage
 from bench.learning.worlds import Question
 from trainer.learn.loop import Loop, ParameterGroup, Part, Schedule
-from trainer.learn.reward import RewardModel
+from trainer.learn.reward.model import RewardModel
 from trainer.math.choices import win_probabilities
 from trainer.model.logprobs import answer_logprobs, score_answers
 from trainer.text.transcript import EncodedAnswer

@@ -24,8 +24,8 @@ from prefloop.startup import build_seed_policy
 from trainer.judge.frozen import FrozenSets, list_set_files, load_frozen_sets
 from trainer.judge.gate import Verdict
 from trainer.judge.judge import judge_checkpoint
-from trainer.learn.reward import RewardModel
-from trainer.learn.sampling import LocalSampler, Sampled, Samples, SamplingParameters, SamplingRequest
+from trainer.learn.reward.model import RewardModel
+from trainer.learn.sampling.sampler import LocalSampler, Sampled, Samples, SamplingParameters, SamplingRequest
 from trainer.model.backbone import Backbone
 from trainer.sections.judging import GateSection
 from trainer.sections.model import ModelSection

@@ -14,7 +14,7 @@ import torch
 
 from prefloop.demo.worlds import capitals as world
 from trainer.learn.dpo import run_dpo
-from trainer.learn.sampling import LocalSampler, Sampled, SamplingParameters, SamplingRequest
+from trainer.learn.sampling.sampler import LocalSampler, Sampled, SamplingParameters, SamplingRequest
 from trainer.learn.sft import run_sft
 from trainer.model.backbone import Backbone
 from trainer.model.logprobs import score_answers

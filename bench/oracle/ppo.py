@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from bench.trl.models import Sizes, make_rows, write_rows
 from bench.trl.ours import prepare
-from trainer.learn.experience import Experience
 from trainer.learn.loop import Snapshots
-from trainer.learn.ppo import HEAD_FACTOR, run_ppo
-from trainer.learn.rewards import Part, Rewards
-from trainer.learn.sampling import Sampled, Samples, SamplingParameters, SamplingRequest
+from trainer.learn.ppo.experience import Experience
+from trainer.learn.ppo.run import HEAD_FACTOR, run_ppo
+from trainer.learn.rewards.rewards import Part, Rewards
+from trainer.learn.sampling.sampler import Sampled, Samples, SamplingParameters, SamplingRequest
 from trainer.model.backbone import Backbone
 from trainer.model.heads import ValueHead
 from trainer.model.logprobs import token_logprobs

@@ -13,14 +13,14 @@ import torch
 
 from bench.trl.models import WORDS, load_backbone
 from bench.trl.worker import Clock, forget_peak_memory, read_peak_mb, serve
-from trainer.learn.experience import Experience
 from trainer.learn.loop import Loop, ParameterGroup
-from trainer.learn.ppo import run_ppo
-from trainer.learn.ppo_step import PpoStep
-from trainer.learn.reward import RewardModel
-from trainer.learn.rewards import Sample, make_rewards
-from trainer.learn.sampling import LocalSampler, Sampled, Samples, SamplingParameters, SamplingRequest
-from trainer.learn.value import start_value
+from trainer.learn.ppo.experience import Experience
+from trainer.learn.ppo.run import run_ppo
+from trainer.learn.ppo.step import PpoStep
+from trainer.learn.ppo.value import start_value
+from trainer.learn.reward.model import RewardModel
+from trainer.learn.rewards.rewards import Sample, make_rewards
+from trainer.learn.sampling.sampler import LocalSampler, Sampled, Samples, SamplingParameters, SamplingRequest
 from trainer.model.backbone import Backbone
 from trainer.model.heads import ValueHead
 from trainer.model.logprobs import MOST_SHARED, group_by_prompt

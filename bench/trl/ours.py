@@ -20,7 +20,7 @@ from bench.trl.worker import Clock, forget_peak_memory, read_peak_mb, serve
 from trainer.learn.dpo import run_dpo
 from trainer.learn.loop import Loop, ParameterGroup, Part
 from trainer.learn.references import References
-from trainer.learn.reward import RewardModel
+from trainer.learn.reward.model import RewardModel
 from trainer.learn.sft import run_sft
 from trainer.math.losses import rao_kupper_logprobs
 from trainer.model.backbone import Backbone

@@ -11,7 +11,7 @@ import msgspec
 
 from tests.trainer.tiny import build_tiny_backbone
 from tests.trainer.workbench import Killed, Workbench
-from trainer.learn.reward import RewardModel
+from trainer.learn.reward.model import RewardModel
 from trainer.run.assembly import Learning
 from trainer.run.course.task import Judged, Show, Task, Training
 from trainer.run.intake.quarantine import Quarantine

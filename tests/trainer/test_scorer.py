@@ -14,7 +14,7 @@ from tests.end_to_end.ports import find_free_port
 from tests.trainer.learn.pairs import make_kind_pairs
 from tests.trainer.run.reward.test_scoring import ANSWERS, SECTION
 from tests.trainer.tiny import SIZE, ask, build_tiny_tokenizer
-from trainer.learn.reward import RewardModel
+from trainer.learn.reward.model import RewardModel
 from trainer.model.backbone import Backbone
 from trainer.run.publish.checkpoints import digest_base
 from trainer.run.reward.states import RewardStates, Update

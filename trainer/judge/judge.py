@@ -18,8 +18,8 @@ from trainer.judge.ladder import FROZEN_FIGURES, Rung, measure_win_rate
 from trainer.judge.measures import Asked, Checkers, Example, Figure, Figures, Scorer
 from trainer.judge.parts import compare_rewards
 from trainer.learn.isolation import NotFinite
-from trainer.learn.rewards import Rewards
-from trainer.learn.sampling import Sampled, Sampler, SamplingParameters
+from trainer.learn.rewards.rewards import Rewards
+from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters
 from trainer.sections.judging import GateSection
 from trainer.text.pairs import Answer, Prompt
 

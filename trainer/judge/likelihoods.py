@@ -13,7 +13,7 @@ import torch
 
 from trainer.judge.frozen import FrozenRow
 from trainer.judge.measures import Asked, Figure, compare
-from trainer.learn.sampling import Sampled
+from trainer.learn.sampling.sampler import Sampled
 from trainer.model.logprobs import score_answers
 from trainer.text.pairs import Answer, Prompt
 from trainer.text.transcript import EncodedAnswer

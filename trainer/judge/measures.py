@@ -15,7 +15,7 @@ from feedback.refusals import refuses
 from trainer.judge import frozen
 from trainer.judge.answers import HarmScreen, is_copied, is_looping, is_short
 from trainer.judge.frozen import FrozenRow
-from trainer.learn.sampling import Sampled, Sampler, SamplingParameters, SamplingRequest
+from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters, SamplingRequest
 from trainer.math.intervals import Estimate, estimate_mean, estimate_over_draws
 from trainer.text.messages import flatten_content
 from trainer.text.pairs import Prompt

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trainer.judge.measures import Asked, Figure, compare
-from trainer.learn.rewards import Rewards, Sample
-from trainer.learn.sampling import Sampled
+from trainer.learn.rewards.rewards import Rewards, Sample
+from trainer.learn.sampling.sampler import Sampled
 from trainer.text.transcript import EncodedAnswer
 
 if TYPE_CHECKING:
-    from trainer.learn.reward_scores import Scores
-    from trainer.learn.rewards import Scorer
+    from trainer.learn.reward.scores import Scores
+    from trainer.learn.rewards.rewards import Scorer
 
 SUM = "reward_sum"
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from feedback.outages import describe_error
-from trainer.learn.prequential import Prequential
-from trainer.learn.rewards import Rewards, Sample
-from trainer.learn.sampling import Sampled, Sampler, SamplingParameters, SamplingRequest
-from trainer.learn.version_gate import judge_version, read_figures
+from trainer.learn.reward.prequential import Prequential
+from trainer.learn.reward.version_gate import judge_version, read_figures
+from trainer.learn.rewards.rewards import Rewards, Sample
+from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters, SamplingRequest
 from trainer.math.asking import choose_telling
 from trainer.math.choices import win_probabilities
 from trainer.sections.training import DpoSection
@@ -29,7 +29,7 @@ from trainer.text.pairs import Pair, PromptRow
 from trainer.text.rejected import Reject
 
 if TYPE_CHECKING:
-    from trainer.learn.reward import RewardModel
+    from trainer.learn.reward.model import RewardModel
     from trainer.model.backbone import Backbone
 
 log = logging.getLogger("trainer.learn")

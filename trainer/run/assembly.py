@@ -15,16 +15,16 @@ import sqlalchemy as sa
 
 from feedback.manifest import Probe
 from trainer.judge.frozen import FrozenSets, list_set_files, load_frozen_sets
-from trainer.learn.checkers import make_checkers
-from trainer.learn.engine_client import Engine
-from trainer.learn.engine_sampler import EngineSampler
-from trainer.learn.first_tokens import Pacer, make_pacer
-from trainer.learn.pacing import Pace
-from trainer.learn.prequential import Count, something_to_learn
 from trainer.learn.references import References
-from trainer.learn.reward import RewardModel
-from trainer.learn.sampling import LocalSampler, PreferredSampler, Sampler
-from trainer.learn.version_gate import VersionFigures, judge_version, read_figures
+from trainer.learn.reward.model import RewardModel
+from trainer.learn.reward.prequential import Count, something_to_learn
+from trainer.learn.reward.version_gate import VersionFigures, judge_version, read_figures
+from trainer.learn.rewards.checkers import make_checkers
+from trainer.learn.sampling.engine_client import Engine
+from trainer.learn.sampling.engine_sampler import EngineSampler
+from trainer.learn.sampling.first_tokens import Pacer, make_pacer
+from trainer.learn.sampling.pacing import Pace
+from trainer.learn.sampling.sampler import LocalSampler, PreferredSampler, Sampler
 from trainer.model.backbone import Backbone
 from trainer.run.course.judging import Judging
 from trainer.run.course.rewards import RoundRewards

@@ -9,7 +9,7 @@ import torch
 from tests.trainer.learn.people import build_reading_backbone, likes_short, make_pairs
 from tests.trainer.tiny import encode
 from trainer.judge.auditor import Auditor
-from trainer.learn.reward import RewardModel
+from trainer.learn.reward.model import RewardModel
 from trainer.sections.reward import RewardSection
 from trainer.text.pairs import Pair
 

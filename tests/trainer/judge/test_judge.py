@@ -12,7 +12,7 @@ import torch
 from tests.trainer.tiny import build_tiny_backbone, make_prompt
 from trainer.judge.frozen import FrozenSets, digest_prompt, read_row
 from trainer.judge.judge import judge_checkpoint, keep_readable, keep_usable, measure_rung
-from trainer.learn.sampling import LocalSampler, SamplingParameters
+from trainer.learn.sampling.sampler import LocalSampler, SamplingParameters
 from trainer.model.backbone import Backbone
 from trainer.sections.judging import GateSection
 from trainer.text.pairs import Prompt

@@ -24,7 +24,7 @@ from trainer.judge.measures import (
     measure_answer,
     sample_answers,
 )
-from trainer.learn.sampling import LocalSampler, Sampled, SamplingParameters
+from trainer.learn.sampling.sampler import LocalSampler, Sampled, SamplingParameters
 from trainer.text.pairs import Answer
 
 HARM = HarmScreen(["idiot"])

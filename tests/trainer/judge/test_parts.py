@@ -13,8 +13,8 @@ from trainer.judge.frozen import FrozenRow, FrozenSets
 from trainer.judge.judge import judge_checkpoint
 from trainer.judge.measures import Asked
 from trainer.judge.parts import ScoredOnce, compare_rewards, describe_parts
-from trainer.learn.rewards import make_rewards
-from trainer.learn.sampling import LocalSampler, Sampled, SamplingParameters
+from trainer.learn.rewards.rewards import make_rewards
+from trainer.learn.sampling.sampler import LocalSampler, Sampled, SamplingParameters
 from trainer.sections.judging import GateSection
 from trainer.sections.reward import RewardsSection
 from trainer.text.pairs import Answer

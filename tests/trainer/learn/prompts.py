@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from tests.trainer.tiny import build_tiny_backbone, make_prompt
-from trainer.learn.rewards import Part, Rewards, Sample
-from trainer.learn.sampling import SamplingParameters
+from trainer.learn.rewards.rewards import Part, Rewards, Sample
+from trainer.learn.sampling.sampler import SamplingParameters
 from trainer.model.backbone import Backbone
 from trainer.sections.training import PpoSection
 from trainer.text.pairs import PromptRow

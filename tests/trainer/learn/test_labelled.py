@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tests.trainer.tiny import TEXTS, build_tiny_backbone, make_prompt
 from trainer.learn.labelled import Label, explain_distrust, label_candidates, make_labelled
-from trainer.learn.prequential import Foreseen, Prequential
-from trainer.learn.rewards import Part, Rewards, Sample
-from trainer.learn.sampling import Sampled, Samples, SamplingParameters, SamplingRequest
+from trainer.learn.reward.prequential import Foreseen, Prequential
+from trainer.learn.rewards.rewards import Part, Rewards, Sample
+from trainer.learn.sampling.sampler import Sampled, Samples, SamplingParameters, SamplingRequest
 from trainer.model.backbone import Backbone
 from trainer.sections.training import DpoSection
 from trainer.text.labelled_rows import Labelled
@@ -139,7 +139,7 @@ def test_a_reward_model_that_foresees_too_little_labels_nothing() -> None:
 
 
 def test_a_sampled_answer_keeps_the_ids_it_was_sampled_with(backbone: Backbone) -> None:
-    from trainer.learn.sampling import LocalSampler
+    from trainer.learn.sampling.sampler import LocalSampler
 
     row = PromptRow("event-0", replace(make_prompt(), ids=backbone.transcriber.encode_prompt(make_prompt())))
     made = make_labelled(

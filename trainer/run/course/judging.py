@@ -16,8 +16,8 @@ from trainer.judge.frozen import FrozenSets, make_demonstration_rows
 from trainer.judge.judge import judge_checkpoint, measure_rung
 from trainer.judge.measures import Checkers
 from trainer.judge.parts import ScoredOnce, describe_parts
-from trainer.learn.checkers import Checker, list_functions
-from trainer.learn.sampling import Sampler, SamplingParameters, choose_parameters
+from trainer.learn.rewards.checkers import Checker, list_functions
+from trainer.learn.sampling.sampler import Sampler, SamplingParameters, choose_parameters
 from trainer.run.course.rewards import RoundRewards
 from trainer.run.course.task import Judged, Show, Task
 from trainer.run.reward.auditor_keeper import AuditorKeeper
@@ -28,7 +28,7 @@ from trainer.text.pairs import Prompt
 from trainer.text.rejected import Reject
 
 if TYPE_CHECKING:
-    from trainer.learn.reward import RewardModel
+    from trainer.learn.reward.model import RewardModel
     from trainer.model.backbone import Backbone
 
 log = logging.getLogger("trainer.run.learner")

@@ -14,9 +14,9 @@ from trainer.sections.training import DpoSection
 from trainer.text.labelled_rows import Labelled
 
 if TYPE_CHECKING:
-    from trainer.learn.reward import RewardModel
-    from trainer.learn.rewards import Rewards
-    from trainer.learn.sampling import Sampler, SamplingParameters
+    from trainer.learn.reward.model import RewardModel
+    from trainer.learn.rewards.rewards import Rewards
+    from trainer.learn.sampling.sampler import Sampler, SamplingParameters
     from trainer.model.backbone import Backbone
     from trainer.run.course.task import Task
     from trainer.text.rejected import Reject

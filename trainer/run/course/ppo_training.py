@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trainer.learn.loop import Snapshots
-from trainer.learn.ppo import run_ppo
-from trainer.learn.sampling import choose_parameters
-from trainer.learn.value import start_value
+from trainer.learn.ppo.run import run_ppo
+from trainer.learn.ppo.value import start_value
+from trainer.learn.sampling.sampler import choose_parameters
 from trainer.run.course.task import list_pairs
 from trainer.sections.reward import RewardsSection
 from trainer.sections.training import PpoSection
 from trainer.text.pairs import PromptRow
 
 if TYPE_CHECKING:
-    from trainer.learn.reward import RewardModel
-    from trainer.learn.sampling import Sampler
+    from trainer.learn.reward.model import RewardModel
+    from trainer.learn.sampling.sampler import Sampler
     from trainer.model.backbone import Backbone
     from trainer.run.course.rewards import RoundRewards
     from trainer.run.course.task import Task

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from trainer.judge.answers import HarmScreen
-from trainer.learn.checkers import Checker, make_checkers
-from trainer.learn.outcomes import make_outcome_model
-from trainer.learn.rewards import Rewards, Sample, Scorer, make_rewards
+from trainer.learn.reward.outcomes import make_outcome_model
+from trainer.learn.rewards.checkers import Checker, make_checkers
+from trainer.learn.rewards.rewards import Rewards, Sample, Scorer, make_rewards
 from trainer.run.rows import rows, signal_queries
 from trainer.sections.reward import RewardsSection
 from trainer.settings import TrainerSection

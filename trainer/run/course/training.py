@@ -18,7 +18,7 @@ from trainer.learn.dpo import blame_row, make_preferences, run_dpo
 from trainer.learn.dpo_step import Preference
 from trainer.learn.loop import Snapshots
 from trainer.learn.references import References
-from trainer.learn.sampling import Sampler, choose_parameters
+from trainer.learn.sampling.sampler import Sampler, choose_parameters
 from trainer.learn.sft import Example, make_examples, train_examples
 from trainer.learn.training import RATES
 from trainer.learn.worker import Job
@@ -36,7 +36,7 @@ from trainer.text.rejected import Reject
 from trainer.text.transcript import EncodedAnswer
 
 if TYPE_CHECKING:
-    from trainer.learn.reward import RewardModel
+    from trainer.learn.reward.model import RewardModel
     from trainer.model.backbone import Backbone
 
 

@@ -41,7 +41,7 @@ from trainer.text.pairs import Pair, Rated
 from trainer.text.style import FEATURES
 
 if TYPE_CHECKING:
-    from trainer.learn.reward import RewardModel
+    from trainer.learn.reward.model import RewardModel
 
 __all__ = ["RewardKeeper", "list_states", "name_state", "read_history", "updates"]
 

@@ -23,7 +23,7 @@ from trainer.text.messages import UnusableRow
 from trainer.text.pairs import Answer, Prompt
 
 if TYPE_CHECKING:
-    from trainer.learn.reward import RewardModel
+    from trainer.learn.reward.model import RewardModel
 
 log = logging.getLogger("trainer.run.reward.scoring")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from trainer.learn.prequential import Prequential
+from trainer.learn.reward.prequential import Prequential
 from trainer.math.weights import WeightedRow, estimate_reliability, weigh_rows
 from trainer.text.pairs import Demonstration, Pair
 

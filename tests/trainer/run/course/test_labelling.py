@@ -13,9 +13,9 @@ from feedback.errors import DatabaseError
 from tests.trainer.workbench import Killed, Workbench, kill_at
 from trainer.judge.frozen import digest_prompt
 from trainer.learn.isolation import NotFinite
-from trainer.learn.prequential import Foreseen, Prequential
-from trainer.learn.rewards import Rewards
-from trainer.learn.sampling import Samples, SamplingParameters, SamplingRequest
+from trainer.learn.reward.prequential import Foreseen, Prequential
+from trainer.learn.rewards.rewards import Rewards
+from trainer.learn.sampling.sampler import Samples, SamplingParameters, SamplingRequest
 from trainer.run.course.files import RoundFiles
 from trainer.run.course.labelling import label_answers
 from trainer.run.course.task import Task

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.trainer.learn.fake_engine import FakeEngine, run_fake_engine
+from tests.trainer.learn.sampling.fake_engine import FakeEngine, run_fake_engine
 from tests.trainer.real import RealWorkbench, die_at
 from tests.trainer.tiny import build_tiny_tokenizer
 from tests.trainer.workbench import Killed
-from trainer.learn import ppo
+from trainer.learn.ppo import run as ppo
 from trainer.run import rounds
 from trainer.run.course import round
 from trainer.run.publish import lineage

@@ -15,7 +15,7 @@ from tests.feedback.samples import make_record as make_signal_record
 from tests.feedback.samples import make_signal
 from tests.trainer.workbench import Workbench
 from trainer.judge.frozen import digest_prompt
-from trainer.learn.prequential import Prequential
+from trainer.learn.reward.prequential import Prequential
 from trainer.math.weights import WeightedRow
 from trainer.run import rounds
 from trainer.run.assembly import Learning

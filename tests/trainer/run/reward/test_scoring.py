@@ -16,7 +16,7 @@ import pytest
 from feedback.scoring import ScoredCandidate, ScoreRequest
 from tests.trainer.learn.pairs import make_kind_pairs
 from tests.trainer.tiny import TEXTS, ask, build_tiny_backbone, encode
-from trainer.learn.reward import RewardModel
+from trainer.learn.reward.model import RewardModel
 from trainer.math.asking import choose_informative, choose_telling
 from trainer.run.reward.scoring import Scorer, ScoringFailed
 from trainer.run.reward.scoring_pages import ScoringPages

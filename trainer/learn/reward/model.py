@@ -1,0 +1,377 @@
+"""The reward model: what people prefer, learnt from their choices as they come.
+
+Score = w . style + head(frozen hidden states) + adapter. Style's weights are fitted anew from all choices, so the first fifty
+count; the heads learn what style leaves unexplained, and how much they are believed follows from what they foresaw. Ties count, the
+place an answer was shown in is fitted and left out of scores. What cannot be learnt from is rejected and changes nothing for the
+others. Weights of persons are math/weights'; which rows come, and how often, is the caller's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trainer.learn.reward.adapter import AdapterPart, Lesson
+from trainer.learn.reward.head import HeadPart
+from trainer.learn.reward.inputs import Read, compute_frozen_states, describe_answers, read_answer, read_pair
+from trainer.learn.reward.mix import Mix, fit_mix
+from trainer.learn.reward.prequential import Foreseen, Prequential
+from trainer.learn.reward.reservoir import Reservoir
+from trainer.learn.reward.rows import KINDS, RowMaker
+from trainer.learn.reward.scores import Measured, Scores, make_scores
+from trainer.learn.reward.state import RewardState
+from trainer.math.choices import (
+    ChoiceFit,
+    Prior,
+    fit_choices,
+    win_probabilities,
+)
+from trainer.sections.reward import RewardSection
+from trainer.text.rejected import Reject, log_rejected
+from trainer.text.style import FEATURES, SPREADS
+from trainer.text.transcript import EncodedAnswer, EncodedPair
+
+if TYPE_CHECKING:
+    from trainer.model.backbone import Backbone
+    from trainer.text.pairs import Pair, Rated
+
+PART = "reward"
+BULK_FORESEEN = 64  # of a chunk: the record's window holds no more than some hundred
+Progress = Callable[[int, dict[str, float]], None]
+"""Called with how many pairs were learnt from so far, and figures."""
+
+
+class RewardModel(RewardState):
+    """Learns from pairs and rated answers, and scores answers under one adapter.
+
+    version counts the updates; record is what was foreseen since the first; fit holds the weights of style, nu and place.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        settings: RewardSection | None = None,
+        *,
+        adapter: str = "reward",
+        reject: Reject = log_rejected,
+        seed: int = 0,
+    ) -> None:
+        self.backbone, self.settings, self.seed = backbone, settings or RewardSection(), seed
+        self._reject = reject
+        section = self.settings
+        self.version = 0
+        self.record = Prequential(section.window)
+        self.mix = Mix()
+        self.head = HeadPart(backbone, section, seed)
+        self.adapter = AdapterPart(backbone, adapter, section, seed)
+        self.reservoir = Reservoir(len(FEATURES), self.head.size, section.capacity, section.hidden_capacity, seed)
+        self.fit = self._fit_style()
+        self.centre = torch.zeros(section.num_draws)
+        noise = torch.randn(section.num_draws, len(FEATURES), generator=torch.Generator().manual_seed(seed))
+        noise -= noise.mean(0)  # the mean over draws is the estimate itself
+        self._noise = noise * math.sqrt(section.num_draws / (section.num_draws - 1))
+
+    # Learning
+
+    def update(
+        self,
+        new: Sequence[Pair],
+        replay: Sequence[Pair],
+        weights: Sequence[float] | None = None,
+        rated: Sequence[Rated] = (),
+    ) -> dict[str, float]:
+        """Foresee what is new, then learn from it and from what is replayed. weights: of new and replay, in that order.
+
+        Returns figures (DESCRIBED in docs/operations); {}, and nothing was changed, if nothing could be learnt from.
+        """
+        pairs = [*new, *replay]
+        given = [pair.weight for pair in pairs] if weights is None else list(weights)
+        is_new = {pair.event_id for pair in new}
+        learnt = self._take_in(pairs, given, is_new, rated)
+        if not learnt:
+            return {}
+        ids = [row.event_id for row in learnt]
+        loss = self.head.train(self.reservoir, self.fit, ids)
+        encoded = [row for row in learnt if len(row.answers) == 2]
+        adapter_loss = self._train_adapter(encoded, self.adapter.max_pairs)
+        self._finish()
+        return {**self.describe(), "loss": loss, "loss_adapter": adapter_loss, "num_pairs": float(len(encoded))}
+
+    def learn_in_bulk(
+        self, chunks: Iterable[Sequence[Pair]], progress: Progress | None = None, *, total: int | None = None
+    ) -> dict[str, float]:
+        """One pass over many pairs, a chunk (some hundreds to thousands) in memory at a time; one version.
+
+        total: pairs in all, if known. All pairs are fitted by style; hidden states are computed for as many as are kept, evenly
+        spread where total is known. Returns figures; {} if nothing could be learnt from.
+        """
+        num_pairs, share = 0, 1.0
+        if total:
+            share = min(1.0, self.settings.hidden_capacity / total)
+        budget = self.settings.bulk_adapter_pairs if self.adapter.max_pairs else 0
+        for chunk in chunks:
+            learnt = self._take_in(
+                chunk, [pair.weight for pair in chunk], {p.event_id for p in chunk}, (), share, BULK_FORESEEN
+            )
+            if not learnt:
+                continue
+            num_pairs += len(learnt)
+            self.head.train(self.reservoir, self.fit, [row.event_id for row in learnt])
+            num_lessons = min(budget, self.adapter.max_pairs if not total else math.ceil(budget * len(chunk) / total))
+            self._train_adapter(learnt, num_lessons)
+            self.mix = fit_mix(self.record, self.fit.log_nu, self.adapter.has_learnt)
+            if progress is not None:
+                progress(num_pairs, {"accuracy_prequential": self.record.accuracy})
+        if not num_pairs:
+            return {}
+        self._finish()
+        return {**self.describe(), "num_pairs": float(num_pairs)}
+
+    def _take_in(
+        self,
+        pairs: Sequence[Pair],
+        weights: Sequence[float],
+        is_new: set[str],
+        rated: Sequence[Rated],
+        hidden_share: float = 1.0,
+        max_foreseen: int | None = None,
+    ) -> list[Read]:
+        """Read rows, foresee those that are new, keep them and fit style. Returns what can be learnt from."""
+        weight_of = {pair.event_id: weight for pair, weight in zip(pairs, weights, strict=True)}
+        usable = [pair for pair in pairs if weight_of[pair.event_id] > 0 and pair.preferred in KINDS]
+        encoded = self.backbone.transcriber.encode_pairs(usable, PART, self._reject)
+        answers = self._encode_rated(rated)
+        reads = [*map(read_pair, encoded), *(read for read, _ in answers)]
+        rejected: set[str] = set()
+        wanted = [
+            r for r in reads if self.reservoir.wants_hidden(r.event_id) and _draw_share(r.event_id) < hidden_share
+        ]
+        states = self._compute_states(wanted, rejected)
+        kept = [row for row in reads if row.event_id not in rejected]
+        features = {row.event_id: describe_answers(self.backbone, row) for row in kept}
+        if len(self.reservoir):  # before that it knows nothing
+            news = [each for each in encoded if each.pair.event_id in is_new and each.pair.event_id in states]
+            self.record.add(self._foresee(news[:max_foreseen], features, states))
+        maker = RowMaker(self.settings, features, states)
+        rows = [maker.of_pair(p.pair, weight_of[p.pair.event_id]) for p in encoded if p.pair.event_id in features]
+        rows += [maker.of_rated(each) for read, each in answers if read.event_id in features]
+        self.reservoir.add(rows)
+        if kept:
+            self.fit = self._fit_style()
+        return kept
+
+    def _encode_rated(self, rated: Sequence[Rated]) -> list[tuple[Read, Rated]]:
+        encoded = []
+        for each in rated:
+            try:
+                answer = self.backbone.transcriber.encode_answer(each.prompt, each.answer)
+            except Exception as error:  # templates and tokenizers raise what they like
+                self._reject(each.event_id, PART, error)
+            else:
+                encoded.append((read_answer(each.event_id, answer, each.answer.text), each))
+        return encoded
+
+    def _compute_states(self, rows: Sequence[Read], rejected: set[str]) -> dict[str, Tensor]:
+        """Standardised frozen states (answers, size) by event id."""
+
+        def fail(row: Read, error: Exception) -> None:
+            if not self.backbone.is_sound(self.adapter.adapter):
+                raise error
+            rejected.add(row.event_id)
+            self._reject(row.event_id, PART, error)
+
+        raw = compute_frozen_states(self.backbone, rows, fail)
+        if not raw:
+            return {}
+        everything = torch.cat(list(raw.values()))
+        self.adapter.standardiser.fix(everything[:, : self.backbone.hidden_size].to(self.backbone.device))
+        scaled = torch.split(self.head.standardise(everything), [len(state) for state in raw.values()])
+        return {rows[number].event_id: states for number, states in zip(raw, scaled, strict=True)}
+
+    def _fit_style(self) -> ChoiceFit:
+        prior = Prior(weight=[self.settings.style_prior * spread for spread in SPREADS])
+        return fit_choices(self.reservoir.choices(), prior, smoothing=self.settings.label_smoothing)
+
+    def _train_adapter(self, rows: Sequence[Read], max_pairs: int) -> float:
+        """One pass over at most max_pairs of the rows that are kept, in an order that the version fixes."""
+        ordered = sorted(rows, key=lambda row: hashlib.sha256(f"{self.version}{row.event_id}".encode()).digest())
+        places = {row.event_id: int(place) for row in ordered for place in self.reservoir.find([row.event_id])}
+        chosen = [r for r in ordered if r.event_id in places and self.reservoir.slots[places[r.event_id]] >= 0][
+            :max_pairs
+        ]
+        if not chosen:
+            return 0.0
+        at = torch.tensor([places[row.event_id] for row in chosen])
+        taken = self.reservoir.choices().pick(at)
+        point, _ = self.head.score(self.reservoir.hidden_of(at))
+        offsets = taken.features @ self.fit.weights + self.mix.head * (point[:, 0] - point[:, 1])
+        rejected: list[str] = []
+
+        def fail(row: Read, error: Exception) -> None:
+            rejected.append(row.event_id)
+            self._reject(row.event_id, PART, error)
+
+        loss = self.adapter.train(Lesson(chosen, offsets, taken, self.fit.first_place, self.fit.log_nu), fail)
+        self.reservoir.drop(rejected)
+        return loss
+
+    def _finish(self) -> None:
+        """Believe each part as far as it foresaw, count the version, and put the mean score of what is known at 0."""
+        self.mix = fit_mix(self.record, self.fit.log_nu, self.adapter.has_learnt)
+        self.version += 1
+        places = self.reservoir.places_with_hidden()[-256:]
+        if len(places):
+            point, doubts = self.head.score(self.reservoir.hidden_of(places)[:, 0])
+            measured = Measured(self.reservoir.features[places, 0], point, doubts, torch.zeros(len(places)))
+            self.centre = self._draw(measured).mean(0)
+
+    def forget(self, event_ids: Iterable[str]) -> None:
+        """Leave rows out of every later fit and of the record: of a person who asked for it, say."""
+        gone = set(event_ids)
+        self.reservoir.drop(gone)
+        self.record.drop(gone)
+
+    def list_known(self) -> list[str]:
+        """Event ids of all rows that it keeps something of."""
+        return sorted({*self.reservoir.ids, *(row.event_id for row in self.record.everything)})
+
+    # Foreseeing and scoring
+
+    def _foresee(
+        self, encoded: Sequence[EncodedPair], features: dict[str, list[tuple[float, ...]]], states: dict[str, Tensor]
+    ) -> list[Foreseen]:
+        """What the model as it is says of pairs that it has not learnt from."""
+        rows = [(read_pair(each), each.pair) for each in encoded]
+        measured = self._measure([read for read, _ in rows], features, states)
+        parts = {name: values.view(-1, 2) for name, values in self._list_parts(measured).items()}
+        return [
+            Foreseen(
+                event_id=pair.event_id, preferred=pair.preferred, app=pair.app, user=pair.user, tags=dict(pair.prompt.tags),
+                may_judge=pair.may_judge,
+                logit=_logit(sum((by[i, 0] - by[i, 1]).item() * self.mix.share(name) for name, by in parts.items()), self.fit.log_nu),
+                parts={name: (by[i, 0] - by[i, 1]).item() for name, by in parts.items()},
+            )
+            for i, (_, pair) in enumerate(rows)
+        ]  # fmt: skip
+
+    def _list_parts(self, measured: Measured) -> dict[str, Tensor]:
+        return {"style": measured.features @ self.fit.weights, "head": measured.head, "adapter": measured.adapter}
+
+    def _measure(
+        self, rows: Sequence[Read], features: dict[str, list[tuple[float, ...]]], states: dict[str, Tensor]
+    ) -> Measured:
+        """Parts of every answer's score, row after row."""
+        if not rows:
+            none = torch.zeros(0)
+            return Measured(torch.zeros(0, len(FEATURES)), none, torch.zeros(0, self.settings.num_draws), none)
+        point, doubts = self.head.score(torch.cat([states[row.event_id] for row in rows]))
+        adapted = self.adapter.score(rows, _raise) if self.adapter.has_learnt and self.mix.adapter > 0 else {}
+        blank = [torch.zeros(len(row.answers)) for row in rows]
+        return Measured(
+            features=torch.tensor([each for row in rows for each in features[row.event_id]]),
+            head=point,
+            doubts=doubts,
+            adapter=torch.cat([adapted.get(i, zeros) for i, zeros in enumerate(blank)]),
+        )
+
+    def _draw(self, measured: Measured) -> Tensor:
+        """Scores (answers, K), not centred: their mean over draws is the estimate."""
+        mean = sum(values * self.mix.share(name) for name, values in self._list_parts(measured).items())
+        root = torch.linalg.cholesky(
+            self.fit.covariance.double() + 1e-9 * torch.eye(len(FEATURES), dtype=torch.float64)
+        )
+        of_style = measured.features @ root.float() @ self._noise.T
+        of_heads = measured.doubts - measured.doubts.mean(1, keepdim=True)
+        draws: Tensor = torch.as_tensor(mean)[:, None] + of_style + of_heads
+        return draws
+
+    def _score_rows(self, rows: Sequence[Read], fail: Callable[[Read, Exception], None]) -> tuple[list[Read], Tensor]:
+        """The rows that can be scored, and draws (answers, K) of theirs."""
+        raw = compute_frozen_states(self.backbone, rows, fail)
+        readable = [rows[i] for i in sorted(raw)]
+        states = {rows[i].event_id: self.head.rescale(raw[i]) for i in raw}
+        features = {row.event_id: describe_answers(self.backbone, row) for row in readable}
+        return readable, self._draw(self._measure(readable, features, states)) - self.centre
+
+    def score(self, answers: Sequence[EncodedAnswer], texts: Sequence[str]) -> Scores:
+        """Scores of answers whose texts are given beside their ids; the mean of what was learnt from is about 0.
+
+        Raises NotFinite if one cannot be scored.
+        """
+        rows = [read_answer(str(i), a, text) for i, (a, text) in enumerate(zip(answers, texts, strict=True))]
+        _, draws = self._score_rows(rows, _raise)
+        return make_scores(draws, self.settings.pessimism)
+
+    def draw_scores(self, prompt: tuple[int, ...], answers: Sequence[tuple[int, ...]], texts: Sequence[str]) -> Tensor:
+        """Draws (answers, K) of answers to one prompt, which is read once. Raises NotFinite if they cannot be scored."""
+        _, draws = self._score_rows([Read("", prompt, tuple(answers), tuple(texts))], _raise)
+        return draws
+
+    def predict(self, pairs: Sequence[Pair]) -> list[float]:
+        """P(first | one of them is preferred), place left out; .5 for a pair that cannot be scored, which is rejected."""
+        found = self._compare(pairs)
+        return [
+            win_probabilities(found[p.event_id].mean(), self.fit.log_nu).item() if p.event_id in found else 0.5
+            for p in pairs
+        ]
+
+    def accuracy(self, pairs: Sequence[Pair]) -> tuple[int, int]:
+        """(correct, total) over decisive pairs; the place an answer was shown in plays no part."""
+        decisive = [pair for pair in pairs if pair.is_decisive]
+        found = self._compare(decisive)
+        led = [(found[p.event_id].mean().item(), p.preferred == "first") for p in decisive if p.event_id in found]
+        return sum(lead != 0 and (lead > 0) == is_first for lead, is_first in led), len(led)
+
+    def _compare(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+        """Draws (K,) of the first answer's score less the second's, by event id."""
+        encoded = self.backbone.transcriber.encode_pairs(pairs, PART, self._reject)
+        rows, draws = self._score_rows(
+            [read_pair(each) for each in encoded], lambda row, error: self._reject(row.event_id, PART, error)
+        )
+        differences = draws.view(-1, 2, self.settings.num_draws)
+        return {row.event_id: each[0] - each[1] for row, each in zip(rows, differences, strict=True)}
+
+    # For operators, and for the disk
+
+    def describe_features(self) -> dict[str, float]:
+        """What style is worth to people here: the weight of each feature, positive if it is liked."""
+        return dict(zip(FEATURES, self.fit.weights.tolist(), strict=True))
+
+    def describe(self) -> dict[str, float]:
+        """Figures of the model as it is."""
+        right, total = self.record.count
+        style_right, _ = self.record.count_part("style")
+        calibration = self.record.calibrate()
+        return {
+            **{f"taste_{name}": weight for name, weight in self.describe_features().items()},
+            **{f"taste_sd_{name}": sd for name, sd in zip(FEATURES, self.fit.deviations, strict=True)},
+            "nu": math.exp(self.fit.log_nu),
+            "first_place": self.fit.first_place,
+            "accuracy_prequential": right / total if total else 0.5,
+            "accuracy_style_alone": style_right / total if total else 0.5,
+            "num_foreseen": float(total),
+            "temperature": calibration.temperature,
+            "calibration_error": calibration.ece,
+            "head_share": self.mix.head,
+            "adapter_share": self.mix.adapter,
+        }
+
+
+def _draw_share(event_id: str) -> float:
+    """A number from 0 to 1 that the id fixes."""
+    return int.from_bytes(hashlib.sha256(f"share-{event_id}".encode()).digest()[:4], "big") / 2**32
+
+
+def _logit(difference: float, log_nu: float) -> float:
+    chance = win_probabilities(torch.tensor(difference, dtype=torch.float64), log_nu).item()
+    chance = min(max(chance, 1e-9), 1 - 1e-9)
+    return math.log(chance / (1 - chance))
+
+
+def _raise(row: Read, error: Exception) -> None:
+    raise error
