@@ -7,7 +7,6 @@ and that none of them can run code when loaded. Does not look inside the weights
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from feedback.durable import write_durably
 from feedback.errors import ManifestError
 
 MANIFEST = "manifest.json"
@@ -108,22 +108,7 @@ def combine_hashes(files: Mapping[str, str]) -> str:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write manifest.json: at once or not at all, and durable on return."""
-    temporary = directory / f".{MANIFEST}.{os.getpid()}.tmp"
-    with temporary.open("wb") as file:
-        file.write(encode_manifest(manifest))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(directory / MANIFEST)
-    fsync_directory(directory)
-
-
-def fsync_directory(directory: Path) -> None:
-    """Make the names in `directory` durable, as a rename alone does not."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_durably(directory / MANIFEST, encode_manifest(manifest))
 
 
 def read_manifest(directory: Path) -> Manifest:

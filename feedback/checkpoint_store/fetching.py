@@ -14,13 +14,13 @@ from pathlib import Path
 
 from feedback.checkpoint_store.remote_files import TEMPORARY
 from feedback.checkpoint_store.store import CheckpointStore, Stored, name_blob
+from feedback.durable import fsync
 from feedback.errors import ManifestError, UnknownCheckpoint
 from feedback.manifest import (
     CHECKPOINT_ID,
     MANIFEST,
     SIGNATURE,
     decode_manifest,
-    fsync_directory,
     hash_file,
     verify,
 )
@@ -59,7 +59,7 @@ def fetch_checkpoint(
     _write_statement(partial, stored)
     _fsync_folders(partial)
     partial.rename(final)
-    fsync_directory(root)
+    fsync(root)
     return final
 
 
@@ -153,12 +153,10 @@ def _write_statement(partial: Path, stored: Stored) -> None:
     """The manifest and its signature, as they were read."""
     for name, data in ((SIGNATURE, stored.signature), (MANIFEST, stored.data)):
         if data is not None:
-            with (partial / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            (partial / name).write_bytes(data)
+            fsync(partial / name)
 
 
 def _fsync_folders(directory: Path) -> None:
     for path in (*(each for each in directory.rglob("*") if each.is_dir()), directory):
-        fsync_directory(path)
+        fsync(path)

@@ -21,8 +21,8 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from feedback.durable import fsync
 from feedback.errors import StoreUnavailable
-from feedback.manifest import fsync_directory
 
 TEMPORARY = ".unfinished-"
 BLOCK_BYTES = 16 * 2**20  # read ahead, and a part of an upload: what is held in memory of a file, a few times over
@@ -214,7 +214,7 @@ def _renamed_into_place(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_directory(path.parent)
+    fsync(path.parent)
 
 
 def _list_local(folder: str) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from feedback.durable import write_durably
+
 BYTES_PER_MB = 1_000_000
 PROMOTED_PHASES = ("Baking", "Healthy")
 
@@ -67,13 +69,7 @@ class RolloutCounts:
 def write_json(path: Path, data: Any) -> None:
     """Write `data` so that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_durably(path, (json.dumps(data, indent=2) + "\n").encode())
 
 
 def write_report(path: Path, report: Report) -> None:

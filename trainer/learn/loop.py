@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 
+from feedback.durable import replacing
 from trainer.learn.isolation import NotFinite
 from trainer.model.sharding import count_processes, find_rank, take_least
 
@@ -240,12 +240,9 @@ class Snapshots:
         if find_rank() > 0:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        written = self.path.with_suffix(".part")
         about = json.dumps({"step_number": loop.step_number, "memo": loop.memo})
-        save_file(loop.state(), written, metadata={"loop": about})
-        with written.open("rb") as file:
-            os.fsync(file.fileno())
-        written.replace(self.path)
+        with replacing(self.path) as written:
+            save_file(loop.state(), written, metadata={"loop": about})
 
     def restore(self, loop: Loop) -> bool:
         """Take the loop to the snapshot; False, and nothing changed, if there is none that fits.

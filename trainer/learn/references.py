@@ -7,7 +7,6 @@ rendering never meets old figures. Memory is that of keys and sums (12 bytes an 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from feedback.durable import replacing
 from trainer.learn.isolation import NotFinite
 from trainer.model.logprobs import score_answers
 
@@ -82,6 +82,5 @@ def _read(path: Path) -> tuple[Keys, Sums]:
 
 def _write(path: Path, keys: Keys, sums: Sums) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_suffix(".part")
-    save_file({"keys": keys, "sums": sums}, written)
-    os.replace(written, path)
+    with replacing(path) as written:
+        save_file({"keys": keys, "sums": sums}, written)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from feedback.durable import write_durably
 from feedback.outages import describe_error
 from trainer.learn.dpo_step import Preference
 from trainer.learn.sft import Example
@@ -107,9 +108,7 @@ def train_job(directory: Path) -> None:
         backbone.adapters.save("policy", directory / "trained")
         about = {"num_processes": float(state.num_processes), "held_share": backbone.held_share}
         result = Result(metrics={**metrics, **about}, rejected=rejected, nothing_usable=nothing_usable)
-        written = directory / "result.part"
-        written.write_bytes(msgspec.json.encode(result))
-        written.rename(directory / "result.json")
+        write_durably(directory / "result.json", msgspec.json.encode(result))
     state.wait_for_everyone()
     state.destroy_process_group()
 

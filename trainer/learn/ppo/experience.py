@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from feedback.durable import replacing
 from trainer.learn.isolation import NotFinite, run_isolated
 from trainer.learn.ppo.value import ADAPTER, token_values
 from trainer.learn.rewards.rewards import Rewarded, Rewards, Sample
@@ -71,12 +71,9 @@ class Experience:
         for name, ids in (("prompt", [a.prompt for a in self.answers]), ("answer", [a.answer for a in self.answers])):
             tensors[f"{name}_ids"] = torch.tensor([token for each in ids for token in each], dtype=torch.long)
             tensors[f"{name}_lengths"] = torch.tensor([len(each) for each in ids], dtype=torch.long)
-        written = path.with_suffix(".part")
         about = json.dumps({"event_ids": self.event_ids, "figures": self.figures})
-        save_file(tensors, written, metadata={"experience": about})
-        with written.open("rb") as file:
-            os.fsync(file.fileno())
-        written.replace(path)
+        with replacing(path) as written:
+            save_file(tensors, written, metadata={"experience": about})
 
     @classmethod
     def load(cls, path: Path) -> Experience:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,10 +17,9 @@ from typing import TypeVar
 import msgspec
 from safetensors import SafetensorError, safe_open
 
-from feedback.manifest import fsync_directory
+from feedback.durable import fsync, publish_directory, write_durably
 from feedback.outages import describe_error
 from trainer.run.course.task import Judged
-from trainer.run.publish.checkpoints import fsync_files
 from trainer.run.rows.plan import Plan
 from trainer.text.labelled_rows import Labelled
 
@@ -72,7 +70,7 @@ class RoundFiles:
         """Make the plan durable: from here on the round has its rows."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._write("plan.json", msgspec.json.encode(plan))
-        fsync_directory(self.root)
+        fsync(self.root)
 
     def read_labelled(self) -> Labelled | None:
         """The pairs that the reward model labelled, None while it has not."""
@@ -98,10 +96,8 @@ class RoundFiles:
         unfinished.mkdir(parents=True)
         save_policy(unfinished)
         (unfinished / "trained.json").write_text(json.dumps(dict(metrics)))
-        fsync_files(unfinished)
         shutil.rmtree(self.trained, ignore_errors=True)  # one that cannot be read
-        unfinished.rename(self.trained)
-        fsync_directory(self.path)
+        publish_directory(unfinished, self.trained)
 
     def count_deaths(self, attempt: int) -> int:
         """How often the trainer died since the round last came further, by durable steps. attempt: this one's number, from 1."""
@@ -197,13 +193,7 @@ class RoundFiles:
             return None
 
     def _write(self, name: str, content: bytes) -> None:
-        unfinished = self.path / f"{_UNFINISHED}-{name}"
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.rename(self.path / name)
-        fsync_directory(self.path)
+        write_durably(self.path / name, content)
 
 
 def remove_orphans(root: Path, open_number: int | None) -> list[str]:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from feedback.durable import write_durably
+
 LAUNCH = "launch.json"
 MAX_RESTARTS = 10  # of a training's processes: a node came and went
 # Else processes look for each other under how often their own agent began again, which a node that came later knows nothing of.
@@ -55,9 +57,7 @@ class Posted:
         self._path, self._launch = folder / LAUNCH, launch
 
     def __enter__(self) -> Launch:
-        unfinished = self._path.with_suffix(".part")
-        unfinished.write_bytes(msgspec.json.encode(self._launch))
-        unfinished.rename(self._path)
+        write_durably(self._path, msgspec.json.encode(self._launch))
         return self._launch
 
     def __exit__(self, *error: object) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from feedback.durable import write_durably
 from trainer.judge.answers import HarmScreen
 from trainer.learn.reward.outcomes import make_outcome_model
 from trainer.learn.rewards.checkers import Checker, make_checkers
@@ -83,9 +84,7 @@ class RoundRewards:
                 pairs = rows.load_anchors(connection, self._section.policy, ANCHOR_PAIRS, last_preference, self._reject)
             rewards.anchor(self._encode(pairs))
             directory.mkdir(parents=True, exist_ok=True)
-            written = path.with_suffix(".part")
-            written.write_text(json.dumps(rewards.means))
-            written.replace(path)
+            write_durably(path, json.dumps(rewards.means).encode())
         return rewards
 
     def _encode(self, pairs: Sequence[Pair]) -> list[Sample]:

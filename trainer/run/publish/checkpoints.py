@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from feedback.durable import publish_directory
 from feedback.errors import ManifestError
 from feedback.manifest import (
     MANIFEST,
@@ -25,7 +25,6 @@ from feedback.manifest import (
     Probe,
     checkpoint_id,
     combine_hashes,
-    fsync_directory,
     hash_file,
     hash_files,
     read_manifest,
@@ -100,10 +99,8 @@ def publish_checkpoint(
     write_manifest(directory, manifest)
     if key is not None:
         (directory / SIGNATURE).write_bytes(key.sign((directory / MANIFEST).read_bytes()))
-    fsync_files(directory)
     path = root / manifest.id
-    directory.rename(path)
-    fsync_directory(root)
+    publish_directory(directory, path)
     log.info("checkpoint %s is published", manifest.id)
     return Published(manifest, path)
 
@@ -165,14 +162,3 @@ def digest_base(base: str, revision: str = "") -> str:
 def digest_ids(event_ids: Iterable[str]) -> str:
     """sha256 over the sorted ids of the preferences that a checkpoint was trained on."""
     return hashlib.sha256("\n".join(sorted(event_ids)).encode()).hexdigest()
-
-
-def fsync_files(directory: Path) -> None:
-    """Make the files and names directly in a directory durable."""
-    for path in directory.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    fsync_directory(directory)

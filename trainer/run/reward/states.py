@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -16,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from feedback.manifest import fsync_directory
+from feedback.durable import fsync, publish_directory, write_durably
 from feedback.outages import describe_error
-from trainer.run.publish.checkpoints import fsync_files
 
 T = TypeVar("T")
 log = logging.getLogger("trainer.learn.reward")
@@ -91,9 +89,7 @@ class RewardStates:
         shutil.rmtree(directory, ignore_errors=True)
         write(directory)
         (directory / "used.json").write_text(done.describe_uses())
-        fsync_files(directory)
-        directory.rename(self.find(version))
-        fsync_directory(self.directory)
+        publish_directory(directory, self.find(version))
         accepted = self.read_accepted()
         kept = {*self._kept, *([name_state(accepted.version)] if accepted else [])}
         for old in list_states(self.directory)[:-2]:
@@ -116,7 +112,7 @@ class RewardStates:
         """Rename a state that does not load, so that nothing is lost and nothing takes it for whole."""
         aside = self.directory / f"{SET_ASIDE}{state.name}-{time.time_ns()}"
         state.rename(aside)
-        fsync_directory(self.directory)
+        fsync(self.directory)
         log.error("%s cannot be loaded and is now %s: %s", state.name, aside.name, describe_error(error))
 
     def list_aside(self, version: int) -> Sequence[Path]:
@@ -141,13 +137,8 @@ class RewardStates:
 
     def accept(self, accepted: Accepted) -> None:
         """Have rounds use a version from here on."""
-        unfinished = self.directory / f".{ACCEPTED}"
-        with unfinished.open("w") as file:
-            json.dump({"version": accepted.version, "figures": accepted.figures}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.rename(self.directory / ACCEPTED)
-        fsync_directory(self.directory)
+        said = json.dumps({"version": accepted.version, "figures": accepted.figures})
+        write_durably(self.directory / ACCEPTED, said.encode())
 
 
 def name_state(version: int) -> str:
