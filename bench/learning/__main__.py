@@ -1,8 +1,9 @@
 """How many choices the policy needs: arms and controls in simulated worlds, a cell at a time, each kept on disk.
 
 `python -m bench.learning [--quick] [--model smollm2]`. A killed run goes on where it was; cells of the same configuration are not
-measured again. The last line is one JSON object: {world: {noise: {arm: choices to 80% of the ceiling's gain, with interval}}}.
-Files: results, one picture a world and table.md in <state-dir>/bench-learning.
+measured again, nor are those that come with the project (`measured/`) unless asked for by `--fresh`. The last line is one JSON
+object: {world: {noise: {arm: choices to 80% of the ceiling's gain, with interval}}}. Files: results, one picture a world and table.md
+in <state-dir>/bench-learning.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 
 from bench.learning.arms import ARMS, CONTROLS, EVERY, Arm, run_arm, with_grid
 from bench.learning.assistant import load_assistant
-from bench.learning.cells import Cell, Point, Results
+from bench.learning.cells import MEASURED, Cell, Point, Results
 from bench.learning.plots import draw_world
 from bench.learning.seeds import build_policy
 from bench.learning.stage import Stage
@@ -182,6 +183,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, default=1, help="processes that share the table; whole worlds and seeds each"
     )
+    parser.add_argument("--fresh", action="store_true", help="measure also what comes with the project")
     parser.add_argument("--share", default="", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--state-dir", type=Path, default=ROOT, help="where seed policies and results are kept")
@@ -206,7 +208,8 @@ def main() -> None:
     logging.disable(logging.INFO)
     torch.set_num_threads(arguments.threads)
     out = arguments.state_dir / "bench-learning"
-    results, stages = Results(out / "cells"), Stages(arguments.state_dir)
+    results = Results(out / "cells", None if arguments.fresh else MEASURED)
+    stages = Stages(arguments.state_dir)
     jobs = list({job.cell.key: job for job in list_jobs(arguments)}.values())
     if arguments.share:
         number, of = map(int, arguments.share.split("/"))

@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.learning.curves import Curve, Wins
 
+MEASURED = Path(__file__).parent / "measured"  # cells that stand in docs/choices.md
 REVISION = 1  # raised when what an arm does changes without its settings
 
 
@@ -52,19 +53,16 @@ class Point:
 
 
 class Results:
-    """The points of cells, in a directory."""
+    """The points of cells, in a directory. shipped: measured before, looked up where a cell is not in it; None for none."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, shipped: Path | None = MEASURED) -> None:
+        self._directory, self._shipped = directory, shipped
         directory.mkdir(parents=True, exist_ok=True)
 
     def load(self, cell: Cell) -> dict[int, Point]:
         """Points by choices; none if nothing was measured yet, or the file is damaged."""
-        try:
-            rows = json.loads((self._directory / cell.file_name).read_text(encoding="utf-8"))["points"]
-            return {int(n): _read_point(row) for n, row in rows.items()}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return {}
+        found = _read_points(self._directory / cell.file_name)
+        return found or (_read_points(self._shipped / cell.file_name) if self._shipped else {})
 
     def save(self, cell: Cell, points: Mapping[int, Point]) -> None:
         """Put the points in the place of those before."""
@@ -73,6 +71,14 @@ class Results:
         rows = {str(n): asdict(point) for n, point in sorted(points.items())}
         part.write_text(json.dumps({"cell": asdict(cell), "points": rows}, indent=1), encoding="utf-8")
         os.replace(part, path)
+
+
+def _read_points(path: Path) -> dict[int, Point]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["points"]
+        return {int(n): _read_point(row) for n, row in rows.items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _read_point(row: Mapping[str, Any]) -> Point:

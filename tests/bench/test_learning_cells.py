@@ -25,15 +25,24 @@ def test_a_key_follows_every_part_of_the_configuration() -> None:
 
 
 def test_points_come_back_as_they_were_kept(tmp_path: Path) -> None:
-    results = Results(tmp_path)
+    results = Results(tmp_path, None)
     assert results.load(CELL) == {}
     results.save(CELL, {100: POINT})
     assert results.load(CELL) == {100: POINT}
     assert results.load(replace(CELL, seed=5)) == {}
 
 
+def test_what_comes_with_the_project_is_not_measured_again_unless_it_was_measured_here(tmp_path: Path) -> None:
+    shipped, here = Results(tmp_path / "measured"), Results(tmp_path / "cells", tmp_path / "measured")
+    shipped.save(CELL, {100: POINT})
+    assert here.load(CELL) == {100: POINT}
+    here.save(CELL, {50: POINT})
+    assert here.load(CELL) == {50: POINT}
+    assert Results(tmp_path / "others", None).load(CELL) == {}
+
+
 def test_a_damaged_file_is_measured_again(tmp_path: Path) -> None:
-    results = Results(tmp_path)
+    results = Results(tmp_path, None)
     (tmp_path / CELL.file_name).write_text('{"points": {"100": {"wi')
     assert results.load(CELL) == {}
 
