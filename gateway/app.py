@@ -23,6 +23,7 @@ from feedback.database import Writer, open_database, wait_for_database
 from feedback.errors import DatabaseError, SigningKeyError, StoreUnavailable
 from feedback.relay import Relay
 from feedback.schema import migrate, migrate_url
+from feedback.secret_files import ADMIN_KEY, locate_secret
 from feedback.settings import load_settings
 from feedback.signing import read_trusted_keys
 from gateway.access.key_follower import KeyFollower
@@ -286,7 +287,7 @@ def run_gateway(settings: GatewaySettings) -> None:
     wait_for_database(settings.gateway_database, section.database_wait_s)
     migrate_url(settings.gateway_database, "gateway")
     if app.secrets.is_new:
-        where = settings.state_dir / "secrets" / "admin_key"
+        where = locate_secret(settings.state_dir, ADMIN_KEY)
         print(f"admin key (shown once, kept in {where}): {app.secrets.admin_key}", flush=True)
     logger.info("listening on http://%s:%d, engines %s", section.host, section.port, ", ".join(section.engines))
     # uvicorn repeats the signal once it has stopped: a clean stop ends with status 0 all the same.

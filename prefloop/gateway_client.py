@@ -17,6 +17,7 @@ import httpx
 import msgspec
 import typer
 
+from feedback.secret_files import read_admin_key
 from prefloop.terminal import CommandFailed, print_json
 
 GatewayOption = Annotated[str, typer.Option("--gateway", envvar="PREFLOOP_GATEWAY_URL", help="The gateway's address.")]
@@ -137,12 +138,6 @@ def find_state_dir(given: Path | None) -> Path:
     from feedback.settings import SharedSettings
 
     return SharedSettings().state_dir if given is None else given
-
-
-def read_admin_key(state_dir: Path) -> str:
-    """The admin key that the gateway's first start wrote, or "" before it."""
-    path = state_dir / "secrets" / "admin_key"
-    return path.read_text().strip() if path.exists() else ""
 
 
 def quote_id(text: str) -> str:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from feedback.secret_files import read_admin_key
 from prefloop.engine_host import EngineHost, RequiredModel
-from prefloop.gateway_client import read_admin_key
 from prefloop.supervisor import Service, Supervisor
 
 MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
+from feedback.secret_files import ADMIN_KEY, locate_secret
 from prefloop.services import Layout
 from prefloop.startup import (
     build_seed_policy,
@@ -44,7 +45,7 @@ def print_addresses(console: Console, layout: Layout) -> None:
     console.print(f"playground  {layout.gateway_url}/", highlight=False)
     console.print(f"console     {layout.gateway_url}/console", highlight=False)
     console.print(f"API         {layout.gateway_url}/v1", highlight=False)
-    console.print(f"admin key   in {layout.state_dir / 'secrets' / 'admin_key'}", highlight=False)
+    console.print(f"admin key   in {locate_secret(layout.state_dir, ADMIN_KEY)}", highlight=False)
     if layout.preset == "personal":
         console.print("personal    what you choose in the playground teaches the model: a round every 20 choices")
         console.print("            a trial is judged by your comparisons, not by users, and you approve it there")

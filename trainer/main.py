@@ -18,6 +18,7 @@ from collections.abc import Callable
 from feedback.database import wait_for_database
 from feedback.errors import DatabaseError, SigningKeyError, StoreUnavailable
 from feedback.schema import migrate_url
+from feedback.secret_files import TRAINER_TOKEN, locate_secret
 from feedback.settings import load_settings
 from trainer.once import run_once
 from trainer.parts import TEMPORARY, Parts, build_learner, load_base, open_parts, wait_for_base
@@ -78,7 +79,7 @@ def run_on(parts: Parts) -> int:
         parts.metrics.registry,
         RoundArchive(parts.database, settings.checkpoints_dir),
         parts.requests,
-        settings.state_dir / "secrets" / "trainer_token",
+        locate_secret(settings.state_dir, TRAINER_TOKEN),
     )
     log.info("status on http://%s:%d/status", settings.trainer.host, server.server_port)
     try:

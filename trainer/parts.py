@@ -22,6 +22,7 @@ from feedback import inbox
 from feedback.checkpoint_store import CheckpointStore
 from feedback.database import Writer, open_database, sqlite_path
 from feedback.relay import Relay
+from feedback.secret_files import ADMIN_KEY, locate_secret
 from feedback.signing import SigningKey, TrustedKeys, read_signing_key, read_trusted_keys
 from trainer.learn.sampling.pacing import Pace
 from trainer.process import is_base_ready
@@ -268,7 +269,7 @@ def build_learner(parts: Parts, backbone: Backbone) -> Learner:
             parts.store, settings.checkpoints_dir, base_digest, parts.trusted_keys, parts.stopping,
             lambda reason: board.show_round("waiting", reason),
         )  # fmt: skip
-    gateway = Gateway(section.gateway_url, settings.state_dir / "secrets" / "admin_key", section.gateway_timeout_s)
+    gateway = Gateway(section.gateway_url, locate_secret(settings.state_dir, ADMIN_KEY), section.gateway_timeout_s)
     publisher = Publisher(
         settings.checkpoints_dir,
         training.save,

@@ -29,6 +29,7 @@ from bench.canaries.adapters import FLATTERY
 from bench.canaries.crowd import Crowd, Tally
 from bench.canaries.faulty_engine import Fault, FaultyEngine
 from bench.swap.operating import Operator, OperatorFailed, publish_copy, wait_until_up
+from feedback.secret_files import read_admin_key
 from prefloop.demo.worlds.capitals import classify
 from prefloop.servers.ports import find_neighbouring_ports
 from prefloop.services import Layout, engine_service, gateway_service, log_path
@@ -191,7 +192,7 @@ async def play(
             await proxy.start(int(layout.engine_address.rsplit(":", 1)[1]))
             supervisor.start(gateway_service(layout, settings))
             await wait_until_up(session, layout.gateway_url + "/livez", supervisor, "gateway")
-            admin_key = (layout.state_dir / "secrets" / "admin_key").read_text().strip()
+            admin_key = read_admin_key(layout.state_dir)
             operator = Operator(layout.gateway_url, admin_key, session)
             checkpoints = layout.state_dir / "checkpoints"
             stable = await operator.start_first(publish_copy(adapters / "stable", checkpoints, 0, None))

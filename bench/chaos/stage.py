@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 
 from bench.chaos.victims import BrokerVictim, DatabaseVictim, Service, Victim
+from feedback.secret_files import read_admin_key
 from prefloop.servers.kafka import Broker
 from prefloop.servers.ports import find_port
 from prefloop.servers.postgres import Postgres
@@ -73,18 +74,15 @@ class Stage:
 
     async def read_gateway(self) -> dict[str, Any]:
         """The gateway's /operator/v1/status; {} while it does not answer."""
-        return await read_json(self.session, f"{self.gateway_url}/operator/v1/status", self.read_admin_key())
+        return await read_json(self.session, f"{self.gateway_url}/operator/v1/status", read_admin_key(self.state_dir))
 
     async def make_key(self) -> str:
         """A key of the clients' app."""
         body = {"name": "chaos", "scope": "app", "pairs": True}
-        headers = {"authorization": f"Bearer {self.read_admin_key()}"}
+        headers = {"authorization": f"Bearer {read_admin_key(self.state_dir)}"}
         async with self.session.post(f"{self.gateway_url}/operator/v1/keys", json=body, headers=headers) as answer:
             answer.raise_for_status()
             return str((await answer.json())["key"])
-
-    def read_admin_key(self) -> str:
-        return (self.state_dir / "secrets" / "admin_key").read_text().strip()
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from bench.gateway.loads import build_request
 from bench.gateway.peers import LIMITS, MODEL
 from bench.gateway.servers import Server
 from bench.gateway.tools import SOURCES
+from feedback.secret_files import read_admin_key
 from prefloop.servers.dns import DnsServer
 from prefloop.servers.ports import find_port
 
@@ -134,7 +135,7 @@ async def start_machine(run: Path, mock: Path) -> AsyncIterator[Machine]:
         server = Server("gateway", [sys.executable, "-m", "gateway.app"], port, run / "gateway.log", env)
         stack.callback(server.stop)
         await asyncio.to_thread(server.wait_until, "/livez", 300)
-        admin_key = (run / "state" / "secrets" / "admin_key").read_text().strip()
+        admin_key = read_admin_key(run / "state")
         machine = Machine(server, dns, http, admin_key, engines_port, mock, run)
         stack.callback(machine.stop_mocks)
         for host in HOSTS:

@@ -17,6 +17,7 @@ from statistics import median
 import httpx
 from rich.console import Console
 
+from feedback.secret_files import read_admin_key
 from prefloop.servers.ports import find_port
 from prefloop.services import Layout
 from prefloop.startup import StartFailed, build_seed_policy, start_services, wait_until_ready
@@ -52,7 +53,7 @@ async def _measure(layout: Layout) -> float:
     start_services(supervisor, layout, _ASK_ALWAYS)
     try:
         await wait_until_ready(layout, supervisor, Console(), asyncio.Event())
-        key = (layout.state_dir / "secrets" / "admin_key").read_text().strip()
+        key = read_admin_key(layout.state_dir)
         auth = {"authorization": f"Bearer {key}"}  # the admin key permits pairs
         async with httpx.AsyncClient(base_url=layout.gateway_url, headers=auth, timeout=300) as client:
             ratios = [await _compare(client, rank) for rank in range(-2, NUM_PROMPTS)]

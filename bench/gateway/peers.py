@@ -20,6 +20,7 @@ import httpx
 from bench.gateway.checkpoints import make_key, serve_two_arms
 from bench.gateway.servers import Server
 from bench.gateway.tools import LITELLM, ROUTER, install_python
+from feedback.secret_files import read_admin_key
 from prefloop.servers.ports import find_port
 
 MODEL = "default"
@@ -108,7 +109,7 @@ class Field:
         }
         self._stack.callback(shutil.rmtree, state, ignore_errors=True)  # recorded completions are large
         server = self._start(name, lambda port: [sys.executable, "-m", "gateway.app"], "/livez", env)
-        key = (state / "secrets" / "admin_key").read_text().strip()
+        key = read_admin_key(state)
         with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=30) as admin:
             serve_two_arms(admin, state / "checkpoints")
             return Peer(name, server, (f"authorization: Bearer {make_key(admin, 'bench', limits=LIMITS)}",))

@@ -23,6 +23,7 @@ from bench.gateway.peers import GATEWAY, LIMITS, Field
 from bench.gateway.servers import Server, ServerFailed
 from bench.gateway.tools import MissingTool, compile_program
 from bench.leak.load import Load
+from feedback.secret_files import read_admin_key
 
 _STEP = 10_000  # requests between two looks
 _QUIET_S = 8.0  # idle connections are closed after five seconds
@@ -41,7 +42,7 @@ def main() -> int:
         with ExitStack() as stack:
             compile_program("mock", folder)
             gateway = Field(folder, run_folder, stack).start_gateway(GATEWAY, _SETTINGS).server
-            admin_key = (run_folder / GATEWAY / "secrets" / "admin_key").read_text().strip()
+            admin_key = read_admin_key(run_folder / GATEWAY)
             with httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {admin_key}"}) as admin:
                 keys = [make_key(admin, "bench", pairs=True), make_key(admin, "bench", pairs=True, limits=LIMITS)]
             load = Load(gateway.port, keys, arguments.seed)

@@ -29,6 +29,7 @@ from bench.gateway.servers import ServerFailed
 from bench.gateway.tools import MissingTool, compile_program
 from bench.outage.figures import Phase, Sample, compute_figures, render
 from bench.outage.people import People
+from feedback.secret_files import read_admin_key
 from prefloop.servers.kafka import Broker, KafkaFailed
 from prefloop.servers.postgres import Postgres, PostgresError
 
@@ -106,7 +107,7 @@ def start_machine(folder: Path, run_folder: Path) -> Iterator[Machine]:
             "PREFLOOP_GATEWAY__DATABASE_URL": database.create_database("prefloop_gateway"),
         }
         server = Field(folder, run_folder, stack).start_gateway(GATEWAY, settings).server
-        admin_key = (run_folder / GATEWAY / "secrets" / "admin_key").read_text().strip()
+        admin_key = read_admin_key(run_folder / GATEWAY)
         with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {admin_key}"}, timeout=30) as admin:
             keys = [make_key(admin, name, pairs=True) for name in ("load", "people")]
         peer = Peer(GATEWAY, server, (f"authorization: Bearer {keys[0]}",))

@@ -19,10 +19,10 @@ from openai import AsyncOpenAI
 from rich.console import Console
 
 from bench.personal.person import PersonGaveUp, draw_person, look, teach, wait_for_rounds
+from feedback.secret_files import read_admin_key
 from prefloop import startup
 from prefloop.demo.examination import FinalResult, collect_answers, conclude
 from prefloop.demo.tastes import Tastes, find_tastes, judge_truly, load_tastes
-from prefloop.gateway_client import read_admin_key
 from prefloop.services import Layout, log_path
 from prefloop.supervisor import Supervisor
 

@@ -22,9 +22,9 @@ from rich.console import Console
 
 from bench.round_beside_traffic.figures import TooFewRequests, Window, compare, describe_window, find_sampling
 from bench.round_beside_traffic.load import Load
+from feedback.secret_files import read_admin_key
 from prefloop import startup
 from prefloop.demo.snapshot import get_json
-from prefloop.gateway_client import read_admin_key
 from prefloop.rounds import BUSY
 from prefloop.servers.ports import find_neighbouring_ports
 from prefloop.services import Layout, log_path

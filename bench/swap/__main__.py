@@ -28,6 +28,7 @@ from bench.swap.swaps import Swaps, Timing
 from feedback.choices import comparisons
 from feedback.database import open_database
 from feedback.events import Comparison
+from feedback.secret_files import read_admin_key
 from prefloop.servers.ports import find_neighbouring_ports
 from prefloop.services import Layout, engine_service, gateway_service, log_path
 from prefloop.startup import StartFailed, build_seed_policy
@@ -67,7 +68,7 @@ async def run_swaps(arguments: argparse.Namespace, layout: Layout, adapters: Pat
             await wait_until_up(session, layout.engine_address + "/health", supervisor, "engine")
             supervisor.start(gateway_service(layout, SETTINGS))
             await wait_until_up(session, layout.gateway_url + "/livez", supervisor, "gateway")
-            admin_key = (layout.state_dir / "secrets" / "admin_key").read_text().strip()
+            admin_key = read_admin_key(layout.state_dir)
             operator = Operator(layout.gateway_url, admin_key, session)
             swaps = Swaps(operator, adapters, layout.state_dir / "checkpoints", arguments.trial_s)
             await swaps.start()

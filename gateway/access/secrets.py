@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from feedback.secret_files import ADMIN_KEY, FOLDER, PEPPER, TOKEN_KEY, TRAINER_TOKEN
 from gateway.access.clients import is_loopback
 from gateway.errors import SecretsError
 
@@ -64,15 +65,15 @@ def _remember_user(pepper: bytes, app: str, name: str) -> str:
 
 def load_secrets(state_dir: Path) -> Secrets:
     """Read the secrets, making those that do not exist. Raises SecretsError if a file is readable by others."""
-    folder = state_dir / "secrets"
+    folder = state_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    is_new = not (folder / "admin_key").exists()
-    pepper = _read_or_make(folder / "pepper", random_secrets.token_hex(32))
-    token_lines = _read_or_make(folder / "token_key", random_secrets.token_hex(32)).split()
+    is_new = not (folder / ADMIN_KEY).exists()
+    pepper = _read_or_make(folder / PEPPER, random_secrets.token_hex(32))
+    token_lines = _read_or_make(folder / TOKEN_KEY, random_secrets.token_hex(32)).split()
     admin_key = _read_or_make(
-        folder / "admin_key", f"pl_{random_secrets.token_hex(6)}_{random_secrets.token_urlsafe(32)}"
+        folder / ADMIN_KEY, f"pl_{random_secrets.token_hex(6)}_{random_secrets.token_urlsafe(32)}"
     )
-    trainer_token = _read_or_make(folder / "trainer_token", random_secrets.token_hex(32))
+    trainer_token = _read_or_make(folder / TRAINER_TOKEN, random_secrets.token_hex(32))
     if not pepper or not token_lines or not admin_key or not trainer_token:
         raise SecretsError(f"a file in {folder} is empty")
     token_keys = {hashlib.sha256(line.encode()).hexdigest()[:8]: line.encode() for line in token_lines}

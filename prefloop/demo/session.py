@@ -18,12 +18,12 @@ from typing import Any
 import httpx
 from rich.console import Console
 
+from feedback.secret_files import read_admin_key
 from prefloop import startup
 from prefloop.demo.options import DemoOptions
 from prefloop.demo.report import RssSampler, build_report, read_start_time, write_report
 from prefloop.demo.screen import Screen
 from prefloop.demo.snapshot import Snapshot, get_json
-from prefloop.gateway_client import read_admin_key
 from prefloop.machine import MachineSettings
 from prefloop.services import Layout, log_path
 from prefloop.supervisor import Service, Supervisor

@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from feedback.secret_files import ADMIN_KEY, locate_secret
 from feedback.settings import HttpUrl, SharedSettings, load_settings
 
 
@@ -56,7 +57,7 @@ class EngineHostSettings(SharedSettings):
     def key_path(self) -> Path:
         """The file with an operator's key."""
         section = self.engine_host
-        return Path(section.key_file) if section.key_file else self.state_dir / "secrets" / "admin_key"
+        return Path(section.key_file) if section.key_file else locate_secret(self.state_dir, ADMIN_KEY)
 
     @property
     def models_dir(self) -> Path:

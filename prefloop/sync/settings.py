@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from feedback.secret_files import ADMIN_KEY, locate_secret
 from feedback.settings import HttpUrl, SharedSettings, load_settings
 
 
@@ -40,7 +41,7 @@ class SyncSettings(SharedSettings):
     @property
     def key_path(self) -> Path:
         """The file with an operator's key."""
-        return Path(self.sync.key_file) if self.sync.key_file else self.state_dir / "secrets" / "admin_key"
+        return Path(self.sync.key_file) if self.sync.key_file else locate_secret(self.state_dir, ADMIN_KEY)
 
 
 class RunningSyncSettings(SyncSettings):
