@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.learning.curves import Curve, Wins
+from feedback.durable import write_durably
 
 MEASURED = Path(__file__).parent / "measured"  # cells that stand in docs/choices.md
 REVISION = 1  # raised when what an arm does changes without its settings
@@ -66,11 +66,10 @@ class Results:
 
     def save(self, cell: Cell, points: Mapping[int, Point]) -> None:
         """Put the points in the place of those before."""
-        path = self._directory / cell.file_name
-        part = path.with_suffix(".part")
         rows = {str(n): asdict(point) for n, point in sorted(points.items())}
-        part.write_text(json.dumps({"cell": asdict(cell), "points": rows}, indent=1), encoding="utf-8")
-        os.replace(part, path)
+        write_durably(
+            self._directory / cell.file_name, json.dumps({"cell": asdict(cell), "points": rows}, indent=1).encode()
+        )
 
 
 def _read_points(path: Path) -> dict[int, Point]:

@@ -7,7 +7,6 @@ compares with. An examination asks about facts that nobody chose about, and judg
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 
 from bench.learning.people import People, Person, Taste, draw_people, find_strength
 from bench.learning.worlds import Crowd, Question
+from feedback.durable import write_durably
 from prefloop.demo.intervals import score_pair
 from trainer.learn.sampling.sampler import LocalSampler, Sampled, SamplingParameters, SamplingRequest
 from trainer.model.backbone import Backbone
@@ -100,9 +100,7 @@ class Stage:
                 return [Asked(q, [_read_answer(each) for each in row]) for q, row in zip(questions, rows, strict=True)]
         asked = self.ask(questions, None, n, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps([[asdict(answer) for answer in each.answers] for each in asked]), encoding="utf-8")
-        os.replace(part, path)
+        write_durably(path, json.dumps([[asdict(answer) for answer in each.answers] for each in asked]).encode())
         return asked
 
     def value(self, question: Question, answer: Answer) -> float:

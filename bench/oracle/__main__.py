@@ -216,6 +216,8 @@ class Comparison:
 
 def main() -> None:
     arguments = parse_arguments()
+    if "ppo" in arguments.tasks and arguments.float64:
+        sys.exit("PPO is compared in float32 alone: with --float64 name the others, --tasks dpo reward sft")
     if "ppo" in arguments.tasks and arguments.steps % ppo.EPOCHS:
         sys.exit(f"PPO takes {ppo.EPOCHS} steps on each batch: --steps must be a multiple of that")
     tiny = build_tiny_model(FOLDER)
