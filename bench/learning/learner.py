@@ -19,9 +19,10 @@ from bench.learning.stage import Stage
 from bench.learning.third import ThirdSettings, run_third
 from trainer.learn.dpo import run_dpo
 from trainer.learn.reward.model import RewardModel
+from trainer.math.seeds import derive_seed
 from trainer.math.weights import weigh_rows
 from trainer.model.logprobs import score_answers
-from trainer.run.rows.plan import derive_seed, draw_rows
+from trainer.run.rows.plan import draw_rows
 from trainer.run.rows.schedule import is_restart_due
 from trainer.run.rows.weighing import describe_row, find_reliability
 from trainer.sections.reward import RewardSection
@@ -125,7 +126,7 @@ class Learner:
         return run_ppo_round(self.stage, self.reward, self.pairs, section, self._derive_seed())
 
     def _derive_seed(self) -> int:
-        return derive_seed(self.seed, self.num_rounds + 1)
+        return derive_seed(self.seed, "round", self.num_rounds + 1)
 
     def _run_third(self) -> dict[str, float]:
         asked = {pair.prompt.key for pair in self.pairs}

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from feedback.faults import reach
 from trainer.learn.loop import Loop, ParameterGroup, Schedule, Snapshots
 from trainer.learn.ppo.experience import Experience, ExperienceMaker, NothingLearnable, References
-from trainer.learn.ppo.samples import PpoSamples, derive_seed
+from trainer.learn.ppo.samples import PpoSamples
 from trainer.learn.ppo.step import PpoStep, Row
 from trainer.learn.ppo.value import ADAPTER, start_value
 from trainer.learn.rewards.rewards import Rewards
@@ -35,6 +35,7 @@ from trainer.learn.training import (
     take_step,
 )
 from trainer.math.advantages import AdaptiveKl
+from trainer.math.seeds import derive_seed
 from trainer.model.heads import ValueHead
 from trainer.model.logprobs import MOST_SHARED, group_by_prompt
 from trainer.model.memory import release_memory
@@ -260,7 +261,7 @@ class _Run:
         rows = [tuple(group) for group in group_by_prompt(experience.answers, shared)]
         ids = [f"{experience.event_ids[row[0]]} {row[0]}" for row in rows]
         size = -(-len(rows) // self.section.minibatches)
-        seed = derive_seed(self.seed, iteration)
+        seed = derive_seed(self.seed, "ppo", iteration)
         return rows, plan_steps(ids, [0] * len(rows), batch_size=size, epochs=self.section.epochs, seed=seed)
 
     def _adapt(self, experience: Experience) -> None:

@@ -6,13 +6,13 @@ stands then; where that fails they are sampled when they are needed.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 
 from trainer.learn.isolation import NotFinite, run_isolated
 from trainer.learn.sampling.sampler import EngineFailed, Sampled, Sampler, Samples, SamplingParameters, SamplingRequest
 from trainer.learn.steps import plan_steps
+from trainer.math.seeds import derive_seed
 from trainer.sections.training import PpoSection
 from trainer.text.pairs import PromptRow
 
@@ -82,9 +82,4 @@ class PpoSamples:
 
     def _make_request(self, iteration: int, rows: Sequence[PromptRow]) -> SamplingRequest:
         prompts, n = [row.prompt for row in rows], self._section.samples_per_prompt
-        return SamplingRequest(prompts, "policy", n, self._parameters, derive_seed(self._seed, iteration))
-
-
-def derive_seed(seed: int, iteration: int) -> int:
-    """The sampler's seed in an iteration, far from its neighbours'."""
-    return int.from_bytes(hashlib.blake2b(f"ppo {seed} {iteration}".encode(), digest_size=6).digest(), "big")
+        return SamplingRequest(prompts, "policy", n, self._parameters, derive_seed(self._seed, "ppo", iteration))

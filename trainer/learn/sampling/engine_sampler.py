@@ -6,7 +6,6 @@ happens; what a killed trainer left is unloaded first. Falls back on nothing: Pr
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
@@ -25,6 +24,7 @@ from trainer.learn.sampling.sampler import (
     SamplingRequest,
     fit_limit,
 )
+from trainer.math.seeds import derive_seed
 from trainer.sections.judging import SamplingSection
 from trainer.text.pairs import Answer
 
@@ -151,8 +151,3 @@ class EngineSampler:
             max_tokens=parameters.max_tokens,
         )
         return Sampled(answer, logprobs)
-
-
-def derive_seed(seed: int, index: int) -> int:
-    """A seed for the prompt at this place, far from its neighbours'."""
-    return int.from_bytes(hashlib.sha256(f"{seed}-{index}".encode()).digest()[:6], "big")

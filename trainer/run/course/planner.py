@@ -16,6 +16,7 @@ import msgspec
 import sqlalchemy as sa
 
 from trainer.judge.frozen import digest_prompt
+from trainer.math.seeds import derive_seed
 from trainer.run import rounds
 from trainer.run.course.task import Rows, Training
 from trainer.run.intake.quarantine import Quarantine
@@ -23,7 +24,7 @@ from trainer.run.publish import lineage
 from trainer.run.publish.checkpoints import Published
 from trainer.run.rounds import OpenRound
 from trainer.run.rows import pool, signal_queries
-from trainer.run.rows.plan import Draw, Plan, Start, count_labelled, derive_seed, draw_rows, find_code_version
+from trainer.run.rows.plan import Draw, Plan, Start, count_labelled, draw_rows, find_code_version
 from trainer.run.rows.prompts import draw_prompts
 from trainer.run.rows.schedule import is_restart_due
 from trainer.run.rows.weighing import describe_row
@@ -85,7 +86,7 @@ class Planner:
             last_preference_id=found.last_id,
             reward_version=reward_version,
             trigger_choice_at=opened.trigger_choice_at,
-            seed=derive_seed(section.seed, opened.number),
+            seed=derive_seed(section.seed, "round", opened.number),
             settings=freeze_settings(section, opened.kind),
             code_version=find_code_version(),
             planned_at=self._now(),

@@ -104,11 +104,6 @@ def draw_sample(items: Sequence[T], num: int, rng: random.Random) -> list[T]:
     return [items[index] for index in sorted(rng.sample(range(len(items)), num))]
 
 
-def derive_seed(seed: int, number: int) -> int:
-    """The seed of a round: another one for each, the same for the same."""
-    return random.Random(f"{seed}-round-{number}").getrandbits(31)
-
-
 def find_code_version() -> str:
     """The installed release, "unknown" where there is none."""
     try:
