@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench.learning.arms import ARMS, CONTROLS, EVERY, Arm, run_arm, with_grid
+from bench.learning.arms import PRESETS, Arm, make_arms, run_arm, with_grid
 from bench.learning.assistant import load_assistant
 from bench.learning.cells import MEASURED, Cell, Point, Results
 from bench.learning.plots import draw_world
@@ -53,16 +53,17 @@ class Job:
 
 def list_jobs(arguments: argparse.Namespace) -> list[Job]:
     """Everything to measure, in order: what is worth most first."""
+    every = make_arms(arguments.model)
     if arguments.model == "smollm2":
-        arms = {name: with_grid(EVERY[name], SMOLLM2_GRID) for name in ("offline", "full")} | {CEILING: EVERY[CEILING]}
+        arms = {CEILING: every[CEILING]} | {name: with_grid(every[name], SMOLLM2_GRID) for name in ("offline", "full")}
         worlds, seeds = {"assistant": (0.2,)}, (0, 1)
     elif arguments.quick:
         arms = {
-            name: EVERY[name] if grid is None else with_grid(EVERY[name], grid) for name, grid in QUICK_ARMS.items()
+            name: every[name] if grid is None else with_grid(every[name], grid) for name, grid in QUICK_ARMS.items()
         }
         worlds, seeds = {"capitals": (0.2,)}, (0,)
     else:
-        arms, worlds, seeds = {CEILING: EVERY[CEILING]} | ARMS | CONTROLS, WORLDS, SEEDS
+        arms, worlds, seeds = every, WORLDS, SEEDS
     if arguments.arms:
         arms = {name: arm for name, arm in arms.items() if name in {*arguments.arms, CEILING}}
     if arguments.worlds:
@@ -175,8 +176,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="one world, one noise, one seed, three arms: some 20 minutes"
     )
-    parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
-    parser.add_argument("--arms", nargs="*", choices=list(EVERY), help="only these")
+    parser.add_argument("--model", choices=list(PRESETS), default="tiny")
+    parser.add_argument("--arms", nargs="*", choices=list(make_arms("tiny")), help="only these")
     parser.add_argument("--worlds", nargs="*", help="only these")
     parser.add_argument("--noises", nargs="*", type=float, help="only these")
     parser.add_argument("--seeds", nargs="*", type=int, help="these seeds of people and policy")

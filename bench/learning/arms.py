@@ -30,13 +30,12 @@ from trainer.text.rejected import log_rejected
 Points = Iterator[tuple[int, Point]]
 
 # TRL's DPOTrainer as it comes: sigmoid, beta .1, three epochs, no warm-up, linear decay, every pair alike, no ties. Its learning
-# rate is made for models of billions, so it has our preset's; two lower ones lost the facts, too (docs/log.md).
+# rate is made for models of billions, so it has ours; two lower ones lost the facts, too (docs/log.md).
 TRL_DPO: dict[str, Any] = {
     "epochs": 3, "label_smoothing": 0.0, "warmup_share": 0.0, "decay": "linear", "nll_weight": 0.0, "beta": 0.1,
 }  # fmt: skip
-OUR_DPO: dict[str, Any] = TrainerSettings.preset_values("demo")["trainer"]["dpo"]  # as the tiny policy ships
+PRESETS = {"tiny": "demo", "smollm2": "demo-smollm2"}  # whose settings of rounds our arms have
 FREQUENT: dict[str, Any] = {"update_every_preferences": 16}  # what is asked next hangs on what was said just now
-SMALL_PPO: dict[str, Any] = {"iterations": 6, "epochs": 2, "max_tokens": 48}
 CLEVER = Shares(random=0.1, informative=0.3, telling=0.6, candidates=4)
 
 OFFLINE_GRID = (50, 100, 200, 400, 800, 1600)
@@ -49,9 +48,14 @@ FULL_GRID = (
     200,
     300,
     400,
-)  # the more rounds, the fewer choices: all that learn as they go have as many
+)  # the more rounds, the fewer choices: both that DPO teaches have as many
 ONLINE_GRID = (*FULL_GRID, 600, 800)
-ROUND_GRID = (50, 100, 200, 400)
+ROUND_GRID = (
+    50,
+    100,
+    200,
+    400,
+)  # of rounds that sample: they cost ten times as much. Claims hold them beside DPO at these
 
 
 @dataclass(frozen=True)
@@ -65,25 +69,35 @@ class Arm:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything its results hang on, for the cell's key."""
-        return asdict(self)
+        """Everything its results hang on, defaults included, for the cell's key."""
+        sft = SftSection(**self.extra.get("sft", {})).model_dump(mode="json")
+        return asdict(self) | {"manner": self.manner.resolve(), "extra": {"sft": sft}}
 
 
-ARMS: dict[str, Arm] = {
-    "offline": Arm("offline", Manner(OFFLINE_GRID, dpo=TRL_DPO)),
-    "online_dpo": Arm("chain", Manner(ONLINE_GRID, dpo=OUR_DPO)),
-    "full": Arm("chain", Manner(FULL_GRID, shares=CLEVER, dpo=OUR_DPO | {"labelled_share": 0.3}, reward=FREQUENT)),
-    "ppo": Arm("chain", Manner(ROUND_GRID, shares=CLEVER, ppo=SMALL_PPO, reward=FREQUENT, update="ppo")),
-    "third": Arm("chain", Manner(ROUND_GRID, shares=CLEVER, reward=FREQUENT, update="third")),
-}
-CONTROLS: dict[str, Arm] = {
-    "shuffled": Arm("chain", Manner((100, 400), shares=CLEVER, dpo=OUR_DPO), is_shuffled=True),
-    "offline_ours": Arm("offline", Manner((100, 400, 1600), dpo=OUR_DPO)),
-    "sft_chosen": Arm("sft", Manner((100, 400, 1600), dpo=TRL_DPO), extra={"sft": {"epochs": 2}}),
-    "best_of_4": Arm("best_of", Manner((100, 400), dpo=OUR_DPO)),
-    "ceiling": Arm("ceiling", Manner((0,), dpo=OUR_DPO)),
-}
-EVERY = ARMS | CONTROLS
+def get_preset(model: str) -> dict[str, Any]:
+    """The trainer's settings with which a model of this measurement ships, where they are no defaults."""
+    preset: dict[str, Any] = TrainerSettings.preset_values(PRESETS[model])["trainer"]
+    return preset
+
+
+def make_arms(model: str) -> dict[str, Arm]:
+    """The arms, then the controls, in the order of what is worth most."""
+    preset = get_preset(model)
+    dpo, ppo = preset["dpo"], preset["ppo"]
+    trl = TRL_DPO | {"lr": dpo["lr"]}
+    full = Manner(FULL_GRID, shares=CLEVER, dpo=dpo | {"labelled_share": 0.3}, reward=FREQUENT)
+    return {
+        "ceiling": Arm("ceiling", Manner((0,), dpo=dpo)),
+        "offline": Arm("offline", Manner(OFFLINE_GRID, dpo=trl)),
+        "online_dpo": Arm("chain", Manner(ONLINE_GRID, dpo=dpo)),
+        "full": Arm("chain", full),
+        "ppo": Arm("chain", Manner(ROUND_GRID, shares=CLEVER, ppo=ppo, reward=FREQUENT, update="ppo")),
+        "third": Arm("chain", Manner(ROUND_GRID, shares=CLEVER, reward=FREQUENT, update="third")),
+        "shuffled": Arm("chain", replace(full, grid=(100, 400)), is_shuffled=True),
+        "offline_ours": Arm("offline", Manner((100, 400, 1600), dpo=dpo)),
+        "sft_chosen": Arm("sft", Manner((100, 400, 1600), dpo=dpo), extra={"sft": {"epochs": 2}}),
+        "best_of_4": Arm("best_of", Manner((100, 400), dpo=dpo)),
+    }
 
 
 def with_grid(arm: Arm, grid: tuple[int, ...]) -> Arm:
@@ -146,25 +160,27 @@ def _run_offline(arm: Arm, stage: Stage, people: People, seed: int, number: int)
         stage.backbone, encoded, DpoSection(**arm.manner.dpo), seed=seed,
         references=lambda answers: score_answers(stage.backbone, answers, None)[0],
     )  # fmt: skip
-    return make_point(stage.examine("policy", seed), time.process_time() - started, figures)
+    spent = time.process_time() - started
+    return make_point(stage.examine("policy", seed), spent, figures)
 
 
 def _run_sft(arm: Arm, stage: Stage, people: People, seed: int, number: int) -> Point:
     started = time.process_time()
     figures = train_sft(stage, draw_offline(stage, people, number, seed), SftSection(**arm.extra["sft"]), seed)
-    return make_point(stage.examine("policy", seed), time.process_time() - started, figures)
+    spent = time.process_time() - started
+    return make_point(stage.examine("policy", seed), spent, figures)
 
 
 def _run_best_of(arm: Arm, stage: Stage, people: People, seed: int, number: int) -> Point:
     started = time.process_time()
     learner = Learner(stage, people, arm.manner, seed)
     learner.ask(number)
-    return make_point(examine_best_of(stage, learner.reward, seed), time.process_time() - started, {})
+    spent = time.process_time() - started
+    return make_point(examine_best_of(stage, learner.reward, seed), spent, {})
 
 
 def _run_ceiling(arm: Arm, stage: Stage, people: People, seed: int, number: int) -> Point:
     started = time.process_time()
     figures = train_ceiling(stage, DpoSection(**arm.manner.dpo), seed)
-    return make_point(
-        stage.examine("policy", seed), time.process_time() - started, figures | {"ideal": stage.find_ceiling()}
-    )
+    spent = time.process_time() - started
+    return make_point(stage.examine("policy", seed), spent, figures | {"ideal": stage.find_ceiling()})

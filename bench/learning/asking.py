@@ -87,8 +87,9 @@ def ask_people(
             score_candidates(stage, reward, asked) if knows and reward is not None and asked else [None] * len(asked)
         )
         for each, drawn_scores in zip(asked, draws, strict=True):
-            first, second = choose_pair(each.answers, draw_share(shares, rng), drawn_scores, rng)
-            pairs.append(stage.choose(people, each.question, first, second, rng, first_number + len(pairs)))
+            share = "random" if drawn_scores is None else draw_share(shares, rng)
+            first, second = choose_pair(each.answers, share, drawn_scores, rng)
+            pairs.append(stage.choose(people, each.question, first, second, rng, first_number + len(pairs), share))
     return pairs
 
 

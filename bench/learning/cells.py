@@ -1,7 +1,8 @@
 """Cells of the table: one arm in one world with one seed, its results kept in a file of their own from point to point.
 
-A cell's key is a digest of everything its result hangs on, so that a cell of other settings is never taken for it. A killed
-measurement goes on with the first cell, or point, that is not there.
+A cell's key is a digest of all settings that its result hangs on, defaults included, so that a cell of others is never taken for it;
+where code changes what an arm does, REVISION is raised. A killed measurement goes on with the first cell that is not
+whole: an offline arm with its first missing point, one that learns as it goes from the beginning.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bench.learning.curves import Curve, Wins
 from feedback.durable import write_durably
 
 MEASURED = Path(__file__).parent / "measured"  # cells that stand in docs/choices.md
-REVISION = 1  # raised when what an arm does changes without its settings
+REVISION = 2  # raised when what an arm does changes without its settings
 
 
 @dataclass(frozen=True)

@@ -12,26 +12,28 @@ import json
 import logging
 import math
 import random
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from bench.learning.__main__ import ROOT, SEEDS, Job, Stages, measure
-from bench.learning.arms import EVERY, Arm, draw_offline
+from bench.learning.arms import ROUND_GRID, Arm, draw_offline, make_arms, with_grid
 from bench.learning.asking import Shares
 from bench.learning.cells import Cell, Point, Results
-from bench.learning.curves import Curve, list_facts, resample, weighted_mean
+from bench.learning.curves import Wins, compare_win_rates, measure_win_rate
+from bench.learning.ratings import average_by_fact, draw_decisive, find_better, judge_model, learn_rewards, rate
 from bench.learning.stage import Stage
-from trainer.learn.reward.model import RewardModel
+from prefloop.demo.intervals import score_pair
 from trainer.math.intervals import Interval, bootstrap_interval
-from trainer.text.pairs import Pair, Rated
 
 CHOICES = 200  # where arms are held side by side
 WORLD, NOISE, MESSY = "capitals", 0.2, 0.4
+EVERY = make_arms("tiny")
+FULL_BESIDE_PPO = with_grid(EVERY["full"], ROUND_GRID)  # as many rounds as PPO has
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,6 @@ class Verdict:
     sentence: str
 
 
-def compare_rates(ours: Sequence[Point], theirs: Sequence[Point], seed: int = 0) -> Interval:
-    """The difference of mean win rates of the same seeds and facts, with the 95% interval."""
-    one, other = ([Curve({1: point.wins}) for point in points] for points in (ours, theirs))
-
-    def subtract(drawn: Sequence[tuple[int, Sequence[str]]]) -> float:
-        return math.fsum(
-            weighted_mean(one[i].points[1], facts) - weighted_mean(other[i].points[1], facts) for i, facts in drawn
-        ) / len(drawn)
-
-    rng = np.random.default_rng(seed)
-    value = subtract([(i, list_facts(curve)) for i, curve in enumerate(one)])
-    found = sorted(subtract(resample(one, rng)) for _ in range(1000))
-    return Interval(value, found[25], found[974], len(one))
-
-
 def decide(interval: Interval, line: float = 0.0) -> bool | None:
     """Whether a figure is clearly above a line; None where nobody can tell."""
     return True if interval.low > line else False if interval.high < line else None
@@ -66,6 +53,10 @@ def decide(interval: Interval, line: float = 0.0) -> bool | None:
 
 def say(interval: Interval) -> str:
     return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def share(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def describe(interval: Interval) -> dict[str, float]:
@@ -104,7 +95,7 @@ def claim_difference(
     claim: str, ours: Sequence[Point], theirs: Sequence[Point], names: tuple[str, str], choices: int = CHOICES
 ) -> Verdict:
     """That one arm has a higher win rate than another after so many choices."""
-    difference = compare_rates(ours, theirs)
+    difference = compare_win_rates([point.wins for point in ours], [point.wins for point in theirs])
     holds = decide(difference)
     said = {True: "holds", False: "is refuted", None: "cannot be told"}[holds]
     sentence = (
@@ -114,15 +105,42 @@ def claim_difference(
 
 
 def claim_ppo_when_messy(claims: Claims) -> Verdict:
-    ours, theirs = claims.at("ppo", noise=MESSY), claims.at("full", noise=MESSY)
+    ours = claims.at("ppo", noise=MESSY)
+    theirs = claims.at("full_beside_ppo", FULL_BESIDE_PPO, noise=MESSY)
     return claim_difference("PPO beats DPO on messy preferences", ours, theirs, ("PPO", "full DPO, both at 40% noise"))
 
 
 def claim_sft_cannot_exceed(claims: Claims) -> Verdict:
+    """Beside what the chosen answers themselves win against the seed policy's."""
     choices = 2 * CHOICES
-    sft, ours = claims.at("sft_chosen", choices=choices), claims.at("online_dpo", choices=choices)
-    names = ("online DPO", "SFT on what was chosen")
-    return claim_difference("SFT cannot exceed its data, RLHF can", ours, sft, names, choices)
+    sft, ours = (
+        measure_win_rate([point.wins for point in claims.at(arm, choices=choices)])
+        for arm in ("sft_chosen", "online_dpo")
+    )
+    data = measure_win_rate([rate_data(claims.stage(seed), seed, choices) for seed in claims.seeds])
+    holds: bool | None = None
+    if sft.low <= data.high and ours.low > data.high:
+        holds = True
+    elif sft.low > data.high or ours.high < data.low:
+        holds = False
+    figures = {"data": describe(data), "sft": describe(sft), "online_dpo": describe(ours)}
+    sentence = f"after {choices} choices the chosen answers win {share(data)}, SFT on them {share(sft)}, online DPO {share(ours)}"
+    return Verdict("SFT cannot exceed its data, RLHF can", holds, figures, sentence)
+
+
+def rate_data(stage: Stage, seed: int, choices: int) -> Wins:
+    """What chosen answers win against the others that the seed policy gave to the question, by fact."""
+    scores: dict[str, list[float]] = {}
+    for pair in draw_offline(stage, stage.draw_crowd(NOISE, seed), choices, seed):
+        if pair.is_decisive:
+            chosen = pair.first if pair.preferred == "first" else pair.second
+            asked = next(each for each in stage.pool if each.question.text == pair.prompt.key)
+            worth = stage.value(asked.question, chosen)
+            others = [
+                score_pair(worth, stage.value(asked.question, other)) for other in asked.answers if other != chosen
+            ]
+            scores.setdefault(asked.question.fact, []).append(statistics.fmean(others or [0.5]))
+    return average_by_fact(scores)
 
 
 def claim_asking(claims: Claims) -> Verdict:
@@ -159,100 +177,62 @@ def claim_kl(claims: Claims) -> Verdict:
 
 def claim_cost(claims: Claims) -> Verdict:
     spent = {
-        name: [
-            sum(point.cpu_s for n, point in points.items() if n <= CHOICES)
-            for points in claims.points(name, EVERY[name])
-        ]
-        for name in ("ppo", "full")
+        name: [sum(point.cpu_s for n, point in points.items() if n <= CHOICES) for points in claims.points(name, arm)]
+        for name, arm in {"ppo": EVERY["ppo"], "full_beside_ppo": FULL_BESIDE_PPO}.items()
     }
-    ratios = [ppo / dpo for ppo, dpo in zip(spent["ppo"], spent["full"], strict=True)]
+    ratios = [ppo / dpo for ppo, dpo in zip(*spent.values(), strict=True)]
     mean = bootstrap_interval(ratios)
-    sentence = f"PPO takes {mean.value:.1f} [{mean.low:.1f}, {mean.high:.1f}] times the CPU of full DPO up to {CHOICES} choices"
+    times = f"{mean.value:.1f} [{mean.low:.1f}, {mean.high:.1f}] times"
+    sentence = f"PPO takes {times} the CPU of full DPO in as many rounds, up to {CHOICES} choices"
     return Verdict("DPO costs less", decide(mean, 1.0), {"ppo_over_dpo": describe(mean)}, sentence)
 
 
-def split_pairs(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
-    """(to learn from, to judge by)."""
-    decisive = [pair for pair in pairs if pair.is_decisive]
-    return decisive[: len(decisive) // 2], decisive[len(decisive) // 2 :]
-
-
-def rate(stage: Stage, pair: Pair, rng: random.Random, spread: float) -> list[Rated]:
-    """Both answers of a pair as people would rate them from 1 to 3: worth, as each sees it through noise of its own."""
-    rows = []
-    worst, best = -2.0, 1.0
-    for name, answer in (("a", pair.first), ("b", pair.second)):
-        question = next(q for q in stage.questions if q.text == pair.prompt.key)
-        seen = (stage.value(question, answer) - worst) / (best - worst) + rng.gauss(0.0, spread)
-        stars = min(2, max(0, math.floor(3 * seen)))
-        event_id, value = f"{pair.event_id}-{name}", stars / 2
-        rows.append(
-            Rated(event_id=event_id, prompt=pair.prompt, answer=answer, kind="rating", value=value, user=pair.user)
-        )
-    return rows
-
-
 def claim_pairs_beat_ratings(claims: Claims) -> Verdict:
-    """As many judgements of each sort, of the same answers: a pair is one choice, or one rating of one of its answers."""
-    differences: list[float] = []
+    """As many judgements of each sort, of the same answers by the same people: one choice, or one rating of one of its answers."""
+    right: dict[str, list[Wins]] = {"pairs": [], "ratings": []}
     for seed in claims.seeds:
         stage = claims.stage(seed)
         people = stage.draw_crowd(NOISE, seed)
-        learnt, judged = split_pairs(draw_offline(stage, people, 2 * CHOICES, seed))
-        truth = [_judge(stage, pair) for pair in judged]
+        learnt, judged = draw_decisive(stage, people, CHOICES, seed)
         rng = random.Random(f"ratings-{seed}")
-        spread = 0.5 / people.strength  # of the logistic noise that choices have, in units of worth a third as wide
-        right = []
-        for is_rated in (False, True):
-            stage.backbone.adapters.reset("reward")
-            model = RewardModel(stage.backbone, seed=seed)
-            for start in range(0, len(learnt), 64):
-                some = learnt[start : start + 64]
-                rated = [rng.choice(rate(stage, pair, rng, spread)) for pair in some] if is_rated else []
-                model.update([] if is_rated else some, [], rated=rated)
-            chances = model.predict(judged)
-            right.append(
-                [
-                    float((chance > 0.5) == first)
-                    for chance, first in zip(chances, truth, strict=True)
-                    if first is not None
-                ]
-            )
-        differences += [pair - rating for pair, rating in zip(*right, strict=True)]
-    difference = bootstrap_interval(differences)
-    sentence = f"accuracy of a reward model from {CHOICES} choices less that from as many ratings of one to three: {say(difference)}"
-    return Verdict(
-        "Pairs beat ratings of one to three", decide(difference), {"difference": describe(difference)}, sentence
+        rated = [rate(stage, people, pair, rng) for pair in learnt]
+        right["pairs"].append(judge_model(stage, learn_rewards(stage, seed, learnt, []), judged))
+        right["ratings"].append(judge_model(stage, learn_rewards(stage, seed, [], rated), judged))
+    difference = compare_win_rates(right["pairs"], right["ratings"])
+    shares = {name: round(measure_win_rate(some).value, 4) for name, some in right.items()}
+    sentence = (
+        f"a reward model from {CHOICES} choices orders {shares['pairs']:.0%} rightly, one from as many ratings of one to three"
+        f" {shares['ratings']:.0%}: {say(difference)}"
     )
-
-
-def _judge(stage: Stage, pair: Pair) -> bool | None:
-    """Whether the first answer is truly better; None where they are worth the same."""
-    question = next(q for q in stage.questions if q.text == pair.prompt.key)
-    one, other = stage.value(question, pair.first), stage.value(question, pair.second)
-    return None if one == other else one > other
+    return Verdict(
+        "Pairs beat ratings of one to three",
+        decide(difference),
+        {"difference": describe(difference), **shares},
+        sentence,
+    )
 
 
 def claim_loss_bounds(claims: Claims) -> Verdict:
-    """-log sigmoid(d) of choices that the model orders rightly lies between 0 and ln 2, of the others above it."""
-    inside, outside = [], []
+    """The mean loss -log P(what was chosen) of pairs whose truly better answer the model puts first, and of the other pairs.
+
+    By itself a choice that a model foresees has a loss below ln 2: that says nothing. People err, so the mean could lie above.
+    """
+    losses: dict[bool, list[float]] = {True: [], False: []}
     for seed in claims.seeds:
         stage = claims.stage(seed)
-        learnt, judged = split_pairs(draw_offline(stage, stage.draw_crowd(NOISE, seed), 2 * CHOICES, seed))
-        stage.backbone.adapters.reset("reward")
-        model = RewardModel(stage.backbone, seed=seed)
-        for start in range(0, len(learnt), 64):
-            model.update(learnt[start : start + 64], [])
+        learnt, judged = draw_decisive(stage, stage.draw_crowd(NOISE, seed), CHOICES, seed)
+        model = learn_rewards(stage, seed, learnt, [])
         for chance, pair in zip(model.predict(judged), judged, strict=True):
-            of_chosen = chance if pair.preferred == "first" else 1 - chance
-            (inside if of_chosen > 0.5 else outside).append(-math.log(of_chosen))
-    holds = max(inside) < math.log(2) and (not outside or min(outside) >= math.log(2))
-    mean = bootstrap_interval(inside)
-    sentence = (
-        f"of {len(inside)} choices in the right order the loss is {mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}] in the mean, at"
-        f" most {max(inside):.3f}; of {len(outside)} in the wrong order at least {min(outside, default=math.nan):.3f}"
-    )
-    return Verdict("BT loss lies in (0, .69) when the order is right", holds, {"mean": describe(mean)}, sentence)
+            _, is_first = find_better(stage, pair)
+            if is_first is not None:
+                losses[(chance > 0.5) == is_first].append(
+                    -math.log(chance if pair.preferred == "first" else 1 - chance)
+                )
+    mean, other = (bootstrap_interval(losses[is_right]) for is_right in (True, False))
+    holds = decide(Interval(math.log(2) - mean.value, math.log(2) - mean.high, math.log(2) - mean.low, mean.n))
+    sentence = f"the mean loss of what was chosen is {share(mean)} where the model's order is the true one, else {share(other)}"
+    figures = {"right_order": describe(mean), "wrong_order": describe(other)}
+    return Verdict("BT loss lies in (0, .69) when the order is right", holds, figures, sentence)
 
 
 CLAIMS: dict[str, Callable[[Claims], Verdict]] = {

@@ -1,14 +1,15 @@
 """From win rates against choices to choices against a win rate, with intervals over seeds and facts. Pure.
 
-Win rates are first made monotone (they are noisy, and more choices are expected to help), then read off between the grid's
-points, linearly in the logarithm of choices. Intervals are a bootstrap over whole seeds and over facts within each; the ratio of two
-arms takes the same seeds and facts for both. What is never reached counts as infinitely many choices.
+What counts is when a win rate is first reached: a policy that is good for a while and then falls was good. Between the grid's points
+it is read off linearly in the logarithm of choices. Intervals are a bootstrap over whole seeds and over facts within each; a
+ratio of two arms, and the ceiling that both are measured by, take the same seeds and facts. Of n seeds n - 1 are drawn, so that the
+spread of a mean is what it is for few seeds, too (Rao and Wu 1988). What is never reached counts as infinitely many choices.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ GAIN_SHARE = 0.8  # of the ceiling's gain: the quality whose choices are counted
 NUM_RESAMPLES = 1000
 Wins = Mapping[str, tuple[float, int]]
 """Mean score and number of questions by fact."""
+Draw = Sequence[tuple[int, Sequence[str]]]
+"""Seeds, by their place, and facts of each."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +38,10 @@ def weighted_mean(wins: Wins, facts: Sequence[str]) -> float:
     return math.fsum(wins[fact][0] * wins[fact][1] for fact in facts) / number
 
 
-def make_monotone(values: Sequence[float]) -> list[float]:
-    """The closest rising sequence, by pooling neighbours that fall (Ayer et al. 1955); all weigh alike."""
-    pools: list[tuple[float, int]] = []
-    for value in values:
-        pools.append((value, 1))
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (one, m), (other, n) = pools[-2:]
-            pools[-2:] = [((one * m + other * n) / (m + n), m + n)]
-    return [value for value, number in pools for _ in range(number)]
-
-
 def find_choices(points: Mapping[int, float], target: float) -> float:
-    """How many choices reach a win rate; infinite if none of the points does. points: win rate by choices, all above 0."""
-    grid = sorted(points)
-    rising = make_monotone([points[n] for n in grid])
+    """How many choices first reach a win rate; infinite if none of the points does. points: win rate by choices, all above 0."""
     before, value_before = 0, CHANCE
-    for n, value in zip(grid, rising, strict=True):
+    for n, value in sorted(points.items()):
         if value >= target:
             share = 1.0 if value <= value_before else max(0.0, (target - value_before) / (value - value_before))
             if not before:
@@ -75,27 +65,34 @@ def list_facts(curve: Curve) -> list[str]:
     return sorted(next(iter(curve.points.values())))
 
 
-def resample(curves: Sequence[Curve], rng: np.random.Generator) -> list[tuple[int, list[str]]]:
-    """Seeds drawn with replacement, and facts within each."""
+def resample(curves: Sequence[Curve], rng: np.random.Generator) -> Draw:
+    """Seeds drawn with replacement, one fewer than there are, and facts within each."""
     drawn = []
-    for seed in rng.integers(len(curves), size=len(curves)).tolist():
+    for seed in rng.integers(len(curves), size=max(1, len(curves) - 1)).tolist():
         facts = list_facts(curves[seed])
         drawn.append((seed, [facts[i] for i in rng.integers(len(facts), size=len(facts))]))
     return drawn
 
 
-def count_choices(curves: Sequence[Curve], target: float, seed: int = 0) -> Interval:
-    """Choices to reach a win rate in the mean over seeds, with the 95% interval; bounds may be infinite."""
+def bootstrap(curves: Sequence[Curve], figure: Callable[[Draw], float], seed: int = 0) -> Interval:
+    """A figure of all seeds and facts of these curves, with its 95% interval; bounds may be infinite."""
     rng = np.random.default_rng(seed)
-    value = find_choices(average_points(curves, [list_facts(curve) for curve in curves]), target)
-    found = []
-    for _ in range(NUM_RESAMPLES):
-        drawn = resample(curves, rng)
-        found.append(find_choices(average_points([curves[i] for i, _ in drawn], [facts for _, facts in drawn]), target))
+    value = figure([(i, list_facts(curve)) for i, curve in enumerate(curves)])
+    found = [figure(resample(curves, rng)) for _ in range(NUM_RESAMPLES)]
     return Interval(value, find_quantile(found, 0.025), find_quantile(found, 0.975), len(curves))
 
 
-def compare_choices(curves: Sequence[Curve], others: Sequence[Curve], target: float, seed: int = 0) -> Interval:
+def average_draw(curves: Sequence[Curve], drawn: Draw) -> dict[int, float]:
+    """Mean win rates by choices of the seeds and facts that were drawn."""
+    return average_points([curves[i] for i, _ in drawn], [facts for _, facts in drawn])
+
+
+def count_choices(curves: Sequence[Curve], ceilings: Sequence[Wins]) -> Interval:
+    """Choices until the mean of the seeds has GAIN_SHARE of what the ceiling gains, with the 95% interval."""
+    return bootstrap(curves, lambda drawn: find_choices(average_draw(curves, drawn), _find_target(ceilings, drawn)))
+
+
+def compare_choices(curves: Sequence[Curve], others: Sequence[Curve], ceilings: Sequence[Wins]) -> Interval:
     """Choices of one arm as a share of another's, seed by seed the same people and facts, with the 95% interval.
 
     Where the other never gets there, its largest number of choices stands for it: the share is then at most this. Where this
@@ -103,17 +100,16 @@ def compare_choices(curves: Sequence[Curve], others: Sequence[Curve], target: fl
     """
     most = max(min(max(curve.points) for curve in others), 1)
 
-    def divide(drawn: Sequence[tuple[int, Sequence[str]]]) -> float:
-        facts = [chosen for _, chosen in drawn]
-        ours, theirs = (
-            find_choices(average_points([arm[i] for i, _ in drawn], facts), target) for arm in (curves, others)
-        )
+    def divide(drawn: Draw) -> float:
+        target = _find_target(ceilings, drawn)
+        ours, theirs = (find_choices(average_draw(arm, drawn), target) for arm in (curves, others))
         return ours / min(theirs, most)
 
-    rng = np.random.default_rng(seed)
-    value = divide([(i, list_facts(curve)) for i, curve in enumerate(curves)])
-    found = [divide(resample(curves, rng)) for _ in range(NUM_RESAMPLES)]
-    return Interval(value, find_quantile(found, 0.025), find_quantile(found, 0.975), len(curves))
+    return bootstrap(curves, divide)
+
+
+def _find_target(ceilings: Sequence[Wins], drawn: Draw) -> float:
+    return find_target(average_draw([Curve({0: each}) for each in ceilings], drawn)[0])
 
 
 def find_quantile(values: Sequence[float], share: float) -> float:
@@ -127,13 +123,13 @@ def find_target(ceiling: float) -> float:
     return CHANCE + GAIN_SHARE * (ceiling - CHANCE)
 
 
-def measure_win_rate(wins: Sequence[Wins], seed: int = 0) -> Interval:
+def measure_win_rate(wins: Sequence[Wins]) -> Interval:
     """The mean win rate of several seeds at one number of choices, with the 95% interval over seeds and facts."""
     curves = [Curve({1: each}) for each in wins]
-    rng = np.random.default_rng(seed)
-    value = average_points(curves, [list_facts(curve) for curve in curves])[1]
-    found = []
-    for _ in range(NUM_RESAMPLES):
-        drawn = resample(curves, rng)
-        found.append(average_points([curves[i] for i, _ in drawn], [facts for _, facts in drawn])[1])
-    return Interval(value, find_quantile(found, 0.025), find_quantile(found, 0.975), len(curves))
+    return bootstrap(curves, lambda drawn: average_draw(curves, drawn)[1])
+
+
+def compare_win_rates(ours: Sequence[Wins], theirs: Sequence[Wins]) -> Interval:
+    """The difference of mean win rates of the same seeds and facts, with the 95% interval."""
+    one, other = ([Curve({1: each}) for each in wins] for wins in (ours, theirs))
+    return bootstrap(one, lambda drawn: average_draw(one, drawn)[1] - average_draw(other, drawn)[1])

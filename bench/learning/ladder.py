@@ -1,11 +1,11 @@
 """A long run of one policy: 3,000 choices, rounds as they come, every promoted checkpoint examined.
 
-`python -m bench.learning.ladder [--choices N] [--drift]`. A round's checkpoint is judged offline and then tried by people, whose duels
-are choices, too. Promoted ones are examined on facts that neither people nor the gate ask about, against checkpoint 0 and against
-the one before. With --drift another style becomes the best half-way, and what counts is
-how many choices later the policy follows. Goals: three promotions or more, none clearly worse than the one before, the last at
-least .80 against checkpoint 0; drift followed within 1,000 choices. The last line is one JSON object. A run that is killed
-begins again.
+`python -m bench.learning.ladder [--choices N] [--drift] [--shuffled]`. A round's checkpoint is judged offline and then tried by
+people, whose duels are choices, too. Promoted ones are examined on facts that neither people nor the gate ask about, against
+checkpoint 0 and against the one before. With --drift another style becomes the best half-way, and what counts is how many
+choices later the policy follows. Goals: three promotions or more, none clearly worse than the one before, the last at least .80
+against checkpoint 0; drift followed within 1,000 choices; nothing promoted where choices are shuffled. The last line is one
+JSON object. A run that is killed begins again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench.learning.arms import CLEVER, FREQUENT, OUR_DPO
+from bench.learning.arms import CLEVER, FREQUENT, get_preset
 from bench.learning.asking import ask_people
 from bench.learning.learner import Learner, Manner
 from bench.learning.people import Taste, draw_people
@@ -42,6 +42,7 @@ from trainer.sections.training import DpoSection
 ROOT = Path(__file__).parents[2] / "state"
 AUDITED_SHARE = 0.1  # of choices, which the auditor alone learns from
 NUM_HELDOUT = 24  # prompts that the gate asks beside the frozen facts
+OUR_DPO = get_preset("tiny")["dpo"]
 FOLLOWED = 0.6  # win rate under the new taste, against the checkpoint that served when taste changed
 
 
@@ -91,7 +92,7 @@ def change_taste(world: World) -> World:
 class Climb:
     """The policy, its reward model and auditor, and the checkpoints so far."""
 
-    def __init__(self, stage: Stage, seed: int, noise: float, manner: Manner) -> None:
+    def __init__(self, stage: Stage, seed: int, noise: float, manner: Manner, *, is_shuffled: bool = False) -> None:
         self.stage, self.seed = stage, seed
         self.frozen, questions, self.examined = make_frozen(stage.world)  # type: ignore[arg-type]
         rng = random.Random(f"ladder-{seed}")
@@ -101,7 +102,7 @@ class Climb:
         stage.backbone.adapters.reset("auditor")
         stage.backbone.adapters.reset("stable")
         self.auditor = Auditor(stage.backbone, seed=seed)
-        self.learner = Learner(stage, stage.draw_crowd(noise, seed), manner, seed)
+        self.learner = Learner(stage, stage.draw_crowd(noise, seed, is_shuffled=is_shuffled), manner, seed)
         self.num_choices, self.num_judged, self.num_beside = 0, 0, 0
         self.first = self.last = self.answer(None)
         self._rng = rng
@@ -237,6 +238,7 @@ def main() -> None:
     )
     parser.add_argument("--labelled-share", type=float, default=0.0, help="of a round's pairs")
     parser.add_argument("--beta", type=float, default=OUR_DPO["beta"])
+    parser.add_argument("--shuffled", action="store_true", help="people say nothing: nothing may be promoted")
     parser.add_argument("--drift", action="store_true", help="another style becomes the best half-way")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--state-dir", type=Path, default=ROOT)
@@ -252,10 +254,11 @@ def main() -> None:
     given = vars(arguments)
     dpo = OUR_DPO | {name: given[name] for name in ("epochs", "max_steps", "labelled_share", "beta")}
     manner = Manner((), shares=CLEVER, dpo=dpo, reward=FREQUENT, restart_every=arguments.restart_every)
-    state = Climb(stage, arguments.seed, arguments.noise, manner)
+    state = Climb(stage, arguments.seed, arguments.noise, manner, is_shuffled=arguments.shuffled)
     log: list[dict[str, Any]] = []
     summary = climb(state, arguments.choices, arguments.every, arguments.choices // 2 if arguments.drift else None, log)
-    name = f"ladder-{world.name}-{arguments.seed}{'-drift' if arguments.drift else ''}.json"
+    kinds = [kind for kind in ("drift", "shuffled") if given[kind]]
+    name = "-".join(["ladder", world.name, str(arguments.seed), *kinds]) + ".json"
     (directory / name).write_text(json.dumps({"rounds": log, "summary": summary}, indent=1), encoding="utf-8")
     print(json.dumps(summary))
 

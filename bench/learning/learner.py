@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -48,6 +48,15 @@ class Manner:
     update: str = "dpo"
     restart_every: int = 4
     weighs_people: bool = True
+
+    def resolve(self) -> dict[str, Any]:
+        """Everything it says, defaults included, as JSON has it."""
+        return asdict(self) | {
+            "dpo": DpoSection(**self.dpo).model_dump(mode="json"),
+            "reward": RewardSection(**self.reward).model_dump(mode="json"),
+            "ppo": PpoSection(**self.ppo).model_dump(mode="json"),
+            "third": asdict(ThirdSettings(**self.third)),
+        }
 
 
 class Learner:

@@ -37,7 +37,7 @@ def draw_people(crowd: Crowd, features: Sequence[str], seed: int) -> list[Person
     for number in range(crowd.count):
         rng = random.Random(f"person-{seed}-{number}")
         own = {name: rng.gauss(0.0, crowd.spread) for name in features}
-        people.append(Person(f"person-{number:02d}", own, number in hostile))
+        people.append(Person(f"person-{seed}-{number:02d}", own, number in hostile))
     return people
 
 

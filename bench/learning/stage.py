@@ -120,15 +120,22 @@ class Stage:
         return People(members, self.world.crowd, find_strength(gaps, noise), is_shuffled)
 
     def choose(
-        self, people: People, question: Question, first: Answer, second: Answer, rng: random.Random, number: int
+        self,
+        people: People,
+        question: Question,
+        first: Answer,
+        second: Answer,
+        rng: random.Random,
+        number: int,
+        share: str = "random",
     ) -> Pair:
-        """What somebody says of two answers in the order in which they are shown."""
+        """What somebody says of two answers in the order in which they are shown. share: how they were picked."""
         person: Person = rng.choice(people.members)
         shown = [(answer.text, not answer.is_finished) for answer in (first, second)]
         preferred = people.choose(self.taste, person, question, shown, rng)
         return Pair(
             event_id=f"choice-{number:05d}", prompt=question.prompt, first=first, second=second, preferred=preferred,
-            user=person.name, app="bench", chosen_at=float(number),
+            user=person.name, app="bench", share=share, chosen_at=float(number),
         )  # fmt: skip
 
     def examine(self, adapter: str | None, seed: int = 0) -> Examined:

@@ -34,15 +34,14 @@ def summarise(cells: Cells) -> dict[str, Any]:
         raise ValueError("there is no ceiling to measure by")
     rates = [next(iter(points.values())).wins for points in cells[CEILING]]
     ceiling = measure_win_rate(rates).value
-    target = find_target(ceiling)
     curves = {arm: [make_curve(points) for points in seeds] for arm, seeds in cells.items() if arm != CEILING}
-    summary: dict[str, Any] = {"target": round(target, 4), "ceiling": round(ceiling, 4)}
+    summary: dict[str, Any] = {"target": round(find_target(ceiling), 4), "ceiling": round(ceiling, 4)}
     for arm, some in curves.items():
         if len(some[0].points) > 2:
-            summary[arm] = describe_interval(count_choices(some, target))
+            summary[arm] = describe_interval(count_choices(some, rates))
     for name, (ours, theirs) in RATIOS.items():
         if ours in curves and theirs in curves:
-            summary[name] = describe_interval(compare_choices(curves[ours], curves[theirs], target))
+            summary[name] = describe_interval(compare_choices(curves[ours], curves[theirs], rates))
     return summary
 
 

@@ -2,7 +2,8 @@
 
 Every run is the product on SmolLM2 as one person starts it, in a state directory of its own: four tastes, two seeds. A run that is
 done is kept and not run again (`--again` does). The last line is one JSON object: win rates of the last checkpoint beside
-checkpoint 0, by the person's true taste, on prompts that they never asked. Exits 1 if a run could not be made.
+checkpoint 0, by the person's true taste, on prompts that they never asked, and their mean with its 95% lower bound over
+persons. Exits 1 if a run could not be made.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bench.personal.run import Setup, run_one
 from feedback.outages import describe_error
 from prefloop import smollm
 from prefloop.demo.report import write_json
+from trainer.math.intervals import estimate_mean
 
 ROOT = Path(__file__).parents[2] / "state"
 TASTES = ("brief", "thorough", "warm-lists", "plain-prose")
@@ -57,10 +59,12 @@ def name_setup(setup: Setup) -> str:
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The bench's one JSON object."""
     rates = [run["win_rate"] for run in runs]
+    mean = estimate_mean(rates)  # a run is one person: each is one observation
     return {
         "bench": "personal",
         "runs": len(runs),
-        "win_rate": statistics.fmean(rates),
+        "win_rate": mean.mean,
+        "win_rate_low": mean.lower(0.025) if len(runs) > 1 else runs[0].get("win_rate_low", 0.0),
         "lowest_win_rate": min(rates),
         "lowest_bound": min(run.get("win_rate_low", 0.0) for run in runs),
         "minutes": statistics.fmean(run["minutes"] for run in runs),

@@ -70,7 +70,7 @@ async def teach(
         values = [person.value_answer(tastes, question, texts[i], i in cut)[1] for i in (0, 1)]
         preferred = choose(values[0], values[1], tastes.people, person.rng)
         body = {"preferred": preferred, "token": comparison["token"]}
-        (await client.post(f"/v1/comparisons/{comparison['id']}/choice", json=body)).raise_for_status()
+        await post_choice(client, comparison["id"], body)
         taught.num_choices += preferred in ("first", "second")
         taught.num_ties += preferred not in ("first", "second")
         say(f"choice {taught.num_choices} of {num_choices}: {preferred}")
@@ -99,6 +99,23 @@ async def ask(client: httpx.AsyncClient, question: str) -> tuple[dict[int, str],
                     cut.add(index)
             comparison = chunk.get("comparison") or comparison
     return texts, cut, comparison if len(texts) == 2 else None
+
+
+async def post_choice(client: httpx.AsyncClient, comparison: str, body: dict[str, Any]) -> None:
+    """Post it until it is acknowledged; the route answers a repeat as it answered first. Raises PersonGaveUp."""
+    said = ""
+    for _ in range(MOST_FAILURES):
+        try:
+            answer = await client.post(f"/v1/comparisons/{comparison}/choice", json=body)
+            if answer.status_code == 200:
+                return
+            said = f"{answer.status_code}: {answer.text[:200]}"
+            if answer.is_client_error:
+                break
+        except httpx.HTTPError as error:
+            said = f"{type(error).__name__}: {error}"
+        await asyncio.sleep(RETRY_S)
+    raise PersonGaveUp(f"the choice was not taken: {said}")
 
 
 async def look(client: httpx.AsyncClient) -> dict[str, Any] | None:

@@ -90,12 +90,19 @@ def finish(asked: dict[str, Any], clock: Clock, before_mb: float) -> dict[str, A
     return {**clock.read(), "memory_mb": read_peak_mb() - before_mb}
 
 
+def forget_peak(asked: dict[str, Any]) -> None:
+    """Memory is measured from here on."""
+    forget_peak_memory()
+    if asked["device"] == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
 def ppo(asked: dict[str, Any]) -> dict[str, Any]:
     """A round. Returns the last iteration's answers, (prompt ids, answer ids) each, beside the figures."""
     backbone, before = load(asked)
     reward = teach_reward(backbone, asked)
     release_memory()  # lessons are no part of a round
-    forget_peak_memory()
+    forget_peak(asked)
     rewards = make_rewards(RewardsSection(), reward)
     rng = random.Random(0)
     rows = [
@@ -137,6 +144,8 @@ def policy_steps(asked: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     rows = [tuple(group) for group in group_by_prompt(answers, MOST_SHARED if backbone.shares_prompt else 1)]
     size = -(-len(rows) // section.minibatches)
+    release_memory()
+    forget_peak(asked)
     clock = Clock()
     with backbone.adapters.training("policy"):
         head = ValueHead(1)  # none is asked

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from bench.learning.arms import EVERY, with_grid
+from bench.learning.arms import make_arms, with_grid
 from bench.learning.cells import Cell, Point, Results
 from bench.learning.table import summarise
 
-CELL = Cell("tiny", "capitals", 0.2, 1, "offline", EVERY["offline"].settings)
+OFFLINE = make_arms("tiny")["offline"]
+CELL = Cell("tiny", "capitals", 0.2, 1, "offline", OFFLINE.settings)
 POINT = Point({"France": (0.75, 12)}, wrong=0.125, cpu_s=3.5, figures={"loss": 0.6})
 
 
@@ -18,10 +19,10 @@ def test_a_key_follows_every_part_of_the_configuration() -> None:
         replace(CELL, seed=2),
         replace(CELL, arm="full"),
         replace(CELL, model="smollm2"),
-        replace(CELL, settings=with_grid(EVERY["offline"], (50,)).settings),
+        replace(CELL, settings=with_grid(OFFLINE, (50,)).settings),
     ]
     assert len({CELL.key, *(other.key for other in others)}) == 7
-    assert Cell("tiny", "capitals", 0.2, 1, "offline", EVERY["offline"].settings).key == CELL.key
+    assert Cell("tiny", "capitals", 0.2, 1, "offline", OFFLINE.settings).key == CELL.key
 
 
 def test_points_come_back_as_they_were_kept(tmp_path: Path) -> None:

@@ -103,3 +103,5 @@ def test_runs_are_named_by_what_makes_them_and_summed_up(monkeypatch: pytest.Mon
         pytest.approx(0.7), 0.6, pytest.approx(0.5),
     )  # fmt: skip
     assert found["by_run"]["brief/2"]["win_rate"] == 0.8
+    assert found["win_rate_low"] == pytest.approx(0.7 - 12.7062 * 0.1, abs=1e-3)  # Student's t of one degree of freedom
+    assert summarise(runs[:1])["win_rate_low"] == pytest.approx(0.5)
