@@ -14,7 +14,7 @@ from trainer.judge import likelihoods, measures
 from trainer.judge.answers import HarmScreen
 from trainer.judge.frozen import FrozenRow, FrozenSets
 from trainer.judge.gate import Verdict, decide
-from trainer.judge.ladder import FROZEN_FIGURES, Rung, measure_win_rate
+from trainer.judge.ladder import FROZEN_FIGURES, Rung, find_gain, measure_win_rate
 from trainer.judge.measures import Asked, Checkers, Example, Figure, Figures, Scorer
 from trainer.judge.parts import compare_rewards
 from trainer.learn.isolation import NotFinite
@@ -104,7 +104,7 @@ def judge_checkpoint(
 def measure_rung(
     backbone: Backbone,
     sampler: Sampler,
-    scorer: Scorer,
+    scorers: Mapping[str, Scorer],
     frozen: FrozenSets,
     settings: GateSection,
     *,
@@ -112,13 +112,14 @@ def measure_rung(
     heldout: Sequence[Prompt],
     checkpoint: str,
     first: str,
-    scored_by: str,
+    kl: float = 0.0,
     checkers: Checkers | None = None,
     seed: int = 0,
 ) -> Rung | None:
     """Where adapter `policy` stands on the ladder: beside the base, which answers as checkpoint 0 does. One answer a prompt.
 
-    checkpoint, first: their ids. scored_by: "auditor" or "reward". None where there is nothing to ask.
+    checkpoint, first: their ids. scorers: "reward" and "auditor", of which the last decides who wins. kl: to the base, nats an
+    answer. None where there is nothing to ask.
     """
     checkers = checkers or {}
     frozen = keep_usable(backbone, frozen, parameters.max_tokens, checkers)
@@ -129,20 +130,25 @@ def measure_rung(
     new, old = (measures.sample_answers(sampler, asked, adapter, parameters, 1, seed) for adapter in ("policy", None))
     rows = measures.compare_answers(asked, new, old, HarmScreen([]), checkers, settings.min_slice_prompts)
     wished = [i for i, each in enumerate(asked) if each.kind != "redteam"]
-    scores = [
-        scorer.score(
-            likelihoods.encode_answers(backbone, [asked[i] for i in wished], [sampled[i] for i in wished]),
-            [sampled[i].answer.text for i in wished],
-        )
+    texts = [[sampled[i].answer.text for i in wished] for sampled in (new, old)]
+    encoded = [
+        likelihoods.encode_answers(backbone, [asked[i] for i in wished], [sampled[i] for i in wished])
         for sampled in (new, old)
     ]
+    scores = {
+        name: [scorer.score(answers, said) for answers, said in zip(encoded, texts, strict=True)]
+        for name, scorer in scorers.items()
+    }
+    judge = list(scores)[-1]
     return Rung(
         checkpoint,
         first,
-        measure_win_rate([asked[i] for i in wished], scores[0], scores[1]),
-        scored_by,
+        measure_win_rate([asked[i] for i in wished], scores[judge][0], scores[judge][1]),
+        judge,
         {row.name: row.candidate for row in rows if row.name in FROZEN_FIGURES and not row.slice},
         frozen.versions,
+        kl,
+        {name: find_gain(new, old) for name, (new, old) in scores.items()},
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.judge.measures import Asked, Scores
 from trainer.math.intervals import Interval, wilson_interval
+from trainer.math.overoptimisation import find_turn
 
 TIE = 1e-9
 FROZEN_FIGURES = ("facts", "tasks", "attacks", "rouge_l")
@@ -18,8 +19,12 @@ FROZEN_FIGURES = ("facts", "tasks", "attacks", "rouge_l")
 
 @dataclass(frozen=True)
 class Rung:
-    """One checkpoint beside checkpoint 0. win_rate: by the auditor, or by the reward model (`judge` says which), a share of
-    prompts with Wilson's interval; frozen: the checkpoint's own figures on the frozen sets, of the versions named."""
+    """One checkpoint beside checkpoint 0.
+
+    win_rate: by the auditor, or by the reward model (`judge` says which), a share of prompts with Wilson's interval; frozen: the
+    checkpoint's own figures on the frozen sets, of the versions named. kl: to checkpoint 0, nats an answer, 0 if it was not
+    measured; gains: what "reward" and "auditor" see in its answers beside checkpoint 0's, on their own scales of that day.
+    """
 
     checkpoint: str
     first: str
@@ -27,6 +32,8 @@ class Rung:
     judge: str
     frozen: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    kl: float = 0.0
+    gains: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -46,8 +53,14 @@ def measure_win_rate(asked: Sequence[Asked], checkpoint: Scores, first: Scores, 
     return wilson_interval(sum(wins), len(wins), confidence)
 
 
+def find_gain(checkpoint: Scores, first: Scores) -> float:
+    """What a scorer sees in a checkpoint's answers more than in checkpoint 0's, on average."""
+    return float(checkpoint.draws.float().mean() - first.draws.float().mean())
+
+
 def describe_ladder(rungs: Sequence[Rung], max_drop: float = 0.05) -> list[str]:
-    """What an operator should know, one sentence each: a frozen figure that has slid from its best, a win rate that fell.
+    """What an operator should know, one sentence each: a frozen figure that has slid from its best, a win rate that fell, and
+    a reward model that still rises where the auditor has turned.
 
     rungs: oldest first. Figures are compared between checkpoints that were judged by the same versions of the sets.
     """
@@ -73,4 +86,8 @@ def describe_ladder(rungs: Sequence[Rung], max_drop: float = 0.05) -> list[str]:
         )
     if last.win_rate.high < 0.5:
         sentences.append(f"{last.checkpoint} loses against {last.first}: {last.win_rate.value:.0%} of prompts")
+    audited = [rung for rung in rungs if rung.kl > 0 and "auditor" in rung.gains]
+    if audited and audited[-1] is last:
+        reward, auditor = ([rung.gains[name] for rung in audited] for name in ("reward", "auditor"))
+        sentences += filter(None, [find_turn([rung.kl for rung in audited], reward, auditor)])
     return sentences

@@ -7,10 +7,8 @@ reinforcement learning.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from trainer.math.intervals import Estimate, estimate_mean
 
 
 @dataclass(frozen=True)
@@ -51,30 +49,6 @@ def fit_gain_curve(kls: Sequence[float], gains: Sequence[float]) -> GainCurve:
     lr = math.fsum(y * gain for (_, y), gain in zip(columns, gains, strict=True))
     determinant = dd * ll - dl * dl
     return GainCurve((ll * dr - dl * lr) / determinant, (dd * lr - dl * dr) / determinant)
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Gains of proxy and auditor, clustered by prompt; is_over_optimised: one clearly rose and the other clearly fell."""
-
-    proxy: Estimate
-    auditor: Estimate
-    is_over_optimised: bool
-
-    def __str__(self) -> str:
-        said = f"the reward model sees {self.proxy.mean:+.2f}, the auditor {self.auditor.mean:+.2f}"
-        return f"over-optimised: {said}" if self.is_over_optimised else said
-
-
-def compare_gains(
-    proxy: Sequence[float], auditor: Sequence[float], prompts: Sequence[Hashable], alpha: float = 0.05
-) -> Divergence:
-    """Gains of a policy over the one before, one of each scorer per sampled answer; prompts: what each answered.
-
-    Each bound is one-sided at alpha. Raises ValueError without an answer.
-    """
-    gained, audited = estimate_mean(proxy, prompts), estimate_mean(auditor, prompts)
-    return Divergence(gained, audited, gained.lower(alpha) > 0 and audited.upper(alpha) < 0)
 
 
 def find_turn(kls: Sequence[float], proxy: Sequence[float], auditor: Sequence[float]) -> str:

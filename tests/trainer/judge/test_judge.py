@@ -122,15 +122,17 @@ def test_frozen_prompts_are_known_so_that_no_round_trains_on_them() -> None:
 
 
 def test_a_checkpoint_like_the_first_stands_level_on_the_ladder(backbone: Backbone) -> None:
-    asked = {"parameters": HOW, "checkpoint": "c-1", "first": "c-0", "scored_by": "reward"}
+    asked = {"parameters": HOW, "checkpoint": "c-1", "first": "c-0", "kl": 1.5}
+    scorers = {"reward": Brevity(), "auditor": Brevity()}
     rung = measure_rung(
-        backbone, LocalSampler(backbone), Brevity(), facts(), SETTINGS, heldout=[make_prompt()], **asked
+        backbone, LocalSampler(backbone), scorers, facts(), SETTINGS, heldout=[make_prompt()], **asked
     )  # fmt: skip
     assert rung is not None
+    assert (rung.judge, rung.kl, rung.gains) == ("auditor", 1.5, {"reward": 0.0, "auditor": 0.0})
     assert (rung.win_rate.value, rung.win_rate.n, rung.frozen) == (
         0.5,
         4,
         {"facts": 0.0},
     )  # the same seed says the same
     nothing = FrozenSets()
-    assert measure_rung(backbone, LocalSampler(backbone), Brevity(), nothing, SETTINGS, heldout=[], **asked) is None
+    assert measure_rung(backbone, LocalSampler(backbone), scorers, nothing, SETTINGS, heldout=[], **asked) is None

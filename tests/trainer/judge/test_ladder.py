@@ -1,6 +1,6 @@
 """The ladder shows a slow decline that every single step hides."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -8,6 +8,7 @@ from tests.trainer.tiny import make_prompt
 from trainer.judge.ladder import Rung, describe_ladder, measure_win_rate, read_rung
 from trainer.judge.measures import Asked
 from trainer.math.intervals import Interval, wilson_interval
+from trainer.math.overoptimisation import GainCurve
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,17 @@ def test_three_small_steps_down_are_told_as_one_fall() -> None:
     assert describe_ladder(rungs) == ["facts is 84% at c-3, it was 90% at c-1"]
     assert describe_ladder(rungs[:2]) == []
     assert describe_ladder([]) == []
+
+
+def test_a_reward_model_that_still_rises_where_the_auditor_turned_is_told() -> None:
+    auditor = [GainCurve(1.0, 0.5).predict(kl) for kl in (1.0, 4.0, 9.0, 16.0, 36.0)]  # largest near 7.4 nats
+    rungs = [
+        replace(rung(i, 60, 0.9), kl=kl, gains={"reward": float(i), "auditor": gain})
+        for i, (kl, gain) in enumerate(zip((1.0, 4.0, 9.0, 16.0, 36.0), auditor, strict=True))
+    ]
+    assert len(describe_ladder(rungs)) == 1 and "largest near 7.4 nats" in describe_ladder(rungs)[0]
+    assert describe_ladder(rungs[:3]) == []
+    assert describe_ladder([*rungs, rung(6, 60, 0.9)]) == []  # the last was not measured: nothing is said of it
 
 
 def test_figures_of_other_versions_of_a_set_are_not_compared() -> None:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from trainer.math.overoptimisation import GainCurve, compare_gains, find_turn, fit_gain_curve
+from trainer.math.overoptimisation import GainCurve, find_turn, fit_gain_curve
 
 
 def test_the_curve_is_that_of_the_paper() -> None:
@@ -34,23 +34,6 @@ def test_the_fit_bears_noise() -> None:
 def test_one_point_makes_no_curve() -> None:
     with pytest.raises(ValueError, match="two different"):
         fit_gain_curve([2.0, 2.0], [1.0, 1.0])
-
-
-def test_a_proxy_that_rises_while_the_auditor_falls_is_over_optimised() -> None:
-    rng = random.Random(1)
-    prompts = [i // 4 for i in range(160)]
-    up, down = [rng.gauss(0.5, 1) for _ in prompts], [rng.gauss(-0.5, 1) for _ in prompts]
-    assert compare_gains(up, down, prompts).is_over_optimised
-    assert not compare_gains(up, up, prompts).is_over_optimised
-    assert not compare_gains(down, down, prompts).is_over_optimised
-    assert str(compare_gains(up, down, prompts)).startswith("over-optimised: the reward model sees +")
-
-
-def test_answers_to_one_prompt_are_one_piece_of_evidence() -> None:
-    prompts = [0] * 80 + [1] * 80
-    up, down = [1.0] * 80 + [0.1] * 80, [-1.0] * 80 + [-0.01] * 80
-    assert not compare_gains(up, down, prompts).is_over_optimised
-    assert compare_gains(up, down, range(160)).is_over_optimised
 
 
 def test_a_series_that_passed_its_peak_says_so() -> None:

@@ -118,7 +118,7 @@ class Judging:
         rung = None
         if verdict.ok and section.gate.ladder:
             show(1.0, "asking it beside checkpoint 0")
-            rung = self._measure_rung(auditor, frozen, asking)
+            rung = self._measure_rung(auditor, frozen, asking, verdict.figures.get("kl_base", 0.0))
         samples = [
             {"prompt": each.question, "before": each.stable, "after": each.candidate} for each in verdict.examples
         ]
@@ -131,20 +131,22 @@ class Judging:
             rung=rung,
         )
 
-    def _measure_rung(self, auditor: Auditor | None, frozen: FrozenSets, asking: Asking) -> dict[str, Any] | None:
+    def _measure_rung(
+        self, auditor: Auditor | None, frozen: FrozenSets, asking: Asking, kl: float
+    ) -> dict[str, Any] | None:
         """Where the policy stands beside checkpoint 0; closing names both. None, logged, where it cannot be said."""
         fewer: Asking = {**asking, "heldout": asking["heldout"][-LADDER_PROMPTS:]}
         try:
             rung = measure_rung(
                 self._backbone,
                 self._sampler,
-                auditor or self._reward,
+                {"reward": self._reward, "auditor": auditor} if auditor else {"reward": self._reward},
                 frozen,
                 self._settings.trainer.gate,
                 **fewer,
                 checkpoint="",
                 first="",
-                scored_by="auditor" if auditor else "reward",
+                kl=kl,
             )
         except Exception as error:  # a checkpoint that passed is published for all that
             log.warning("the ladder has no rung of this round: %s", describe_error(error))

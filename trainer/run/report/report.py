@@ -27,6 +27,7 @@ CURVES = (  # title, what the names of the figures begin with
     ("Accuracy on the round's own pairs", ("accuracy",)),
     ("KL to the reference", ("kl",)),
     ("Reward of its own answers", ("reward", "return", "value")),
+    ("Length of its own answers, in tokens", ("answer_tokens",)),
     (
         "Share of tokens whose update was clipped, and of answers that ended",
         ("clip_share", "value_clip_share", "finished"),
@@ -131,18 +132,26 @@ def _render_plots(data: ReportData) -> str:
         chosen = [name for name in names if name.startswith(beginnings)]
         lines = {name: [(100 * p["share"], p[name]) for p in data.curve if name in p] for name in chosen}
         drawn.append(draw_lines(title, lines, "% done"))
-    drawn.append(_draw_history(data.history))
+    drawn += [_draw_history(data.history), _draw_gains(data.rungs)]
     figures = "".join(drawn)
     return f"<h2>Curves</h2>{figures}" if figures else ""
 
 
 def _draw_history(history: Sequence[Mapping[str, float]]) -> str:
-    """What the reward model foresees, beside the auditor, which nothing is optimised against."""
-    names = sorted(
-        {name for point in history for name in point if name.startswith(("accuracy", "foreseen", "auditor"))}
-    )
+    """What the reward model foresees."""
+    names = sorted({name for point in history for name in point if name.startswith(("accuracy", "foreseen"))})
     lines = {name: [(p["version"], p[name]) for p in history if name in p] for name in names}
-    return draw_lines("The reward model and the auditor, by version", lines, "version")
+    return draw_lines("What the reward model foresees, by version", lines, "version")
+
+
+def _draw_gains(rungs: Sequence[Mapping[str, Any]]) -> str:
+    """What the reward model sees in each checkpoint, beside the auditor, which nothing is optimised against."""
+    far = sorted((rung for rung in rungs if rung.get("kl", 0) > 0), key=lambda rung: rung["kl"])
+    lines = {
+        name: [(rung["kl"], rung["gains"][name]) for rung in far if name in rung["gains"]]
+        for name in ("reward", "auditor")
+    }
+    return draw_lines("Gain over checkpoint 0, by reward model and auditor", lines, "KL to it, nats an answer")
 
 
 def _render_reward(parts: Sequence[Mapping[str, Any]]) -> str:

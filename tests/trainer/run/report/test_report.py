@@ -23,12 +23,22 @@ def make(**more: object) -> ReportData:
 
 def test_a_report_shows_reason_rows_phases_figures_and_curves() -> None:
     curve = [{"share": 0.1 * n, "loss": 0.7 - 0.01 * n, "margin": n, "kl": 0.1 * n, "accuracy": 0.5} for n in range(5)]
-    history = [{"version": float(n), "accuracy": 0.5 + 0.1 * n, "auditor_accuracy": 0.5} for n in range(3)]
-    page = render_report(make(curve=curve, history=history))
+    history = [{"version": float(n), "accuracy": 0.5 + 0.1 * n} for n in range(3)]
+    win_rate = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 40}
+    rungs = [
+        {"checkpoint": f"c-{n}", "first": "c-0", "win_rate": win_rate, "judge": "auditor", "frozen": {}}
+        | (
+            {"kl": 2.0 * n, "gains": {"reward": 0.5 * n, "auditor": -0.25 * n}} if n else {}
+        )  # an older release wrote neither
+        for n in range(3)
+    ]
+    page = render_report(make(curve=curve, history=history, rungs=rungs))
     for words in ("Round 12", "passed: reward gain +0.40", "400 new, 200 replayed", "61.5 s", "policy_kl", "1.25"):
         assert words in page
-    assert page.count("<svg") == 5  # loss, margin, accuracy, KL, and the reward model beside the auditor
-    assert "auditor_accuracy" in page and "2025-10-09 08:53:20 UTC" in page
+    assert (
+        page.count("<svg") == 6
+    )  # loss, margin, accuracy, KL, what is foreseen, and the reward model beside the auditor
+    assert "auditor</span>" in page and "2025-10-09 08:53:20 UTC" in page
 
 
 def test_what_people_and_policies_wrote_is_escaped() -> None:
