@@ -42,8 +42,8 @@ TRAINER_RESERVE = 0.05  # of a GPU: contexts and fragments that nobody counts
 
 
 def budget_beside_engine(total_mb: int, engine_share: float) -> int:
-    """MiB of a GPU's memory that training may take beside an engine with a share of it; 0, no limit, if it has none."""
-    return int(total_mb * (1 - engine_share - TRAINER_RESERVE)) if engine_share else 0
+    """MiB of a GPU's memory that training may take: all but the share of an engine that is on it, and a reserve."""
+    return int(total_mb * (1 - engine_share - TRAINER_RESERVE))
 
 
 def resolve_preset(num_parameters: int, device: str, num_processes: int = 1, fits: bool = True) -> PresetName:
