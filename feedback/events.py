@@ -32,7 +32,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
     seconds_to_finish: from the request's arrival to the answer's last token, None where nobody measured it. token_ids: as
     the engine sampled them, with the turn end if it sampled one, None where they are not known. reasoning: what the engine
-    split off the text as thinking. tool_calls: as OpenAI writes them. top_p: None where the app did not say.
+    split off the text as thinking. tool_calls: as OpenAI writes them; the text ends in them, as JSON (tool_calls.py).
+    top_p: None where the app did not say.
     """
 
     completion_id: str

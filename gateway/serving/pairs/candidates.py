@@ -12,6 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from feedback.events import Asked, Candidate, Comparison, Position
+from feedback.tool_calls import append_tool_calls
 from gateway.access.tokens import ComparisonToken, sign_token, text_digest
 from gateway.serving.engine_answers import EnginePiece, Function
 from gateway.serving.exchange import Exchange
@@ -46,9 +47,7 @@ class CandidateDraft:
     @property
     def content(self) -> str:
         """The text by which two answers are told apart: what is said, then the tools that are called."""
-        if not self.tool_calls:
-            return self.text
-        return self.text + msgspec.json.encode(self.list_tool_calls()).decode()
+        return append_tool_calls(self.text, self.list_tool_calls())
 
     def list_tool_calls(self) -> list[dict[str, Any]]:
         """The tools that are called, as OpenAI writes them, without ids."""

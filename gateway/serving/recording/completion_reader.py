@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from feedback.tool_calls import append_tool_calls
 from gateway.http.sse import EventSplitter, event_data
 from gateway.serving.body import check_depth
 from gateway.serving.recording.completion_store import StoredCompletion
@@ -33,7 +34,7 @@ def read_text(row: StoredCompletion, index: int = 0) -> str:
         text, calls = _read_output(pieces) if is_response else _read_choice(pieces, index)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"completion {row.id} cannot be read: {error!r}") from error
-    return text + msgspec.json.encode(calls).decode() if calls else text
+    return append_tool_calls(text, calls)
 
 
 def read_messages(row: StoredCompletion) -> list[Object] | None:
