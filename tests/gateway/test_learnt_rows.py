@@ -14,9 +14,13 @@ from feedback.choices import outbox
 from feedback.events import decode_event
 from feedback.log import open_log
 from feedback.outbox import load_rows
+from gateway.api.signals import _add_shown
 from gateway.serving.pairs.candidates import drop_token_ids
+from gateway.serving.recording.comparison_lookup import ShownCandidate
+from tests.feedback.samples import make_comparison, make_signal
 from tests.trainer.tiny import build_tiny_tokenizer
 from trainer.text.pairs import make_pair
+from trainer.text.signal_rows import make_rated
 from trainer.text.transcript import Transcriber
 
 TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
@@ -122,3 +126,41 @@ async def test_answers_that_call_tools_are_learnt_as_they_were_sampled(gateway: 
         encoded = Transcriber(TOKENIZER, (2,), 2000).encode_pair(pair)
         assert encoded.prompt == prompt_ids
         assert sorted([encoded.first, encoded.second]) == sorted(written)
+
+
+async def signal(gateway: Running, completion_id: str) -> None:
+    url = f"{gateway.url}/v1/completions/{completion_id}/signal"
+    async with gateway.http.post(url, json={"thumb": "up", "index": 0}, headers=gateway.auth) as answer:
+        assert answer.status == 200, await answer.text()
+
+
+async def test_a_thumbs_token_ids_go_before_its_words_do(gateway: Running) -> None:
+    comparison = make_comparison(prompt_token_ids=[10**6] * 500, messages=[{"role": "user", "content": "x" * 1000}])
+    shown = ShownCandidate(comparison, replace(comparison.first, token_ids=[10**6] * 500))
+    signal = make_signal(messages=None, answer=None)
+    sizes = []
+    for limit in (12_000, 3000, 1500):
+        gateway.context.settings.gateway.max_event_bytes = limit
+        said = _add_shown(gateway.context, signal, shown)
+        assert (said.finish_reason, said.tags) == ("stop", {"domain": "demo"})
+        sizes.append((said.token_ids is not None, said.answer))
+    assert sizes == [(True, "answer one"), (False, "answer one"), (False, None)]
+
+
+@pytest.mark.parametrize("is_pair", [True, False], ids=["pair", "single"])
+async def test_a_thumb_takes_along_what_was_asked_and_how_it_ended(gateway: Running, is_pair: bool) -> None:
+    asked = {"tools": TOOLS, "metadata": {"task": "find"}, "chat_template_kwargs": {"deep": False}}
+    shown = await gateway.ask(PAIR if is_pair else {"x-prefloop-user": "ann"}, **asked)
+    await signal(gateway, shown["id"])
+    [said] = read_bodies(gateway)
+    assert (said.tags, said.chat_template_kwargs, said.finish_reason) == (
+        {"task": "find"},
+        {"deep": False},
+        "tool_calls",
+    )
+    assert (said.prompt_token_ids is not None, said.token_ids is not None) == (is_pair, is_pair)
+    [rated] = make_rated(said, event_id="e", prompt_key="k", split="train")
+    encoded = Transcriber(TOKENIZER, (2,), 2000).encode_answer(rated.prompt, rated.answer)
+    prompt_ids, *written = list_written({**QUESTION, **asked})
+    assert encoded.prompt == prompt_ids
+    assert encoded.answer in written
