@@ -55,6 +55,7 @@ class Answer:
     checkpoint: str = ""
     temperature: float | None = None
     max_tokens: int | None = None
+    top_p: float | None = None
 
     @property
     def shown(self) -> str:
@@ -161,6 +162,7 @@ def make_answer(candidate: Candidate) -> Answer:
         checkpoint=candidate.checkpoint,
         temperature=candidate.temperature,
         max_tokens=candidate.max_tokens,
+        top_p=candidate.top_p,
     )
 
 
