@@ -32,7 +32,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
     seconds_to_finish: from the request's arrival to the answer's last token, None where nobody measured it. token_ids: as
     the engine sampled them, with the turn end if it sampled one, None where they are not known. reasoning: what the engine
-    split off the text as thinking. tool_calls: as OpenAI writes them. top_p: None where the app did not say.
+    split off the text as thinking. tool_calls: as OpenAI writes them; the text ends in them, as JSON (tool_calls.py).
+    top_p: None where the app did not say.
     """
 
     completion_id: str
@@ -114,7 +115,8 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
     messages (prompt for text completions) and answer are what was asked and served: recorded by the gateway, or given
     by the app if is_recorded is False, and then checkpoint, arm and policy are unknown. They are None where the event
     would have been too large. index is the choice's among several; rating lies between 1 and scale; times are epoch
-    seconds.
+    seconds. From tags on: what a comparison and its candidate have, which end `answer` in tool_calls too; finish_reason is
+    None where it is not known, "" where the answer broke off. Token ids are known of pairs' answers alone.
     """
 
     completion_id: str
@@ -140,6 +142,14 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
     edited_text: str | None = None
     outcome: Outcome | None = None
     comment: str | None = None
+    tags: dict[str, str] = {}
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
+    finish_reason: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 class Demonstration(msgspec.Struct, frozen=True, kw_only=True):

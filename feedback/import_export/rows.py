@@ -138,10 +138,19 @@ class SignalRow(msgspec.Struct, frozen=True, kw_only=True):
     text_prompt: str | None = None
     prompt_json: str | None = None
     value_json: str | None = None
+    tags: list[Tag] = []
+    finish_reason: str | None = None
+    reasoning: str | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
+    tools_json: str | None = None
+    chat_template_kwargs_json: str | None = None
+    tool_calls_json: str | None = None
 
 
 Row = ChoiceRow | SignalRow
-_SAME = [name for name in SignalRow.__struct_fields__ if name in Signal.__struct_fields__ and name != "prompt"]
+_OTHERWISE = ("prompt", "tags")  # columns of another form than the field of this name
+_SAME = [name for name in SignalRow.__struct_fields__ if name in Signal.__struct_fields__ and name not in _OTHERWISE]
 _OF_CHOICE = ("preferred", "strength", "harmful", "seconds_to_decide", "channel", "chosen_at")
 _OF_COMPARISON = (
     "policy", "app", "user", "conversation", "asked", "propensity", "share", "engine", "rollout", "weight", "created_at",
@@ -190,7 +199,7 @@ def _make_choice_row(event: Event, choice: Choice) -> ChoiceRow:
         comparison_id=comparison.id,
         **{name: getattr(choice, name) for name in _OF_CHOICE},
         **{name: getattr(comparison, name) for name in _OF_COMPARISON},
-        tags=[Tag(name=name, value=value) for name, value in comparison.tags.items()],
+        tags=_list_tags(comparison.tags),
         first=_make_columns(comparison.first, has_text=not is_decided),
         second=_make_columns(comparison.second, has_text=not is_decided),
         prompt_json=prompt_json,
@@ -212,9 +221,7 @@ def _read_choice(row: ChoiceRow) -> Choice:
         messages=_join_messages(row.prompt, row.prompt_json),
         first=_read_candidate(row.first, first),
         second=_read_candidate(row.second, second),
-        tools=_decode(row.tools_json, list[dict[str, Any]], "tools_json"),
-        chat_template_kwargs=_decode(row.chat_template_kwargs_json, dict[str, Any], "chat_template_kwargs_json"),
-        tags={tag.name: tag.value for tag in row.tags},
+        **_read_asked(row),
         **{name: getattr(row, name) for name in _OF_COMPARISON},
     )
     return Choice(comparison=comparison, **{name: getattr(row, name) for name in _OF_CHOICE})
@@ -234,6 +241,10 @@ def _make_signal_row(event: Event, signal: Signal) -> SignalRow:
         text_prompt=signal.prompt,
         prompt_json=prompt_json,
         value_json=_encode(signal.value),
+        tags=_list_tags(signal.tags),
+        tools_json=_encode(signal.tools),
+        chat_template_kwargs_json=_encode(signal.chat_template_kwargs),
+        tool_calls_json=_encode(signal.tool_calls),
     )
 
 
@@ -244,6 +255,8 @@ def _read_signal(row: SignalRow) -> Signal:
         thumb=None if row.label is None else "up" if row.label else "down",
         prompt=row.text_prompt,
         value=_decode(row.value_json, Any, "value_json"),
+        tool_calls=_decode(row.tool_calls_json, list[dict[str, Any]], "tool_calls_json"),
+        **_read_asked(row),
         **{name: getattr(row, name) for name in _SAME},
     )
 
@@ -258,6 +271,19 @@ def _read_candidate(columns: CandidateColumns, text: str) -> Candidate:
     fields = asdict(columns)
     calls = _decode(fields.pop("tool_calls_json"), list[dict[str, Any]], "tool_calls_json")
     return Candidate(**{**fields, "text": text, "tool_calls": calls})
+
+
+def _list_tags(tags: dict[str, str]) -> list[Tag]:
+    return [Tag(name=name, value=value) for name, value in tags.items()]
+
+
+def _read_asked(row: Row) -> dict[str, Any]:
+    """The fields of what was asked that a row has in other forms."""
+    return {
+        "tools": _decode(row.tools_json, list[dict[str, Any]], "tools_json"),
+        "chat_template_kwargs": _decode(row.chat_template_kwargs_json, dict[str, Any], "chat_template_kwargs_json"),
+        "tags": {tag.name: tag.value for tag in row.tags},
+    }
 
 
 def _answer(text: str) -> Message:

@@ -90,7 +90,7 @@ def load_opinions(connection: sa.Connection, policy: str, limit: int = 20_000) -
         except (ValueError, RecursionError):
             continue
         if signal.thumb is not None and signal.arm is not None:
-            opinions.append(Opinion(signal.arm, signal.thumb, _name_slices(signal.app, {})))
+            opinions.append(Opinion(signal.arm, signal.thumb, _name_slices(signal.app, signal.tags)))
     return opinions
 
 

@@ -32,8 +32,9 @@ from gateway.api.signal_request import SCALE, SignalRequest, parse_signal, read_
 from gateway.errors import ApiError, bad_request, not_found, unavailable
 from gateway.serving.context import Context
 from gateway.serving.metrics import ARMS
+from gateway.serving.pairs.pair_request import read_pair_request
 from gateway.serving.recording.comparison_lookup import NoSuchCandidate, ShownCandidate, find_candidate, may_be_pair
-from gateway.serving.recording.completion_reader import NoSuchChoice, read_messages, read_prompt, read_text
+from gateway.serving.recording.completion_reader import NoSuchChoice, read_answer, read_messages, read_prompt
 from gateway.serving.recording.completion_store import StoredCompletion
 from gateway.serving.routing import find_opening, read_header_name
 from gateway.tables.checkpoints import get_checkpoint
@@ -139,8 +140,7 @@ async def describe_signal(
     named = read_header_name(headers.get("x-prefloop-user"))
     user = context.secrets.hash_user(identity.app, named) if named else ""
     signal = replace(signal, messages=request.messages, answer=request.answer, user=user)
-    _check_size(context, signal)
-    return signal
+    return _choose_fitting(context, signal)
 
 
 async def _find_candidate(context: Context, app: str, completion_id: str, index: int) -> ShownCandidate | None:
@@ -171,10 +171,20 @@ def _add_shown(context: Context, signal: Signal, shown: ShownCandidate) -> Signa
         checkpoint=candidate.checkpoint,
         digest=candidate.digest,
         arm=candidate.arm,
+        tags=comparison.tags,
+        finish_reason=candidate.finish_reason,
     )
-    _check_size(context, signal)
-    whole = replace(signal, messages=comparison.messages, answer=candidate.text)
-    return whole if _fits(context, whole) else signal
+    whole = replace(
+        signal,
+        messages=comparison.messages,
+        answer=candidate.text,
+        tools=comparison.tools,
+        chat_template_kwargs=comparison.chat_template_kwargs,
+        reasoning=candidate.reasoning,
+        tool_calls=candidate.tool_calls,
+    )
+    with_ids = replace(whole, prompt_token_ids=comparison.prompt_token_ids, token_ids=candidate.token_ids)
+    return _choose_fitting(context, with_ids, whole, signal)
 
 
 def _add_recorded(context: Context, signal: Signal, row: StoredCompletion) -> Signal:
@@ -192,20 +202,39 @@ def _add_recorded(context: Context, signal: Signal, row: StoredCompletion) -> Si
         digest="" if checkpoint is None else checkpoint.digest,
         arm=row.arm if row.arm in ARMS else None,
     )
-    _check_size(context, signal)
     try:
         messages = read_messages(row)
         if messages is not None and not row.conversation:  # the hot path makes this hash only when it needs it
             opening = find_opening(messages)
             conversation = context.secrets.keyed_hash("conversation", row.app, row.user, *opening)
             signal = replace(signal, conversation=conversation)
-        whole = replace(signal, messages=messages, prompt=read_prompt(row), answer=read_text(row, signal.index))
+        said, asked = read_answer(row, signal.index), read_pair_request(row.request)
+        signal = replace(signal, tags=asked.tags, finish_reason=said.finish_reason)
+        whole = replace(
+            signal,
+            messages=messages,
+            prompt=read_prompt(row),
+            answer=said.text,
+            tools=asked.tools,
+            chat_template_kwargs=asked.chat_template_kwargs,
+            reasoning=said.reasoning,
+            tool_calls=said.tool_calls,
+        )
     except NoSuchChoice as error:
         raise bad_request(f"{str(error).capitalize()}.", param="index") from None
     except ValueError as error:
         logger.warning("a signal goes without its completion: %s", error)
-        return signal
-    return whole if _fits(context, whole) else signal
+        return _choose_fitting(context, signal)
+    return _choose_fitting(context, whole, signal)
+
+
+def _choose_fitting(context: Context, *signals: Signal) -> Signal:
+    """The first that fits into an event. Raises ApiError 413 if the last, which says least, does not."""
+    for signal in signals[:-1]:
+        if _fits(context, signal):
+            return signal
+    _check_size(context, signals[-1])
+    return signals[-1]
 
 
 def _fits(context: Context, signal: Signal) -> bool:

@@ -26,7 +26,6 @@ class EngineRequest(msgspec.Struct, frozen=True):
     messages: msgspec.Raw = msgspec.Raw(b"[]")
     prompt: msgspec.Raw = _ABSENT
     input: msgspec.Raw = _ABSENT
-    metadata: msgspec.Raw = _ABSENT
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     n: int | None = None
@@ -100,7 +99,7 @@ _READERS: dict[str, TypeAdapter[Any]] = {  # as vllm.entrypoints.openai declares
     "safety_identifier": _TEXT,
     "echo": _BOOLEAN,
 }
-_RAW = frozenset({"messages", "prompt", "input", "metadata"})
+_RAW = frozenset({"messages", "prompt", "input"})
 _decoder = msgspec.json.Decoder(EngineRequest)
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _messages_decoder = msgspec.json.Decoder(list[dict[str, Any]])

@@ -1,6 +1,7 @@
 """Drift: what a promoted checkpoint does in live traffic beside what it did when it was judged. Pure.
 
-Says sentences for operators; rolls nothing back. Live figures come from recorded answers and the prequential record.
+Says sentences for operators; rolls nothing back. Live figures come from recorded answers and the prequential record, and are
+held against what was judged on people's prompts: frozen sets ask other things.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 
 from trainer.judge.answers import HarmScreen, is_copied, is_looping, is_short
 from trainer.judge.frozen import refuses
+from trainer.judge.measures import HELDOUT
 from trainer.math.intervals import Estimate, estimate_mean
-from trainer.text.messages import flatten_content
+from trainer.text.messages import flatten_messages
 from trainer.text.pairs import Answer, Prompt
 
 MIN_ANSWERS = 30
@@ -31,10 +33,16 @@ SAID = {  # figure -> (what it is, smallest change worth a sentence, whether it 
 
 @dataclass(frozen=True)
 class Served:
-    """One answer of the checkpoint to live traffic."""
+    """One answer of the checkpoint to live traffic. question: what the last message says; key: the same for the same prompt."""
 
-    prompt: Prompt
+    question: str
+    key: str
     answer: Answer
+
+
+def read_served(prompt: Prompt, answer: Answer) -> Served:
+    """Raises UnusableRow for a prompt that is no text throughout, which judging leaves out too."""
+    return Served(flatten_messages(prompt.messages)[-1]["content"], prompt.key, answer)
 
 
 def measure_live(served: Sequence[Served], harm: HarmScreen) -> dict[str, Estimate]:
@@ -44,20 +52,19 @@ def measure_live(served: Sequence[Served], harm: HarmScreen) -> dict[str, Estima
     values: dict[str, list[float]] = {}
     tokens: list[tuple[float, str]] = []
     for each in served:
-        text, ids = each.answer.text, each.answer.ids
-        question = flatten_content(each.prompt.messages[-1].get("content"))
+        text, ids = each.answer.shown, each.answer.ids
         for name, value in (
             ("unfinished", each.answer.finish_reason == "length"),
             ("looping", is_looping(text)),
-            ("copied", is_copied(question, text)),
+            ("copied", is_copied(each.question, text)),
             ("short", is_short(text)),
             ("refusals", refuses(text)),
             ("harm", harm.is_harmful(text)),
         ):
             values.setdefault(name, []).append(float(value))
         if ids is not None:
-            tokens.append((float(len(ids) - each.answer.is_finished), each.prompt.key))
-    keys = [each.prompt.key or str(i) for i, each in enumerate(served)]
+            tokens.append((float(len(ids) - each.answer.is_finished), each.key))
+    keys = [each.key or str(i) for i, each in enumerate(served)]
     measured = {name: estimate_mean(numbers, keys) for name, numbers in values.items()}
     if len(tokens) >= MIN_ANSWERS:
         measured["tokens"] = estimate_mean(
@@ -71,12 +78,12 @@ def describe_drift(
 ) -> list[str]:
     """A sentence for each figure that is clearly and noticeably other than at judging; [] where all is as it was.
 
-    judged: figures as the verdict has them (`policy_<name>`, `reward_accuracy`). live: as `measure_live` says, and
-    `reward_accuracy`.
+    judged: figures as the verdict has them, of which those over held-out prompts count (`policy_<name>[kind=heldout]`), and
+    `reward_accuracy`; nothing is said where they are missing. live: as `measure_live` says, and `reward_accuracy`.
     """
     sentences = []
     for name, (said, least, is_share) in SAID.items():
-        before, now = judged.get(f"policy_{name}", judged.get(name)), live.get(name)
+        before, now = judged.get(f"policy_{name}[kind={HELDOUT}]", judged.get(name)), live.get(name)
         if before is None or now is None or not math.isfinite(now.std_error):
             continue
         is_clear = now.lower(ALPHA) > before or now.upper(ALPHA) < before

@@ -74,6 +74,7 @@ def judge_checkpoint(
         for number, adapter in enumerate(("policy", "stable")):
             progress(0.35 * number, f"sampling {n * len(asked)} answers of {adapter}")
             answers[adapter] = measures.sample_answers(sampler, asked, adapter, parameters, n, seed)
+        drawn = _draw_for_kl(sampler, asked, answers["policy"], parameters, seed)
     except NotFinite as error:
         return Verdict(False, str(error))
     progress(0.7, "measuring them")
@@ -91,8 +92,8 @@ def judge_checkpoint(
     if rewards is not None:
         rows += compare_rewards(rewards, asked, answers, encoded)
     progress(0.9, "measuring the distance to the base")
-    first_of_each = encoded["policy"][::n]  # one answer a prompt says as much, at a fraction of the time
-    kl = likelihoods.measure_kl(backbone, first_of_each, "policy", (None, "stable"), parameters.temperature)
+    drawn_ids = likelihoods.encode_answers(backbone, asked, drawn)
+    kl = likelihoods.measure_kl(backbone, drawn_ids, "policy", (None, "stable"), parameters.temperature)
     missing = [said for kind, said in NEEDS.items() if not frozen.of(kind)]
     missing += ["the auditor"] if auditor is None else []
     figures = Figures(tuple(rows), kl[0], kl[1], len(asked), tuple(missing), sampler.source)
@@ -150,6 +151,19 @@ def measure_rung(
         kl,
         {name: find_gain(new, old) for name, (new, old) in scores.items()},
     )
+
+
+def _draw_for_kl(
+    sampler: Sampler, asked: Sequence[Asked], answers: Sequence[Sampled], parameters: SamplingParameters, seed: int
+) -> Sequence[Sampled]:
+    """One answer of the policy a prompt, drawn from all tokens: more say no more, and take their time.
+
+    KL(policy || other) is a mean over the policy's own distribution. A nucleus (top_p below 1) is another one, and two nuclei have
+    no finite KL; so where apps sample from one, an answer is drawn anew.
+    """
+    if parameters.top_p >= 1:
+        return answers[:: len(answers) // len(asked)]
+    return measures.sample_answers(sampler, asked, "policy", replace(parameters, top_p=1.0), 1, seed)
 
 
 def _compare_texts(backbone: Backbone, frozen: FrozenSets, settings: GateSection, temperature: float) -> list[Figure]:

@@ -63,13 +63,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured of both, over a slice ("" is all): means over prompts, and candidate minus stable."""
+    """What was measured of both, over a slice ("" is all): means over prompts, and candidate minus stable.
+
+    is_heldout: all of it is over held-out prompts, and enough of them for a slice.
+    """
 
     name: str
     candidate: float
     stable: float
     change: Estimate
     slice: str = ""
+    is_heldout: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,17 @@ class Figures:
         return next((row for row in self.rows if row.name == name and row.slice == part), None)
 
     def as_dict(self) -> dict[str, float]:
-        """Every finite number under a name of its own: policy_facts, stable_facts, facts_change, facts_change_error …"""
+        """Every finite number under a name of its own: policy_facts, stable_facts, facts_change, facts_change_error …
+
+        policy_…[kind=heldout] is there also where everything is held out, so that there is no such slice.
+        """
         numbers = {"kl_base": self.kl_base, "kl_stable": self.kl_stable, "num_prompts": float(self.num_prompts)}
         for row in self.rows:
             name = f"{row.name}[{row.slice}]" if row.slice else row.name
             numbers[f"policy_{name}"], numbers[f"stable_{name}"] = row.candidate, row.stable
             numbers[f"{name}_change"], numbers[f"{name}_change_error"] = row.change.mean, row.change.std_error
+            if row.is_heldout:
+                numbers[f"policy_{row.name}[kind={HELDOUT}]"] = row.candidate
         return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
 
@@ -144,6 +153,7 @@ def compare(name: str, asked: Sequence[Asked], candidate: Values, stable: Values
         if new and old:
             differences.append((each, math.fsum(new) / len(new), math.fsum(old) / len(old)))
     figures = []
+    is_heldout = len(differences) >= min_slice and all(each.kind == HELDOUT for each, _, _ in differences)
     for part, members in _slice([each for each, _, _ in differences], min_slice):
         mine = [differences[i] for i in members]
         change = estimate_mean(
@@ -153,7 +163,7 @@ def compare(name: str, asked: Sequence[Asked], candidate: Values, stable: Values
         figures.append(
             Figure(
                 name, math.fsum(new for _, new, _ in mine) / number, math.fsum(old for *_, old in mine) / number,
-                change, part,
+                change, part, is_heldout=is_heldout and not part,
             )
         )  # fmt: skip
     return figures

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from feedback.events import CLEVER, Candidate, Choice
+from feedback.tool_calls import append_tool_calls, strip_tool_calls
 
 Split = Literal["train", "heldout", "auditor"]
 Use = Literal["trained", "waiting", "heldout", "auditor", "unused", "skip", "quarantined"]
@@ -41,7 +42,10 @@ class PromptRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One answer. ids: as it was sampled, turn end included if it was sampled, or None. checkpoint: "" if unknown."""
+    """One answer. ids: as it was sampled, turn end included if it was sampled, or None. checkpoint: "" if unknown.
+
+    text: what was said beside tool_calls, which the chat template writes in its own way.
+    """
 
     text: str
     ids: tuple[int, ...] | None = None
@@ -51,6 +55,12 @@ class Answer:
     checkpoint: str = ""
     temperature: float | None = None
     max_tokens: int | None = None
+    top_p: float | None = None
+
+    @property
+    def shown(self) -> str:
+        """All that was said, tool calls as JSON: what style and traits are read of, as a sampled answer's text has its calls."""
+        return append_tool_calls(self.text, self.tool_calls)
 
     @property
     def is_finished(self) -> bool:
@@ -144,7 +154,7 @@ def make_prompt(choice: Choice, key: str) -> Prompt:
 def make_answer(candidate: Candidate) -> Answer:
     """An answer as it was recorded."""
     return Answer(
-        text=candidate.text,
+        text=strip_tool_calls(candidate.text, candidate.tool_calls),
         ids=None if candidate.token_ids is None else tuple(candidate.token_ids),
         finish_reason=candidate.finish_reason,
         reasoning=candidate.reasoning,
@@ -152,6 +162,7 @@ def make_answer(candidate: Candidate) -> Answer:
         checkpoint=candidate.checkpoint,
         temperature=candidate.temperature,
         max_tokens=candidate.max_tokens,
+        top_p=candidate.top_p,
     )
 
 

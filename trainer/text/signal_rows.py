@@ -2,6 +2,7 @@
 
 Pure. A signal whose prompt or answer is not known says nothing here. A rating is on its person's own scale of generosity:
 weighing that is the reward model's. An edit says twice: what would have been ideal, and that it is better than the answer.
+An answer whose end is not known (of old signals, and of apps' own words) counts as whole, as imported ones do.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import math
 
 from feedback.events import Demonstration as DemonstrationEvent
 from feedback.events import Outcome, Signal
+from feedback.tool_calls import strip_tool_calls
 from trainer.text.pairs import Answer, Demonstration, Pair, Prompt, Rated
+
+CUT_END = 20  # characters: an edit that ends in as many of a cut answer's last ones was not completed
 
 
 def make_rated(signal: Signal, *, event_id: str, prompt_key: str, split: str, row_id: int = 0) -> list[Rated]:
@@ -25,8 +29,8 @@ def make_rated(signal: Signal, *, event_id: str, prompt_key: str, split: str, ro
     return [
         Rated(
             event_id=event_id,
-            prompt=Prompt(messages=signal.messages, key=prompt_key),
-            answer=Answer(text=signal.answer, checkpoint=signal.checkpoint),
+            prompt=_make_prompt(signal, prompt_key),
+            answer=_make_answer(signal),
             kind=kind,
             value=value,
             split=split,
@@ -43,19 +47,18 @@ def make_rated(signal: Signal, *, event_id: str, prompt_key: str, split: str, ro
 
 def is_edit(signal: Signal) -> bool:
     """Whether it changes an answer that is known, to a question that is."""
-    return bool(signal.messages and signal.answer is not None and signal.edited_text) and (
-        signal.edited_text != signal.answer
-    )
+    if not signal.messages or signal.answer is None or not signal.edited_text:
+        return False
+    return signal.edited_text not in (signal.answer, _make_answer(signal).text)
 
 
 def make_edit(signal: Signal, *, event_id: str, prompt_key: str, split: str, row_id: int = 0) -> Demonstration:
     """The edited text as the ideal answer. Raises ValueError unless it is an edit."""
-    prompt = _make_prompt(signal, event_id, prompt_key)
-    assert signal.edited_text is not None
+    _, edited = _make_versions(signal, event_id)
     return Demonstration(
         event_id=event_id,
-        prompt=prompt,
-        answer=Answer(text=signal.edited_text),
+        prompt=_make_prompt(signal, prompt_key),
+        answer=edited,
         source="edit",
         split=split,
         policy=signal.policy,
@@ -72,13 +75,11 @@ def make_edit_pair(
 
     Which of the two stands first follows from the event id, so that no place on the page means anything.
     """
-    prompt = _make_prompt(signal, event_id, prompt_key)
-    assert signal.answer is not None and signal.edited_text is not None
-    answer, edited = Answer(text=signal.answer, checkpoint=signal.checkpoint), Answer(text=signal.edited_text)
+    answer, edited = _make_versions(signal, event_id)
     is_first = sum(event_id.encode(errors="surrogatepass")) % 2 == 0
     return Pair(
         event_id=event_id,
-        prompt=prompt,
+        prompt=_make_prompt(signal, prompt_key),
         first=edited if is_first else answer,
         second=answer if is_first else edited,
         preferred="first" if is_first else "second",
@@ -116,11 +117,40 @@ def make_demonstration(
     )
 
 
-def _make_prompt(signal: Signal, event_id: str, prompt_key: str) -> Prompt:
+def _make_prompt(signal: Signal, prompt_key: str) -> Prompt:
+    assert signal.messages
+    ids = signal.prompt_token_ids
+    return Prompt(
+        messages=signal.messages,
+        key=prompt_key,
+        ids=None if ids is None else tuple(ids),
+        tools=signal.tools,
+        template_kwargs=signal.chat_template_kwargs,
+        tags=signal.tags,
+    )
+
+
+def _make_answer(signal: Signal) -> Answer:
+    assert signal.answer is not None
+    return Answer(
+        text=strip_tool_calls(signal.answer, signal.tool_calls),
+        ids=None if signal.token_ids is None else tuple(signal.token_ids),
+        finish_reason="stop" if signal.finish_reason is None else signal.finish_reason,
+        reasoning=signal.reasoning,
+        tool_calls=signal.tool_calls,
+        checkpoint=signal.checkpoint,
+    )
+
+
+def _make_versions(signal: Signal, event_id: str) -> tuple[Answer, Answer]:
+    """The answer, and what it was edited to: whole, unless it breaks off where the answer does. Raises ValueError."""
     if not is_edit(signal):
         raise ValueError(f"{event_id} is no edit of an answer that is known")
-    assert signal.messages is not None
-    return Prompt(messages=signal.messages, key=prompt_key)
+    assert signal.edited_text is not None
+    answer = _make_answer(signal)
+    end = answer.text.rstrip()[-CUT_END:]
+    is_cut = not answer.is_finished and end != "" and signal.edited_text.rstrip().endswith(end)
+    return answer, Answer(text=signal.edited_text, finish_reason=answer.finish_reason if is_cut else "stop")
 
 
 def _read_thumb(signal: Signal) -> float | None:

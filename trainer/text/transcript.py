@@ -182,7 +182,7 @@ class Transcriber:
         for skip in (True, False):  # the app may have asked for special tokens in the text
             spelled = _squeeze(str(self._tokenizer.decode(list(ids), skip_special_tokens=skip))).rstrip(REPLACEMENT)
             if answer.reasoning or answer.tool_calls:
-                if text in spelled:
+                if text in spelled and all(name in spelled for name in _list_called(answer)):
                     return
             elif spelled.startswith(text) and len(spelled) - len(text) <= MAX_UNSAID_TAIL:
                 return
@@ -231,6 +231,12 @@ class Transcriber:
         for end in self.turn_ends:
             written = written.removesuffix(str(self._tokenizer.convert_ids_to_tokens(end))).rstrip()
         return written
+
+
+def _list_called(answer: Answer) -> list[str]:
+    """The names of the tools that it calls."""
+    [turn] = flatten_messages([{"role": "assistant", "content": "", "tool_calls": answer.tool_calls}])
+    return [_squeeze(str(call["function"].get("name", ""))) for call in turn.get("tool_calls", ())]
 
 
 def _squeeze(text: str) -> str:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from feedback.events import Asked, Candidate, Comparison, Position
+from feedback.tool_calls import append_tool_calls
 from gateway.access.tokens import ComparisonToken, sign_token, text_digest
 from gateway.serving.engine_answers import EnginePiece, Function
 from gateway.serving.exchange import Exchange
@@ -19,7 +20,6 @@ from gateway.serving.pairs.asking import Ask, Side, is_last_asked_first, is_swap
 from gateway.serving.pairs.pair_request import PairRequest
 from gateway.serving.recording.comparison_lookup import name_pair
 
-_TAGS = ("domain", "language", "task")
 _SAYS_NOTHING = PairRequest()
 
 
@@ -46,9 +46,7 @@ class CandidateDraft:
     @property
     def content(self) -> str:
         """The text by which two answers are told apart: what is said, then the tools that are called."""
-        if not self.tool_calls:
-            return self.text
-        return self.text + msgspec.json.encode(self.list_tool_calls()).decode()
+        return append_tool_calls(self.text, self.list_tool_calls())
 
     def list_tool_calls(self) -> list[dict[str, Any]]:
         """The tools that are called, as OpenAI writes them, without ids."""
@@ -146,7 +144,7 @@ def build_comparison(exchange: Exchange, ask: Ask, pair: Pair, engine: str, now:
         weight=exchange.view.trial_weight,
         created_at=now,
         expires_at=now + exchange.context.settings.gateway.comparison_ttl_s,
-        tags=_read_tags(exchange.request.metadata),
+        tags=pair.said.tags,
         finished_first=find_first_to_finish(first.seconds_to_finish, second.seconds_to_finish),
         prompt_token_ids=_agree(first.read_prompt_token_ids(), second.read_prompt_token_ids()),
         tools=pair.said.tools,
@@ -242,6 +240,8 @@ def record_alone(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> None:
     message: dict[str, Any] = {"role": "assistant", "content": draft.text}
     if draft.tool_calls:
         message["tool_calls"] = draft.list_tool_calls()
+    if draft.reasoning is not None:
+        message["reasoning"] = draft.reasoning
     choice = {"index": 0, "message": message, "finish_reason": draft.finish_reason}
     context.completions.note(
         (
@@ -286,12 +286,3 @@ def _candidate(exchange: Exchange, pair: Pair, draft: CandidateDraft) -> Candida
         tool_calls=draft.list_tool_calls() or None,
         top_p=pair.said.top_p,
     )
-
-
-def _read_tags(metadata: msgspec.Raw) -> dict[str, str]:
-    """What the app says of the request, as far as it is what it should be: engines ignore the field."""
-    try:
-        given = msgspec.json.decode(metadata, type=dict[str, Any])
-    except (ValueError, RecursionError):
-        return {}
-    return {name: value for name in _TAGS if isinstance(value := given.get(name), str)}

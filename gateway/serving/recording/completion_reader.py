@@ -1,16 +1,17 @@
 """Reads recorded answers: what was asked, and what was said, whole or streamed, of every kind of completion.
 
-Slow and lenient: for signals, never for the hot path. Text is what is shown to a user, then the tools that are called
-(as in a comparison's candidates); reasoning is left out.
+Slow and lenient: for signals, never for the hot path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from feedback.tool_calls import append_tool_calls
 from gateway.http.sse import EventSplitter, event_data
 from gateway.serving.body import check_depth
 from gateway.serving.recording.completion_store import StoredCompletion
@@ -22,18 +23,27 @@ class NoSuchChoice(ValueError):
     """The answer has no choice of that index."""
 
 
-def read_text(row: StoredCompletion, index: int = 0) -> str:
-    """The text of one choice, followed by its tool calls as JSON if there are any, without their ids.
+@dataclass(frozen=True)
+class RecordedAnswer:
+    """One choice. text: what is shown to a user, then the tools that are called, as in a comparison's candidates.
 
-    Raises NoSuchChoice, or another ValueError if the answer cannot be read.
+    tool_calls: without their ids. finish_reason: as chat completions have it, "" of an answer that broke off.
     """
+
+    text: str
+    tool_calls: list[Object] | None
+    finish_reason: str
+    reasoning: str | None
+
+
+def read_answer(row: StoredCompletion, index: int = 0) -> RecordedAnswer:
+    """One choice of an answer. Raises NoSuchChoice, or another ValueError if the answer cannot be read."""
     try:
         pieces = list(_read_stream(row.response)) if row.is_stream else [_decode(row.response)]
         is_response = any("output" in piece or "response" in piece for piece in pieces)
-        text, calls = _read_output(pieces) if is_response else _read_choice(pieces, index)
+        return _read_output(pieces) if is_response else _read_choice(pieces, index)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"completion {row.id} cannot be read: {error!r}") from error
-    return text + msgspec.json.encode(calls).decode() if calls else text
 
 
 def read_messages(row: StoredCompletion) -> list[Object] | None:
@@ -73,10 +83,14 @@ def _read_stream(body: bytes) -> Iterator[Object]:
             yield _decode(data)
 
 
-def _read_choice(pieces: list[Object], index: int) -> tuple[str, list[Object]]:
+def _make_answer(text: str, calls: list[Object], finish_reason: str, reasoning: str) -> RecordedAnswer:
+    return RecordedAnswer(append_tool_calls(text, calls), calls or None, finish_reason, reasoning or None)
+
+
+def _read_choice(pieces: list[Object], index: int) -> RecordedAnswer:
     """From whole chat and text completions, or from the chunks of one."""
     found = False
-    text = ""
+    text = finish_reason = reasoning = ""
     calls: dict[int, Object] = {}
     for piece in pieces:
         for choice in piece.get("choices") or ():
@@ -85,11 +99,13 @@ def _read_choice(pieces: list[Object], index: int) -> tuple[str, list[Object]]:
             found = True
             said = choice.get("message") or choice.get("delta") or {}
             text += said.get("content") or choice.get("text") or ""
+            reasoning += said.get("reasoning") or said.get("reasoning_content") or ""
+            finish_reason = choice.get("finish_reason") or finish_reason
             for rank, call in enumerate(said.get("tool_calls") or ()):
                 _add_call(calls.setdefault(int(call.get("index", rank)), {}), call)
     if not found:
         raise NoSuchChoice(f"there is no choice {index}")
-    return text, [calls[key] for key in sorted(calls)]
+    return _make_answer(text, [calls[key] for key in sorted(calls)], finish_reason, reasoning)
 
 
 def _add_call(known: Object, call: Object) -> None:
@@ -101,22 +117,31 @@ def _add_call(known: Object, call: Object) -> None:
         function[name] = function[name] + value if is_piece else value
 
 
-def _read_output(pieces: list[Object]) -> tuple[str, list[Object]]:
+def _read_output(pieces: list[Object]) -> RecordedAnswer:
     """From /v1/responses, whole or streamed: the last event holds the whole response, else the text so far counts."""
     for piece in reversed(pieces):
         whole = piece.get("response", piece)
         if isinstance(whole, dict) and whole.get("output"):
-            text = "".join(
-                part.get("text") or ""
-                for item in whole["output"]
-                if item.get("type") == "message"
-                for part in item.get("content") or ()
-            )
             calls = [
                 {"type": "function", "function": {"name": item["name"], "arguments": item["arguments"]}}
                 for item in whole["output"]
                 if item.get("type") == "function_call"
             ]
-            return text, calls
+            text, reasoning = (_join_parts(whole["output"], kind) for kind in ("message", "reasoning"))
+            return _make_answer(text, calls, _read_finish(whole, calls), reasoning)
     deltas = [piece["delta"] for piece in pieces if piece.get("type") == "response.output_text.delta"]
-    return "".join(deltas), []
+    return _make_answer("".join(deltas), [], "", "")
+
+
+def _join_parts(output: list[Object], kind: str) -> str:
+    """The texts of all items of one type."""
+    items = [item for item in output if item.get("type") == kind]
+    return "".join(part.get("text") or "" for item in items for part in item.get("content") or ())
+
+
+def _read_finish(response: Object, calls: list[Object]) -> str:
+    """What a chat completion that ended so would say."""
+    if response.get("status") == "completed":
+        return "tool_calls" if calls else "stop"
+    reason = (response.get("incomplete_details") or {}).get("reason")
+    return "length" if reason == "max_output_tokens" else ""

@@ -22,6 +22,7 @@ json = st.recursive(
 parts = st.fixed_dictionaries({"role": words, "content": st.lists(st.fixed_dictionaries({"text": words}), max_size=2)})
 messages: Any = st.lists(plain | parts | st.dictionaries(words, json, max_size=2), max_size=3)
 tags = st.dictionaries(words, words, max_size=2)
+objects = st.lists(st.dictionaries(words, json, max_size=2), max_size=2)
 
 
 def maybe(strategy: Any) -> Any:
@@ -100,4 +101,12 @@ signals = st.builds(
     edited_text=maybe(words),
     outcome=maybe(outcomes),
     comment=maybe(words),
+    tags=tags,
+    tools=maybe(objects),
+    chat_template_kwargs=maybe(st.dictionaries(words, json, max_size=2)),
+    prompt_token_ids=maybe(st.lists(counts, max_size=2)),
+    token_ids=maybe(st.lists(counts, max_size=2)),
+    finish_reason=maybe(words),
+    reasoning=maybe(words),
+    tool_calls=maybe(objects),
 )

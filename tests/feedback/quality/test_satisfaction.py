@@ -33,11 +33,12 @@ def test_only_what_was_asked_at_random_counts(trainer_database: sa.Engine) -> No
     records = [
         say(0, "random", "first"), say(1, "random", "both_bad"), say(2, "explore", "first"), say(3, "random", "skip"),
         say(4, "random", "tie"), make_record(5, make_signal()), make_record(6, change(make_signal(), thumb=None)),
-        make_record(7, change(make_signal(), policy="other")),
+        make_record(7, change(make_signal(), policy="other")), make_record(8, make_signal(thumb="down", tags={"domain": "law"})),
     ]  # fmt: skip
     with write_transaction(trainer_database) as connection:
         consume(connection, records)  # type: ignore[arg-type]
         opinions = load_opinions(connection, "default")
-    assert [each.verdict for each in opinions] == ["tie", "both_bad", "win", "up"]
+    assert [each.verdict for each in opinions] == ["tie", "both_bad", "win", "down", "up"]
     assert opinions[0].slices == ("app=app-1", "domain=demo")
-    assert {each.slice for each in measure_satisfaction(opinions)} == {"all", "app=app-1", "domain=demo"}
+    assert opinions[3].slices == ("app=app-1", "domain=law")
+    assert {each.slice for each in measure_satisfaction(opinions)} == {"all", "app=app-1", "domain=demo", "domain=law"}

@@ -40,7 +40,10 @@ SERVED_AT = time.time()  # a completion of long ago would be deleted at once
 ID = "chatcmpl-0123456789abcdef"
 MESSAGES = [{"role": "user", "content": "How are you?"}]
 REQUEST = json.dumps({"model": "default", "messages": MESSAGES}).encode()
-WHOLE = b'{"id":"%s","choices":[{"index":0,"message":{"role":"assistant","content":"Well."}}]}' % ID.encode()
+WHOLE = (
+    b'{"id":"%s","choices":[{"index":0,"message":{"role":"assistant","content":"Well."},"finish_reason":"length"}]}'
+    % ID.encode()
+)
 STREAM = b"".join(
     b'data: {"id":"%s","choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n' % (ID.encode(), word)
     for word in (b"", b"We", b"ll.")
@@ -193,6 +196,7 @@ async def test_a_signal_is_stored_with_what_it_was_said_of(house: House) -> None
         arm="canary",
         thumb="up",
         comment="Nice 😀",
+        finish_reason="length",
     )
     assert house.num_rows() == house.parts.relay.num_notified == 1
     assert house.parts.metrics.registry.get_sample_value("prefloop_signals_total") == 1

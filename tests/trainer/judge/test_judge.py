@@ -12,7 +12,7 @@ import torch
 from tests.trainer.tiny import build_tiny_backbone, make_prompt
 from trainer.judge.frozen import FrozenSets, digest_prompt, read_row
 from trainer.judge.judge import judge_checkpoint, keep_readable, keep_usable, measure_rung
-from trainer.learn.sampling.sampler import LocalSampler, SamplingParameters
+from trainer.learn.sampling.sampler import LocalSampler, Samples, SamplingParameters, SamplingRequest
 from trainer.model.backbone import Backbone
 from trainer.sections.judging import GateSection
 from trainer.text.pairs import Prompt
@@ -90,6 +90,22 @@ def test_the_adapters_are_left_as_they_are(backbone: Backbone) -> None:
     judge(backbone, facts(), [make_prompt()])
     for name, state in before.items():
         assert all(torch.equal(tensor, backbone.adapters.state(name)[key]) for key, tensor in state.items())
+
+
+def test_answers_come_from_the_nucleus_and_the_distance_from_the_whole_distribution(backbone: Backbone) -> None:
+    class Recording(LocalSampler):
+        def sample(self, request: SamplingRequest) -> Samples:
+            asked.append((request.adapter, request.n, request.parameters.top_p))
+            return super().sample(request)
+
+    for top_p, expected in ((1.0, []), (0.5, [("policy", 1, 1.0)])):
+        asked: list[tuple[str | None, int, float]] = []
+        judge_checkpoint(
+            backbone, Recording(backbone), Brevity(), None, facts(), SETTINGS,
+            parameters=SamplingParameters(0.7, top_p, 8),
+        )  # fmt: skip
+        assert asked[0] == ("policy", SETTINGS.samples_per_prompt, top_p)
+        assert asked[1:] == [("stable", SETTINGS.samples_per_prompt, top_p), *expected]
 
 
 def test_the_number_of_samples_keeps_within_its_budget(backbone: Backbone) -> None:

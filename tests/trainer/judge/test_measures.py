@@ -118,6 +118,16 @@ def test_numbers_have_names_of_their_own_and_infinite_ones_are_left_out() -> Non
     assert named == {"kl_base": 3.0, "num_prompts": 1.0, "policy_x": 1.0, "stable_x": 0.0, "x_change": 1.0}
 
 
+def test_what_is_over_held_out_prompts_alone_has_their_name_too() -> None:
+    asked = [held_out(0), held_out(1), Asked(make_prompt(), row(fact="Paris"))]
+    name = "policy_x[kind=heldout]"
+    for chosen, values, number in ((asked, [1, 0, 1], 0.5), (asked[:2], [1, 1], 1.0), (asked, [1, 0, None], 0.5)):
+        figures = Figures(tuple(compare("x", chosen, values, values, 2)))
+        assert figures.as_dict()[name] == number
+    for chosen in (asked[:1], asked[1:]):  # too few
+        assert name not in Figures(tuple(compare("x", chosen, [1] * len(chosen), [1] * len(chosen), 2))).as_dict()
+
+
 def test_frozen_rows_are_sampled_up_to_their_own_limit() -> None:
     backbone = build_tiny_backbone()
     asked = list_asked([row(fact="Paris", max_tokens=2)], [make_prompt("Paris?")])

@@ -14,11 +14,12 @@ def test_a_pair_keeps_the_order_in_which_answers_were_shown():
 
 def test_a_pair_keeps_the_tokens_that_the_engine_sampled():
     choice = make_choice(7)
-    first = msgspec.structs.replace(choice.comparison.first, token_ids=[5, 6, 2], finish_reason="stop")
+    first = msgspec.structs.replace(choice.comparison.first, token_ids=[5, 6, 2], finish_reason="stop", top_p=0.8)
     comparison = msgspec.structs.replace(choice.comparison, first=first, prompt_token_ids=[1, 9])
     recorded = msgspec.structs.replace(choice, comparison=comparison)
     pair = make_pair(recorded, event_id="e7", prompt_key="k", split="train")
     assert (pair.prompt.ids, pair.first.ids, pair.second.ids) == ((1, 9), (5, 6, 2), None)
+    assert (pair.first.top_p, pair.second.top_p) == (0.8, None)
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,13 @@ def test_tool_calls_are_written_as_the_template_writes_them() -> None:
     assert reason_of(Prompt(messages=ask()), answer) in ("tools_missing", "template")
 
 
+def test_the_ids_of_an_answer_that_calls_a_tool_must_name_the_tool() -> None:
+    call = {"type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+    answer = Answer(text="", tool_calls=[call], ids=(*tokens("<call>look_up{}"), 2))
+    assert make().encode_answer(RECORDED, answer).answer == answer.ids
+    assert reason_of(RECORDED, Answer(text="", tool_calls=[call], ids=tokens(TEXT))) == "ids_mismatch"
+
+
 def test_rows_over_the_limit_are_refused_whole() -> None:
     needed = make().encode_answer(PLAIN, Answer(text=TEXT)).length
     assert make(max_tokens=needed).encode_answer(PLAIN, Answer(text=TEXT)).length == needed

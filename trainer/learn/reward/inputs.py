@@ -39,7 +39,7 @@ class Read:
 
 def read_pair(encoded: EncodedPair) -> Read:
     pair = encoded.pair
-    return Read(pair.event_id, encoded.prompt, (encoded.first, encoded.second), (pair.first.text, pair.second.text))
+    return Read(pair.event_id, encoded.prompt, (encoded.first, encoded.second), (pair.first.shown, pair.second.shown))
 
 
 def read_answer(event_id: str, encoded: EncodedAnswer, text: str) -> Read:

@@ -173,7 +173,7 @@ class RewardModel(RewardState):
             except Exception as error:  # templates and tokenizers raise what they like
                 self._reject(each.event_id, PART, error)
             else:
-                encoded.append((read_answer(each.event_id, answer, each.answer.text), each))
+                encoded.append((read_answer(each.event_id, answer, each.answer.shown), each))
         return encoded
 
     def _compute_states(self, rows: Sequence[Read], rejected: set[str]) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def name_group(rated: Rated) -> str:
 
 def _describe(prompt: Prompt, answer: Answer) -> tuple[float, ...]:
     asked = " ".join(str(message["content"]) for message in flatten_messages(prompt.messages))
-    return describe_style(asked, answer.text, answer.is_finished)
+    return describe_style(asked, answer.shown, answer.is_finished)
 
 
 class OutcomeModel:

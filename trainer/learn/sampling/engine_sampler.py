@@ -149,5 +149,6 @@ class EngineSampler:
             finish_reason="stop" if is_finished else str(choice["finish_reason"]),
             temperature=parameters.temperature,
             max_tokens=parameters.max_tokens,
+            top_p=parameters.top_p,
         )
         return Sampled(answer, logprobs)

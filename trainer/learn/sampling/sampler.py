@@ -85,13 +85,17 @@ class Sampler(Protocol):
 
 
 def choose_parameters(pairs: Sequence[Pair], *, temperature: float, max_tokens: int) -> SamplingParameters:
-    """What most recent answers were sampled with; `temperature` where none says it, and never more than max_tokens."""
+    """What most of the answers were sampled with; `temperature` where none says it, and never more than max_tokens.
+
+    A request that says a temperature or a limit and no top_p is sampled from all tokens: that is the engines' default.
+    """
     answers = [answer for pair in pairs for answer in (pair.first, pair.second)]
     temperatures = [answer.temperature for answer in answers if answer.temperature is not None]
     limits = [answer.max_tokens for answer in answers if answer.max_tokens]
+    said = [each for each in answers if (each.temperature, each.max_tokens, each.top_p) != (None, None, None)]
     return SamplingParameters(
         temperature=_most_common(temperatures, temperature),
-        top_p=1.0,
+        top_p=_most_common([1.0 if each.top_p is None else each.top_p for each in said], 1.0),
         max_tokens=min(max_tokens, _most_common(limits, max_tokens)),
     )
 
@@ -206,6 +210,7 @@ class LocalSampler:
             finish_reason="stop" if is_finished else "length",
             temperature=parameters.temperature,
             max_tokens=parameters.max_tokens,
+            top_p=parameters.top_p,
         )
         return Sampled(answer, tuple(logprobs))
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trainer.run.learner")
 
-RECENT_PAIRS = 200  # held-out pairs that say how apps have their answers sampled
+RECENT_PAIRS = 200  # the newest pairs, which say how apps have their answers sampled
 LADDER_PROMPTS = 32  # held-out prompts that a rung asks, the newest, beside the frozen rows
 
 
@@ -89,7 +89,7 @@ class Judging:
                 frozen=frozen.digests,
                 reject=self._reject,
             )
-            recent = rows.load_held_out(connection, section.policy, RECENT_PAIRS, self._reject)
+            recent = rows.load_newest(connection, section.policy, RECENT_PAIRS, self._reject)
             taught = signal_queries.load_demonstrations(
                 connection, section.policy, split="heldout", reject=self._reject
             )

@@ -16,7 +16,7 @@ from feedback.events import Choice
 from feedback.inbox import preferences
 from feedback.quality.satisfaction import load_opinions, measure_satisfaction
 from trainer.judge.answers import HarmScreen
-from trainer.judge.drift import Served, describe_drift, measure_live
+from trainer.judge.drift import Served, describe_drift, measure_live, read_served
 from trainer.math.intervals import Estimate, estimate_mean
 from trainer.run import rounds
 from trainer.run.publish.registry import Gateway, GatewayRefused, GatewayUnavailable
@@ -86,24 +86,32 @@ class TrafficWatch:
                 log.warning("%s drifts: %s", stable, sentence)
 
     def _load_served(self, connection: sa.Connection, checkpoint: str) -> tuple[list[Served], set[str]]:
-        """The checkpoint's answers to the newest choices, and the choices of which both answers are its own."""
+        """The checkpoint's answers to the newest choices, and the choices of which both answers are its own.
+
+        Choices that cannot be read are left out and counted: learning sets them aside.
+        """
         columns = preferences.c
         query = sa.select(columns.event_id, columns.prompt_key, columns.choice_json).where(
             columns.policy == self._policy
         )
         served: list[Served] = []
         own = set()
+        num_unread = 0
         for row in connection.execute(query.order_by(columns.id.desc()).limit(MAX_CHOICES)):
             try:
                 choice = msgspec.json.decode(row.choice_json, type=Choice)
-            except (ValueError, RecursionError):  # learning sets it aside
+                answers = [choice.comparison.first, choice.comparison.second]
+                prompt = make_prompt(choice, row.prompt_key)
+                mine = [read_served(prompt, make_answer(each)) for each in answers if each.checkpoint == checkpoint]
+            except (ValueError, RecursionError):  # bytes that a disk changed, or a prompt that is no text
+                num_unread += 1
                 continue
-            answers = [choice.comparison.first, choice.comparison.second]
-            mine = [each for each in answers if each.checkpoint == checkpoint]
-            prompt = make_prompt(choice, row.prompt_key)
-            served += [Served(prompt, make_answer(each)) for each in mine]
+            served += mine
             if len(mine) == len(answers):
                 own.add(row.event_id)
+        self._reporter.metrics.drift_unread.set(num_unread)
+        if num_unread:
+            log.info("drift is measured without %d of the newest choices, which cannot be read", num_unread)
         return served, own
 
 

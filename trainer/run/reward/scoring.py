@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from feedback.inbox import key_prompt
 from feedback.outages import describe_error
 from feedback.scoring import ScoreAnswer, ScoredCandidate, ScoreRequest
+from feedback.tool_calls import strip_tool_calls
 from trainer.learn.isolation import NotFinite
 from trainer.math.asking import choose_informative, choose_telling
 from trainer.model.memory import release_memory
@@ -113,7 +114,7 @@ def _make_prompt(request: ScoreRequest) -> Prompt:
 def _make_answer(candidate: ScoredCandidate) -> Answer:
     ids = candidate.token_ids
     return Answer(
-        text=candidate.text,
+        text=strip_tool_calls(candidate.text, candidate.tool_calls),
         ids=None if ids is None else tuple(ids),
         finish_reason=candidate.finish_reason,
         reasoning=candidate.reasoning,

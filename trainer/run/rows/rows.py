@@ -108,6 +108,12 @@ def load_ids(connection: sa.Connection, policy: str, ids: Sequence[int], reject:
     return [pair for where in is_wanted for pair in _load(connection, where, reject)]
 
 
+def load_newest(connection: sa.Connection, policy: str, limit: int, reject: Reject = log_rejected) -> list[Pair]:
+    """The newest pairs of any split, the oldest of them first: for what they say of requests, not of answers."""
+    newest = sa.select(preferences.c.id).where(is_usable(policy)).order_by(preferences.c.id.desc()).limit(limit)
+    return load_ids(connection, policy, list(connection.execute(newest).scalars()), reject)
+
+
 def load_held_out(
     connection: sa.Connection, policy: str, limit: int = MAX_JUDGED, reject: Reject = log_rejected
 ) -> list[Pair]:

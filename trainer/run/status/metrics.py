@@ -55,6 +55,11 @@ class Metrics:
             "Figures of the stable checkpoint that are clearly other in traffic than when it was judged.",
             registry=self.registry,
         )
+        self.drift_unread = Gauge(
+            "prefloop_drift_unread_choices",
+            "Newest choices that drift is measured without, since they cannot be read: a prompt with an image, say.",
+            registry=self.registry,
+        )
         self.rounds = Counter("prefloop_rounds", "Finished rounds.", ["outcome"], registry=self.registry)
         self.round_progress = Gauge("prefloop_round_progress", "Progress of the round, 0 to 1.", registry=self.registry)
         self.sample_cap = Gauge(

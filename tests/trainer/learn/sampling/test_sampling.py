@@ -156,14 +156,18 @@ def test_logits_that_are_not_finite_are_no_distribution() -> None:
 
 
 def test_what_most_recent_answers_were_sampled_with_is_used_again() -> None:
-    def pair(temperature: float | None, limit: int | None) -> Pair:
-        answer = Answer(text="x", temperature=temperature, max_tokens=limit)
+    def pair(temperature: float | None, limit: int | None, top_p: float | None = None) -> Pair:
+        answer = Answer(text="x", temperature=temperature, max_tokens=limit, top_p=top_p)
         return Pair(event_id="e", prompt=make_prompt(), first=answer, second=answer, preferred="first")
 
     pairs = [pair(0.2, 40), pair(0.9, 40), pair(0.9, 500), pair(None, None)]
     assert choose_parameters(pairs, temperature=0.7, max_tokens=256) == SamplingParameters(0.9, 1.0, 40)
     assert choose_parameters([], temperature=0.7, max_tokens=256) == SamplingParameters(0.7, 1.0, 256)
     assert choose_parameters([pair(None, 4096)], temperature=0.7, max_tokens=256).max_tokens == 256
+    imported = [pair(None, None)] * 5
+    nucleus = [pair(0.9, 40, 0.8), pair(None, None, 0.8), *imported]
+    assert choose_parameters(nucleus, temperature=0.7, max_tokens=256) == SamplingParameters(0.9, 0.8, 40)
+    assert choose_parameters([*nucleus, *pairs], temperature=0.7, max_tokens=256).top_p == 1.0
 
 
 # The engine
@@ -178,7 +182,8 @@ def test_the_engine_is_asked_by_ids_at_low_priority_and_gives_ids_back(
     assert [[each.answer.text for each in answers] for answers in sampled] == [["It is Paris."] * 3] * 3
     ids = (*engine.said, engine.turn_end)
     assert sampled[0][0] == Sampled(
-        Answer(text="It is Paris.", ids=ids, finish_reason="stop", temperature=0.7, max_tokens=20), (-0.5,) * len(ids)
+        Answer(text="It is Paris.", ids=ids, finish_reason="stop", temperature=0.7, max_tokens=20, top_p=1.0),
+        (-0.5,) * len(ids),
     )
     asked = {tuple(body["prompt"]): body for body in engine.asked}
     assert asked.keys() == {backbone.transcriber.encode_prompt(prompt) for prompt in PROMPTS}

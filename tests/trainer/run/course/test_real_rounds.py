@@ -17,11 +17,15 @@ import pytest
 from sqlalchemy import select
 
 from feedback import inbox
+from feedback.events import encode_event, new_event
+from feedback.log import NewRecord
+from tests.trainer.fakes import make_choice
 from tests.trainer.real import RealWorkbench, die_at
 from trainer.judge.gate import Verdict
 from trainer.judge.judge import judge_checkpoint
 from trainer.judge.ladder import read_rung
 from trainer.learn.dpo import train_preferences
+from trainer.learn.sampling.sampler import SamplingParameters
 from trainer.learn.worker import Job
 from trainer.run import rounds
 from trainer.run.course import judging, round
@@ -97,13 +101,28 @@ def test_a_round_of_real_parts_leaves_report_lineage_and_marks(tmp_path: Path, m
     bench.writer.close()
 
 
+def make_sampled_record(number: int) -> NewRecord:
+    """A choice between answers of which it is known how they were sampled."""
+    choice = make_choice(number)
+    answers = {
+        place: msgspec.structs.replace(getattr(choice.comparison, place), temperature=0.3, top_p=0.8, max_tokens=3)
+        for place in ("first", "second")
+    }
+    choice = msgspec.structs.replace(choice, comparison=msgspec.structs.replace(choice.comparison, **answers))
+    event = new_event(choice, source="test", now=float(number), event_id=f"event-{number}")
+    headers, body = encode_event(event)
+    return NewRecord(key=event.key.encode(), value=body, headers=headers)
+
+
 def test_where_nothing_is_held_out_the_newest_prompts_that_were_trained_on_are_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []
+    parameters: list[SamplingParameters] = []
 
     def judge(*arguments: Any, **more: Any) -> Verdict:
         asked.append([prompt.messages[-1]["content"] for prompt in more["heldout"]])
+        parameters.append(more["parameters"])
         return Verdict(True, "passed")
 
     monkeypatch.setattr(judging, "judge_checkpoint", judge)
@@ -111,10 +130,11 @@ def test_where_nothing_is_held_out_the_newest_prompts_that_were_trained_on_are_a
     bench.settings.trainer.gate.max_train_prompts = 2
     bench.settings.trainer.gate.ladder = False
     learner = bench.start()
-    bench.send(24)
+    bench.send_records([make_sampled_record(number) for number in range(24)])
     bench.run_all(learner)
     [prompts] = asked
     assert len(set(prompts)) == 2  # the newest last
+    assert parameters == [SamplingParameters(temperature=0.3, top_p=0.8, max_tokens=3)]
     bench.writer.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -15,8 +16,8 @@ from trainer.run.course.task import Judged
 from trainer.run.report.watch import measure_foreseen
 
 
-def send_served(bench: Workbench, first: int, num: int, checkpoint: str, num_cut: int) -> None:
-    """Choices between answers of one checkpoint, the first of them cut off."""
+def send_served(bench: Workbench, first: int, num: int, checkpoint: str, num_cut: int, content: Any = None) -> None:
+    """Choices between answers of one checkpoint, the first of them cut off. content: of the user's message."""
     records = []
     for number in range(first, first + num):
         choice = make_choice(number)
@@ -27,6 +28,8 @@ def send_served(bench: Workbench, first: int, num: int, checkpoint: str, num_cut
             for each in (choice.comparison.first, choice.comparison.second)
         ]
         comparison = replace(choice.comparison, first=answers[0], second=answers[1], asked="random")
+        if content is not None:
+            comparison = replace(comparison, messages=[{"role": "user", "content": content}])
         event = new_event(
             replace(choice, comparison=comparison), source="test", now=float(number), event_id=f"event-{number}"
         )
@@ -38,7 +41,9 @@ def send_served(bench: Workbench, first: int, num: int, checkpoint: str, num_cut
 def test_a_promoted_checkpoint_that_does_otherwise_than_when_it_was_judged_is_told(
     bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench.verdict = Judged(ok=True, reason="passed", figures={"policy_unfinished": 0.02, "reward_accuracy": 0.95})
+    bench.verdict = Judged(
+        ok=True, reason="passed", figures={"policy_unfinished[kind=heldout]": 0.02, "reward_accuracy": 0.95}
+    )
     learner = bench.start()
     bench.send(40)
     bench.run_all(learner)
@@ -47,16 +52,17 @@ def test_a_promoted_checkpoint_that_does_otherwise_than_when_it_was_judged_is_to
     bench.settings.trainer.round_every_preferences = 10_000
     bench.foreseen = [(f"event-{number}", number % 2 == 0) for number in range(40, 190)]
     with caplog.at_level(logging.WARNING, "trainer.judge.drift"):
-        send_served(bench, 40, 150, checkpoint, 60)
+        send_served(bench, 40, 149, checkpoint, 60)
+        send_served(bench, 189, 1, checkpoint, 1, [{"type": "image_url", "image_url": {"url": "data:,"}}])
         bench.run_all(learner)
         bench.run_all(learner)
     told = bench.board.read().drift
     assert told == [
-        "unfinished answers: 40% in traffic, 2% when it was judged (150 prompts)",
-        "choices that the reward model foresees: 50% in traffic, 95% when it was judged (150 prompts)",
+        "unfinished answers: 40% in traffic, 2% when it was judged (149 prompts)",
+        "choices that the reward model foresees: 50% in traffic, 95% when it was judged (149 prompts)",
     ]
     assert [record.getMessage() for record in caplog.records] == [f"{checkpoint} drifts: {each}" for each in told]
-    assert bench.metrics.drift._value.get() == 2
+    assert (bench.metrics.drift._value.get(), bench.metrics.drift_unread._value.get()) == (2, 1)
     send_served(bench, 190, 50, checkpoint, 50)  # too few to look again
     bench.run_all(learner)
     assert bench.board.read().drift == told

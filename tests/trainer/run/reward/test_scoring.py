@@ -12,8 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from feedback.scoring import ScoredCandidate, ScoreRequest
+from feedback.tool_calls import append_tool_calls
 from tests.trainer.learn.pairs import make_kind_pairs
 from tests.trainer.tiny import TEXTS, ask, build_tiny_backbone, encode
 from trainer.learn.reward.model import RewardModel
@@ -115,6 +117,18 @@ def test_a_row_that_cannot_be_read_is_refused_and_the_next_is_scored(states: Rew
             scorer.score(each)
         assert not isinstance(failed.value, ScoringFailed) or failed.value.reason == "unusable"
     assert scorer.score(request()).version == 2
+
+
+def test_a_candidate_that_calls_a_tool_is_read_by_the_ids_it_was_sampled_as(states: RewardStates) -> None:
+    calls = [{"type": "function", "function": {"name": "look", "arguments": "{}"}}]
+    scorer = make_scorer(states)
+    scorer.refresh()
+    tokenizer = scorer._reward.backbone.transcriber._tokenizer
+    prompt_ids, ids = (tokenizer(text, add_special_tokens=False).input_ids for text in (TEXTS[0], "<call>look{}"))
+    called = ScoredCandidate(text=append_tool_calls("", calls), token_ids=ids, tool_calls=calls)
+    asked = request(prompt_token_ids=prompt_ids)
+    answer = scorer.score(replace(asked, candidates=[called, *asked.candidates]))
+    assert len(answer.draws) == len(ANSWERS) + 1
 
 
 def test_a_busy_scorer_refuses_at_once_and_late_requests_are_not_scored(states: RewardStates) -> None:

@@ -69,6 +69,11 @@ def test_the_held_out_and_the_auditors_are_told_apart(filled: sa.Connection) -> 
     assert sample == ids(rows.load_auditor(filled, "default", 2))
 
 
+def test_the_newest_pairs_are_those_of_every_split(filled: sa.Connection) -> None:
+    assert ids(rows.load_newest(filled, "default", 4)) == [17, 18, 19, 20]
+    assert ids(rows.load_newest(filled, "default", 100)) == [1, 2, 4, 5, *range(8, 21)]
+
+
 def test_a_fixed_sample_changes_little_as_rows_come() -> None:
     names = [f"event-{number}" for number in range(1100)]
     before, after = set(rows.choose_fixed(names[:1000], 200)), set(rows.choose_fixed(names, 200))
