@@ -84,6 +84,9 @@ class RoundRunner:
         try:
             num_deaths = files.count_deaths(opened.attempts)
             if num_deaths >= self._settings.max_attempts:
+                self._find_plan(
+                    files, opened.number
+                )  # its record says what it was, also where another trainer began it
                 ending = Ending(reason=f"the trainer died in it {num_deaths} times without coming further")
             else:
                 ending = self._see_through(opened, stable, files, from_base)
@@ -123,7 +126,9 @@ class RoundRunner:
                 )
                 if not plan.event_ids:
                     return Ending(
-                        reason="no row of its kind can be trained on", last_preference_id=plan.last_preference_id
+                        reason="no row of its kind can be trained on",
+                        start=plan.start,
+                        last_preference_id=plan.last_preference_id,
                     )
                 files.write_plan(plan)
                 self._store_plan(plan)
@@ -138,9 +143,6 @@ class RoundRunner:
         made = Ending(
             reason=judged.reason if judged.ok else f"offline gate: {judged.reason}",
             metrics=metrics,
-            start=plan.start,
-            num_left=plan.num_left,
-            last_preference_id=plan.last_preference_id,
         )
         if not judged.ok:
             return made
