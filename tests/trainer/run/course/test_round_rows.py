@@ -98,8 +98,9 @@ def test_a_restart_begins_from_the_base_once_on_a_full_replay_though_the_gate_sa
     plans = [task.plan for task in bench.tasks]
     assert [plan.start for plan in plans] == ["stable", "stable", "base", "stable"]
     learnt = {event for plan in plans[:2] for event in plan.event_ids}
-    assert set(plans[2].replayed) == learnt  # all of it, though only 30 new ones fit
-    assert len(plans[2].new) == 30
+    assert set(plans[2].replayed) == learnt
+    assert {*plans[2].event_ids} == {*list_training_rows(bench)[: len(plans[2].event_ids)]}  # though 30 new ones fit
+    assert len(plans[2].new) > 30 == len(plans[3].new)
     assert [row["outcome"] for row in bench.finished()] == ["published", "published", "stopped", "stopped"]
 
 
@@ -116,6 +117,18 @@ def test_after_a_stopped_round_the_next_begins_from_the_base_and_then_from_stabl
     plans = [task.plan for task in bench.tasks]
     assert [plan.start for plan in plans] == ["stable", "stable", "base", "stable", "base"]
     assert set(plans[2].replayed) == set(plans[0].event_ids)  # what the chain knew is learnt again
+
+
+def test_a_restart_after_rejected_rounds_learns_all_that_none_of_them_left(bench: Workbench) -> None:
+    bench.settings.trainer.dpo.max_new_pairs = 30
+    bench.verdict = Judged(ok=False, reason="no")
+    learner = bench.start()
+    for _ in range(4):
+        bench.send(40)
+        bench.run_all(learner)
+    restart = bench.tasks[3].plan
+    assert (restart.start, restart.replayed, restart.num_left) == ("base", [], 0)
+    assert restart.new == list_training_rows(bench)  # of 160 choices, and not the newest 30
 
 
 def test_a_round_that_ended_before_it_trained_is_no_failed_chain(bench: Workbench) -> None:
