@@ -78,6 +78,7 @@ def test_a_restart_from_the_reference_was_taught_by_it(connection: sa.Connection
 
 
 def test_what_a_checkpoint_began_from_is_known_when_directories_of_its_ancestors_are_gone(bench: Workbench) -> None:
+    bench.settings.trainer.dpo.replay_share = 0.0
     learner = bench.start()
     chain = []
     for _ in range(3):
@@ -85,18 +86,25 @@ def test_what_a_checkpoint_began_from_is_known_when_directories_of_its_ancestors
         learner.step()
         bench.gateway.known.insert(0, bench.gateway.known.pop())  # promoted
         chain.append(bench.gateway.known[0].id)
-    learnt = bench.tasks[0].plan.event_ids
-    user = f"user-{learnt[0].removeprefix('event-')}"
-    shutil.rmtree(bench.settings.checkpoints_dir / chain[1])
-    shutil.rmtree(bench.settings.checkpoints_dir / chain[0])
-    traced = RoundArchive(bench.database, bench.settings.checkpoints_dir).trace_user(user)
-    assert {each["checkpoint"] for each in traced} >= set(chain)
+    first = bench.tasks[0].plan.event_ids
+    for gone in chain[:2]:
+        shutil.rmtree(bench.settings.checkpoints_dir / gone)
+    traced = RoundArchive(bench.database, bench.settings.checkpoints_dir).trace_user(
+        f"user-{first[0].removeprefix('event-')}"
+    )
+    assert [(each["checkpoint"], each["num_rows"], each["num_ancestors"]) for each in traced] == [
+        (chain[0], 1, 0),
+        (chain[1], 0, 1),
+        (chain[2], 0, 1),
+    ]
 
+    bench.settings.trainer.dpo.replay_share = 0.5
     learner = bench.start()
     bench.send(40)
     learner.step()
-    assert not set(bench.tasks[3].plan.new) & {row for task in bench.tasks[:3] for row in task.plan.event_ids}
-    assert set(bench.tasks[3].plan.replayed) & {*learnt, *bench.tasks[1].plan.new}
+    plan = bench.tasks[3].plan
+    assert not set(plan.new) & {row for task in bench.tasks[:3] for row in task.plan.event_ids}
+    assert set(plan.replayed) & set(first)
 
 
 def test_published_rounds_say_which_of_a_persons_rows_they_learnt_from(bench: Workbench) -> None:
