@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from feedback.errors import ManifestError, SigningKeyError, StoreUnavailable
 from feedback.manifest import Probe
 from feedback.settings import SharedSettings, load_settings
 from feedback.signing import SigningKey, read_signing_key
+from trainer.model.loading import load_causal_lm
 from trainer.run.publish.checkpoints import Draft, Published, digest_base, next_number, publish_checkpoint
 from trainer.run.publish.registry import Gateway, GatewayRefused, GatewayUnavailable
 
@@ -40,11 +41,11 @@ def measure_probe(model_dir: Path, told_from: Path | None) -> Probe:
         turn = [{"role": "user", "content": PROMPT}]
         text = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
     prompt_ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    model = _load(model_dir)
+    model = load_causal_lm(model_dir, torch.float32)
     ids = _continue(model, prompt_ids, NUM_PROBED)
     logprobs = score_tokens(model, ids)
     del model
-    base_logprobs = score_tokens(_load(told_from), ids) if told_from is not None else []
+    base_logprobs = score_tokens(load_causal_lm(told_from, torch.float32), ids) if told_from is not None else []
     return Probe(prompt_token_ids=ids, logprobs=logprobs, base_logprobs=base_logprobs)
 
 
@@ -83,11 +84,6 @@ def publish_full_model(
         kind="full",
     )
     return publish_checkpoint(root, draft, write, now, key)
-
-
-def _load(directory: Path) -> Any:
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
-    return model.eval()
 
 
 def _continue(model: Any, prompt_ids: list[int], num: int) -> list[int]:

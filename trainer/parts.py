@@ -290,7 +290,7 @@ def build_learner(parts: Parts, backbone: Backbone) -> Learner:
         section.register_every_s,
         lambda error: board.update(registry_error=error),
         build_copies(parts),
-        lambda: list_needed(publisher.list_counting(), gateway.read_state().stable_digest or ""),
+        lambda: list_needed(parts.database, publisher.list_counting(), gateway.read_state().stable_digest or ""),
     )
     keeper = RewardKeeper(
         reward,

@@ -9,7 +9,16 @@ from feedback.inbox.rows import (
     count_signals,
     mark_used,
 )
-from feedback.inbox.splits import UNDECIDED, UNUSED, Arrival, Place, Placement, key_prompt, place_nowhere
+from feedback.inbox.splits import (
+    UNDECIDED,
+    UNUSED,
+    Arrival,
+    Place,
+    Placement,
+    describe_arrival,
+    key_prompt,
+    place_nowhere,
+)
 from feedback.inbox.tables import (
     dead_letter_outbox,
     dead_letters,
@@ -38,6 +47,7 @@ __all__ = [
     "dead_letter_outbox",
     "dead_letters",
     "demonstrations",
+    "describe_arrival",
     "discarded_letters",
     "gaps",
     "key_prompt",

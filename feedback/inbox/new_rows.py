@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from feedback.events import CLEVER, Choice, Demonstration, Event, Signal
-from feedback.inbox.splits import Arrival, key_prompt
+from feedback.events import Choice, Demonstration, Event, Signal
+from feedback.inbox.splits import Arrival, describe_arrival, key_prompt
 from feedback.inbox.tables import demonstrations, preferences, signals
 
 
@@ -61,9 +61,7 @@ def _build_preference(event_id: str, choice: Choice) -> NewRow:
         "used_as_replay": 0,
         "choice_json": msgspec.json.encode(choice),
     }
-    may_judge = comparison.share not in CLEVER
-    arrival = Arrival(prompt_key, comparison.messages, comparison.conversation, is_choice=True, may_judge=may_judge)
-    return NewRow(preferences, values, arrival)
+    return NewRow(preferences, values, describe_arrival(choice, prompt_key))
 
 
 def _build_signal(event_id: str, signal: Signal) -> NewRow:
@@ -80,7 +78,7 @@ def _build_signal(event_id: str, signal: Signal) -> NewRow:
         "created_at": signal.created_at,
         "signal_json": msgspec.json.encode(signal),
     }
-    return NewRow(signals, values, Arrival(prompt_key, signal.messages or [], signal.conversation, is_choice=False))
+    return NewRow(signals, values, describe_arrival(signal, prompt_key))
 
 
 def _build_demonstration(event_id: str, demonstration: Demonstration) -> NewRow:
@@ -95,7 +93,7 @@ def _build_demonstration(event_id: str, demonstration: Demonstration) -> NewRow:
         "created_at": demonstration.created_at,
         "demonstration_json": msgspec.json.encode(demonstration),
     }
-    return NewRow(demonstrations, values, Arrival(prompt_key, demonstration.messages, "", is_choice=False))
+    return NewRow(demonstrations, values, describe_arrival(demonstration, prompt_key))
 
 
 def _key(messages: Sequence[dict[str, Any]] | None) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from feedback.events import CLEVER, Choice, Demonstration, Signal
+
 UNDECIDED = ""  # a split: neither learnt from nor judged by, yet
 UNUSED = "unused"  # a split: may not judge, and its prompt or conversation judges, so that it is not learnt from either
 
@@ -22,7 +24,8 @@ UNUSED = "unused"  # a split: may not judge, and its prompt or conversation judg
 class Arrival:
     """What decides a row's split. messages: empty where they are not known. is_choice: whether it counts as one.
 
-    split: UNDECIDED, or what was decided before there were clusters and stays. may_judge: False where a model picked the answers.
+    is_demonstration: whether it has an ideal answer, as edits do. split: UNDECIDED, or what was decided before there were
+    clusters and stays. may_judge: False where a model picked the answers.
     """
 
     prompt_key: str
@@ -31,6 +34,22 @@ class Arrival:
     is_choice: bool
     split: str = UNDECIDED
     may_judge: bool = True
+    is_demonstration: bool = False
+
+
+def describe_arrival(said: Choice | Signal | Demonstration, prompt_key: str, split: str = UNDECIDED) -> Arrival:
+    """What decides the split of the row of something that was said."""
+    match said:
+        case Choice(comparison=shown):
+            may_judge = shown.share not in CLEVER
+            return Arrival(
+                prompt_key, shown.messages, shown.conversation, is_choice=True, split=split, may_judge=may_judge
+            )
+        case Signal():
+            has_edit = bool(said.edited_text)
+            return Arrival(prompt_key, said.messages or [], said.conversation, False, split, is_demonstration=has_edit)
+        case Demonstration():
+            return Arrival(prompt_key, said.messages, "", False, split, is_demonstration=True)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ import gateway.app  # noqa: F401  # declares the gateway's tables
 import trainer.run.lease
 import trainer.run.numbers
 import trainer.run.publish.lineage
-import trainer.run.reward.keeper
-import trainer.run.rounds  # noqa: F401
+import trainer.run.reward.keeper  # noqa: F401
 from feedback import inbox
 from feedback.database import Store, create_tables, metadata, open_database, write_transaction
 from feedback.errors import NewerSchema
@@ -33,6 +32,7 @@ from prefloop.servers.postgres import Postgres
 from tests.databases import make_url
 from tests.feedback.reading import load_preferences, load_signals
 from tests.feedback.samples import make_choice, make_comparison, make_record, make_signal
+from trainer.run.rounds import rounds
 
 MODELS: dict[Store, sa.MetaData] = {
     "gateway": metadata,
@@ -120,6 +120,22 @@ def test_a_trainers_database_from_before_revisions_keeps_its_rows(empty: sa.Engi
         assert count_signals(connection) == 4
         assert len(load_preferences(connection)) == 3
     assert "signals" in sa.inspect(empty).get_table_names()  # until the release that contracts
+
+
+def test_a_stopped_round_of_before_was_rejected_if_its_reason_is_the_gates(empty: sa.Engine) -> None:
+    make_old_trainer(empty)
+    with empty.begin() as connection:
+        table = sa.Table("rounds", sa.MetaData(), autoload_with=connection)
+        for number, reason in enumerate(("offline gate: facts fell", "failed: out of memory", "passed"), 1):
+            values = {
+                "number": number, "kind": "dpo", "attempts": 1, "started_at": 1.0, "reason": reason,
+                "last_preference_id": 1, "trigger_choice_at": 1.0, "metrics": "{}",
+            }  # fmt: skip
+            connection.execute(table.insert().values(**values))
+    migrate(empty, "trainer")
+    with empty.connect() as connection:
+        rejected = connection.execute(sa.select(rounds.c.was_rejected).order_by(rounds.c.number)).scalars()
+        assert list(rejected) == [True, False, False]
 
 
 def test_an_old_table_without_rows_does_not_stand_in_the_gateways_way(empty: sa.Engine) -> None:

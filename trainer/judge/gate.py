@@ -2,7 +2,8 @@
 
 A budget is broken by a change that is above it and clear at the alarm level; far above it, a weaker level is enough. A gain
 must be clear at a level that shrinks from one look to the next, so that all rounds beside one stable checkpoint together take noise
-for a gain with chance alpha; where settings ask only for a positive one, somebody else must look for noise.
+for a gain with chance alpha; where settings ask only for a positive one, somebody else must look for noise. A round on
+demonstrations gains by demonstrations that were held out, where there are any: the reward model knows nothing of them.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from trainer.judge.measures import Example, Figure, Figures
+from trainer.judge.measures import LIKELIHOOD, Example, Figure, Figures
 from trainer.math.intervals import Estimate, spend_alpha
 from trainer.sections.judging import GateSection
+from trainer.sections.training import RoundKind
 
 ALARM_ALPHA = 0.01  # of a broken budget; degenerate answers are stopped on weaker evidence
 STRICT_ALPHA = 0.05
 FAR_ABOVE = 3.0  # times the budget: there the level of degenerate answers is enough
+ROUNDING = 1e-4  # of scores: a reward model that has learnt nothing says 0 but for that
 SLICE_BUDGET = 2.0  # slices are many and small
 FORM = '{"kind": "fact", "messages": […], "fact": "…", "references": ["…"]}'
 
@@ -63,8 +66,8 @@ RULES = (
 )
 
 
-def decide(figures: Figures, settings: GateSection, look: int = 1, path: str = "") -> Verdict:
-    """The verdict on a candidate.
+def decide(figures: Figures, settings: GateSection, look: int = 1, path: str = "", kind: RoundKind = "dpo") -> Verdict:
+    """The verdict on a candidate that a round of this kind made.
 
     look: 1 for the first round judged beside this stable, 2 for the second. path: where an operator may add a frozen set.
     """
@@ -72,26 +75,32 @@ def decide(figures: Figures, settings: GateSection, look: int = 1, path: str = "
         reason = f"cannot be judged: no frozen set and no held-out prompt; add a set as lines of {FORM} to {path}"
         return Verdict(False, reason)
     numbers = figures.as_dict()
-    failures = find_failures(figures, settings, spend_alpha(settings.alpha, look))
+    failures = find_failures(figures, settings, spend_alpha(settings.alpha, look), kind)
     missing = "".join(f"; {each} not available" for each in figures.missing)
     if failures:
         shown = failures[:3] + ([f"and {len(failures) - 3} more"] if len(failures) > 3 else [])
         return Verdict(False, "; ".join(shown) + missing, numbers, figures.rows)
-    return Verdict(True, describe_pass(figures, settings, look) + missing, numbers, figures.rows)
+    return Verdict(True, describe_pass(figures, settings, look, kind) + missing, numbers, figures.rows)
 
 
-def describe_pass(figures: Figures, settings: GateSection, look: int) -> str:
+def find_gain(figures: Figures, settings: GateSection, kind: RoundKind) -> Figure | None:
+    """The figure that must rise for a checkpoint to pass; None where nothing can tell a gain."""
+    learnt = figures.get(LIKELIHOOD) if kind == "sft" else None
+    return learnt or figures.get(settings.gain_by) or figures.get("reward")
+
+
+def describe_pass(figures: Figures, settings: GateSection, look: int, kind: RoundKind) -> str:
     """The gain with its bounds, and how the facts stand."""
-    gain = figures.get(settings.gain_by) or figures.get("reward")
+    gain = find_gain(figures, settings, kind)
     assert gain is not None
     alpha = spend_alpha(settings.alpha, look)
     low, high = gain.change.lower(alpha), gain.change.upper(alpha)
-    reason = f"passed: {gain.name} gain {gain.change.mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    reason = f"passed: {_name(gain)} gain {gain.change.mean:+.2f} ({low:+.2f} to {high:+.2f})"
     facts = figures.get("facts")
     return reason + (f", right facts {facts.candidate:.0%} ({facts.stable:.0%} before)" if facts else "")
 
 
-def find_failures(figures: Figures, settings: GateSection, alpha: float) -> list[str]:
+def find_failures(figures: Figures, settings: GateSection, alpha: float, kind: RoundKind) -> list[str]:
     """Every budget that is broken, in words, the gravest kind first. What was not measured breaks nothing but the gain."""
     wrong = [row.name for row in figures.rows if not math.isfinite(row.candidate) or not math.isfinite(row.stable)]
     if wrong or not math.isfinite(figures.kl_base):
@@ -100,7 +109,7 @@ def find_failures(figures: Figures, settings: GateSection, alpha: float) -> list
     failures += _judge_anchors(figures, settings) + _judge_short(figures, settings) + _judge_length(figures, settings)
     if figures.kl_base > settings.max_kl:
         failures.append(f"KL to the base is {figures.kl_base:.1f} nats an answer")
-    return failures + _judge_gain(figures, settings, alpha)
+    return failures + _judge_gain(figures, settings, alpha, kind)
 
 
 def is_worse(rule: Rule, change: Estimate, budget: float, alpha: float) -> bool:
@@ -156,19 +165,26 @@ def _judge_length(figures: Figures, settings: GateSection) -> list[str]:
     return [f"answers of {row.candidate:.1f} tokens, {row.stable:.1f} before"]
 
 
-def _judge_gain(figures: Figures, settings: GateSection, alpha: float) -> list[str]:
-    """The gain must be clear, or positive where that is enough, and the auditor must not clearly fall (over-optimisation)."""
+def _judge_gain(figures: Figures, settings: GateSection, alpha: float, kind: RoundKind) -> list[str]:
+    """The gain must be clear, or positive where that is enough; neither the auditor (over-optimisation) nor the reward may
+    clearly fall."""
     failures = []
-    auditor = figures.get("auditor")
+    auditor, reward = figures.get("auditor"), figures.get("reward")
     if auditor is not None and auditor.change.upper(STRICT_ALPHA) < 0:
         failures.append(f"over-optimised: the auditor's mean fell by {-auditor.change.mean:.2f}")
-    gain = figures.get(settings.gain_by) or figures.get("reward")
+    gain = find_gain(figures, settings, kind)
     if gain is None:
         return [*failures, "no reward model to judge the gain by"]
+    if gain.name == LIKELIHOOD and reward is not None and reward.change.upper(STRICT_ALPHA) < -ROUNDING:
+        failures.append(f"the reward's mean fell by {-reward.change.mean:.2f}")
     low = gain.change.lower(alpha)
     if settings.gain == "positive":
         if gain.change.mean <= 0:
-            failures.append(f"{gain.name} gain {gain.change.mean:+.2f} is not above 0")
+            failures.append(f"{_name(gain)} gain {gain.change.mean:+.2f} is not above 0")
     elif low <= 0:
-        failures.append(f"{gain.name} gain {gain.change.mean:+.2f} is not clearly above 0 (from {low:+.2f})")
+        failures.append(f"{_name(gain)} gain {gain.change.mean:+.2f} is not clearly above 0 (from {low:+.2f})")
     return failures
+
+
+def _name(gain: Figure) -> str:
+    return "held-out demonstrations" if gain.name == LIKELIHOOD else gain.name

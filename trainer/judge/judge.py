@@ -21,6 +21,7 @@ from trainer.learn.isolation import NotFinite
 from trainer.learn.rewards.rewards import Rewards
 from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters
 from trainer.sections.judging import GateSection
+from trainer.sections.training import RoundKind
 from trainer.text.pairs import Answer, Prompt
 
 if TYPE_CHECKING:
@@ -50,22 +51,23 @@ def judge_checkpoint(
     heldout: Sequence[Prompt] = (),
     checkers: Checkers | None = None,
     rewards: Rewards | None = None,
+    kind: RoundKind = "dpo",
     look: int = 1,
     seed: int = 0,
     progress: Callable[[float, str], None] = lambda share, step: None,
 ) -> Verdict:
     """Measure adapter `policy` beside `stable` and decide.
 
-    heldout: prompts of held-out pairs, the newest last. auditor: None until it has shown that it foresees choices. checkers:
-    for tasks that name one. rewards: the parts of the round's reward, shown beside the gate's figures. progress(share, step):
-    step is what is being done, in words. Raises OSError if the list of harmful words cannot be read.
+    heldout: prompts of held-out pairs, the newest last. kind: of the round. auditor: None until it has shown that it foresees
+    choices. checkers: for tasks that name one. rewards: the parts of the round's reward, shown beside the gate's figures.
+    progress(share, step): step is what is being done, in words. Raises OSError if the list of harmful words cannot be read.
     """
     checkers = checkers or {}
     frozen = keep_usable(backbone, frozen, parameters.max_tokens, checkers)
     heldout = keep_readable(backbone, heldout[-settings.max_prompts :] if settings.max_prompts else (), parameters)
     asked = measures.list_asked(frozen.rows, heldout)
     if not asked:
-        return decide(Figures(), settings, look, frozen.path)
+        return decide(Figures(), settings, look, frozen.path, kind)
     if not is_sound(backbone, "policy"):
         return Verdict(False, "the adapter holds values, or gives logits, that are not finite")
     n = max(1, min(settings.samples_per_prompt, settings.max_samples // len(asked)))
@@ -98,7 +100,7 @@ def judge_checkpoint(
     missing += ["the auditor"] if auditor is None else []
     figures = Figures(tuple(rows), kl[0], kl[1], len(asked), tuple(missing), sampler.source)
     progress(1.0, "deciding")
-    verdict = decide(figures, settings, look, frozen.path)
+    verdict = decide(figures, settings, look, frozen.path, kind)
     return replace(verdict, examples=pick_examples(asked, answers))
 
 
@@ -168,8 +170,10 @@ def _draw_for_kl(
 
 def _compare_texts(backbone: Backbone, frozen: FrozenSets, settings: GateSection, temperature: float) -> list[Figure]:
     """What is measured without sampling."""
-    figures = likelihoods.compare_anchors(backbone, frozen.of("anchor"), temperature, settings.min_slice_prompts)
-    return figures + likelihoods.compare_bias(backbone, frozen.of("bias"), settings.min_slice_prompts)
+    least = settings.min_slice_prompts
+    figures = likelihoods.compare_anchors(backbone, frozen.of("anchor"), temperature, least)
+    figures += likelihoods.compare_demonstrations(backbone, frozen.of("demonstration"), least)
+    return figures + likelihoods.compare_bias(backbone, frozen.of("bias"), least)
 
 
 def is_sound(backbone: Backbone, adapter: str) -> bool:

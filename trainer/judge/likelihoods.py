@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from trainer.judge.frozen import FrozenRow
-from trainer.judge.measures import Asked, Figure, compare
+from trainer.judge.measures import LIKELIHOOD, Asked, Figure, compare
 from trainer.learn.sampling.sampler import Sampled
 from trainer.model.logprobs import score_answers
 from trainer.text.pairs import Answer, Prompt
@@ -48,15 +49,12 @@ def compare_anchors(backbone: Backbone, rows: Sequence[FrozenRow], temperature: 
     asked = [Asked(row.prompt, row) for row in rows]
     if not asked:
         return []
-    encoded = [_encode_text(backbone, row.prompt, text) for row in rows for text in row.references]
-    sizes = [len(row.references) for row in rows]
+    encoded, sizes = _encode_references(backbone, rows)
     nats: list[list[float | None]] = []
     masses: list[list[float | None]] = []
     for adapter in ("policy", "stable"):
         sums, counts = score_answers(backbone, encoded, adapter)
-        nats.append(
-            [-float((s / c).max()) for s, c in zip(torch.split(sums, sizes), torch.split(counts, sizes), strict=True)]
-        )
+        nats.append([-each for each in _find_likeliest(sums, counts, sizes)])
         at_serving = (
             sums if temperature in (0, 1) else score_answers(backbone, encoded, adapter, temperature=temperature)[0]
         )
@@ -64,6 +62,27 @@ def compare_anchors(backbone: Backbone, rows: Sequence[FrozenRow], temperature: 
         masses.append([mass if size > 1 else None for mass, size in zip(by_row, sizes, strict=True)])
     figures = compare("anchors", asked, nats[0], nats[1], min_slice)
     return figures + compare("references", asked, masses[0], masses[1], min_slice)
+
+
+def compare_demonstrations(backbone: Backbone, rows: Sequence[FrozenRow], min_slice: int) -> list[Figure]:
+    """likelihood: log-probability a token, in nats, of the reference that each policy finds likeliest."""
+    asked = [Asked(row.prompt, row) for row in rows]
+    if not asked:
+        return []
+    encoded, sizes = _encode_references(backbone, rows)
+    found = [_find_likeliest(*score_answers(backbone, encoded, adapter), sizes) for adapter in ("policy", "stable")]
+    return compare(LIKELIHOOD, asked, found[0], found[1], min_slice)
+
+
+def _encode_references(backbone: Backbone, rows: Sequence[FrozenRow]) -> tuple[list[EncodedAnswer], list[int]]:
+    """All references of all rows, and how many each row has."""
+    encoded = [_encode_text(backbone, row.prompt, text) for row in rows for text in row.references]
+    return encoded, [len(row.references) for row in rows]
+
+
+def _find_likeliest(sums: Tensor, counts: Tensor, sizes: list[int]) -> list[float]:
+    """Log-probability a token of each row's likeliest reference."""
+    return [float(each.max()) for each in torch.split(sums / counts, sizes)]
 
 
 def compare_bias(backbone: Backbone, rows: Sequence[FrozenRow], min_slice: int) -> list[Figure]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HELDOUT = "heldout"
+LIKELIHOOD = "likelihood"  # of demonstrations
 Values = Sequence[float | None]
 """One value for each sampled answer, in the order of the prompts; None where the figure does not apply."""
 Checkers = Mapping[str, Callable[[str], float]]

@@ -32,14 +32,17 @@ _FACTORS = _RANDOM.integers(2**63, size=BAND_ROWS, dtype=np.uint64) * np.uint64(
 _SHIFTS = _RANDOM.integers(2**63, size=(NUM_BANDS, 1), dtype=np.uint64)
 
 
-def choose_split(cluster: int, num_choices: int) -> Split:
-    """Where a new cluster belongs, by its number alone; everything to `train` before there are MIN_CHOICES."""
-    if num_choices < MIN_CHOICES:
-        return "train"
+def choose_split(cluster: int, num_choices: int, *, is_demonstration: bool = False) -> Split:
+    """Where a new cluster belongs, by its number alone; to `train` before there are MIN_CHOICES.
+
+    is_demonstration: whether the row that begins it has an ideal answer. Those are held out from the first one on: nothing
+    else judges what was learnt from them.
+    """
     unit = (hash_key(b"split %d" % cluster) + 2**63) / 2**64
-    if unit < HELDOUT_SHARE:
+    is_early = num_choices < MIN_CHOICES
+    if unit < HELDOUT_SHARE and (is_demonstration or not is_early):
         return "heldout"
-    return "auditor" if unit < HELDOUT_SHARE + AUDITOR_SHARE else "train"
+    return "auditor" if HELDOUT_SHARE <= unit < HELDOUT_SHARE + AUDITOR_SHARE and not is_early else "train"
 
 
 def choose_stricter(one: Split, other: Split) -> Split:

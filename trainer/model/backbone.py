@@ -18,10 +18,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trainer.model.adapters import Adapters
 from trainer.model.lm_head import read_scaling
+from trainer.model.loading import load_causal_lm
 from trainer.model.presets import PRESETS, budget_beside_engine, fits_one_device, plan_memory, resolve_preset
 from trainer.model.sharding import count_processes, shard_base, take_least
 from trainer.sections.model import ModelSection
@@ -135,10 +136,7 @@ class Backbone:
         where = choose_device(device or settings.device)
         weights, _ = choose_dtypes(settings.dtype, where)
         tokenizer = AutoTokenizer.from_pretrained(base)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            base, dtype=weights, use_safetensors=True, attn_implementation="sdpa"
-        )
-        return cls(model, tokenizer, settings, seed, where, engine_share)
+        return cls(load_causal_lm(base, weights), tokenizer, settings, seed, where, engine_share)
 
     @property
     def held_share(self) -> float:

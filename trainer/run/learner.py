@@ -79,6 +79,7 @@ class Learner:
             publisher=publisher,
             reporter=self._reporter,
             closer=self._closer,
+            requests=requests,
             stopping=stopping,
             now=now,
         )
@@ -125,10 +126,8 @@ class Learner:
         due = self._explain_round()
         stable = self._find_start(due) if due.is_due else None
         if stable is not None:
-            request = self._requests.look()
-            self._requests.clear()
             try:
-                self._runner.run(stable, due.reason, due.kind, from_base=bool(request and request.from_base))
+                self._runner.run(stable, due.reason, due.kind)
             finally:
                 release_memory()
             return True

@@ -33,6 +33,7 @@ rounds = sa.Table(
     sa.Column("start", sa.Text, nullable=False, server_default="stable"),  # "stable", "base", "reference"
     sa.Column("num_left", sa.Integer, nullable=False, server_default="0"),  # new decisive rows it did not take
     sa.Column("details", sa.Text, nullable=False, server_default="{}"),  # JSON: see Ending.details
+    sa.Column("was_rejected", sa.Boolean, nullable=False, server_default=sa.false()),  # trained, and the gate said no
 )
 
 plans = sa.Table(
@@ -69,7 +70,8 @@ class Ending:
     """How a round ended.
 
     details: what it was made of and how long each phase took, as JSON can hold it. last_preference_id: the newest row
-    that its plan could see; None if there was no plan.
+    that its plan could see; None if there was no plan. was_rejected: it trained, and the offline gate said no. Whoever closes
+    the round puts in what its plan and its verdict say.
     """
 
     reason: str
@@ -78,6 +80,7 @@ class Ending:
     start: str = "stable"
     num_left: int = 0
     last_preference_id: int | None = None
+    was_rejected: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -87,7 +90,8 @@ class Past:
 
     num_rounds: how many there are. last_preference_id: the newest preference that one of them could see. num_left: new
     decisive rows that the last one did not take, had it been published. published_since_restart: rounds published since the
-    last that began from the base. has_chain_failed: the last DPO round went on from stable and was stopped.
+    last that began from the base. has_chain_failed: the gate stopped a DPO round that went on from stable, and no other DPO round
+    has been judged, or has begun from the base, since.
     """
 
     last_preference_id: int = 0
@@ -167,6 +171,7 @@ def finish_round(connection: sa.Connection, number: int, ending: Ending, now: fl
         "metrics": json.dumps(keep_finite(ending.metrics)),
         "start": ending.start,
         "num_left": ending.num_left,
+        "was_rejected": ending.was_rejected,
         "details": json.dumps(ending.details),
     }
     if ending.last_preference_id is not None:
@@ -188,6 +193,7 @@ def read_past(connection: sa.Connection) -> Past:
         "outcome",
         "num_left",
         "start",
+        "was_rejected",
         "last_preference_id",
         "finished_at",
     )  # not the figures: it is asked all the time
@@ -198,13 +204,15 @@ def read_past(connection: sa.Connection) -> Past:
         # A round that leaves as many as the one before began where that one did: its checkpoint was not promoted.
         has_less = is_published and (not last_left or row.num_left < last_left)
         last_left = row.num_left if is_published else last_left
+        # A round that ended without a verdict, having gone on from stable, says nothing of the chain.
+        says_of_chain = row.kind == "dpo" and (is_published or row.was_rejected or row.start != "stable")
         since = 0 if row.start != "stable" else past.published_since_restart
         past = Past(
             last_preference_id=max(past.last_preference_id, row.last_preference_id),
             finished_at=row.finished_at,
             num_left=row.num_left if has_less else 0,
             published_since_restart=since + is_published,
-            has_chain_failed=row.start == "stable" and not is_published if row.kind == "dpo" else past.has_chain_failed,
+            has_chain_failed=row.was_rejected and row.start == "stable" if says_of_chain else past.has_chain_failed,
             num_rounds=past.num_rounds + 1,
         )
     return past

@@ -139,6 +139,39 @@ def test_the_auditor_may_be_made_the_judge_of_the_gain() -> None:
     assert decide(change("auditor", 0.9), strict).ok
 
 
+def taught(gain: float, reward: float = 0.0) -> Figures:
+    """Of a round on demonstrations, ten of which were held out, each likelier by gain on average."""
+    kept = tuple(row for row in PASSING.rows if row.name not in ("reward", "auditor"))
+    return replace(
+        PASSING,
+        rows=(*kept, figure("reward", 0.0, reward), figure("likelihood", -2.0, gain - 2.0, error=0.1, n=10)),
+    )
+
+
+def test_an_sft_round_gains_by_held_out_demonstrations_where_the_reward_model_has_learnt_nothing() -> None:
+    verdict = decide(taught(0.5), SETTINGS, kind="sft")
+    # student's t with 9 degrees of freedom, one-sided at .05 * 6 / pi^2 = .0304: 2.15
+    assert verdict.reason.startswith("passed: held-out demonstrations gain +0.50 (+0.29 to +0.71)")
+    assert verdict.ok and not decide(taught(0.5), SETTINGS).ok  # a DPO round has to please people
+    noise = decide(taught(0.2), SETTINGS, kind="sft")
+    assert "held-out demonstrations gain +0.20 is not clearly above 0 (from -0.01)" in noise.reason
+    assert decide(taught(0.2), GateSection(gain="positive"), kind="sft").ok
+
+
+def test_an_sft_round_that_the_reward_model_or_a_budget_speaks_against_is_stopped() -> None:
+    assert "the reward's mean fell by 0.50" in decide(taught(0.5, reward=-0.5), SETTINGS, kind="sft").reason
+    assert decide(taught(0.5, reward=-0.01), SETTINGS, kind="sft").ok  # not clearly
+    rounding = tuple(figure("reward", 0, -1e-8, 1e-9) if row.name == "reward" else row for row in taught(0.5).rows)
+    assert decide(replace(PASSING, rows=rounding), SETTINGS, kind="sft").ok
+    wrong = tuple(figure("facts", 0.9, 0.5) if row.name == "facts" else row for row in taught(0.5).rows)
+    assert "right facts fell" in decide(replace(PASSING, rows=wrong), SETTINGS, kind="sft").reason
+
+
+def test_an_sft_round_without_held_out_demonstrations_is_judged_by_the_reward_model() -> None:
+    assert decide(PASSING, SETTINGS, kind="sft").reason.startswith("passed: reward gain +0.50")
+    assert "reward gain +0.00" in decide(change("reward", 0.0), SETTINGS, kind="sft").reason
+
+
 def test_a_gain_must_be_clearer_in_every_later_round() -> None:
     borderline = change("reward", 0.25, error=0.1)  # 2.5 standard errors
     assert decide(borderline, SETTINGS, look=1).ok

@@ -82,6 +82,14 @@ def test_before_there_are_enough_choices_everything_is_learnt_from() -> None:
     assert {choose_split(number_prompt(f"{n:032x}"), 499) for n in range(2000)} == {"train"}
 
 
+def test_demonstrations_are_held_out_from_the_first_one_on() -> None:
+    clusters = [number * 2**40 - 2**62 for number in range(10_000)]
+    early = [choose_split(each, 0, is_demonstration=True) for each in clusters]
+    later = [choose_split(each, 500) for each in clusters]
+    assert set(early) == {"train", "heldout"}
+    assert [each == "heldout" for each in early] == [each == "heldout" for each in later]
+
+
 def test_afterwards_a_tenth_judges_and_a_twentieth_is_the_auditors() -> None:
     splits = [choose_split(number * 2**40 - 2**62, 500) for number in range(10_000)]
     assert 850 < splits.count("heldout") < 1150  # 5 standard deviations

@@ -41,7 +41,7 @@ References = Callable[[Sequence[EncodedAnswer]], Tensor]
 """Log-probabilities of all tokens of answers, (tokens,), answer by answer."""
 
 Blame = Callable[[str, Exception], None]
-"""Called with the event id of a row that fails alone; raises the error if no row is to blame."""
+"""Called with the event id of a prompt to which an answer failed; raises the error if no answer is to blame."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ class Experience:
 
 
 class NothingLearnable(NothingToTrainOn):
-    """No answer of an iteration can be learnt from; num_dropped were too far from what they were drawn by."""
+    """No answer of an iteration can be learnt from; num_dropped were too far from what they were drawn by, the others failed."""
 
     def __init__(self, num_sampled: int, num_dropped: int) -> None:
         super().__init__(f"of {num_sampled} answers {num_dropped} were dropped as far from what they were drawn by")
-        self.num_dropped = num_dropped
+        self.num_dropped, self.num_failed = num_dropped, num_sampled - num_dropped
 
 
 TOKEN_TENSORS = ("old", "values", "weights", "advantages", "returns")
@@ -168,7 +168,12 @@ class ExperienceMaker:
             reference=[reference[each] for each in kept],
             rewarded=_join([rewarded[each] for each in kept]),
         )
-        counts = {"num_answers": float(len(kept)), "dropped": float(num_dropped), "num_sampled": float(num_sampled)}
+        counts = {
+            "num_answers": float(len(kept)),
+            "dropped": float(num_dropped),
+            "failed": float(num_sampled - num_dropped - len(kept)),
+            "num_sampled": float(num_sampled),
+        }
         return _finish(made, self._section, kl_coefficient, counts)
 
     def _is_close(self, old: Tensor, said: _Said) -> bool:
@@ -181,7 +186,7 @@ class ExperienceMaker:
     def _measure(
         self, said: Sequence[_Said], adapter: str | None, compute: Callable[[Batch], Tensor]
     ) -> dict[_Said, Tensor]:
-        """What `compute` says of each answer's tokens, (tokens,) on the CPU; those that fail are blamed and missing."""
+        """What `compute` says of each answer's tokens, (tokens,) on the CPU; those that fail are missing."""
         backbone = self._backbone
         found: dict[_Said, Tensor] = {}
         shared = MOST_SHARED if backbone.shares_prompt else 1

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from feedback.faults import reach
+from feedback.outages import describe_error
 from trainer.learn.loop import Loop, ParameterGroup, Schedule, Snapshots
 from trainer.learn.ppo.experience import Experience, ExperienceMaker, NothingLearnable, References
 from trainer.learn.ppo.samples import PpoSamples
@@ -75,8 +76,10 @@ def run_ppo(
 
     rewards: anchored. reference: the adapter that KL is to, None for the base; references: log-probabilities of tokens that take
     its place. value: as start_value makes it, of a reward model; from nothing if None. snapshots: their directory holds the
-    experience under way, too. With section.reference_ema adapter "stable" is overwritten. Returns figures of the last iteration,
-    with reward_first and kl_first of the first one. Raises NothingToTrainOn if no answer could be learnt from.
+    experience under way, too. With section.reference_ema adapter "stable" is overwritten. reject: of prompts that cannot be
+    encoded; an answer that fails is left out and counted, as what a person chose on its prompt is worth learning all the same.
+    Returns figures of the last iteration, with reward_first and kl_first of the first one. Raises NothingToTrainOn if no answer
+    could be learnt from.
     """
     usable = backbone.transcriber.list_usable(prompts, PART, reject)
     if not usable:
@@ -93,7 +96,7 @@ def run_ppo(
     def blame(event_id: str, error: Exception) -> None:
         if isinstance(error, EngineFailed) or not all(map(backbone.is_sound, ("policy", ADAPTER))):
             raise error
-        reject(event_id, PART, error)
+        log.warning("an answer to %s is left out of the round: %s", event_id, describe_error(error))
 
     maker = ExperienceMaker(
         backbone,
@@ -178,9 +181,10 @@ class _Run:
             except NothingLearnable as error:
                 log.warning("iteration %d of PPO is passed over: %s", iteration, error)
                 memo["passed_over"] = str(error)
-                self._add_totals({"num_answers": 0.0, "dropped": float(error.num_dropped)})
+                self._add_totals({"dropped": float(error.num_dropped), "failed": float(error.num_failed)})
             else:
-                self._learn(iteration, experience)
+                num_failed = self._learn(iteration, experience)
+                self._add_totals({"failed": float(num_failed)})
                 self._adapt(experience)
                 release_memory()
             reach("ppo.learnt")
@@ -215,14 +219,16 @@ class _Run:
         reach("ppo.sampled")
         release_memory()  # each phase has batches of other sizes than the one before, which would not fit the holes that it left
         experience = self.maker.make(rows, sampled, self.loop.memo["kl_coefficient"])
+        experience.figures["failed"] += self.samples.count_asked(iteration) - sum(map(len, sampled))
         release_memory()
         if path:
             experience.save(path)
         reach("ppo.measured")
         return experience
 
-    def _learn(self, iteration: int, experience: Experience) -> None:
-        """The steps of an iteration that are left; fewer if one of them has moved the policy far enough."""
+    def _learn(self, iteration: int, experience: Experience) -> int:
+        """The steps of an iteration that are left; fewer if one of them has moved the policy far enough. Returns how many answers
+        failed in them."""
         section, memo = self.section, self.loop.memo
         rows, steps = self._plan(iteration, experience)
         rejected = set(memo.setdefault("rejected", []))
@@ -254,6 +260,7 @@ class _Run:
                     share = (iteration + position / len(steps)) / section.iterations
                     shown = {**experience.figures, **figures, **self._describe_time(), "iteration": float(iteration)}
                     report_step(self.loop, self.snapshots, self.progress, share, shown)
+        return sum(len(rows[i]) for i in rejected)
 
     def _plan(self, iteration: int, experience: Experience) -> tuple[list[Row], list[list[int]]]:
         """Answers in rows by their prompts, and the rows of each step."""
@@ -277,9 +284,9 @@ class _Run:
         self._add_totals(figures)
 
     def _add_totals(self, figures: Figures) -> None:
-        totals = self.loop.memo.setdefault("totals", dict.fromkeys(("num_answers", "dropped"), 0.0))
-        for name in totals:
-            totals[name] += figures[name]
+        totals = self.loop.memo.setdefault("totals", {})
+        for name in ("num_answers", "dropped", "failed"):
+            totals[name] = totals.get(name, 0.0) + figures.get(name, 0.0)
 
     def _count_seconds(self, spent_on: str) -> None:
         """Add the time since the last call to what the round has spent on something."""

@@ -55,8 +55,12 @@ class PpoSamples:
         except (EngineFailed, NotFinite) as error:
             log.warning("the answers of iteration %d are not begun ahead: %s", iteration, error)
 
+    def count_asked(self, iteration: int) -> int:
+        """How many answers the iteration asks for."""
+        return len(self._rows[iteration]) * self._section.samples_per_prompt
+
     def take(self, iteration: int) -> tuple[list[PromptRow], Samples]:
-        """The iteration's prompts, less those that the policy cannot answer, and answers to each."""
+        """The iteration's prompts, less those whose answers failed, and answers to each."""
         rows, (begun, self._begun) = self._rows[iteration], (self._begun, None)
         if begun and begun[0] == iteration:
             try:

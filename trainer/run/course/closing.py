@@ -71,7 +71,12 @@ class Closer:
         if labelled:
             labelled = self._leave_out_rejected(labelled)
             details["labelled"] = describe_labelled(labelled)
+        if plan:
+            ending = replace(
+                ending, start=plan.start, num_left=plan.num_left, last_preference_id=plan.last_preference_id
+            )
         if judged:
+            ending = replace(ending, was_rejected=not judged.ok)
             details["reward_parts"] = judged.reward_parts
             if judged.rung and ending.checkpoint:
                 details |= self._climb(judged.rung, ending.checkpoint, rungs)
@@ -125,17 +130,14 @@ class Closer:
             opened = rounds.find_open_round(connection)
         if opened and (published := self._publisher.find_of_round(opened.number)):
             manifest = published.manifest
-            files = RoundFiles(self._root, opened.number)
-            plan = files.read_plan()
             ending = Ending(
                 reason="published before its record closed",
                 checkpoint=manifest.id,
                 metrics=manifest.metrics,
                 start=str(manifest.settings.get("start", "stable")),
-                num_left=plan.num_left if plan else 0,
                 last_preference_id=int(manifest.settings.get("last_preference_id", opened.last_preference_id)),
             )
-            self.close(opened, files, ending)
+            self.close(opened, RoundFiles(self._root, opened.number), ending)
 
     def remove_orphans(self) -> None:
         """Remove what rounds left that are not open any more. Called at the start."""

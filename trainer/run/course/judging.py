@@ -112,6 +112,7 @@ class Judging:
             section.gate,
             **asking,
             rewards=rewards,
+            kind=task.plan.kind,
             look=task.plan.look,
             progress=show,
         )

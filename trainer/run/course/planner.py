@@ -57,11 +57,13 @@ class Planner:
     ) -> tuple[Plan, Rows]:
         """The plan of a round that begins from `stable`, with its rows; without any if there is none to learn from."""
         section, kind = self._settings, opened.kind
-        reference = lineage.find_reference(stable, published)
-        taught = [each.manifest.id for each in lineage.list_taught_by(stable, published)]
+        serving = stable.manifest.id
         with pool.read_consistently(self._database) as connection:
+            origins = lineage.load_origins(connection, published)
+            reference = lineage.find_reference(serving, origins, {each.manifest.id for each in published})
+            taught = lineage.list_taught_by(serving, origins)
             past = rounds.read_past(connection)
-            num_before = rounds.count_beside(connection, stable.manifest.id)
+            num_before = rounds.count_beside(connection, serving)
             found = self._read_pool(connection, kind, taught)
             last_signal = signal_queries.find_last_signal(connection)
             asked = self._draw_prompts(connection, section.ppo.num_asked) if kind == "ppo" else []
@@ -74,9 +76,9 @@ class Planner:
             number=opened.number,
             kind=msgspec.convert(kind, RoundKind),
             policy=section.policy,
-            parent=stable.manifest.id,
+            parent=serving,
             start=choose_start(is_restart, reference),
-            reference=reference.manifest.id if reference else None,
+            reference=reference,
             new=drawn.new,
             replayed=drawn.replayed,
             weights=[],
@@ -182,7 +184,7 @@ def give_weights(plan: Plan, rows: Rows) -> Rows:
     return [replace(row, weight=weights[row.event_id]) for row in rows if row.event_id in weights]  # type: ignore[return-value]
 
 
-def choose_start(is_restart: bool, reference: Published | None) -> Start:
+def choose_start(is_restart: bool, reference: str | None) -> Start:
     """Where the policy begins: at the checkpoint that serves, or for a restart at what stands for the base."""
     if not is_restart:
         return "stable"

@@ -37,10 +37,13 @@ from trainer.run.reward.keeper import RewardKeeper
 from trainer.run.rounds import Ending, OpenRound
 from trainer.run.rows import pool, rows
 from trainer.run.rows.plan import Plan
+from trainer.run.status.requests import RoundRequests
 from trainer.sections.training import RoundKind
 from trainer.settings import TrainerSettings
 
 log = logging.getLogger("trainer.run.learner")
+
+DATABASE_ERRORS = (DatabaseError, SQLAlchemyError)
 
 
 class RoundAborted(Exception):
@@ -62,20 +65,21 @@ class RoundRunner:
         publisher: Publisher,
         reporter: Reporter,
         closer: Closer,
+        requests: RoundRequests,
         stopping: threading.Event,
         now: Callable[[], float],
     ) -> None:
         self._settings, self._root = settings.trainer, settings.rounds_dir
         self._keeper, self._quarantine, self._training = keeper, quarantine, training
         self._database, self._writer, self._publisher = database, writer, publisher
-        self._reporter, self._closer = reporter, closer
+        self._reporter, self._closer, self._requests = reporter, closer, requests
         self._stopping, self._now = stopping, now
         self._planner = Planner(self._settings, settings.topic, database, quarantine, training, now)
 
-    def run(self, stable: Published, reason: str, kind: RoundKind = "dpo", *, from_base: bool = False) -> None:
+    def run(self, stable: Published, reason: str, kind: RoundKind = "dpo") -> None:
         """Begin the next round, or go on with the one that is open, and see it to its record. Raises RoundAborted.
 
-        kind: of a round that begins now. from_base: an operator wants it to begin from the base, on a full replay.
+        kind: of a round that begins now. What an operator asked for waits while a round goes on by a plan that it has.
         """
         opened = self._writer.run(lambda connection: self._begin_round(connection, kind)).result()
         files = RoundFiles(self._root, opened.number)
@@ -84,13 +88,16 @@ class RoundRunner:
         try:
             num_deaths = files.count_deaths(opened.attempts)
             if num_deaths >= self._settings.max_attempts:
+                self._find_plan(
+                    files, opened.number
+                )  # its record says what it was, also where another trainer began it
                 ending = Ending(reason=f"the trainer died in it {num_deaths} times without coming further")
             else:
-                ending = self._see_through(opened, stable, files, from_base)
+                ending = self._see_through(opened, stable, files)
         except (RoundAborted, NodesMissing):  # neither is the round's fault: it stays open, and this was no attempt
             self._writer.run(lambda connection: rounds.release_round(connection, opened.number)).result()
             raise
-        except (DatabaseError, SQLAlchemyError):
+        except DATABASE_ERRORS:
             raise  # the database is gone for now: the round stays open and goes on
         except Exception as error:  # a round that cannot train is stopped with its reason; the loop goes on
             log.exception("round %d failed", opened.number)
@@ -110,26 +117,16 @@ class RoundRunner:
             now=self._now(),
         )
 
-    def _see_through(self, opened: OpenRound, stable: Published, files: RoundFiles, from_base: bool) -> Ending:
+    def _see_through(self, opened: OpenRound, stable: Published, files: RoundFiles) -> Ending:
         """All steps that are not done yet."""
         found = self._resume(files, opened.number)
         if found is None:
-            with self._time(files, "preparing"):
-                refused = self._refresh_reward(opened)
-                if refused:
-                    return Ending(reason=refused)
-                plan, planned = self._planner.make_plan(
-                    opened, stable, self._publisher.published, self._keeper.version_in_use, from_base=from_base
-                )
-                if not plan.event_ids:
-                    return Ending(
-                        reason="no row of its kind can be trained on", last_preference_id=plan.last_preference_id
-                    )
-                files.write_plan(plan)
-                self._store_plan(plan)
+            made = self._prepare(opened, stable, files)
+            if isinstance(made, Ending):
+                return made
             reach("round.prepared")
-        else:
-            plan, planned = found
+            found = made
+        plan, planned = found
         task = self._label(self._make_task(plan, planned, files), files)
         metrics = dict(self._train(task, files))
         judged = self._judge(task, files)
@@ -138,14 +135,36 @@ class RoundRunner:
         made = Ending(
             reason=judged.reason if judged.ok else f"offline gate: {judged.reason}",
             metrics=metrics,
-            start=plan.start,
-            num_left=plan.num_left,
-            last_preference_id=plan.last_preference_id,
         )
         if not judged.ok:
             return made
         with self._time(files, "publishing"):
             return replace(made, checkpoint=self._publish(plan, metrics, made.reason))
+
+    def _prepare(self, opened: OpenRound, stable: Published, files: RoundFiles) -> tuple[Plan, Rows] | Ending:
+        """A new plan, durable by now, with its rows; or why there is none."""
+        with (
+            self._time(files, "preparing"),
+            self._requests.taking(RoundAborted, *DATABASE_ERRORS) as request,
+        ):
+            if refused := self._refresh_reward(opened):
+                return Ending(reason=refused)
+            plan, planned = self._planner.make_plan(
+                opened,
+                stable,
+                self._publisher.published,
+                self._keeper.version_in_use,
+                from_base=bool(request and request.from_base),
+            )
+            if not plan.event_ids:
+                return Ending(
+                    reason="no row of its kind can be trained on",
+                    start=plan.start,
+                    last_preference_id=plan.last_preference_id,
+                )
+            files.write_plan(plan)
+            self._store_plan(plan)
+            return plan, planned
 
     def _resume(self, files: RoundFiles, number: int) -> tuple[Plan, Rows] | None:
         """The plan of a round that was interrupted, with its rows; None if it has to be prepared, or prepared anew."""
@@ -223,7 +242,7 @@ class RoundRunner:
         labelled = files.read_labelled()
         if labelled is None:
             self._reporter.show_phase("preparing", f"the reward model labels answers to {len(task.prompts)} prompts")
-            with self._time(files, "labelling"), self._keeper.in_use():
+            with self._time(files, "labelling"), self._keeper.holding(task.plan.reward_version):
                 labelled = self._training.label(task)
             self._quarantine.flush()
             files.write_labelled(labelled)
@@ -249,7 +268,7 @@ class RoundRunner:
             self._training.load(files.trained)
             return metrics
         self._reporter.show_phase("training", describe_rows(task.plan))
-        rewarded = self._keeper.in_use() if task.plan.kind == "ppo" else nullcontext()
+        rewarded = self._keeper.holding(task.plan.reward_version) if task.plan.kind == "ppo" else nullcontext()
         with self._time(files, "training"), rewarded:
             metrics = rounds.keep_finite(self._training.train(task))
             files.write_trained(self._training.save, metrics)
@@ -264,7 +283,7 @@ class RoundRunner:
         judged = files.read_verdict()
         if judged is None:
             self._reporter.show_phase("evaluating", f"beside {task.plan.parent}")
-            with self._time(files, "judging"), self._keeper.in_use():
+            with self._time(files, "judging"), self._keeper.holding(task.plan.reward_version):
                 judged = self._training.judge(task, self._show_judging)
             judged = msgspec.structs.replace(judged, figures=rounds.keep_finite(judged.figures))
             self._quarantine.flush()

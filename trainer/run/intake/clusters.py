@@ -17,12 +17,13 @@ import msgspec
 import sqlalchemy as sa
 
 from feedback.database import insert_missing, split_parameters
-from feedback.events import CLEVER, Choice, Demonstration, Signal
+from feedback.events import Choice, Demonstration, Signal
 from feedback.inbox import (
     UNUSED,
     Arrival,
     Placement,
     demonstrations,
+    describe_arrival,
     preferences,
     prompt_bands,
     prompt_clusters,
@@ -120,7 +121,9 @@ def _place(
 
 
 def _begin(arrival: Arrival, number: int, num_choices: int) -> Split:
-    return choose_split(number, num_choices) if arrival.may_judge else "train"
+    if not arrival.may_judge:
+        return "train"
+    return choose_split(number, num_choices, is_demonstration=arrival.is_demonstration)
 
 
 def _decide(split: Split, arrival: Arrival) -> str:
@@ -168,15 +171,7 @@ def _read_arrival(row: Any, kind: type[Choice | Signal | Demonstration]) -> Arri
         said = msgspec.json.decode(row.body, type=kind)
     except (ValueError, RecursionError):  # damaged: learning will set it aside
         return Arrival("", [], "", is_choice=False, split=row.split or "train")
-    match said:
-        case Choice():
-            messages, conversation = said.comparison.messages, said.comparison.conversation
-        case Signal():
-            messages, conversation = said.messages or [], said.conversation
-        case _:
-            messages, conversation = said.messages, ""
-    may_judge = not isinstance(said, Choice) or said.comparison.share not in CLEVER
-    return Arrival(row.prompt_key, messages, conversation, isinstance(said, Choice), row.split, may_judge)
+    return describe_arrival(said, row.prompt_key, row.split)
 
 
 def _load_begun_by(connection: sa.Connection, numbers: Iterable[int]) -> dict[int, _Cluster]:

@@ -1,12 +1,14 @@
 """Which rows each checkpoint learnt from, and which checkpoints descend from which.
 
 Answers what erasure asks: which checkpoints learnt from a person's rows, themselves or through what they began from. Rows
-are named by event id and by whose they are, a keyed hash: the answer stays when the rows are erased. Removes nothing.
+are named by event id and by whose they are, a keyed hash: the answer stays when the rows are erased, and when a checkpoint's
+directory is removed. Removes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ import sqlalchemy as sa
 from feedback.database import split_parameters
 from feedback.inbox import demonstrations, metadata, preferences, signals
 from trainer.run.publish.checkpoints import Published
+from trainer.run.rounds import rounds
 
 checkpoint_rows = sa.Table(
     "checkpoint_rows",
@@ -96,69 +99,106 @@ def count_rows_of_user(connection: sa.Connection, user: str) -> dict[str, int]:
     return {checkpoint: num for checkpoint, num in connection.execute(query)}
 
 
-def trace_learnt(own: dict[str, int], published: Iterable[Published]) -> list[Learnt]:
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint's round began from, as its plan had it. parent: beside which it was judged."""
+
+    parent: str | None
+    kind: str
+    start: str
+    reference: str | None
+
+
+Origins = Mapping[str, Origin]
+"""By id of the checkpoint, whether or not its directory is still here."""
+
+
+def load_origins(connection: sa.Connection, published: Iterable[Published]) -> dict[str, Origin]:
+    """Of every checkpoint that a round on record published; where there is no such record, as the directory says."""
+    return {each.manifest.id: _read_origin(each) for each in published} | _load_recorded(connection)
+
+
+def _load_recorded(connection: sa.Connection) -> dict[str, Origin]:
+    columns = (rounds.c.checkpoint, rounds.c.kind, rounds.c.start, rounds.c.details)
+    found = {}
+    for row in connection.execute(sa.select(*columns).where(rounds.c.checkpoint.is_not(None))):
+        details = json.loads(row.details)
+        if "parent" in details:  # a round that was closed without its plan has none
+            found[row.checkpoint] = Origin(details["parent"], row.kind, row.start, details.get("reference"))
+    return found
+
+
+def _read_origin(checkpoint: Published) -> Origin:
+    manifest = checkpoint.manifest
+    settings = {"kind": "", "start": "stable", "reference": None} | manifest.settings
+    return Origin(manifest.parent, settings["kind"], settings["start"], settings["reference"])
+
+
+def trace_learnt(own: dict[str, int], origins: Origins) -> list[Learnt]:
     """Every checkpoint that learnt from the rows counted in `own`, by itself or by what it began from; oldest first.
 
     A checkpoint whose round began from the base learnt nothing from its parent.
     """
-    by_id = {each.manifest.id: each for each in published}
     traced = []
-    for checkpoint in sorted({*by_id, *own}):
-        taught = list_taught_by(by_id[checkpoint], by_id.values())[1:] if checkpoint in by_id else []
-        num_ancestors = sum(1 for each in taught if own.get(each.manifest.id))
+    for checkpoint in sorted({*origins, *own}):
+        num_ancestors = sum(1 for each in list_taught_by(checkpoint, origins)[1:] if own.get(each))
         if own.get(checkpoint) or num_ancestors:
             traced.append(Learnt(checkpoint, own.get(checkpoint, 0), num_ancestors))
     return traced
 
 
-def list_ancestry(checkpoint: Published, published: Iterable[Published]) -> list[Published]:
-    """The checkpoint, its parent, that one's parent and so on, as far as their directories are here."""
-    by_id = {each.manifest.id: each for each in published}
+def list_ancestry(checkpoint: str, origins: Origins) -> list[str]:
+    """The checkpoint, its parent, that one's parent and so on, as far as is known."""
+    return _walk(checkpoint, lambda each: origins[each].parent if each in origins else None)
+
+
+def list_taught_by(checkpoint: str, origins: Origins) -> list[str]:
+    """The checkpoint, and those whose rows are in its weights through what its round, and theirs, began from."""
+    return _walk(checkpoint, lambda each: _find_start(origins[each]) if each in origins else None)
+
+
+def _walk(checkpoint: str, find_next: Callable[[str], str | None]) -> list[str]:
     chain = [checkpoint]
-    while (parent := by_id.get(chain[-1].manifest.parent or "")) and parent not in chain:
-        chain.append(parent)
+    while (following := find_next(chain[-1])) and following not in chain:
+        chain.append(following)
     return chain
 
 
-def list_taught_by(checkpoint: Published, published: Iterable[Published]) -> list[Published]:
-    """The checkpoint, and those whose rows are in its weights through what its round, and theirs, began from."""
-    by_id = {each.manifest.id: each for each in published}
-    taught = [checkpoint]
-    while (origin := by_id.get(_find_origin(taught[-1]))) and origin not in taught:
-        taught.append(origin)
-    return taught
-
-
-def _find_origin(checkpoint: Published) -> str:
-    """Id of the checkpoint whose weights a round began from; "" for the base."""
-    manifest = checkpoint.manifest
-    match manifest.settings.get("start", "stable"):
+def _find_start(origin: Origin) -> str | None:
+    """Id of the checkpoint whose weights a round began from; None for the base."""
+    match origin.start:
         case "base":
-            return ""
+            return None
         case "reference":
-            return str(manifest.settings.get("reference") or "")
+            return origin.reference
         case _:
-            return manifest.parent or ""
+            return origin.parent
 
 
-def find_reference(parent: Published, published: Iterable[Published]) -> Published | None:
-    """The newest SFT checkpoint that was promoted: in the ancestry of the one that serves, as only promoted ones are.
+def find_reference(checkpoint: str, origins: Origins, here: Collection[str]) -> str | None:
+    """The newest SFT checkpoint that was promoted, of those in `here`: in the ancestry of the one that serves, as only promoted
+    ones are.
 
     None: the base is the reference.
     """
-    ancestry = list_ancestry(parent, published)
-    return next((each for each in ancestry if each.manifest.settings.get("kind") == "sft"), None)
+    known = [each for each in list_ancestry(checkpoint, origins) if each in origins and each in here]
+    return next((each for each in known if origins[each].kind == "sft"), None)
 
 
-def list_needed(published: Sequence[Published], stable_digest: str) -> frozenset[str]:
+def list_needed(database: sa.Engine, published: Sequence[Published], stable_digest: str) -> frozenset[str]:
     """Ids of the checkpoints that learning needs besides those that may serve.
 
-    Number 0, beside which every later one is judged; and from stable to its reference, for that is how it is found.
+    Number 0, beside which every later one is judged; stable's reference; and on the way from stable to it those whose
+    origins only their directories tell.
     """
     needed = {each.manifest.id for each in published if each.manifest.number == 0}
-    stable = next((each for each in published if each.manifest.digest == stable_digest), None)
-    reference = None if stable is None else find_reference(stable, published)
-    if stable is not None and reference is not None:
-        ancestry = list_ancestry(stable, published)
-        needed |= {each.manifest.id for each in ancestry[: ancestry.index(reference) + 1]}
+    stable = next((each.manifest.id for each in published if each.manifest.digest == stable_digest), None)
+    if stable is None:
+        return frozenset(needed)
+    with database.connect() as connection:
+        recorded, origins = _load_recorded(connection), load_origins(connection, published)
+    reference = find_reference(stable, origins, {each.manifest.id for each in published})
+    if reference is not None:
+        ancestry = list_ancestry(stable, origins)
+        needed |= {each for each in ancestry[: ancestry.index(reference)] if each not in recorded} | {reference}
     return frozenset(needed)

@@ -52,7 +52,8 @@ class RoundArchive:
         """Which checkpoints learnt from a person's rows, themselves or through what they began from."""
         with self._database.connect() as connection:
             own = lineage.count_rows_of_user(connection, user)
-        return [asdict(learnt) for learnt in lineage.trace_learnt(own, list_published(self._root, None))]
+            origins = lineage.load_origins(connection, list_published(self._root, None))
+        return [asdict(learnt) for learnt in lineage.trace_learnt(own, origins)]
 
 
 def _read_figures(report: Path | None) -> dict[str, Any]:

@@ -315,9 +315,12 @@ class RewardKeeper:
         return accepted.version if accepted else self.reward.version
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Within, the reward model is the version in use; afterwards the newest again."""
-        newest, version = self.reward.version, self.version_in_use
+    def holding(self, version: int) -> Iterator[None]:
+        """Within, the reward model is this version, or the one in use where its state is gone; afterwards the newest again."""
+        newest = self.reward.version
+        if version != newest and not self._states.find(version).is_dir():
+            log.warning("reward model %d is gone: %d takes its place", version, self.version_in_use)
+            version = self.version_in_use
         if version == newest:
             yield
             return

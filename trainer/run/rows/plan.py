@@ -80,11 +80,13 @@ def draw_rows(
 ) -> Draw:
     """The newest max_new new rows, and so many old ones that they make up replay_share, if there are as many.
 
-    new, old: in order of arrival. A restart replays all old rows: it has to learn again what the chain before it knew.
+    new, old: in order of arrival. A restart takes all rows: to the base they are all new, whether or not the chain before it
+    knew them.
     """
+    if is_restart:
+        return Draw(list(new), list(old), 0)
     kept = list(new[-max_new:])
-    num_replays = len(old) if is_restart else count_replays(len(kept), replay_share)
-    return Draw(kept, draw_sample(old, num_replays, rng), len(new) - len(kept))
+    return Draw(kept, draw_sample(old, count_replays(len(kept), replay_share), rng), len(new) - len(kept))
 
 
 def count_replays(num_new: int, replay_share: float) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -33,7 +35,19 @@ class RoundRequests:
         with self._lock:
             return self._waiting
 
-    def clear(self) -> None:
-        """The round that was asked for begins."""
+    @contextmanager
+    def taking(self, *open_after: type[Exception]) -> Iterator[RoundRequest | None]:
+        """What is asked for, which is done with afterwards; not after one of these errors: what it was taken for is tried again."""
+        taken = self.look()
+        try:
+            yield taken
+        except open_after:
+            raise
+        except Exception:
+            self._clear()
+            raise
+        self._clear()
+
+    def _clear(self) -> None:
         with self._lock:
             self._waiting = None

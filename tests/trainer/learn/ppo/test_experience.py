@@ -129,7 +129,7 @@ def test_a_row_whose_reward_fails_or_is_no_number_goes_alone() -> None:
         backbone, said, rewards=Rewards([Part("odd", 1.0, measure)]),
         blame=lambda event_id, error: rejected.append((event_id, type(error).__name__)),
     )  # fmt: skip
-    assert made is not None and made.event_ids == ("e0", "e3")
+    assert made is not None and made.event_ids == ("e0", "e3") and made.figures["failed"] == 2
     assert rejected == [("e1", "RuntimeError"), ("e2", "NotFinite")]
 
 

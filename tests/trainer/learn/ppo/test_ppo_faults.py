@@ -94,8 +94,8 @@ def test_a_reward_that_is_no_number_for_any_answer_ends_the_round_and_blames_no_
         run(backbone, GivenSampler(backbone, [(20, 21), (30,)]), rewards=reward_all(math.nan))
 
 
-def test_a_reward_that_is_no_number_for_one_prompt_rejects_that_prompt_alone() -> None:
-    backbone, rejected = build_tiny_backbone(), set()
+def test_a_reward_that_is_no_number_for_one_prompt_leaves_out_its_answers_and_no_persons_choice() -> None:
+    backbone = build_tiny_backbone()
 
     def measure(samples: Sequence[Sample]) -> list[float]:
         return [math.nan if each.prompt == PROMPTS[1].prompt else 1.0 for each in samples]
@@ -104,13 +104,12 @@ def test_a_reward_that_is_no_number_for_one_prompt_rejects_that_prompt_alone() -
         backbone,
         GivenSampler(backbone, [(20, 21), (30,)]),
         rewards=Rewards([Part("odd", 1.0, measure)]),
-        reject=lambda event_id, part, error: rejected.add((event_id, part)),
     )
-    assert rejected == {("e1", "ppo")} and figures["num_answers"] == 2 * 4
+    assert (figures["num_answers"], figures["failed"], figures["dropped"]) == (2 * 4, 2 * 2, 0)
 
 
-def test_a_reference_that_is_no_number_rejects_its_row_and_spoils_no_other() -> None:
-    backbone, rejected = build_tiny_backbone(), set()
+def test_a_reference_that_is_no_number_leaves_out_its_answer_and_spoils_no_other() -> None:
+    backbone = build_tiny_backbone()
 
     def refer(answers: Sequence[EncodedAnswer]) -> Tensor:
         last = backbone.transcriber.encode_prompt(PROMPTS[2].prompt)
@@ -120,9 +119,20 @@ def test_a_reference_that_is_no_number_rejects_its_row_and_spoils_no_other() -> 
         backbone,
         GivenSampler(backbone, [(20, 21), (30,)]),
         references=refer,
-        reject=lambda event_id, *_: rejected.add(event_id),
     )
-    assert rejected == {"e2"} and figures["num_answers"] == 2 * 4 and math.isfinite(figures["policy_loss"])
+    assert (figures["num_answers"], figures["failed"]) == (2 * 4, 2 * 2) and math.isfinite(figures["policy_loss"])
+
+
+def test_a_prompt_that_the_policy_cannot_answer_costs_its_answers_alone() -> None:
+    class Stumbling(GivenSampler):
+        def sample(self, request: SamplingRequest) -> Samples:
+            if PROMPTS[0].prompt in request.prompts:
+                raise NotFinite("a logit is no number")
+            return super().sample(request)
+
+    backbone = build_tiny_backbone()
+    figures = run(backbone, Stumbling(backbone, [(20, 21), (30,)]))
+    assert (figures["num_answers"], figures["failed"]) == (2 * 4, 2 * 2)
 
 
 def test_a_round_whose_answers_are_all_dropped_says_how_many_were() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
 from feedback import inbox
 from feedback.manifest import read_manifest
 from tests.trainer.workbench import Killed, Workbench, kill_at
 from trainer.run.course import files as round_files
 from trainer.run.course.files import RoundFiles
+from trainer.run.course.task import Judged, Task
+from trainer.run.reward.states import name_state
+from trainer.run.status.requests import RoundRequest
 
 POINTS = ["round.prepared", "round.step", "round.trained", "round.judged", "round.published"]
 
@@ -54,6 +59,79 @@ def test_a_round_that_was_planned_keeps_its_settings_and_its_reward_version(
     bench.run_all(bench.start())
     assert bench.tasks[0].plan == planned
     assert bench.tasks[0].plan.settings["dpo"]["beta"] == 0.1
+
+
+def test_a_round_that_goes_on_leaves_what_an_operator_asked_for_meanwhile_to_the_next(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = bench.start()
+    bench.send(40)
+    kill_at("round.prepared", monkeypatch)
+    with pytest.raises(Killed):
+        bench.run_all(learner)
+    learner = bench.start()
+    bench.gateway.is_down = True
+    assert not learner.step()
+    assert bench.requests.ask(RoundRequest(from_base=True))
+    bench.gateway.is_down = False
+    learner.step()
+    assert [row["start"] for row in bench.finished()] == ["stable"]
+    learner.step()
+    assert [row["start"] for row in bench.finished()] == ["stable", "base"]
+    assert bench.requests.look() is None
+
+
+def test_what_was_asked_for_waits_while_the_database_is_away_and_not_for_a_round_that_failed(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = bench.start()
+    bench.send(10)
+    bench.requests.ask(RoundRequest(from_base=True))
+    errors: list[Exception] = [OperationalError("", {}, Exception("the database is gone")), ValueError("no")]
+
+    def fail() -> tuple[bool, str]:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(bench, "has_something_to_learn", fail)
+    learner = bench.start()
+    with pytest.raises(OperationalError):
+        learner.step()
+    assert bench.requests.look() is not None
+    bench.run_all(learner)
+    assert [row["reason"] for row in bench.finished()] == ["failed: ValueError: no"]
+    assert bench.requests.look() is None
+
+
+def test_a_round_that_goes_on_is_judged_by_the_reward_version_of_its_plan(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, versions = bench.judge, []
+
+    def judge_by(task: Task, show: Any) -> Judged:
+        versions.append(bench.reward.version)
+        return judge(task, show)
+
+    monkeypatch.setattr(bench, "judge", judge_by)
+    learner = bench.start()
+    bench.send(40)
+    kill_at("round.step", monkeypatch)
+    with pytest.raises(Killed):
+        bench.run_all(learner)
+    planned = bench.tasks[0].plan.reward_version
+    bench.gateway.is_down = True
+    learner = bench.start()
+    bench.send(20)
+    bench.run_all(learner)  # the round waits, the reward model learns on
+    bench.gateway.is_down = False
+    learner = bench.start()  # and the newer version is accepted
+    assert learner._keeper.version_in_use > planned
+    learner.step()
+    assert versions == [planned]
+    assert bench.reward.version == learner._keeper.version_in_use
+
+    shutil.rmtree(bench.settings.reward_dir / name_state(planned))
+    with learner._keeper.holding(planned):
+        assert bench.reward.version == learner._keeper.version_in_use
 
 
 def test_the_watermark_is_the_one_that_the_round_read(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:

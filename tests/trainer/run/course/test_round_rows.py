@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from feedback.log import NewRecord
 from feedback.manifest import read_manifest
 from tests.feedback.samples import make_record as make_signal_record
 from tests.feedback.samples import make_signal
-from tests.trainer.workbench import Workbench
+from tests.trainer.workbench import Killed, Workbench
 from trainer.judge.frozen import digest_prompt
 from trainer.learn.reward.prequential import Prequential
 from trainer.math.weights import WeightedRow
@@ -97,8 +98,9 @@ def test_a_restart_begins_from_the_base_once_on_a_full_replay_though_the_gate_sa
     plans = [task.plan for task in bench.tasks]
     assert [plan.start for plan in plans] == ["stable", "stable", "base", "stable"]
     learnt = {event for plan in plans[:2] for event in plan.event_ids}
-    assert set(plans[2].replayed) == learnt  # all of it, though only 30 new ones fit
-    assert len(plans[2].new) == 30
+    assert set(plans[2].replayed) == learnt
+    assert {*plans[2].event_ids} == {*list_training_rows(bench)[: len(plans[2].event_ids)]}  # though 30 new ones fit
+    assert len(plans[2].new) > 30 == len(plans[3].new)
     assert [row["outcome"] for row in bench.finished()] == ["published", "published", "stopped", "stopped"]
 
 
@@ -115,6 +117,78 @@ def test_after_a_stopped_round_the_next_begins_from_the_base_and_then_from_stabl
     plans = [task.plan for task in bench.tasks]
     assert [plan.start for plan in plans] == ["stable", "stable", "base", "stable", "base"]
     assert set(plans[2].replayed) == set(plans[0].event_ids)  # what the chain knew is learnt again
+
+
+def test_a_restart_after_rejected_rounds_learns_all_that_none_of_them_left(bench: Workbench) -> None:
+    bench.settings.trainer.dpo.max_new_pairs = 30
+    bench.verdict = Judged(ok=False, reason="no")
+    learner = bench.start()
+    for _ in range(4):
+        bench.send(40)
+        bench.run_all(learner)
+    restart = bench.tasks[3].plan
+    assert (restart.start, restart.replayed, restart.num_left) == ("base", [], 0)
+    assert restart.new == list_training_rows(bench)  # of 160 choices, and not the newest 30
+
+
+def test_a_round_that_ended_before_it_trained_is_no_failed_chain(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.may_learn = False
+    bench.send(40)
+    bench.run_all(learner)
+    bench.may_learn = True
+    bench.error = RuntimeError("out of memory")
+    for _ in range(2):
+        bench.send(40)
+        bench.run_all(learner)
+    assert [row["outcome"] for row in bench.finished()] == ["stopped"] * 3
+    assert [task.plan.start for task in bench.tasks] == ["stable", "stable"]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_restart_that_fails_or_dies_is_not_followed_by_another(bench: Workbench, dies: bool) -> None:
+    bench.verdict = Judged(ok=False, reason="no")
+    learner = bench.start()
+    bench.send(40)
+    bench.run_all(learner)
+    bench.error = Killed() if dies else RuntimeError("out of memory")
+    bench.send(40)
+    if dies:
+        for _ in range(bench.settings.trainer.max_attempts):
+            with pytest.raises(Killed):
+                learner.step()
+            learner = bench.start()
+    bench.run_all(learner)
+    bench.error = None
+    bench.send(40)
+    bench.run_all(learner)
+    assert [row["start"] for row in bench.finished()] == ["stable", "base", "stable"]
+    assert bench.tasks[-1].plan.start == "stable"
+
+
+def test_a_restart_given_up_by_a_trainer_without_its_files_is_on_record_as_one(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.send(10)
+    bench.requests.ask(RoundRequest(from_base=True))
+    bench.error = Killed()
+    for _ in range(bench.settings.trainer.max_attempts):
+        with pytest.raises(Killed):
+            learner.step()
+        shutil.rmtree(bench.settings.rounds_dir)  # another trainer takes over, on another machine
+        learner = bench.start()
+    bench.run_all(learner)
+    [row] = bench.finished()
+    assert (row["start"], row["outcome"]) == ("base", "stopped")
+
+
+def test_a_failed_chain_is_not_forgotten_over_a_round_that_learnt_nothing(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.verdict = Judged(ok=False, reason="no")
+    for may_learn in (True, False, True):
+        bench.may_learn = may_learn
+        bench.send(40)
+        bench.run_all(learner)
+    assert [task.plan.start for task in bench.tasks] == ["stable", "base"]
 
 
 def test_the_gates_alpha_is_spread_over_the_rounds_beside_one_stable_checkpoint(bench: Workbench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from feedback import inbox
@@ -12,6 +13,7 @@ from feedback.events import Demonstration, encode_event, new_event
 from feedback.log import NewRecord
 from feedback.manifest import read_manifest
 from tests.trainer.real import RealWorkbench
+from trainer.run.rows import signal_queries
 from trainer.settings import TrainerSettings
 
 
@@ -94,4 +96,21 @@ def test_held_out_demonstrations_judge_a_round(tmp_path: Path) -> None:
     bench.run_all(learner)
     [judged] = bench.said
     assert "policy_rouge_l" in judged.figures and "demonstrations not available" not in judged.reason
+    assert judged.figures["likelihood_change"] != 0
+    bench.writer.close()
+
+
+def test_the_first_demonstrations_are_held_out_and_the_gate_judges_by_them(tmp_path: Path) -> None:
+    """With its own gate, before anybody chose anything: the reward model says 0 of everything."""
+    bench = make_bench(tmp_path, round="sft", sft_every_demonstrations=50)
+    bench.lets_pass = False
+    learner = bench.start()
+    bench.send_records([make_demonstration(number) for number in range(64)])
+    with bench.database.connect() as connection:
+        held_out = signal_queries.load_demonstrations(connection, "default", split="heldout")
+    assert 1 < len(held_out) < 16
+    bench.run_all(learner)
+    [judged] = bench.said
+    assert judged.figures["reward_change"] == pytest.approx(0, abs=1e-6)
+    assert judged.figures["likelihood_change"] > 0 and "reward gain" not in judged.reason
     bench.writer.close()

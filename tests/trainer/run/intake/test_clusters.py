@@ -100,7 +100,7 @@ def test_choices_are_counted_within_a_batch_and_signals_are_not(
 ) -> None:
     counted: list[int] = []
 
-    def choose(cluster: int, num_choices: int) -> splits.Split:
+    def choose(cluster: int, num_choices: int, *, is_demonstration: bool) -> splits.Split:
         counted.append(num_choices)
         return "train"
 

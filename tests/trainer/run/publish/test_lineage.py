@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -12,6 +13,7 @@ from tests.trainer.workbench import Workbench
 from trainer.run.publish import lineage
 from trainer.run.publish.checkpoints import Published
 from trainer.run.publish.lineage import Learnt
+from trainer.run.report.archive import RoundArchive
 
 
 def make(name: str, parent: str | None = None, **settings: object) -> Published:
@@ -29,40 +31,80 @@ FOUR = make("c-4", "c-3", start="stable")
 ALL = [ZERO, ONE, TWO, RESTART, FOUR]
 
 
-def ids(published: list[Published]) -> list[str]:
-    return [each.manifest.id for each in published]
+def load(connection: sa.Connection, published: list[Published]) -> dict[str, lineage.Origin]:
+    return lineage.load_origins(connection, published)
 
 
-def test_a_checkpoint_was_taught_by_what_it_began_from_until_a_round_began_from_the_base() -> None:
-    assert ids(lineage.list_taught_by(TWO, ALL)) == ["c-2", "c-1", "c-0"]
-    assert ids(lineage.list_taught_by(FOUR, ALL)) == ["c-4", "c-3"]
-    assert ids(lineage.list_ancestry(FOUR, ALL)) == ["c-4", "c-3", "c-2", "c-1", "c-0"]
+def find_reference(connection: sa.Connection, checkpoint: str, published: list[Published]) -> str | None:
+    here = [each.manifest.id for each in published]
+    return lineage.find_reference(checkpoint, load(connection, published), here)
 
 
-def test_a_person_is_traced_through_descendants_but_not_past_a_restart() -> None:
+def test_a_checkpoint_was_taught_by_what_it_began_from_until_a_round_began_from_the_base(
+    connection: sa.Connection,
+) -> None:
+    origins = load(connection, ALL)
+    assert lineage.list_taught_by("c-2", origins) == ["c-2", "c-1", "c-0"]
+    assert lineage.list_taught_by("c-4", origins) == ["c-4", "c-3"]
+    assert lineage.list_ancestry("c-4", origins) == ["c-4", "c-3", "c-2", "c-1", "c-0"]
+
+
+def test_a_person_is_traced_through_descendants_but_not_past_a_restart(connection: sa.Connection) -> None:
     own = {"c-1": 5, "c-4": 2}
-    assert lineage.trace_learnt(own, ALL) == [Learnt("c-1", 5, 0), Learnt("c-2", 0, 1), Learnt("c-4", 2, 0)]
+    traced = lineage.trace_learnt(own, load(connection, ALL))
+    assert traced == [Learnt("c-1", 5, 0), Learnt("c-2", 0, 1), Learnt("c-4", 2, 0)]
 
 
-def test_a_checkpoint_whose_directory_is_gone_is_still_named() -> None:
-    assert lineage.trace_learnt({"c-9": 1}, ALL) == [Learnt("c-9", 1, 0)]
+def test_a_checkpoint_of_which_nothing_is_known_is_still_named(connection: sa.Connection) -> None:
+    assert lineage.trace_learnt({"c-9": 1}, load(connection, ALL)) == [Learnt("c-9", 1, 0)]
 
 
-def test_the_newest_promoted_sft_checkpoint_is_the_reference() -> None:
+def test_the_newest_promoted_sft_checkpoint_is_the_reference(connection: sa.Connection) -> None:
     sft = make("c-5", "c-4", kind="sft")
     rejected = make("c-6", "c-5", kind="sft")  # nothing that serves descends from it
     after = make("c-7", "c-5", kind="dpo")
     everything = [*ALL, sft, rejected, after]
-    assert lineage.find_reference(after, everything) is sft
-    assert lineage.find_reference(sft, everything) is sft
-    assert lineage.find_reference(FOUR, everything) is None
+    assert find_reference(connection, "c-7", everything) == "c-5"
+    assert find_reference(connection, "c-5", everything) == "c-5"
+    assert find_reference(connection, "c-4", everything) is None
 
 
-def test_a_restart_from_the_reference_was_taught_by_it() -> None:
+def test_a_restart_from_the_reference_was_taught_by_it(connection: sa.Connection) -> None:
     sft = make("c-5", "c-4", kind="sft", start="stable")
     later = make("c-6", "c-5", start="stable")
     restart = make("c-7", "c-6", start="reference", reference="c-5")
-    assert ids(lineage.list_taught_by(restart, [*ALL, sft, later, restart])) == ["c-7", "c-5", "c-4", "c-3"]
+    origins = load(connection, [*ALL, sft, later, restart])
+    assert lineage.list_taught_by("c-7", origins) == ["c-7", "c-5", "c-4", "c-3"]
+
+
+def test_what_a_checkpoint_began_from_is_known_when_directories_of_its_ancestors_are_gone(bench: Workbench) -> None:
+    bench.settings.trainer.dpo.replay_share = 0.0
+    learner = bench.start()
+    chain = []
+    for _ in range(3):
+        bench.send(40)
+        learner.step()
+        bench.gateway.known.insert(0, bench.gateway.known.pop())  # promoted
+        chain.append(bench.gateway.known[0].id)
+    first = bench.tasks[0].plan.event_ids
+    for gone in chain[:2]:
+        shutil.rmtree(bench.settings.checkpoints_dir / gone)
+    traced = RoundArchive(bench.database, bench.settings.checkpoints_dir).trace_user(
+        f"user-{first[0].removeprefix('event-')}"
+    )
+    assert [(each["checkpoint"], each["num_rows"], each["num_ancestors"]) for each in traced] == [
+        (chain[0], 1, 0),
+        (chain[1], 0, 1),
+        (chain[2], 0, 1),
+    ]
+
+    bench.settings.trainer.dpo.replay_share = 0.5
+    learner = bench.start()
+    bench.send(40)
+    learner.step()
+    plan = bench.tasks[3].plan
+    assert not set(plan.new) & {row for task in bench.tasks[:3] for row in task.plan.event_ids}
+    assert set(plan.replayed) & set(first)
 
 
 def test_published_rounds_say_which_of_a_persons_rows_they_learnt_from(bench: Workbench) -> None:

@@ -10,14 +10,17 @@ import pytest
 
 from feedback.checkpoint_store import CheckpointStore, open_store
 from feedback.checkpoint_store.store import BLOBS, name_blob
+from feedback.database import write_transaction
 from feedback.errors import StoreUnavailable
 from feedback.manifest import SIGNATURE, Probe, verify
 from feedback.signing import make_signing_key, parse_trusted_keys
 from tests.trainer.fakes import FakeGateway
+from tests.trainer.stores import open_empty
 from trainer.run.publish.checkpoints import Draft, Published, list_published, publish_checkpoint
 from trainer.run.publish.lineage import list_needed
 from trainer.run.publish.registry import RegisteredCheckpoint, register_missing, remove_unneeded
 from trainer.run.publish.stored import StoredCopies, fetch_published, wait_for_published
+from trainer.run.rounds import Ending, begin_round, finish_round
 from trainer.run.status.metrics import Metrics
 
 DRAFT = Draft(
@@ -134,7 +137,9 @@ def test_what_learning_needs_stays_whatever_the_gateway_says(
     assert first.path.is_dir() and store.has(first.manifest.id)
 
 
-def test_learning_needs_the_first_checkpoint_and_the_way_from_stable_to_its_reference(tmp_path: Path):
+def test_learning_needs_the_first_checkpoint_and_the_reference_and_the_way_to_it_that_is_not_on_record(
+    tmp_path: Path,
+):
     first = publish(tmp_path, 0)
     older = publish(tmp_path, 1, parent=first.manifest.id, settings={"kind": "dpo"})
     reference = publish(tmp_path, 2, parent=older.manifest.id, settings={"kind": "sft"})
@@ -143,8 +148,14 @@ def test_learning_needs_the_first_checkpoint_and_the_way_from_stable_to_its_refe
     other = publish(tmp_path, 5, parent=middle.manifest.id, settings={"kind": "dpo"})
     published = list_published(tmp_path, "base")
     names = {each.manifest.id for each in (first, reference, middle, stable)}
-    assert list_needed(published, stable.manifest.digest) == names
-    assert list_needed(published, "unknown") == {first.manifest.id} and other.path.is_dir()
+    closed = Ending(reason="", checkpoint=middle.manifest.id, details={"parent": reference.manifest.id})
+    with open_empty(f"sqlite:{tmp_path / 'trainer.db'}") as database:
+        assert list_needed(database, published, stable.manifest.digest) == names
+        assert list_needed(database, published, "unknown") == {first.manifest.id} and other.path.is_dir()
+        with write_transaction(database) as connection:
+            opened = begin_round(connection, kind="dpo", last_preference_id=0, trigger_choice_at=0.0, now=0.0)
+            finish_round(connection, opened.number, closed, 1.0)
+        assert list_needed(database, published, stable.manifest.digest) == names - {middle.manifest.id}
 
 
 def test_a_trainer_on_a_new_machine_fetches_what_it_learns_from(tmp_path: Path, store: CheckpointStore):

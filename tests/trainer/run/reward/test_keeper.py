@@ -223,7 +223,7 @@ def test_a_version_that_is_refused_goes_on_learning_while_rounds_use_the_one_bef
     keeper.measure(learner._reporter)
     view = bench.board.read().reward
     assert (view.version, view.version_in_use, view.refused) == (newest, 1, bench.refusal)
-    with keeper.in_use():
+    with keeper.holding(keeper.version_in_use):
         assert bench.reward.version == 1
     assert bench.reward.version == newest > 2
     assert "v-000001" in names(bench)  # kept, though newer states came

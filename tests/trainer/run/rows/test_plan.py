@@ -21,9 +21,9 @@ def test_half_of_a_round_is_new_and_half_is_replayed() -> None:
     assert drawn.num_left == 4
 
 
-def test_a_restart_replays_everything_old_whatever_the_cap_on_new_rows() -> None:
+def test_a_restart_takes_everything_whatever_the_cap_on_new_rows() -> None:
     drawn = draw(max_new=2, share=0.25, is_restart=True)
-    assert (drawn.new, drawn.replayed, drawn.num_left) == (NEW[-2:], OLD, 8)
+    assert (drawn.new, drawn.replayed, drawn.num_left) == (NEW, OLD, 0)
 
 
 def test_replays_make_up_their_share_of_the_whole() -> None:
