@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,5 +84,9 @@ def dump(store: sa.Engine, *tables: sa.Table) -> dict[str, list[tuple[Any, ...]]
 
 
 def _decode(column: str, value: Any) -> Any:
-    """The order of keys in an object of JSON says nothing."""
-    return msgspec.json.decode(value) if column.endswith("_json") else value
+    """The order of keys in an object of JSON says nothing, in what nobody could store either."""
+    if column.endswith("_json"):
+        return msgspec.json.decode(value)
+    with suppress(ValueError, RecursionError):
+        return msgspec.json.decode(value) if column == "value" else value
+    return value
