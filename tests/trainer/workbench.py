@@ -93,7 +93,6 @@ class Workbench:
             section.seed,
             section.policy,
             quarantined,
-            weigh=weigh_alike,
             figures=lambda heldout: {"heldout": list(heldout)},
             refuse=lambda before, after: self.refusal,
         )

@@ -39,7 +39,6 @@ log = logging.getLogger("trainer.run.learner")
 
 MAX_PROBE_TOKENS = 64
 PROBE_TEXT = "Which of these two answers do you prefer, and why?"
-DAY_S = 86_400.0
 
 
 class Learning:
@@ -109,8 +108,7 @@ class Learning:
 
     def make_weigher(self) -> Weigh:
         """Weights by what the reward model's record says of people."""
-        half_life_s = DAY_S * self._settings.trainer.recency_half_life_days
-        return make_weigher(lambda: find_reliability(self.reward.record), half_life_s)
+        return make_weigher(lambda: find_reliability(self.reward.record), self._settings.trainer.half_life_s)
 
     def list_foreseen(self) -> list[tuple[str, bool]]:
         """Recent decisive choices by event id, and whether the reward model foresaw them."""

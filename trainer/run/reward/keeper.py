@@ -12,7 +12,6 @@ import json
 import logging
 import random
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +25,6 @@ from feedback.database import Writer, split_parameters
 from feedback.faults import reach
 from feedback.inbox import mark_used, metadata
 from feedback.outages import describe_error
-from trainer.math.weights import WeightedRow
 from trainer.model.memory import release_memory
 from trainer.run.intake.erased import ErasedRows
 from trainer.run.intake.quarantine import Quarantine
@@ -34,7 +32,6 @@ from trainer.run.report.reporter import Reporter, describe_metrics
 from trainer.run.reward.states import Accepted, RewardStates, Update, list_states, name_state, parse_uses, read_uses
 from trainer.run.rows import rows, signal_queries
 from trainer.run.rows.plan import count_replays, draw_sample
-from trainer.run.rows.weighing import Weigh, describe_row
 from trainer.run.status.board import RewardView, StyleView
 from trainer.sections.reward import RewardSection
 from trainer.text.pairs import Pair, Rated
@@ -66,7 +63,7 @@ Refuse = Callable[[Mapping[str, Any], Mapping[str, Any]], str]
 class RewardKeeper:
     """Updates, saves and restores one reward model. directory is of one base: another base has another.
 
-    weigh gives an update's rows their weights. figures measures the newest version, given (correct, total) on held-out
+    figures measures the newest version, given (correct, total) on held-out
     choices. refuse says why a version may not follow the one in use, by the figures of both; "" if it may.
     """
 
@@ -81,15 +78,13 @@ class RewardKeeper:
         policy: str,
         quarantine: Quarantine,
         *,
-        weigh: Weigh,
         figures: Measure,
         refuse: Refuse,
-        now: Callable[[], float] = time.time,
     ) -> None:
         self.reward, self._database, self._writer = reward, database, writer
         self._states, self._settings, self._seed = RewardStates(directory), settings, seed
-        self._quarantine, self._weigh, self._figures, self._refuse = quarantine, weigh, figures, refuse
-        self._now, self._policy = now, policy
+        self._quarantine, self._figures, self._refuse = quarantine, figures, refuse
+        self._policy = policy
         self._rated_until = 0
         self._erased = ErasedRows(database)
         self._unsettled: Update | None = None
@@ -184,8 +179,7 @@ class RewardKeeper:
             drawn = draw_sample(replayable, count_replays(len(new), section.replay_share), rng)
             replayed = rows.load_ids(connection, self._policy, drawn, reject)
             rated, until = self._load_rated(connection)
-        weights = self._weigh([describe_row(pair, self._now()) for pair in (*new, *replayed)])
-        metrics = self.reward.update(new, replayed, weights, rated) if new else {}
+        metrics = self.reward.update(new, replayed, rated=rated) if new else {}
         if metrics:
             self._unsettled = self._name(Update(self._list_used(new), self._list_used(replayed), metrics, until))
         self._settle()
@@ -210,10 +204,7 @@ class RewardKeeper:
         self._settle()
         self._forget_erased()
         with self._database.connect() as connection:
-            unused = rows.list_unused(connection, self._policy)
-        now, ids = self._now(), [row.row_id for row in unused]
-        described = [WeightedRow(row.user, row.app, max(0.0, now - row.chosen_at)) for row in unused]
-        weights = dict(zip(ids, self._weigh(described), strict=True))
+            ids = rows.list_unused(connection, self._policy)
         learnt: list[int] = []
 
         def read_chunks() -> Iterator[list[Pair]]:
@@ -222,7 +213,7 @@ class RewardKeeper:
                 with self._database.connect() as connection:
                     some = ids[start : start + BULK_CHUNK]
                     pairs = rows.load_ids(connection, self._policy, some, self._quarantine.add)
-                yield [replace(pair, weight=weights[pair.row_id]) for pair in pairs]
+                yield pairs
                 learnt.extend(self._list_used(pairs))
                 release_memory()
 

@@ -69,6 +69,14 @@ def test_a_state_that_does_not_load_is_set_aside_and_the_rows_are_learnt_again(
     assert len(list(bench.settings.auditor_dir.glob("unreadable-*"))) == 1
 
 
+def test_it_learns_from_ties_too(bench: Workbench, backbone: Backbone) -> None:
+    are_ties = sa.update(inbox.preferences).values(preferred="tie").where(inbox.preferences.c.id <= 4)
+    bench.writer.run(lambda connection: connection.execute(are_ties)).result()
+    keeper = start(bench, backbone)
+    keeper.teach()
+    assert {"event-0", "event-3", "event-31"} <= set(keeper.auditor.list_known())
+
+
 def test_rows_that_are_erased_are_forgotten(bench: Workbench, backbone: Backbone) -> None:
     keeper = start(bench, backbone)
     keeper.teach()

@@ -35,7 +35,7 @@ def ids(pairs: list[Any]) -> list[int]:
 
 def test_new_training_pairs_come_in_their_order(filled: sa.Connection) -> None:
     assert ids(rows.load_unused(filled, "default", 3)) == [1, 2, 5]
-    assert ids(rows.list_unused(filled, "default")) == [1, 2, 5, 10, 11, 12, 15, 16, 17, 20]
+    assert rows.list_unused(filled, "default") == [1, 2, 5, 10, 11, 12, 15, 16, 17, 20]
     assert rows.count_unused(filled, "default") == 10
     assert ids(rows.load_unused(filled, "other", 9)) == [7]
     mark_used(filled, [1, 2], as_new=True)
