@@ -303,6 +303,8 @@ def build_learner(parts: Parts, backbone: Backbone) -> Learner:
         section.seed,
         section.policy,
         quarantine,
+        edit_weight=section.edit_weight,
+        list_frozen_prompts=training.list_frozen_prompts,
         figures=learning.measure_version,
         refuse=refuse_version,
     )

@@ -7,6 +7,7 @@ from feedback.events import Candidate, Choice, Comparison, encode_event, new_eve
 from feedback.log.base import NewRecord
 from feedback.manifest import read_manifest
 from trainer.run.publish.registry import GatewayRefused, GatewayUnavailable, RegisteredCheckpoint, ServingState
+from trainer.text.pairs import Pair, Rated
 
 
 def make_choice(number: int, *, preferred: str = "first", user: str = "", chosen_at: float = 0.0) -> Choice:
@@ -70,6 +71,7 @@ class FakeReward:
     def __init__(self) -> None:
         self.version = 0
         self.seen: list[tuple[list[str], list[str]]] = []
+        self.taught: list[Pair | Rated] = []
         self.num_measured: list[int] = []
         self.known: set[str] = set()
         self.forgotten: list[str] = []
@@ -78,6 +80,7 @@ class FakeReward:
         self.version += 1
         self.known |= {pair.event_id for pair in new}
         self.seen.append(([pair.event_id for pair in new], [pair.event_id for pair in replay]))
+        self.taught += [*new, *replay, *rated]
         return {"loss": 0.5, "accuracy_prequential": 0.75, "num_foreseen": 16.0}
 
     def learn_in_bulk(self, chunks, progress, *, total=None):
@@ -85,7 +88,11 @@ class FakeReward:
         events = []
         for chunk in chunks:
             events += [pair.event_id for pair in chunk]
+            self.taught += chunk
             progress(len(events), {})
+        if not events:
+            self.version -= 1
+            return {}
         self.known |= set(events)
         self.seen.append((events, []))
         return {"loss": 0.4, "bulk": 1.0}

@@ -93,6 +93,8 @@ class Workbench:
             section.seed,
             section.policy,
             quarantined,
+            edit_weight=section.edit_weight,
+            list_frozen_prompts=lambda: self.frozen_prompts,
             figures=lambda heldout: {"heldout": list(heldout)},
             refuse=lambda before, after: self.refusal,
         )

@@ -10,7 +10,7 @@ import math
 
 from feedback.events import Demonstration as DemonstrationEvent
 from feedback.events import Outcome, Signal
-from trainer.text.pairs import Answer, Demonstration, Pair, Prompt, Rated
+from trainer.text.pairs import EDIT, Answer, Demonstration, Pair, Prompt, Rated
 
 
 def make_rated(signal: Signal, *, event_id: str, prompt_key: str, split: str, row_id: int = 0) -> list[Rated]:
@@ -86,7 +86,7 @@ def make_edit_pair(
         policy=signal.policy,
         app=signal.app,
         user=signal.user,
-        asked="edit",
+        asked=EDIT,
         weight=weight,
         chosen_at=signal.created_at,
         row_id=row_id,

@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,18 +30,18 @@ from trainer.learn.reward.state import RewardState
 from trainer.math.choices import ChoiceFit, Choices, Prior, fit_choices, win_probabilities
 from trainer.math.weights import weigh_rows
 from trainer.sections.reward import RewardSection
+from trainer.text.pairs import Pair, Rated
 from trainer.text.rejected import Reject, log_rejected
 from trainer.text.style import FEATURES, SPREADS
 from trainer.text.transcript import EncodedAnswer, EncodedPair
 
 if TYPE_CHECKING:
     from trainer.model.backbone import Backbone
-    from trainer.text.pairs import Pair, Rated
 
 PART = "reward"
 BULK_FORESEEN = 64  # of a chunk: the record's window holds no more than some hundred
 Progress = Callable[[int, dict[str, float]], None]
-"""Called with how many pairs were learnt from so far, and figures."""
+"""Called with how many rows were learnt from so far, and figures."""
 
 
 class RewardModel(RewardState):
@@ -89,14 +88,14 @@ class RewardModel(RewardState):
         rated: Sequence[Rated] = (),
     ) -> dict[str, float]:
         """Foresee what is new, then learn from it and from what is replayed. weights: of new and replay, in that order, in place
-        of their own.
+        of their own. An edit is learnt from and not foreseen.
 
         Returns figures (DESCRIBED in docs/operations); {}, and nothing was changed, if nothing could be learnt from.
         """
         pairs = [*new, *replay]
         if weights is not None:
             pairs = [replace(pair, weight=weight) for pair, weight in zip(pairs, weights, strict=True)]
-        learnt, rows = self._take_in(pairs, {key_pair(pair) for pair in new}, rated)
+        learnt, rows = self._take_in(pairs, [key_pair(pair) for pair in new if not pair.is_edit], rated)
         if not learnt:
             return {}
         loss = self.head.train(self.reservoir, rows, self.fit, [row.key for row in learnt])
@@ -106,29 +105,33 @@ class RewardModel(RewardState):
         return {**self.describe(), "loss": loss, "loss_adapter": adapter_loss, "num_pairs": float(len(encoded))}
 
     def learn_in_bulk(
-        self, chunks: Iterable[Sequence[Pair]], progress: Progress | None = None, *, total: int | None = None
+        self, chunks: Iterable[Sequence[Pair | Rated]], progress: Progress | None = None, *, total: int | None = None
     ) -> dict[str, float]:
-        """One pass over many pairs, a chunk (some hundreds to thousands) in memory at a time; one version.
+        """One pass over many rows, a chunk (some hundreds to thousands) in memory at a time; one version.
 
-        total: pairs in all, if known. All pairs are fitted by style; hidden states are computed for as many as are kept, evenly
+        total: rows in all, if known. All are fitted by style; hidden states are computed for as many as are kept, evenly
         spread where total is known. Returns figures; {} if nothing could be learnt from.
         """
-        num_pairs, share = 0, 1.0
+        num_pairs, num_rows, share = 0, 0, 1.0
         if total:
             share = min(1.0, self.settings.hidden_capacity / total)
         budget = self.settings.bulk_adapter_pairs if self.adapter.max_pairs else 0
         for chunk in chunks:
-            learnt, rows = self._take_in(chunk, {key_pair(pair) for pair in chunk}, (), share, BULK_FORESEEN)
+            pairs = [row for row in chunk if not isinstance(row, Rated)]
+            rated = [row for row in chunk if isinstance(row, Rated)]
+            new = [key_pair(pair) for pair in pairs if not pair.is_edit]
+            learnt, rows = self._take_in(pairs, new, rated, share, BULK_FORESEEN)
             if not learnt:
                 continue
-            num_pairs += len(learnt)
+            encoded = [row for row in learnt if len(row.answers) == 2]
+            num_rows, num_pairs = num_rows + len(learnt), num_pairs + len(encoded)
             self.head.train(self.reservoir, rows, self.fit, [row.key for row in learnt])
-            num_lessons = min(budget, self.adapter.max_pairs if not total else math.ceil(budget * len(chunk) / total))
-            self._train_adapter(learnt, rows, num_lessons)
+            num_lessons = min(budget, self.adapter.max_pairs if not total else math.ceil(budget * len(pairs) / total))
+            self._train_adapter(encoded, rows, num_lessons)
             self.mix = fit_mix(self.record, self.fit.log_nu, self.adapter.has_learnt)
             if progress is not None:
-                progress(num_pairs, {"accuracy_prequential": self.record.accuracy})
-        if not num_pairs:
+                progress(num_rows, {"accuracy_prequential": self.record.accuracy})
+        if not num_rows:
             return {}
         self._finish()
         return {**self.describe(), "num_pairs": float(num_pairs)}
@@ -136,12 +139,15 @@ class RewardModel(RewardState):
     def _take_in(
         self,
         pairs: Sequence[Pair],
-        is_new: AbstractSet[Key],
+        new: Collection[Key],
         rated: Sequence[Rated],
         hidden_share: float = 1.0,
         max_foreseen: int | None = None,
     ) -> tuple[list[Read], Choices]:
-        """Read rows, foresee those that are new, keep them and fit style. Returns what can be learnt from, and all that is kept."""
+        """Read rows, foresee those that are named as new, keep them and fit style.
+
+        Returns what can be learnt from, and all that is kept.
+        """
         usable = [pair for pair in pairs if pair.weight > 0 and pair.preferred in KINDS]
         encoded = self.backbone.transcriber.encode_pairs(usable, PART, self._reject)
         answers = self._encode_rated(rated)
@@ -152,6 +158,7 @@ class RewardModel(RewardState):
         kept = [row for row in reads if row.key not in rejected]
         features = {row.key: describe_answers(self.backbone, row) for row in kept}
         if len(self.reservoir):  # before that it knows nothing
+            is_new = frozenset(new)
             news = [each for each in encoded if (key := key_pair(each.pair)) in is_new and key in states]
             self.record.add(self._foresee(news[:max_foreseen], features, states))
         maker = RowMaker(self.settings, features, states)

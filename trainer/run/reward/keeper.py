@@ -12,10 +12,11 @@ import json
 import logging
 import random
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,18 @@ from trainer.model.memory import release_memory
 from trainer.run.intake.erased import ErasedRows
 from trainer.run.intake.quarantine import Quarantine
 from trainer.run.report.reporter import Reporter, describe_metrics
-from trainer.run.reward.states import Accepted, RewardStates, Update, list_states, name_state, parse_uses, read_uses
-from trainer.run.rows import rows, signal_queries
-from trainer.run.rows.plan import count_replays, draw_sample
+from trainer.run.reward.lessons import Lessons
+from trainer.run.reward.states import (
+    Accepted,
+    Marks,
+    RewardStates,
+    Update,
+    list_states,
+    name_state,
+    parse_uses,
+    read_uses,
+)
+from trainer.run.rows import rows
 from trainer.run.status.board import RewardView, StyleView
 from trainer.sections.reward import RewardSection
 from trainer.text.pairs import Pair, Rated
@@ -53,8 +63,6 @@ updates = sa.Table(
     sa.Column("uses", sa.Text, nullable=False, server_default=""),  # Update.describe_uses; "" from before it was kept
 )
 BULK_UPDATES = 20  # so many updates' worth of new rows are learnt in one pass
-BULK_CHUNK = 500  # rows in memory at a time in such a pass
-MAX_SIGNALS = 256  # signals looked at for ratings by one update
 
 Measure = Callable[[tuple[int, int]], dict[str, Any]]
 Refuse = Callable[[Mapping[str, Any], Mapping[str, Any]], str]
@@ -63,6 +71,7 @@ Refuse = Callable[[Mapping[str, Any], Mapping[str, Any]], str]
 class RewardKeeper:
     """Updates, saves and restores one reward model. directory is of one base: another base has another.
 
+    edit_weight: of an edit beside a choice; list_frozen_prompts names what is not learnt from (judge/frozen.digest_prompt).
     figures measures the newest version, given (correct, total) on held-out
     choices. refuse says why a version may not follow the one in use, by the figures of both; "" if it may.
     """
@@ -78,6 +87,8 @@ class RewardKeeper:
         policy: str,
         quarantine: Quarantine,
         *,
+        edit_weight: float,
+        list_frozen_prompts: Callable[[], frozenset[str]],
         figures: Measure,
         refuse: Refuse,
     ) -> None:
@@ -85,7 +96,10 @@ class RewardKeeper:
         self._states, self._settings, self._seed = RewardStates(directory), settings, seed
         self._quarantine, self._figures, self._refuse = quarantine, figures, refuse
         self._policy = policy
-        self._rated_until = 0
+        self._lessons = Lessons(
+            database, policy, settings, quarantine.add, edit_weight=edit_weight, list_frozen_prompts=list_frozen_prompts
+        )
+        self._marks = Marks()
         self._erased = ErasedRows(database)
         self._unsettled: Update | None = None
         self._state = ""  # of the newest version
@@ -105,7 +119,7 @@ class RewardKeeper:
         if done is None:
             self._writer.run(self._begin_anew).result()
             return
-        self._rated_until, self._state = done.rated_until, done.state
+        self._marks, self._state = done.marks, done.state
         self._writer.run(partial(self._take_up, done=done)).result()
         log.info("reward model %d is restored", self.reward.version)
 
@@ -146,9 +160,8 @@ class RewardKeeper:
         return self.count_due() > 0
 
     def count_due(self) -> int:
-        """How many whole updates wait."""
-        with self._database.connect() as connection:
-            return rows.count_unused(connection, self._policy) // self._settings.update_every_preferences
+        """How many whole updates wait: of choices, or of signals."""
+        return max(self._lessons.count_new(self._marks)) // self._settings.update_every_preferences
 
     def learn_next(self, reporter: Reporter, check: Callable[[], None]) -> None:
         """One update; or one pass over all that is new, where that is much. check raises if the process is to stop."""
@@ -171,17 +184,12 @@ class RewardKeeper:
         """One update with what is new, at most a batch of it. Returns {} if nothing is new."""
         self._settle()
         self._forget_erased()
-        section, reject = self._settings, self._quarantine.add
         rng = random.Random(f"{self._seed}-reward-{self.reward.version}")
-        with self._database.connect() as connection:
-            new = rows.load_unused(connection, self._policy, section.update_every_preferences, reject)
-            replayable = rows.list_replayable(connection, self._policy, section.max_replays) if new else []
-            drawn = draw_sample(replayable, count_replays(len(new), section.replay_share), rng)
-            replayed = rows.load_ids(connection, self._policy, drawn, reject)
-            rated, until = self._load_rated(connection)
-        metrics = self.reward.update(new, replayed, rated=rated) if new else {}
-        if metrics:
-            self._unsettled = self._name(Update(self._list_used(new), self._list_used(replayed), metrics, until))
+        lesson = self._lessons.load_next(self._marks, rng)
+        new = [*lesson.new, *lesson.edits]
+        metrics = self.reward.update(new, lesson.replayed, rated=lesson.rated) if lesson.rows else {}
+        used = self._list_used([*lesson.new, *lesson.frozen])
+        self._take_down(Update(used, self._list_used(lesson.replayed), metrics, lesson.marks))
         self._settle()
         return metrics
 
@@ -191,43 +199,43 @@ class RewardKeeper:
             log.info("the reward model forgets %d rows that were erased", len(gone))
             self.reward.forget(gone)
 
-    def _load_rated(self, connection: sa.Connection) -> tuple[list[Rated], int]:
-        """Ratings that no update has taken yet, at most so many signals' worth; and up to which signal they are."""
-        last = signal_queries.find_last_signal(connection)
-        found = signal_queries.load_rated(
-            connection, self._policy, self._rated_until, MAX_SIGNALS, reject=self._quarantine.add
-        )
-        return found, (max(each.row_id for each in found) if len(found) >= MAX_SIGNALS else last)
-
     def _learn_in_bulk(self, reporter: Reporter, check: Callable[[], None]) -> dict[str, float]:
         """One pass over all that is new, a chunk in memory at a time. Killed, it begins again: nothing is marked yet."""
         self._settle()
         self._forget_erased()
-        with self._database.connect() as connection:
-            ids = rows.list_unused(connection, self._policy)
-        learnt: list[int] = []
+        used: list[int] = []
+        marks = self._marks
+        num_new, _ = self._lessons.count_new(marks)
+        num_said = sum(len(lesson.rows) for lesson in self._lessons.read_said(marks))
+        total = num_new + num_said
 
-        def read_chunks() -> Iterator[list[Pair]]:
-            for start in range(0, len(ids), BULK_CHUNK):
+        def read_chunks() -> Iterator[list[Pair | Rated]]:
+            nonlocal marks
+            for lesson in chain(self._lessons.read_choices(marks), self._lessons.read_said(marks)):
                 check()
-                with self._database.connect() as connection:
-                    some = ids[start : start + BULK_CHUNK]
-                    pairs = rows.load_ids(connection, self._policy, some, self._quarantine.add)
-                yield pairs
-                learnt.extend(self._list_used(pairs))
+                if lesson.rows:
+                    yield lesson.rows
+                used.extend(self._list_used([*lesson.new, *lesson.frozen]))
+                marks = lesson.marks
                 release_memory()
 
-        reporter.show_phase("learning", f"the reward model learns {len(ids):,} choices in one pass")
+        beside = f" and {num_said:,} ratings and edits" if num_said else ""
+        reporter.show_phase("learning", f"the reward model learns {num_new:,} choices{beside} in one pass")
         metrics = self.reward.learn_in_bulk(
-            read_chunks(), lambda num, _: reporter.show_share(num / len(ids)), total=len(ids)
+            read_chunks(), lambda num, _: reporter.show_share(min(1.0, num / total)), total=total
         )
-        if metrics:
-            self._unsettled = self._name(Update(learnt, [], metrics, self._rated_until))
+        self._take_down(Update(used, [], metrics, marks))
         self._settle()
         return metrics
 
-    def _name(self, done: Update) -> Update:
-        return replace(done, state=secrets.token_hex(8), parent=self._state)
+    def _take_down(self, done: Update) -> None:
+        """Keep what an update used until it is settled. Nothing to learn was in it: that much is new no more, without a version."""
+        if done.metrics:
+            self._unsettled = replace(done, state=secrets.token_hex(8), parent=self._state)
+            return
+        if done.new:
+            self._writer.run(lambda connection: mark_all(connection, done.new, as_new=True)).result()
+        self._marks = done.marks
 
     def _list_used(self, pairs: list[Pair]) -> list[int]:
         """Ids of the pairs that were learnt from."""
@@ -242,14 +250,13 @@ class RewardKeeper:
             self._states.save(self.reward.version, done, self.reward.save)
         reach("reward.saved")
         self._writer.run(lambda connection: self._mark(connection, done)).result()
-        self._unsettled, self._rated_until, self._state = None, done.rated_until, done.state
+        self._unsettled, self._marks, self._state = None, done.marks, done.state
 
     def _mark(self, connection: sa.Connection, done: Update) -> None:
         known = sa.select(updates.c.version).where(updates.c.version == self.reward.version)
         if connection.execute(known).first() is None:
-            for ids, as_new in ((done.new, True), (done.replayed, False)):
-                for some in split_parameters(ids):
-                    mark_used(connection, some, as_new=as_new)
+            mark_all(connection, done.new, as_new=True)
+            mark_all(connection, done.replayed, as_new=False)
             kept = {"metrics": json.dumps(done.metrics), "state": done.state, "uses": done.describe_uses()}
             connection.execute(sa.insert(updates).values(version=self.reward.version, **kept))
 
@@ -318,6 +325,12 @@ class RewardKeeper:
         finally:
             self.reward.load(self._states.find(newest))
             self._erased.look_again()
+
+
+def mark_all(connection: sa.Connection, ids: Sequence[int], *, as_new: bool) -> None:
+    """Count one use of each, however many they are."""
+    for some in split_parameters(ids):
+        mark_used(connection, some, as_new=as_new)
 
 
 def is_of_chain(version: int, used: Update, known: Mapping[int, str]) -> bool:

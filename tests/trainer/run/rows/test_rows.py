@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from feedback import inbox, quarantine
 from feedback.events import Demonstration
-from feedback.inbox import mark_used, preferences
+from feedback.inbox import mark_used, preferences, signals
 from tests.feedback.samples import make_record, make_signal
 from tests.trainer.run.arrivals import choose, send
 from trainer.run.rounds import NewPreferences
@@ -122,6 +122,11 @@ def test_signals_and_demonstrations_are_read_as_rows(connection: sa.Connection) 
     assert ids(signal_queries.load_rated(connection, "default", after_id=1)) == [4]
     assert {each.row_id for each in signal_queries.load_rated(connection, "default", split="heldout")} == {3}
     assert signal_queries.find_last_signal(connection) == 6
+    assert {each.row_id for each in signal_queries.load_rated(connection, "default", until_id=3)} == {1}
+    assert [signal_queries.find_end(connection, "default", 0, limit) for limit in (1, 2, 3, 4)] == [1, 2, 4, 6]
+    assert signal_queries.count_said(connection, "default", 0) == 3
+    connection.execute(sa.update(signals).where(signals.c.id == 4).values(cluster=None, split=""))
+    assert signal_queries.find_end(connection, "default", 0, 3) == 3
     [pair] = signal_queries.load_edit_pairs(connection, "default", 0.5)
     assert (pair.row_id, pair.weight) == (1, 0.5)
     ideal = signal_queries.load_demonstrations(connection, "default")
