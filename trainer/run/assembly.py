@@ -60,7 +60,7 @@ class Learning:
         self._engine = self._make_engine(self._pacer)
         sampler = self._make_sampler()
         checkers = make_checkers(section.rewards.checkers)
-        rewards = RoundRewards(section, backbone, database, checkers, reject)
+        rewards = RoundRewards(section, backbone, database, checkers, lambda: self.load_frozen().digests, reject)
         references = References(settings.references_dir, base_digest)
         self._rounds = RoundTraining(settings, backbone, reward, rewards, references, sampler, reject)
         self._judging = Judging(
