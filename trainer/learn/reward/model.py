@@ -170,7 +170,11 @@ class RewardModel(RewardState):
         return kept, rows
 
     def weigh_kept(self) -> Choices:
-        """All kept rows with their weights as of now: on average what they weigh of their own, and never as of when they came."""
+        """All kept rows with their weights as of now, and not as of when they came.
+
+        Uneven weights tell less than even ones: their sum is that of so many even rows as tell as much (Kish 1965), so that the fit is
+        no surer of a few new rows for the many old ones beside them.
+        """
         if self._half_life_s is None:
             return self.reservoir.choices()
         described = self.reservoir.describe(self.now())
