@@ -18,7 +18,7 @@ from trainer.judge.frozen import FrozenSets, list_set_files, load_frozen_sets
 from trainer.learn.references import References
 from trainer.learn.reward.model import RewardModel
 from trainer.learn.reward.prequential import Count, something_to_learn
-from trainer.learn.reward.version_gate import VersionFigures, judge_version, read_figures
+from trainer.learn.reward.version_gate import Comparison, VersionFigures, judge_version, read_figures
 from trainer.learn.rewards.checkers import make_checkers
 from trainer.learn.sampling.engine_client import Engine
 from trainer.learn.sampling.engine_sampler import EngineSampler
@@ -152,10 +152,9 @@ class Learning:
         return asdict(read_figures(self.reward.record, heldout))
 
 
-def refuse_version(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Why a version may not follow the one in use, by the figures of both; "" if it may."""
-    new, last = (msgspec.convert(dict(figures), VersionFigures) for figures in (after, before))
-    verdict = judge_version(new, last)
+def refuse_version(figures: Mapping[str, Any], since: Comparison) -> str:
+    """Why a version may not follow the one in use, by its figures and beside that one; "" if it may."""
+    verdict = judge_version(msgspec.convert(dict(figures), VersionFigures), since)
     for warning in verdict.warnings:
         log.warning("reward model: %s", warning)
     return "; ".join(verdict.failures)

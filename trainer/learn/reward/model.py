@@ -180,8 +180,9 @@ class RewardModel(RewardState):
         described = self.reservoir.describe(self.now())
         reliability = find_reliability(self.record)
         weights = torch.tensor(weigh_rows(described, reliability=reliability, half_life_s=self._half_life_s))
-        own = math.fsum(row.weight for row in described) / max(1, len(described))
-        return self.reservoir.choices(own * weights)
+        own = torch.tensor([row.weight for row in described]).clamp(min=1e-9)
+        scale = weights.sum() / (weights.square() / own).sum().clamp(min=1e-9)
+        return self.reservoir.choices(scale * weights)
 
     def _encode_rated(self, rated: Sequence[Rated]) -> list[tuple[Read, Rated]]:
         encoded = []
@@ -328,6 +329,19 @@ class RewardModel(RewardState):
         """Draws (answers, K) of answers to one prompt, which is read once. Raises NotFinite if they cannot be scored."""
         _, draws = self._score_rows([Read(Key(""), prompt, tuple(answers), tuple(texts))], _raise)
         return draws
+
+    def foresee(self, pairs: Sequence[Pair]) -> list[Foreseen]:
+        """What the model as it is says of pairs that it has not learnt from; without those that cannot be scored."""
+        encoded = self.backbone.transcriber.encode_pairs(pairs, PART, self._reject)
+        raw = compute_frozen_states(
+            self.backbone,
+            [read_pair(each) for each in encoded],
+            lambda row, error: self._reject(row.key.event_id, PART, error),
+        )
+        readable = [encoded[i] for i in sorted(raw)]
+        states = {key_pair(encoded[i].pair): self.head.rescale(raw[i]) for i in raw}
+        features = {key_pair(each.pair): describe_answers(self.backbone, read_pair(each)) for each in readable}
+        return self._foresee(readable, features, states)
 
     def predict(self, pairs: Sequence[Pair]) -> list[float]:
         """P(first | one of them is preferred), place left out; .5 for a pair that cannot be scored, which is rejected."""

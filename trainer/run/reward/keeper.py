@@ -26,6 +26,8 @@ from feedback.database import Writer, split_parameters
 from feedback.faults import reach
 from feedback.inbox import mark_used, metadata
 from feedback.outages import describe_error
+from trainer.learn.reward.prequential import Count
+from trainer.learn.reward.version_gate import Comparison, compare_versions
 from trainer.model.memory import release_memory
 from trainer.run.intake.erased import ErasedRows
 from trainer.run.intake.quarantine import Quarantine
@@ -65,7 +67,7 @@ updates = sa.Table(
 BULK_UPDATES = 20  # so many updates' worth of new rows are learnt in one pass
 
 Measure = Callable[[tuple[int, int]], dict[str, Any]]
-Refuse = Callable[[Mapping[str, Any], Mapping[str, Any]], str]
+Refuse = Callable[[Mapping[str, Any], Comparison], str]
 
 
 class RewardKeeper:
@@ -73,7 +75,7 @@ class RewardKeeper:
 
     edit_weight: of an edit beside a choice; list_frozen_prompts names what is not learnt from (judge/frozen.digest_prompt).
     figures measures the newest version, given (correct, total) on held-out
-    choices. refuse says why a version may not follow the one in use, by the figures of both; "" if it may.
+    choices. refuse says why a version may not follow the one in use, by its figures and beside that one; "" if it may.
     """
 
     def __init__(
@@ -275,7 +277,7 @@ class RewardKeeper:
             newest = read_history(connection, 1)
         correct, total = self.reward.accuracy(held_out)
         self._quarantine.flush()
-        self._decide(self._figures((correct, total)))
+        self._decide(self._figures((correct, total)), (correct, total), held_out)
         last = newest[-1] if newest else {}
         prequential, num_foreseen = read_prequential(last)
         figures = {"heldout_correct": float(correct), "heldout_total": float(total)}
@@ -296,15 +298,28 @@ class RewardKeeper:
         )
         return figures
 
-    def _decide(self, figures: dict[str, Any]) -> None:
+    def _decide(self, figures: dict[str, Any], heldout: Count, held_out: Sequence[Pair]) -> None:
+        """Accept the newest version, or say why not. heldout: what it has right of the held-out pairs."""
         version, accepted = self.reward.version, self._states.read_accepted()
         if version == 0 or (accepted and accepted.version == version):
             return
-        self._refused = self._refuse(accepted.figures, figures) if accepted else ""
+        self._refused = self._refuse(figures, self._compare(heldout, held_out)) if accepted else ""
         if self._refused:
             log.warning("reward model %d is not used: %s", version, self._refused)
         else:
             self._states.accept(Accepted(version, figures))
+
+    def _compare(self, heldout: Count, held_out: Sequence[Pair]) -> Comparison:
+        """The newest version beside the one in use: on the choices that came after that one, and on the same held-out pairs."""
+        record = self.reward.record
+        with self.in_use():
+            known = {row.event_id for row in self.reward.record.everything}
+            later = [row.event_id for row in record.decisive if row.event_id not in known]
+            with self._database.connect() as connection:
+                pairs = rows.load_events(connection, self._policy, later, self._quarantine.add)
+            again, last_heldout = self.reward.foresee(pairs), self.reward.accuracy(held_out)
+        self._quarantine.flush()
+        return compare_versions(record, again, heldout, last_heldout)
 
     @property
     def version_in_use(self) -> int:

@@ -95,6 +95,17 @@ def load_ids(connection: sa.Connection, policy: str, ids: Sequence[int], reject:
     return [pair for where in is_wanted for pair in _load(connection, where, reject)]
 
 
+def load_events(
+    connection: sa.Connection, policy: str, event_ids: Sequence[str], reject: Reject = log_rejected
+) -> list[Pair]:
+    """The pairs of these events, in the order of arrival; a skip among them, or another policy's, is left out."""
+    columns = preferences.c
+    some = [sa.select(columns.id).where(columns.event_id.in_(each)) for each in split_parameters(event_ids)]
+    return load_ids(
+        connection, policy, [row_id for query in some for row_id in connection.execute(query).scalars()], reject
+    )
+
+
 def load_held_out(
     connection: sa.Connection, policy: str, limit: int = MAX_JUDGED, reject: Reject = log_rejected
 ) -> list[Pair]:

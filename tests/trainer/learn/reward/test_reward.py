@@ -140,6 +140,17 @@ def test_every_choice_is_foreseen_before_it_is_learnt_from() -> None:
     assert reward.version == 2
 
 
+def test_what_a_version_says_of_later_choices_is_what_it_would_have_foreseen() -> None:
+    reward = RewardModel(build_tiny_backbone(), FAST)
+    reward.update(kind_pairs(32), [])
+    later = kind_pairs(16, seed=1)
+    again = reward.foresee(later)
+    assert len(reward.record.rows) == 0  # it is asked, and learns nothing
+    reward.update(later, [])
+    assert [row.logit for row in again] == pytest.approx([row.logit for row in reward.record.rows], abs=1e-3)
+    assert [row.event_id for row in again] == [pair.event_id for pair in later]
+
+
 def test_ties_count_and_skips_do_not() -> None:
     pairs = [
         dataclasses.replace(pair, preferred=p)

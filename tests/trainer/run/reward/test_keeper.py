@@ -388,3 +388,19 @@ def test_a_version_that_is_refused_goes_on_learning_while_rounds_use_the_one_bef
     bench.run_all(learner)
     keeper.measure(learner._reporter)
     assert keeper.version_in_use == bench.reward.version
+
+
+def test_a_version_is_held_against_the_one_in_use_on_the_choices_that_came_after_it(bench: Workbench) -> None:
+    learner = bench.start()
+    bench.send(32)
+    bench.run_all(learner)
+    learner._keeper.measure(learner._reporter)
+    assert bench.comparisons == []  # the first version is compared with none
+    bench.send(48)
+    bench.run_all(learner)
+    newest = bench.reward.version
+    learner._keeper.measure(learner._reporter)
+    [since] = bench.comparisons
+    assert (since.new.foreseen, since.last.foreseen) == ((0, 48), (48, 48))  # what the fake says
+    assert since.new.heldout == since.last.heldout
+    assert bench.reward.version == newest and len(bench.reward.record.rows) == 80
