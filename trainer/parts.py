@@ -261,7 +261,9 @@ def build_learner(parts: Parts, backbone: Backbone) -> Learner:
 
     base_digest = digest_base(settings.base, str(getattr(backbone.causal_lm.config, "_commit_hash", "") or ""))
     quarantine = Quarantine(parts.writer)
-    reward = RewardModel(backbone, section.reward, reject=quarantine.add, seed=section.seed)
+    reward = RewardModel(
+        backbone, section.reward, reject=quarantine.add, seed=section.seed, half_life_s=section.half_life_s
+    )
     learning = Learning(settings, backbone, reward, parts.database, base_digest, quarantine.add, parts.show_pace)
     training = learning.make_training()
     if parts.store is not None:
@@ -301,7 +303,8 @@ def build_learner(parts: Parts, backbone: Backbone) -> Learner:
         section.seed,
         section.policy,
         quarantine,
-        weigh=training.weigh,
+        edit_weight=section.edit_weight,
+        list_frozen_prompts=training.list_frozen_prompts,
         figures=learning.measure_version,
         refuse=refuse_version,
     )

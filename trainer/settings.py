@@ -148,6 +148,11 @@ class TrainerSection(BaseModel):
         return self
 
     @property
+    def half_life_s(self) -> float:
+        """The age at which a choice counts half."""
+        return 86_400.0 * self.recency_half_life_days
+
+    @property
     def is_distributed(self) -> bool:
         """Whether rounds train in processes of their own."""
         return self.num_processes > 1 or self.num_nodes > 1

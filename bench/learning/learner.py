@@ -19,12 +19,13 @@ from bench.learning.stage import Stage
 from bench.learning.third import ThirdSettings, run_third
 from trainer.learn.dpo import run_dpo
 from trainer.learn.reward.model import RewardModel
+from trainer.learn.reward.prequential import find_reliability
 from trainer.math.seeds import derive_seed
 from trainer.math.weights import weigh_rows
 from trainer.model.logprobs import score_answers
 from trainer.run.rows.plan import draw_rows
 from trainer.run.rows.schedule import is_restart_due
-from trainer.run.rows.weighing import describe_row, find_reliability
+from trainer.run.rows.weighing import describe_row
 from trainer.sections.reward import RewardSection
 from trainer.sections.training import DpoSection, PpoSection
 from trainer.text.pairs import Pair
@@ -69,7 +70,8 @@ class Learner:
         for adapter in ("policy", "reward"):
             backbone.adapters.reset(adapter)
         self._section = RewardSection(**manner.reward)
-        self.reward = RewardModel(backbone, self._section, seed=seed)
+        half_life_s = 0.0 if manner.weighs_people else None
+        self.reward = RewardModel(backbone, self._section, seed=seed, half_life_s=half_life_s)
         self.pairs: list[Pair] = []
         self.num_learnt = 0  # pairs that the policy has learnt from
         self.num_rounds = 0
@@ -104,7 +106,7 @@ class Learner:
         replay = self._rng.sample(known, num)
         for pair in replay:
             self._replays[pair.event_id] = self._replays.get(pair.event_id, 0) + 1
-        self.reward.update(new, replay, self.weigh([*new, *replay]))
+        self.reward.update(new, replay)
 
     def weigh(self, pairs: Sequence[Pair]) -> list[float]:
         """By how often the reward model foresaw each person's choices."""

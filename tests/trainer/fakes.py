@@ -6,7 +6,9 @@ from pathlib import Path
 from feedback.events import Candidate, Choice, Comparison, encode_event, new_event
 from feedback.log.base import NewRecord
 from feedback.manifest import read_manifest
+from trainer.learn.reward.prequential import Foreseen, Prequential
 from trainer.run.publish.registry import GatewayRefused, GatewayUnavailable, RegisteredCheckpoint, ServingState
+from trainer.text.pairs import Pair, Rated
 
 
 def make_choice(number: int, *, preferred: str = "first", user: str = "", chosen_at: float = 0.0) -> Choice:
@@ -64,12 +66,19 @@ class FakePolicy:
         (out_dir / "adapter_model.safetensors").write_bytes(self.adapters["policy"])
 
 
+def foresee(pair: Pair, logit: float) -> Foreseen:
+    return Foreseen(pair.event_id, pair.preferred, logit)
+
+
 class FakeReward:
     """Counts updates; foresees every held-out choice once it has been updated."""
 
     def __init__(self) -> None:
         self.version = 0
         self.seen: list[tuple[list[str], list[str]]] = []
+        self.record = Prequential()
+        self._records: dict[int, Prequential] = {}
+        self.taught: list[Pair | Rated] = []
         self.num_measured: list[int] = []
         self.known: set[str] = set()
         self.forgotten: list[str] = []
@@ -77,7 +86,9 @@ class FakeReward:
     def update(self, new, replay, weights=None, rated=()):
         self.version += 1
         self.known |= {pair.event_id for pair in new}
+        self._note(new)
         self.seen.append(([pair.event_id for pair in new], [pair.event_id for pair in replay]))
+        self.taught += [*new, *replay, *rated]
         return {"loss": 0.5, "accuracy_prequential": 0.75, "num_foreseen": 16.0}
 
     def learn_in_bulk(self, chunks, progress, *, total=None):
@@ -85,10 +96,23 @@ class FakeReward:
         events = []
         for chunk in chunks:
             events += [pair.event_id for pair in chunk]
+            self.taught += chunk
             progress(len(events), {})
+        if not events:
+            self.version -= 1
+            return {}
         self.known |= set(events)
+        self._note([])
         self.seen.append((events, []))
         return {"loss": 0.4, "bulk": 1.0}
+
+    def _note(self, new):
+        """The record of this version: all that it foresaw, wrongly."""
+        self.record = Prequential(400, [*self.record.rows, *(foresee(pair, -1.0) for pair in new)])
+        self._records[self.version] = self.record
+
+    def foresee(self, pairs):
+        return [foresee(pair, 1.0) for pair in pairs]
 
     def list_known(self):
         return sorted(self.known)
@@ -107,6 +131,7 @@ class FakeReward:
 
     def load(self, directory: Path) -> None:
         self.version = int((directory / "version").read_text())
+        self.record = self._records.get(self.version, Prequential())
 
 
 class FakeGateway:

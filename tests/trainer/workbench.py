@@ -14,6 +14,7 @@ from feedback.database import Writer, create_tables, open_database
 from feedback.log import NewRecord, Record
 from feedback.manifest import Probe
 from tests.trainer.fakes import FakeGateway, FakePolicy, FakeReward, make_record
+from trainer.learn.reward.version_gate import Comparison
 from trainer.run import rounds
 from trainer.run.course import round
 from trainer.run.course.task import Judged, Task, Training
@@ -69,6 +70,7 @@ class Workbench:
     foreseen: list[tuple[str, bool]] = field(default_factory=list)
     verdict: Judged = field(default_factory=lambda: Judged(ok=True, reason="passed"))
     refusal: str = ""
+    comparisons: list[Comparison] = field(default_factory=list)
     error: BaseException | None = None
     num_sent: int = 0
     clock: float = 1000.0
@@ -93,9 +95,10 @@ class Workbench:
             section.seed,
             section.policy,
             quarantined,
-            weigh=weigh_alike,
+            edit_weight=section.edit_weight,
+            list_frozen_prompts=lambda: self.frozen_prompts,
             figures=lambda heldout: {"heldout": list(heldout)},
-            refuse=lambda before, after: self.refusal,
+            refuse=self.refuse,
         )
         self.quarantine, training = quarantined, self.make_training(quarantined)
         self.publisher = Publisher(
@@ -128,6 +131,10 @@ class Workbench:
         )
         learner.prepare()
         return learner
+
+    def refuse(self, figures: Any, since: Comparison) -> str:
+        self.comparisons.append(since)
+        return self.refusal
 
     def make_reward(self, quarantined: Quarantine) -> Any:
         return FakeReward()

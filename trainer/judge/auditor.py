@@ -23,12 +23,20 @@ EVIDENCE = 3.0  # log e-value of its record at which it may judge: 20 to 1 that 
 
 
 class Auditor(RewardModel):
-    """Learns from choices of its own split and scores answers."""
+    """Learns from choices of its own split and scores answers. half_life_s: as of a reward model."""
 
     def __init__(
-        self, backbone: Backbone, settings: RewardSection | None = None, *, reject: Reject = log_rejected, seed: int = 0
+        self,
+        backbone: Backbone,
+        settings: RewardSection | None = None,
+        *,
+        reject: Reject = log_rejected,
+        seed: int = 0,
+        half_life_s: float | None = None,
     ) -> None:
-        super().__init__(backbone, settings, adapter=ADAPTER, reject=reject, seed=seed + SEED_SHIFT)
+        super().__init__(
+            backbone, settings, adapter=ADAPTER, reject=reject, seed=seed + SEED_SHIFT, half_life_s=half_life_s
+        )
 
     @property
     def may_judge(self) -> bool:

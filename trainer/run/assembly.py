@@ -18,7 +18,7 @@ from trainer.judge.frozen import FrozenSets, list_set_files, load_frozen_sets
 from trainer.learn.references import References
 from trainer.learn.reward.model import RewardModel
 from trainer.learn.reward.prequential import Count, something_to_learn
-from trainer.learn.reward.version_gate import VersionFigures, judge_version, read_figures
+from trainer.learn.reward.version_gate import Comparison, VersionFigures, judge_version, read_figures
 from trainer.learn.rewards.checkers import make_checkers
 from trainer.learn.sampling.engine_client import Engine
 from trainer.learn.sampling.engine_sampler import EngineSampler
@@ -39,7 +39,6 @@ log = logging.getLogger("trainer.run.learner")
 
 MAX_PROBE_TOKENS = 64
 PROBE_TEXT = "Which of these two answers do you prefer, and why?"
-DAY_S = 86_400.0
 
 
 class Learning:
@@ -61,7 +60,7 @@ class Learning:
         self._engine = self._make_engine(self._pacer)
         sampler = self._make_sampler()
         checkers = make_checkers(section.rewards.checkers)
-        rewards = RoundRewards(section, backbone, database, checkers, reject)
+        rewards = RoundRewards(section, backbone, database, checkers, lambda: self.load_frozen().digests, reject)
         references = References(settings.references_dir, base_digest)
         self._rounds = RoundTraining(settings, backbone, reward, rewards, references, sampler, reject)
         self._judging = Judging(
@@ -109,8 +108,7 @@ class Learning:
 
     def make_weigher(self) -> Weigh:
         """Weights by what the reward model's record says of people."""
-        half_life_s = DAY_S * self._settings.trainer.recency_half_life_days
-        return make_weigher(lambda: find_reliability(self.reward.record), half_life_s)
+        return make_weigher(lambda: find_reliability(self.reward.record), self._settings.trainer.half_life_s)
 
     def list_foreseen(self) -> list[tuple[str, bool]]:
         """Recent decisive choices by event id, and whether the reward model foresaw them."""
@@ -154,10 +152,9 @@ class Learning:
         return asdict(read_figures(self.reward.record, heldout))
 
 
-def refuse_version(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Why a version may not follow the one in use, by the figures of both; "" if it may."""
-    new, last = (msgspec.convert(dict(figures), VersionFigures) for figures in (after, before))
-    verdict = judge_version(new, last)
+def refuse_version(figures: Mapping[str, Any], since: Comparison) -> str:
+    """Why a version may not follow the one in use, by its figures and beside that one; "" if it may."""
+    verdict = judge_version(msgspec.convert(dict(figures), VersionFigures), since)
     for warning in verdict.warnings:
         log.warning("reward model: %s", warning)
     return "; ".join(verdict.failures)

@@ -15,6 +15,7 @@ from feedback.tool_calls import append_tool_calls, strip_tool_calls
 Split = Literal["train", "heldout", "auditor"]
 Use = Literal["trained", "waiting", "heldout", "auditor", "unused", "skip", "quarantined"]
 DECISIVE = ("first", "second")
+EDIT = "edit"  # what `asked` of a pair says that an edit made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,11 @@ class Pair:
     def is_decisive(self) -> bool:
         """Whether one of the answers was preferred."""
         return self.preferred in DECISIVE
+
+    @property
+    def is_edit(self) -> bool:
+        """Whether it is no choice: who preferred one of the answers wrote it."""
+        return self.asked == EDIT
 
     @property
     def may_judge(self) -> bool:

@@ -12,7 +12,7 @@ import math
 from feedback.events import Demonstration as DemonstrationEvent
 from feedback.events import Outcome, Signal
 from feedback.tool_calls import strip_tool_calls
-from trainer.text.pairs import Answer, Demonstration, Pair, Prompt, Rated
+from trainer.text.pairs import EDIT, Answer, Demonstration, Pair, Prompt, Rated
 
 CUT_END = 20  # characters: an edit that ends in as many of a cut answer's last ones was not completed
 
@@ -87,7 +87,7 @@ def make_edit_pair(
         policy=signal.policy,
         app=signal.app,
         user=signal.user,
-        asked="edit",
+        asked=EDIT,
         weight=weight,
         chosen_at=signal.created_at,
         row_id=row_id,

@@ -57,13 +57,46 @@ def test_without_a_half_life_age_does_not_count() -> None:
 
 
 def test_no_person_and_no_app_outweighs_the_others() -> None:
-    rows = [row("loud", "x")] * 90 + [row(f"u{i}", "x") for i in range(5)] + [row(f"v{i}", "y") for i in range(5)]
+    rows = [row("loud", "x")] * 20 + [row(f"u{i}", "x") for i in range(5)] + [row(f"v{i}", "y") for i in range(5)]
     weights = weigh_rows(rows, reliability={}, half_life_s=0, max_user_share=0.2, max_app_share=0.5)
     total = sum(weights)
-    assert total == pytest.approx(100)
+    assert total == pytest.approx(30)
     # the loud one is cut to 2.5 of 12.5, then app x (7.5) to y's 5: 2.5 * 2/3 of 10
-    assert sum(weights[:90]) / total == pytest.approx(1 / 6)
-    assert sum(weights[:95]) / total == pytest.approx(0.5)
+    assert sum(weights[:20]) / total == pytest.approx(1 / 6)
+    assert sum(weights[:25]) / total == pytest.approx(0.5)
+
+
+def test_a_lone_row_beside_one_large_app_counts_four_of_it_and_not_half_of_all() -> None:
+    rows = [row(f"u{i}", "main") for i in range(999)] + [row("tester", "test")]
+    weights = weigh_rows(rows, reliability={}, half_life_s=0)
+    # at least 1000 / 4 is left: main is cut to 249 of 250, and all of it is put up by 4
+    assert weights[-1] == pytest.approx(4)
+    assert weights[0] == pytest.approx(4 * 249 / 999)
+
+
+def test_a_lone_row_beside_one_loud_person_counts_four_of_it() -> None:
+    weights = weigh_rows([row("a")] * 63 + [row("b")], reliability={}, half_life_s=0)
+    assert weights[-1] == pytest.approx(4)  # 16 are left: 15 of a and 1 of b
+    assert weights[0] == pytest.approx(4 * 15 / 63)
+
+
+def test_both_caps_together_put_no_row_up_by_more_than_four() -> None:
+    rows = [row("loud", "x")] * 90 + [row(f"u{i}", "x") for i in range(5)] + [row(f"v{i}", "y") for i in range(5)]
+    weights = weigh_rows(rows, reliability={}, half_life_s=0, max_user_share=0.2, max_app_share=0.5)
+    # the loud one is cut to 15 of 25, and x (20 of 25) cannot be cut beside it
+    assert weights == pytest.approx([4 * 15 / 90] * 90 + [4.0] * 10)
+
+
+def test_what_is_left_is_shared_by_the_largest_groups() -> None:
+    # the share alone cuts all to 1; 8 are to be left: x + x + 2 + 1 = 8
+    assert cap_shares([9.0, 4.0, 2.0, 1.0], ["a", "b", "c", "d"], 0.1, least_total=8) == pytest.approx([2.5, 2.5, 2, 1])
+    assert cap_shares([9.0, 1.0, 5.0], ["a", "b", ""], 0.1, least_total=9) == pytest.approx([3, 1, 5])
+
+
+def test_rows_that_are_all_very_old_count_by_what_lies_between_them() -> None:
+    rows = [row("a", age_s=1e9), row("b", age_s=1e9 + 100)]
+    weights = weigh_rows(rows, reliability={}, half_life_s=100, max_user_share=1.0)
+    assert weights == pytest.approx([4 / 3, 2 / 3])
 
 
 def test_rows_that_all_weigh_nothing_stay_so() -> None:

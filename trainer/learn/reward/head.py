@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.learn.loop import Loop, ParameterGroup
-from trainer.learn.reward.reservoir import Reservoir
+from trainer.learn.reward.reservoir import Key, Reservoir
 from trainer.math.choices import RATED, ChoiceFit, Choices, choice_losses
 from trainer.model.heads import EpistemicHead, Standardiser
 
@@ -68,10 +68,9 @@ class HeadPart:
             point, doubts = self.network(hidden.to(self._device))
         return point.cpu(), doubts.cpu()
 
-    def train(self, reservoir: Reservoir, fit: ChoiceFit, event_ids: Sequence[str]) -> float:
-        """Steps on rows with hidden states, half of them these events'; returns the mean loss of the point."""
-        everything, rows = reservoir.places_with_hidden(), reservoir.choices()
-        current = reservoir.find(event_ids)
+    def train(self, reservoir: Reservoir, rows: Choices, fit: ChoiceFit, keys: Sequence[Key]) -> float:
+        """Steps on rows with hidden states, half of them these; returns the mean loss of the point. rows: all of the reservoir."""
+        everything, current = reservoir.places_with_hidden(), reservoir.find(keys)
         current = current[reservoir.slots[current] >= 0]
         if not len(current):
             return 0.0
@@ -103,7 +102,7 @@ class HeadPart:
                 rated_intercept=point.new_tensor(fit.rated_intercept), smoothing=self._settings.label_smoothing,
             )  # fmt: skip
 
-        boots = [bootstrap_weights(reservoir.ids[place], num_draws) for place in draw.places.tolist()]
+        boots = [bootstrap_weights(reservoir.said[place].key.event_id, num_draws) for place in draw.places.tolist()]
         total = rows.weights.sum().clamp(min=1e-6)
         centred = self._settings.centre_weight * is_pair * point.sum(1).square()
         of_point = (rows.weights * (measure(style + led) + centred)).sum() / total

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from trainer.learn.isolation import NotFinite, run_isolated
+from trainer.learn.reward.reservoir import Key
+from trainer.learn.reward.rows import key_pair
 from trainer.model.heads import pool_answers
 from trainer.text.batches import Batch, plan_batches
 from trainer.text.style import describe_style
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Read:
-    """A prompt with its answers (two of a pair, else one) and their texts, under the id of the event they came by."""
+    """A prompt with its answers (two of a pair, else one) and their texts, under the name of the row that they are of."""
 
-    event_id: str
+    key: Key
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
     texts: tuple[str, ...]
@@ -39,11 +41,11 @@ class Read:
 
 def read_pair(encoded: EncodedPair) -> Read:
     pair = encoded.pair
-    return Read(pair.event_id, encoded.prompt, (encoded.first, encoded.second), (pair.first.shown, pair.second.shown))
+    return Read(key_pair(pair), encoded.prompt, (encoded.first, encoded.second), (pair.first.shown, pair.second.shown))
 
 
-def read_answer(event_id: str, encoded: EncodedAnswer, text: str) -> Read:
-    return Read(event_id, encoded.prompt, (encoded.answer,), (text,))
+def read_answer(key: Key, encoded: EncodedAnswer, text: str) -> Read:
+    return Read(key, encoded.prompt, (encoded.answer,), (text,))
 
 
 def describe_answers(backbone: Backbone, row: Read) -> list[tuple[float, ...]]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from trainer.learn.reward.reservoir import SLICE
 from trainer.math.choices import RATED, Choices, Prior, fit_choices
 from trainer.math.ratings import compare_with_usual
 from trainer.text.pairs import Answer, Prompt, Rated
@@ -29,7 +30,7 @@ def name_slice(prompt: Prompt) -> str:
 
 def name_group(rated: Rated) -> str:
     """What a judged answer is compared with: others of its person; of an outcome, others of its slice."""
-    return f"slice:{rated.app}:{name_slice(rated.prompt)}" if rated.kind == "outcome" else rated.user
+    return f"{SLICE}{rated.app}:{name_slice(rated.prompt)}" if rated.kind == "outcome" else rated.user
 
 
 def _describe(prompt: Prompt, answer: Answer) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainer.math.intervals import log_evidence
+from trainer.math.weights import estimate_reliability
 
 WINDOW = 400
 Count = tuple[int, int]
@@ -130,6 +131,11 @@ class Prequential:
     def from_state(cls, state: dict[str, Any]) -> Prequential:
         """Raises KeyError and TypeError for what is no state."""
         return cls(int(state["window"]), [Foreseen(**row) for row in state["rows"]], int(state["num_seen"]))
+
+
+def find_reliability(record: Prequential) -> dict[str, float]:
+    """How much each person's choices tell, from how often the reward model foresaw them."""
+    return {user: estimate_reliability(right, total) for user, (right, total) in record.by_user().items()}
 
 
 def something_to_learn(

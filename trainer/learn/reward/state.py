@@ -6,6 +6,7 @@ A model that is loaded and updated ends in the same bits as one that went on. Lo
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class RewardState:
     mix: Mix
     record: Prequential
     version: int
+    now: Callable[[], float]
 
     def save(self, out_dir: str | Path) -> None:
         """Writes all that the next update needs: a model that is loaded goes on in the same bits."""
@@ -121,7 +123,7 @@ def apply(model: RewardState, tensors: dict[str, Tensor], state: dict[str, Any])
         group, _, name = full_name.partition(":")
         groups.setdefault(group, {})[name] = tensor
     record, version = Prequential.from_state(state["record"]), int(state["version"])
-    model.reservoir.restore(groups["kept"], state["kept"])
+    model.reservoir.restore(groups["kept"], state["kept"], model.now())
     model.head.standardiser.load_state_dict(groups["scale"])
     model.adapter.standardiser.load_state_dict(groups["adapter_scale"])
     model.head.network.load_state_dict(groups["head"])

@@ -66,8 +66,12 @@ class Judging:
         self._settings, self._backbone, self._reward, self._rewards = settings, backbone, reward, rewards
         self._database, self._sampler, self._checkers = database, sampler, checkers
         self._load_frozen, self._reject = load_frozen, reject
-        self._auditor = Auditor(backbone, section.reward, reject=reject, seed=section.seed)
-        self._auditing = AuditorKeeper(self._auditor, database, directory, section.policy, reject)
+        self._auditor = Auditor(
+            backbone, section.reward, reject=reject, seed=section.seed, half_life_s=section.half_life_s
+        )
+        self._auditing = AuditorKeeper(
+            self._auditor, database, directory, section.policy, reject, lambda: load_frozen().digests
+        )
 
     def judge(self, task: Task, show: Show) -> Judged:
         """The offline gate on adapter "policy" beside the parent, the reward part by part, and a rung if it passes."""

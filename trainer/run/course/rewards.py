@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from trainer.judge.answers import HarmScreen
 from trainer.learn.reward.outcomes import make_outcome_model
 from trainer.learn.rewards.checkers import Checker, make_checkers
 from trainer.learn.rewards.rewards import Rewards, Sample, Scorer, make_rewards
+from trainer.run.reward.lessons import split_frozen
 from trainer.run.rows import rows, signal_queries
 from trainer.sections.reward import RewardsSection
 from trainer.settings import TrainerSection
@@ -35,7 +36,7 @@ ANCHOR_FILE = "anchor.json"
 
 
 class RoundRewards:
-    """Makes the sum of one trainer's settings."""
+    """Makes the sum of one trainer's settings. list_frozen_prompts names those whose outcomes teach nothing."""
 
     def __init__(
         self,
@@ -43,10 +44,11 @@ class RoundRewards:
         backbone: Backbone,
         database: sa.Engine,
         checkers: Sequence[Checker],
+        list_frozen_prompts: Callable[[], frozenset[str]],
         reject: Reject,
     ) -> None:
         self._section, self._backbone, self._database = section, backbone, database
-        self._checkers, self._reject = checkers, reject
+        self._checkers, self._list_frozen_prompts, self._reject = checkers, list_frozen_prompts, reject
 
     def make(self, scorer: Scorer, last_signal: int | None = None, settings: RewardsSection | None = None) -> Rewards:
         """The parts that the settings state. last_signal: the newest whose outcome counts, None for all there are now.
@@ -59,14 +61,15 @@ class RoundRewards:
         with self._database.connect() as connection:
             last = signal_queries.find_last_signal(connection) if last_signal is None else last_signal
             after = max(0, last - RECENT_SIGNALS)
-            rated = signal_queries.load_rated(connection, section.policy, after, reject=self._reject)
+            rated = signal_queries.load_rated(connection, section.policy, after, last, reject=self._reject)
+        may_teach, _ = split_frozen(rated, self._list_frozen_prompts())
         harm = HarmScreen.load(section.gate.harm_words)
         return make_rewards(
             stated,
             scorer,
             checkers,
             is_harmful=harm.is_harmful,
-            outcomes=make_outcome_model([row for row in rated if row.row_id <= last]),
+            outcomes=make_outcome_model(may_teach),
         )
 
     def make_anchored(

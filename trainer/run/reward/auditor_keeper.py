@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from trainer.run.intake.erased import ErasedRows
+from trainer.run.reward.lessons import split_frozen
 from trainer.run.reward.states import RewardStates, Update
 from trainer.run.rows import rows
 from trainer.text.rejected import Reject
@@ -29,10 +31,22 @@ LEARNT = "learnt.json"
 
 
 class AuditorKeeper:
-    """Restores, teaches and saves one auditor. directory is of one base: another base has another."""
+    """Restores, teaches and saves one auditor. directory is of one base: another base has another.
 
-    def __init__(self, auditor: Auditor, database: sa.Engine, directory: Path, policy: str, reject: Reject) -> None:
+    list_frozen_prompts names what it does not learn from (judge/frozen.digest_prompt).
+    """
+
+    def __init__(
+        self,
+        auditor: Auditor,
+        database: sa.Engine,
+        directory: Path,
+        policy: str,
+        reject: Reject,
+        list_frozen_prompts: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:
         self.auditor, self._database, self._policy, self._reject = auditor, database, policy, reject
+        self._list_frozen_prompts = list_frozen_prompts
         self._states, self._erased = RewardStates(directory), ErasedRows(database)
         self._learnt: set[str] | None = None  # None before the state on disk is looked for
 
@@ -58,6 +72,7 @@ class AuditorKeeper:
         self.auditor.forget(self._erased.find(self.auditor.list_known()))
         with self._database.connect() as connection:
             pairs = rows.load_auditor(connection, self._policy, reject=self._reject)
+        pairs, _ = split_frozen(pairs, self._list_frozen_prompts())
         new = [pair for pair in pairs if pair.event_id not in self._learnt]
         chunks = [new[start : start + CHUNK] for start in range(0, len(new), CHUNK)]
         chunks = [chunk for chunk in chunks if len(chunk) == CHUNK]

@@ -12,11 +12,11 @@ import json
 import logging
 import random
 import secrets
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +26,24 @@ from feedback.database import Writer, split_parameters
 from feedback.faults import reach
 from feedback.inbox import mark_used, metadata
 from feedback.outages import describe_error
-from trainer.math.weights import WeightedRow
+from trainer.learn.reward.prequential import Count
+from trainer.learn.reward.version_gate import Comparison, compare_versions
 from trainer.model.memory import release_memory
 from trainer.run.intake.erased import ErasedRows
 from trainer.run.intake.quarantine import Quarantine
 from trainer.run.report.reporter import Reporter, describe_metrics
-from trainer.run.reward.states import Accepted, RewardStates, Update, list_states, name_state, parse_uses, read_uses
-from trainer.run.rows import rows, signal_queries
-from trainer.run.rows.plan import count_replays, draw_sample
-from trainer.run.rows.weighing import Weigh, describe_row
+from trainer.run.reward.lessons import Lessons
+from trainer.run.reward.states import (
+    Accepted,
+    Marks,
+    RewardStates,
+    Update,
+    list_states,
+    name_state,
+    parse_uses,
+    read_uses,
+)
+from trainer.run.rows import rows
 from trainer.run.status.board import RewardView, StyleView
 from trainer.sections.reward import RewardSection
 from trainer.text.pairs import Pair, Rated
@@ -56,18 +65,17 @@ updates = sa.Table(
     sa.Column("uses", sa.Text, nullable=False, server_default=""),  # Update.describe_uses; "" from before it was kept
 )
 BULK_UPDATES = 20  # so many updates' worth of new rows are learnt in one pass
-BULK_CHUNK = 500  # rows in memory at a time in such a pass
-MAX_SIGNALS = 256  # signals looked at for ratings by one update
 
 Measure = Callable[[tuple[int, int]], dict[str, Any]]
-Refuse = Callable[[Mapping[str, Any], Mapping[str, Any]], str]
+Refuse = Callable[[Mapping[str, Any], Comparison], str]
 
 
 class RewardKeeper:
     """Updates, saves and restores one reward model. directory is of one base: another base has another.
 
-    weigh gives an update's rows their weights. figures measures the newest version, given (correct, total) on held-out
-    choices. refuse says why a version may not follow the one in use, by the figures of both; "" if it may.
+    edit_weight: of an edit beside a choice; list_frozen_prompts names what is not learnt from (judge/frozen.digest_prompt).
+    figures measures the newest version, given (correct, total) on held-out
+    choices. refuse says why a version may not follow the one in use, by its figures and beside that one; "" if it may.
     """
 
     def __init__(
@@ -81,16 +89,19 @@ class RewardKeeper:
         policy: str,
         quarantine: Quarantine,
         *,
-        weigh: Weigh,
+        edit_weight: float,
+        list_frozen_prompts: Callable[[], frozenset[str]],
         figures: Measure,
         refuse: Refuse,
-        now: Callable[[], float] = time.time,
     ) -> None:
         self.reward, self._database, self._writer = reward, database, writer
         self._states, self._settings, self._seed = RewardStates(directory), settings, seed
-        self._quarantine, self._weigh, self._figures, self._refuse = quarantine, weigh, figures, refuse
-        self._now, self._policy = now, policy
-        self._rated_until = 0
+        self._quarantine, self._figures, self._refuse = quarantine, figures, refuse
+        self._policy = policy
+        self._lessons = Lessons(
+            database, policy, settings, quarantine.add, edit_weight=edit_weight, list_frozen_prompts=list_frozen_prompts
+        )
+        self._marks = Marks()
         self._erased = ErasedRows(database)
         self._unsettled: Update | None = None
         self._state = ""  # of the newest version
@@ -110,7 +121,7 @@ class RewardKeeper:
         if done is None:
             self._writer.run(self._begin_anew).result()
             return
-        self._rated_until, self._state = done.rated_until, done.state
+        self._marks, self._state = done.marks, done.state
         self._writer.run(partial(self._take_up, done=done)).result()
         log.info("reward model %d is restored", self.reward.version)
 
@@ -151,9 +162,8 @@ class RewardKeeper:
         return self.count_due() > 0
 
     def count_due(self) -> int:
-        """How many whole updates wait."""
-        with self._database.connect() as connection:
-            return rows.count_unused(connection, self._policy) // self._settings.update_every_preferences
+        """How many whole updates wait: of choices, or of signals."""
+        return max(self._lessons.count_new(self._marks)) // self._settings.update_every_preferences
 
     def learn_next(self, reporter: Reporter, check: Callable[[], None]) -> None:
         """One update; or one pass over all that is new, where that is much. check raises if the process is to stop."""
@@ -176,18 +186,12 @@ class RewardKeeper:
         """One update with what is new, at most a batch of it. Returns {} if nothing is new."""
         self._settle()
         self._forget_erased()
-        section, reject = self._settings, self._quarantine.add
         rng = random.Random(f"{self._seed}-reward-{self.reward.version}")
-        with self._database.connect() as connection:
-            new = rows.load_unused(connection, self._policy, section.update_every_preferences, reject)
-            replayable = rows.list_replayable(connection, self._policy, section.max_replays) if new else []
-            drawn = draw_sample(replayable, count_replays(len(new), section.replay_share), rng)
-            replayed = rows.load_ids(connection, self._policy, drawn, reject)
-            rated, until = self._load_rated(connection)
-        weights = self._weigh([describe_row(pair, self._now()) for pair in (*new, *replayed)])
-        metrics = self.reward.update(new, replayed, weights, rated) if new else {}
-        if metrics:
-            self._unsettled = self._name(Update(self._list_used(new), self._list_used(replayed), metrics, until))
+        lesson = self._lessons.load_next(self._marks, rng)
+        new = [*lesson.new, *lesson.edits]
+        metrics = self.reward.update(new, lesson.replayed, rated=lesson.rated) if lesson.rows else {}
+        used = self._list_used([*lesson.new, *lesson.frozen])
+        self._take_down(Update(used, self._list_used(lesson.replayed), metrics, lesson.marks))
         self._settle()
         return metrics
 
@@ -197,46 +201,43 @@ class RewardKeeper:
             log.info("the reward model forgets %d rows that were erased", len(gone))
             self.reward.forget(gone)
 
-    def _load_rated(self, connection: sa.Connection) -> tuple[list[Rated], int]:
-        """Ratings that no update has taken yet, at most so many signals' worth; and up to which signal they are."""
-        last = signal_queries.find_last_signal(connection)
-        found = signal_queries.load_rated(
-            connection, self._policy, self._rated_until, MAX_SIGNALS, reject=self._quarantine.add
-        )
-        return found, (max(each.row_id for each in found) if len(found) >= MAX_SIGNALS else last)
-
     def _learn_in_bulk(self, reporter: Reporter, check: Callable[[], None]) -> dict[str, float]:
         """One pass over all that is new, a chunk in memory at a time. Killed, it begins again: nothing is marked yet."""
         self._settle()
         self._forget_erased()
-        with self._database.connect() as connection:
-            unused = rows.list_unused(connection, self._policy)
-        now, ids = self._now(), [row.row_id for row in unused]
-        described = [WeightedRow(row.user, row.app, max(0.0, now - row.chosen_at)) for row in unused]
-        weights = dict(zip(ids, self._weigh(described), strict=True))
-        learnt: list[int] = []
+        used: list[int] = []
+        marks = self._marks
+        num_new, _ = self._lessons.count_new(marks)
+        num_said = sum(len(lesson.rows) for lesson in self._lessons.read_said(marks))
+        total = num_new + num_said
 
-        def read_chunks() -> Iterator[list[Pair]]:
-            for start in range(0, len(ids), BULK_CHUNK):
+        def read_chunks() -> Iterator[list[Pair | Rated]]:
+            nonlocal marks
+            for lesson in chain(self._lessons.read_choices(marks), self._lessons.read_said(marks)):
                 check()
-                with self._database.connect() as connection:
-                    some = ids[start : start + BULK_CHUNK]
-                    pairs = rows.load_ids(connection, self._policy, some, self._quarantine.add)
-                yield [replace(pair, weight=weights[pair.row_id]) for pair in pairs]
-                learnt.extend(self._list_used(pairs))
+                if lesson.rows:
+                    yield lesson.rows
+                used.extend(self._list_used([*lesson.new, *lesson.frozen]))
+                marks = lesson.marks
                 release_memory()
 
-        reporter.show_phase("learning", f"the reward model learns {len(ids):,} choices in one pass")
+        beside = f" and {num_said:,} ratings and edits" if num_said else ""
+        reporter.show_phase("learning", f"the reward model learns {num_new:,} choices{beside} in one pass")
         metrics = self.reward.learn_in_bulk(
-            read_chunks(), lambda num, _: reporter.show_share(num / len(ids)), total=len(ids)
+            read_chunks(), lambda num, _: reporter.show_share(min(1.0, num / total)), total=total
         )
-        if metrics:
-            self._unsettled = self._name(Update(learnt, [], metrics, self._rated_until))
+        self._take_down(Update(used, [], metrics, marks))
         self._settle()
         return metrics
 
-    def _name(self, done: Update) -> Update:
-        return replace(done, state=secrets.token_hex(8), parent=self._state)
+    def _take_down(self, done: Update) -> None:
+        """Keep what an update used until it is settled. Nothing to learn was in it: that much is new no more, without a version."""
+        if done.metrics:
+            self._unsettled = replace(done, state=secrets.token_hex(8), parent=self._state)
+            return
+        if done.new:
+            self._writer.run(lambda connection: mark_all(connection, done.new, as_new=True)).result()
+        self._marks = done.marks
 
     def _list_used(self, pairs: list[Pair]) -> list[int]:
         """Ids of the pairs that were learnt from."""
@@ -251,14 +252,13 @@ class RewardKeeper:
             self._states.save(self.reward.version, done, self.reward.save)
         reach("reward.saved")
         self._writer.run(lambda connection: self._mark(connection, done)).result()
-        self._unsettled, self._rated_until, self._state = None, done.rated_until, done.state
+        self._unsettled, self._marks, self._state = None, done.marks, done.state
 
     def _mark(self, connection: sa.Connection, done: Update) -> None:
         known = sa.select(updates.c.version).where(updates.c.version == self.reward.version)
         if connection.execute(known).first() is None:
-            for ids, as_new in ((done.new, True), (done.replayed, False)):
-                for some in split_parameters(ids):
-                    mark_used(connection, some, as_new=as_new)
+            mark_all(connection, done.new, as_new=True)
+            mark_all(connection, done.replayed, as_new=False)
             kept = {"metrics": json.dumps(done.metrics), "state": done.state, "uses": done.describe_uses()}
             connection.execute(sa.insert(updates).values(version=self.reward.version, **kept))
 
@@ -277,7 +277,7 @@ class RewardKeeper:
             newest = read_history(connection, 1)
         correct, total = self.reward.accuracy(held_out)
         self._quarantine.flush()
-        self._decide(self._figures((correct, total)))
+        self._decide(self._figures((correct, total)), (correct, total), held_out)
         last = newest[-1] if newest else {}
         prequential, num_foreseen = read_prequential(last)
         figures = {"heldout_correct": float(correct), "heldout_total": float(total)}
@@ -298,15 +298,28 @@ class RewardKeeper:
         )
         return figures
 
-    def _decide(self, figures: dict[str, Any]) -> None:
+    def _decide(self, figures: dict[str, Any], heldout: Count, held_out: Sequence[Pair]) -> None:
+        """Accept the newest version, or say why not. heldout: what it has right of the held-out pairs."""
         version, accepted = self.reward.version, self._states.read_accepted()
         if version == 0 or (accepted and accepted.version == version):
             return
-        self._refused = self._refuse(accepted.figures, figures) if accepted else ""
+        self._refused = self._refuse(figures, self._compare(heldout, held_out)) if accepted else ""
         if self._refused:
             log.warning("reward model %d is not used: %s", version, self._refused)
         else:
             self._states.accept(Accepted(version, figures))
+
+    def _compare(self, heldout: Count, held_out: Sequence[Pair]) -> Comparison:
+        """The newest version beside the one in use: on the choices that came after that one, and on the same held-out pairs."""
+        record = self.reward.record
+        with self.holding(self.version_in_use):
+            known = {row.event_id for row in self.reward.record.everything}
+            later = [row.event_id for row in record.decisive if row.event_id not in known]
+            with self._database.connect() as connection:
+                pairs = rows.load_events(connection, self._policy, later, self._quarantine.add)
+            again, last_heldout = self.reward.foresee(pairs), self.reward.accuracy(held_out)
+        self._quarantine.flush()
+        return compare_versions(record, again, heldout, last_heldout)
 
     @property
     def version_in_use(self) -> int:
@@ -330,6 +343,12 @@ class RewardKeeper:
         finally:
             self.reward.load(self._states.find(newest))
             self._erased.look_again()
+
+
+def mark_all(connection: sa.Connection, ids: Sequence[int], *, as_new: bool) -> None:
+    """Count one use of each, however many they are."""
+    for some in split_parameters(ids):
+        mark_used(connection, some, as_new=as_new)
 
 
 def is_of_chain(version: int, used: Update, known: Mapping[int, str]) -> bool:

@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,8 +28,16 @@ ACCEPTED = "accepted.json"
 
 
 @dataclass(frozen=True)
+class Marks:
+    """The last signal that was read for ratings, and the last that was read for edits, which older states do not say."""
+
+    rated_until: int = 0
+    edited_until: int = 0
+
+
+@dataclass(frozen=True)
 class Update:
-    """Which preferences an update learnt from, by their ids; what it measured; and up to which signal it took ratings.
+    """Which preferences an update learnt from, by their ids; what it measured; and up to where signals were read for it.
 
     state: a name of its own for what came of it; parent: of the state that it began from. "" before states had names.
     """
@@ -37,14 +45,14 @@ class Update:
     new: list[int]
     replayed: list[int]
     metrics: dict[str, float]
-    rated_until: int = 0
+    marks: Marks = Marks()
     state: str = ""
     parent: str = ""
 
     def describe_uses(self) -> str:
         """All but what it measured, as JSON."""
-        kept = ("new", "replayed", "rated_until", "state", "parent")
-        return json.dumps({name: getattr(self, name) for name in kept})
+        kept = {name: getattr(self, name) for name in ("new", "replayed", "state", "parent")}
+        return json.dumps(kept | asdict(self.marks))
 
 
 @dataclass(frozen=True)
@@ -166,4 +174,5 @@ def parse_uses(text: str) -> Update:
     used: dict[str, Any] = json.loads(text)
     new, replayed = ([int(row_id) for row_id in used[name]] for name in ("new", "replayed"))
     names = (str(used.get(name, "")) for name in ("state", "parent"))
-    return Update(new, replayed, {}, int(used.get("rated_until", 0)), *names)
+    marks = Marks(int(used.get("rated_until", 0)), int(used.get("edited_until", 0)))
+    return Update(new, replayed, {}, marks, *names)

@@ -39,16 +39,6 @@ class Totals:
     uses: dict[Use, int]
 
 
-@dataclass(frozen=True)
-class Unused:
-    """A pair that waits to be learnt from: its id, and what its weight hangs on."""
-
-    row_id: int
-    user: str
-    app: str
-    chosen_at: float
-
-
 def is_usable(policy: str, split: str | None = None) -> sa.ColumnElement[bool]:
     """Rows of a policy, and of one split, that say something and are not set aside."""
     usable = sa.and_(preferences.c.policy == policy, _USABLE)
@@ -88,12 +78,9 @@ def count_unused(connection: sa.Connection, policy: str) -> int:
     return int(connection.execute(sa.select(sa.func.count()).select_from(preferences).where(where)).scalar_one())
 
 
-def list_unused(connection: sa.Connection, policy: str) -> list[Unused]:
-    """All of them, without what was said, oldest first."""
-    columns = preferences.c
-    query = sa.select(columns.id, columns.user, columns.app, columns.chosen_at)
-    where = sa.and_(is_usable(policy, "train"), columns.used_as_new == 0)
-    return [Unused(*row) for row in connection.execute(query.where(where).order_by(columns.id))]
+def list_unused(connection: sa.Connection, policy: str) -> list[int]:
+    """Ids of all of them, oldest first."""
+    return _list_ids(connection, sa.and_(is_usable(policy, "train"), preferences.c.used_as_new == 0))
 
 
 def list_replayable(connection: sa.Connection, policy: str, max_replays: int) -> list[int]:
@@ -114,6 +101,17 @@ def load_newest(connection: sa.Connection, policy: str, limit: int, reject: Reje
     return load_ids(connection, policy, list(connection.execute(newest).scalars()), reject)
 
 
+def load_events(
+    connection: sa.Connection, policy: str, event_ids: Sequence[str], reject: Reject = log_rejected
+) -> list[Pair]:
+    """The pairs of these events, in the order of arrival; a skip among them, or another policy's, is left out."""
+    columns = preferences.c
+    some = [sa.select(columns.id).where(columns.event_id.in_(each)) for each in split_parameters(event_ids)]
+    return load_ids(
+        connection, policy, [row_id for query in some for row_id in connection.execute(query).scalars()], reject
+    )
+
+
 def load_held_out(
     connection: sa.Connection, policy: str, limit: int = MAX_JUDGED, reject: Reject = log_rejected
 ) -> list[Pair]:
@@ -132,8 +130,8 @@ def load_anchors(
 def load_auditor(
     connection: sa.Connection, policy: str, limit: int | None = None, reject: Reject = log_rejected
 ) -> list[Pair]:
-    """Decisive pairs of the auditor, which no one else may use; the same sample for the same limit, or all."""
-    return _load_sample(connection, policy, sa.and_(is_usable(policy, "auditor"), _DECISIVE), limit, reject)
+    """Pairs of the auditor, ties too, which no one else may use; the same sample for the same limit, or all."""
+    return _load_sample(connection, policy, is_usable(policy, "auditor"), limit, reject)
 
 
 def choose_fixed(event_ids: Sequence[str], limit: int | None) -> list[str]:

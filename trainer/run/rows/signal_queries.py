@@ -28,14 +28,14 @@ def load_rated(
     connection: sa.Connection,
     policy: str,
     after_id: int = 0,
-    limit: int | None = None,
+    until_id: int | None = None,
     *,
     split: str = "train",
     reject: Reject = log_rejected,
 ) -> list[Rated]:
-    """Thumbs, ratings and outcomes of signals after one. limit: of signals; row_id of the last is where to go on."""
+    """Thumbs, ratings and outcomes of signals after one, up to another."""
     rated: list[Rated] = []
-    for row in _select_signals(connection, policy, split, after_id, limit):
+    for row in _select_signals(connection, policy, split, after_id, until_id):
         signal = _read(row, Signal, reject)
         if signal is not None:
             rated += make_rated(
@@ -45,8 +45,29 @@ def load_rated(
 
 
 def find_last_signal(connection: sa.Connection) -> int:
-    """The id of the newest signal, 0 without any: whatever it says, `load_rated` need not look at it again."""
+    """The id of the newest signal, 0 without any."""
     return int(connection.execute(sa.select(sa.func.coalesce(sa.func.max(signals.c.id), 0))).scalar_one())
+
+
+def find_last_placed(connection: sa.Connection) -> int:
+    """The newest signal before which every one has its split: whoever went on after a later one would never read them."""
+    unplaced = connection.execute(sa.select(sa.func.min(signals.c.id)).where(signals.c.cluster.is_(None))).scalar()
+    return find_last_signal(connection) if unplaced is None else int(unplaced) - 1
+
+
+def find_end(connection: sa.Connection, policy: str, after_id: int, limit: int) -> int:
+    """The last signal to read of those after one: so many of the training split lie between, or fewer if no more are there."""
+    last = find_last_placed(connection)
+    read = _is_said(policy, "train", after_id, last)
+    nth = sa.select(signals.c.id).where(*read).order_by(signals.c.id).offset(limit - 1).limit(1)
+    found = connection.execute(nth).scalar()
+    return max(last, after_id) if found is None else int(found)
+
+
+def count_said(connection: sa.Connection, policy: str, after_id: int) -> int:
+    """How many signals of the training split came after one; they may say nothing that can be learnt from."""
+    read = _is_said(policy, "train", after_id, find_last_placed(connection))
+    return int(connection.execute(sa.select(sa.func.count()).select_from(signals).where(*read)).scalar_one())
 
 
 def load_edit_pairs(
@@ -54,13 +75,14 @@ def load_edit_pairs(
     policy: str,
     weight: float,
     after_id: int = 0,
+    until_id: int | None = None,
     *,
     split: str = "train",
     reject: Reject = log_rejected,
 ) -> list[Pair]:
     """Edited texts, each preferred over the answer it was made of. weight: of such a pair beside a choice (1)."""
     pairs = []
-    for row in _select_signals(connection, policy, split, after_id):
+    for row in _select_signals(connection, policy, split, after_id, until_id):
         signal = _read(row, Signal, reject)
         if signal is not None and is_edit(signal):
             pairs.append(
@@ -107,15 +129,22 @@ def load_demonstrations(
 
 
 def _select_signals(
-    connection: sa.Connection, policy: str, split: str, after_id: int = 0, limit: int | None = None
+    connection: sa.Connection, policy: str, split: str, after_id: int = 0, until_id: int | None = None
 ) -> _Rows:
     columns = signals.c
-    set_aside = sa.exists().where(quarantine.c.event_id == columns.event_id)
     query = sa.select(
         columns.id, columns.event_id, columns.prompt_key, columns.split, columns.signal_json.label("body")
     )
-    where = (_is_of(columns.policy, policy), columns.split == split, columns.id > after_id, columns.kind == "said")
-    return connection.execute(query.where(*where, sa.not_(set_aside)).order_by(columns.id).limit(limit))
+    return connection.execute(query.where(*_is_said(policy, split, after_id, until_id)).order_by(columns.id))
+
+
+def _is_said(policy: str, split: str, after_id: int, until_id: int | None) -> list[sa.ColumnElement[bool]]:
+    """What apps sent, after one signal and up to another, without what is in quarantine."""
+    columns = signals.c
+    set_aside = sa.exists().where(quarantine.c.event_id == columns.event_id)
+    where = [_is_of(columns.policy, policy), columns.split == split, columns.id > after_id, columns.kind == "said"]
+    until = [] if until_id is None else [columns.id <= until_id]
+    return [*where, *until, sa.not_(set_aside)]
 
 
 def _select_demonstrations(

@@ -1,15 +1,14 @@
-"""How much each row counts in a round or an update: who said it, for which app, when, and how reliable they are."""
+"""How much each row counts in a round: who said it, for which app, when, and how reliable they are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from trainer.learn.reward.prequential import Prequential
-from trainer.math.weights import WeightedRow, estimate_reliability, weigh_rows
+from trainer.math.weights import WeightedRow, weigh_rows
 from trainer.text.pairs import Demonstration, Pair
 
 Weigh = Callable[[Sequence[WeightedRow]], list[float]]
-"""Weights of all rows of a round, an update or a pass, mean 1."""
+"""Weights of all rows of a round, mean 1."""
 
 
 def describe_row(row: Pair | Demonstration, now: float) -> WeightedRow:
@@ -21,11 +20,6 @@ def describe_row(row: Pair | Demonstration, now: float) -> WeightedRow:
 def weigh_alike(rows: Sequence[WeightedRow]) -> list[float]:
     """A `Weigh` to which every row counts the same."""
     return [1.0] * len(rows)
-
-
-def find_reliability(record: Prequential) -> Mapping[str, float]:
-    """How much each person's choices tell, from how often the reward model foresaw them."""
-    return {user: estimate_reliability(right, total) for user, (right, total) in record.by_user().items()}
 
 
 def make_weigher(find: Callable[[], Mapping[str, float]], half_life_s: float) -> Weigh:

@@ -17,6 +17,7 @@ from trainer.learn.ppo.step import PpoStep
 from trainer.learn.ppo.value import start_value, token_values
 from trainer.learn.reward.adapter import AdapterPart
 from trainer.learn.reward.inputs import Read
+from trainer.learn.reward.reservoir import Key
 from trainer.learn.rewards.rewards import Part, Rewards
 from trainer.learn.sampling.sampler import Sampled
 from trainer.model.backbone import Backbone
@@ -198,7 +199,7 @@ def test_a_value_starts_as_what_the_reward_says_of_the_answer_so_far() -> None:
     untaught = start_value(backbone, part)
     assert not untaught.linear.weight.any() and not untaught.linear.bias.any()
     prompt = backbone.transcriber.encode_prompt(make_rows()[0].prompt)
-    said = Read("r", prompt, ((20, 21, 22),), ("said",))
+    said = Read(Key("r"), prompt, ((20, 21, 22),), ("said",))
     with torch.no_grad():
         for parameter in (*backbone.adapters.parameters_of("reward").values(), part.head.linear.weight):
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -18,6 +18,7 @@ from tests.trainer.tiny import build_tiny_backbone, encode, make_prompt
 from trainer.learn.reward.head import bootstrap_weights
 from trainer.learn.reward.model import RewardModel
 from trainer.learn.reward.scores import make_scores
+from trainer.math.weights import estimate_reliability
 from trainer.model.adapters import AdapterMismatch
 from trainer.model.backbone import Backbone
 from trainer.model.logprobs import score_answers
@@ -139,6 +140,17 @@ def test_every_choice_is_foreseen_before_it_is_learnt_from() -> None:
     assert reward.version == 2
 
 
+def test_what_a_version_says_of_later_choices_is_what_it_would_have_foreseen() -> None:
+    reward = RewardModel(build_tiny_backbone(), FAST)
+    reward.update(kind_pairs(32), [])
+    later = kind_pairs(16, seed=1)
+    again = reward.foresee(later)
+    assert len(reward.record.rows) == 0  # it is asked, and learns nothing
+    reward.update(later, [])
+    assert [row.logit for row in again] == pytest.approx([row.logit for row in reward.record.rows], abs=1e-3)
+    assert [row.event_id for row in again] == [pair.event_id for pair in later]
+
+
 def test_ties_count_and_skips_do_not() -> None:
     pairs = [
         dataclasses.replace(pair, preferred=p)
@@ -202,6 +214,66 @@ def test_a_replayed_row_counts_once_and_with_its_newest_weight() -> None:
     assert torch.equal(reward.fit.weights, once)
     reward.update([], kind_pairs(16), weights=[0.1] * 16)
     assert reward.fit.weights.abs().sum() < once.abs().sum()
+
+
+def opposed(number: int, user: str, at: float, seed: int) -> list[Pair]:
+    """Choices of one person, who likes the gruff answer."""
+    return [
+        dataclasses.replace(pair, user=user, chosen_at=at, preferred="second" if pair.preferred == "first" else "first")
+        for pair in kind_pairs(number, seed)
+    ]
+
+
+def weights_of(reward: RewardModel) -> dict[str, float]:
+    """What each kept event weighs now."""
+    return dict(zip(reward.reservoir.event_ids, reward.weigh_kept().weights.tolist(), strict=True))
+
+
+def test_what_was_learnt_grows_old_beside_what_comes_later() -> None:
+    """100 s are a half-life: the first rows weigh a quarter once they are 200 s older than the newest."""
+    reward = RewardModel(build_tiny_backbone(), FAST, half_life_s=100.0, now=lambda: 1000.0)
+    reward.update([dataclasses.replace(pair, chosen_at=800.0) for pair in kind_pairs(16)], [])
+    assert set(weights_of(reward).values()) == {1.0}
+    reward.update([dataclasses.replace(pair, chosen_at=1000.0) for pair in kind_pairs(16, seed=1)], [])
+    weights = weights_of(reward)
+    # as much as (16 + 16 / 4)^2 / (16 + 16 / 16) = 23.5 even rows
+    assert weights["1-0"] == pytest.approx(20 / 17)
+    assert weights["0-0"] == pytest.approx(20 / 17 / 4)
+
+
+def test_who_turns_out_unreliable_counts_little_in_all_that_is_kept() -> None:
+    reward = RewardModel(build_tiny_backbone(), FAST, half_life_s=0.0)
+    reward.update([*kind_pairs(32), *opposed(2, "odd", 0.0, seed=7)], [])
+    assert weights_of(reward)["7-0"] == pytest.approx(weights_of(reward)["0-0"], rel=0.3)
+    for turn in range(3):
+        reward.update([*kind_pairs(32, seed=turn + 1), *opposed(10, "odd", 0.0, seed=turn + 8)], [])
+    right, total = reward.record.by_user()["odd"]
+    assert (right, total) == (0, 30)
+    weights = weights_of(reward)
+    assert weights["7-0"] == pytest.approx(0.1 / estimate_reliability(3, 3) * weights["0-0"], rel=0.01)
+
+
+def test_rows_that_differ_in_nothing_else_weigh_what_they_weigh_of_their_own() -> None:
+    reward = RewardModel(build_tiny_backbone(), FAST, half_life_s=100.0)
+    thumbs = [
+        Rated(event_id=f"t{i}", prompt=make_prompt(), answer=Answer(text=KIND), kind="thumb", value=i % 2, user=str(i))
+        for i in range(20)
+    ]
+    reward.update([], [], rated=thumbs)
+    assert sum(weights_of(reward).values()) == pytest.approx(10)  # a thumb counts half of a choice
+
+
+def test_a_signal_that_says_three_things_teaches_three() -> None:
+    said = {"prompt": make_prompt(), "event_id": "one", "user": "u"}
+    reward = RewardModel(build_tiny_backbone(), FAST)
+    both = [
+        Rated(answer=Answer(text=KIND), kind=kind, value=value, **said)
+        for kind, value in (("thumb", 1.0), ("outcome", 0.0))
+    ]
+    edit = Pair(first=Answer(text=KIND), second=Answer(text=GRUFF), preferred="second", asked="edit", **said)
+    assert reward.update([edit], [], rated=both)["num_pairs"] == 1
+    assert reward.reservoir.numbers[:3, 2].tolist() == [0, 1, 0]
+    assert reward.list_known() == ["one"]
 
 
 def test_scores_come_with_doubt_that_falls_as_choices_come(reading: Backbone) -> None:

@@ -13,6 +13,7 @@ from feedback import inbox
 from tests.trainer.tiny import build_tiny_backbone
 from tests.trainer.workbench import Workbench
 from trainer.judge.auditor import Auditor
+from trainer.judge.frozen import digest_prompt
 from trainer.model.backbone import Backbone
 from trainer.run.reward.auditor_keeper import AuditorKeeper
 from trainer.run.reward.states import list_states
@@ -67,6 +68,23 @@ def test_a_state_that_does_not_load_is_set_aside_and_the_rows_are_learnt_again(
     again.teach()
     assert again.auditor.version == 2
     assert len(list(bench.settings.auditor_dir.glob("unreadable-*"))) == 1
+
+
+def test_it_learns_from_ties_too(bench: Workbench, backbone: Backbone) -> None:
+    are_ties = sa.update(inbox.preferences).values(preferred="tie").where(inbox.preferences.c.id <= 4)
+    bench.writer.run(lambda connection: connection.execute(are_ties)).result()
+    keeper = start(bench, backbone)
+    keeper.teach()
+    assert {"event-0", "event-3", "event-31"} <= set(keeper.auditor.list_known())
+
+
+def test_what_a_frozen_set_asks_teaches_it_nothing(bench: Workbench, backbone: Backbone) -> None:
+    auditor = Auditor(backbone, RewardSection(head_steps=1, adapter_pairs=0))
+    frozen = frozenset({digest_prompt([{"role": "user", "content": "Question 3?"}])})
+    keeper = AuditorKeeper(auditor, bench.database, bench.settings.auditor_dir, "default", log_rejected, lambda: frozen)
+    keeper.teach()
+    known = keeper.auditor.list_known()
+    assert len(known) == 32 and "event-3" not in known
 
 
 def test_rows_that_are_erased_are_forgotten(bench: Workbench, backbone: Backbone) -> None:

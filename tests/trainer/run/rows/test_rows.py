@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from feedback import inbox, quarantine
 from feedback.events import Demonstration
-from feedback.inbox import mark_used, preferences
+from feedback.inbox import mark_used, preferences, signals
 from tests.feedback.samples import make_record, make_signal
 from tests.trainer.run.arrivals import choose, send
 from trainer.run.rounds import NewPreferences
@@ -35,7 +35,7 @@ def ids(pairs: list[Any]) -> list[int]:
 
 def test_new_training_pairs_come_in_their_order(filled: sa.Connection) -> None:
     assert ids(rows.load_unused(filled, "default", 3)) == [1, 2, 5]
-    assert ids(rows.list_unused(filled, "default")) == [1, 2, 5, 10, 11, 12, 15, 16, 17, 20]
+    assert rows.list_unused(filled, "default") == [1, 2, 5, 10, 11, 12, 15, 16, 17, 20]
     assert rows.count_unused(filled, "default") == 10
     assert ids(rows.load_unused(filled, "other", 9)) == [7]
     mark_used(filled, [1, 2], as_new=True)
@@ -127,6 +127,11 @@ def test_signals_and_demonstrations_are_read_as_rows(connection: sa.Connection) 
     assert ids(signal_queries.load_rated(connection, "default", after_id=1)) == [4]
     assert {each.row_id for each in signal_queries.load_rated(connection, "default", split="heldout")} == {3}
     assert signal_queries.find_last_signal(connection) == 6
+    assert {each.row_id for each in signal_queries.load_rated(connection, "default", until_id=3)} == {1}
+    assert [signal_queries.find_end(connection, "default", 0, limit) for limit in (1, 2, 3, 4)] == [1, 2, 4, 6]
+    assert signal_queries.count_said(connection, "default", 0) == 3
+    connection.execute(sa.update(signals).where(signals.c.id == 4).values(cluster=None, split=""))
+    assert signal_queries.find_end(connection, "default", 0, 3) == 3
     [pair] = signal_queries.load_edit_pairs(connection, "default", 0.5)
     assert (pair.row_id, pair.weight) == (1, 0.5)
     ideal = signal_queries.load_demonstrations(connection, "default")
