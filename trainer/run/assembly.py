@@ -17,7 +17,7 @@ from feedback.manifest import Probe
 from trainer.judge.frozen import FrozenSets, list_set_files, load_frozen_sets
 from trainer.learn.references import References
 from trainer.learn.reward.model import RewardModel
-from trainer.learn.reward.prequential import Count, something_to_learn
+from trainer.learn.reward.prequential import Count, find_reliability, something_to_learn
 from trainer.learn.reward.version_gate import Comparison, VersionFigures, judge_version, read_figures
 from trainer.learn.rewards.checkers import make_checkers
 from trainer.learn.sampling.engine_client import Engine
@@ -30,7 +30,7 @@ from trainer.run.course.judging import Judging
 from trainer.run.course.rewards import RoundRewards
 from trainer.run.course.task import Task, Training
 from trainer.run.course.training import RoundTraining
-from trainer.run.rows.weighing import Weigh, find_reliability, make_weigher
+from trainer.run.rows.weighing import Weigh, make_weigher
 from trainer.settings import TrainerSettings
 from trainer.text.pairs import Answer
 from trainer.text.rejected import Reject

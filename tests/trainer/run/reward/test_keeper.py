@@ -206,7 +206,8 @@ def say(bench: Workbench, num: int, **said: object) -> None:
     nothing = {"thumb": None, "rating": None, "scale": None, "edited_text": None, "outcome": None, "conversation": ""}
     records = []
     for number in range(bench.num_sent, bench.num_sent + num):
-        asked = [{"role": "user", "content": f"signal {number}"}]
+        # Edits ask one thing, which is not held out: of other prompts that an edit is the first to ask, a tenth is.
+        asked = [{"role": "user", "content": "an edit" if "edited_text" in said else f"signal {number}"}]
         signal = make_signal(f"c-{number}", **{"messages": asked, **nothing, **said})
         record = make_signal_record(number, signal, event_id=f"said-{number}")
         records.append(NewRecord(key=record.key, value=record.value, headers=record.headers))
