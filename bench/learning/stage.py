@@ -155,11 +155,13 @@ class Stage:
         wins = {fact: (sum(each) / len(each), len(each)) for fact, each in scores.items()}
         return Examined(wins, num_wrong / len(answers))
 
-    def find_ceiling(self) -> float:
-        """The win rate of the best answer that the seed policy's styles allow: what no policy can pass."""
-        best = self.world.best
-        scores = [score_pair(best, reference) for references in self._references for reference in references]
-        return sum(scores) / len(scores)
+    def examine_best(self) -> Examined:
+        """The best answer that the world knows, to each question: what no policy can pass."""
+        scores: dict[str, list[float]] = {}
+        for question, references in zip(self.examined, self._references, strict=True):
+            won = [score_pair(self.world.best, reference) for reference in references]
+            scores.setdefault(question.fact, []).append(sum(won) / len(won))
+        return Examined({fact: (sum(each) / len(each), len(each)) for fact, each in scores.items()}, 0.0)
 
 
 def _get_answer(sampled: Sampled) -> Answer:
