@@ -78,7 +78,8 @@ def describe_last_round(trainer: Status) -> str:
         return "none yet"
     last = max(rounds, key=lambda row: row["number"])
     kind = f" ({last['kind'].upper()})" if last.get("kind") else ""
-    what = last.get("checkpoint") if last.get("outcome") == "published" else f"stopped: {last.get('reason') or '?'}"
+    why = (last.get("reason") or "?").split(";")[0]  # the first thing that is wrong; the round's report has all
+    what = last.get("checkpoint") if last.get("outcome") == "published" else f"stopped: {why}"
     stopped = sum(row.get("outcome") == "stopped" for row in rounds)
     return f"{len(rounds)} ({stopped} stopped); round {last['number']}{kind} {what}"
 
@@ -89,6 +90,8 @@ def summarise_rounds(trainer: Status) -> str:
     new, every = trainer.get("new_since_round", 0), trainer.get("round_every") or 0
     if training.get("state") in BUSY:
         now = f"; round {training.get('number', '?')} {training['state']} {training.get('progress') or 0.0:.0%}"
+    elif training.get("state") == "learning":
+        now = f"; the reward model catches up {training.get('progress') or 0.0:.0%}"
     else:
         now = f"; {new}/{every} preferences to the next" if every else ""
     return describe_last_round(trainer) + now

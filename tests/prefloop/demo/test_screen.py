@@ -147,6 +147,19 @@ def test_without_a_terminal_there_is_a_line_now_and_then():
     assert "rounds none yet; 30/120 preferences to the next" in format_line(
         {"trainer": {"round": {"state": "waiting"}, "new_since_round": 30, "round_every": 120}}
     )
+    stopped = {
+        "number": 1,
+        "outcome": "stopped",
+        "reason": "offline gate: answers under three words rose; tasks not available",
+    }
+    learning = {
+        "round": {"state": "learning", "progress": 0.25},
+        "rounds": [stopped],
+        "new_since_round": 900,
+        "round_every": 120,
+    }
+    line = "rounds 1 (1 stopped); round 1 stopped: offline gate: answers under three words rose; the reward model catches up 25% |"
+    assert line in format_line({"trainer": learning})
     assert "engine: up, restarted 1x (killed by signal 9)" in format_line(STATUS)
 
 
