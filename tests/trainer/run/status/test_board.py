@@ -60,7 +60,7 @@ def test_a_step_that_keeps_failing_is_shown_with_its_error(bench: Workbench, mon
     learner = bench.start()
     bench.send(30)
 
-    def update(*_: Any) -> Any:
+    def update(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no \0 memory")
 
     bench.reward.update = update
