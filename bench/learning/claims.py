@@ -24,9 +24,10 @@ from bench.learning.__main__ import ROOT, SEEDS, Job, Stages, measure
 from bench.learning.arms import ROUND_GRID, Arm, draw_offline, make_arms, with_grid
 from bench.learning.asking import Shares
 from bench.learning.cells import Cell, Point, Results
-from bench.learning.curves import Wins, compare_win_rates, measure_win_rate
-from bench.learning.ratings import average_by_fact, draw_decisive, find_better, judge_model, learn_rewards, rate
+from bench.learning.curves import Wins, average_by_fact, compare_win_rates, measure_win_rate
+from bench.learning.ratings import draw_decisive, find_better, judge_model, learn_rewards, rate
 from bench.learning.stage import Stage
+from bench.learning.table import show_share
 from prefloop.demo.intervals import score_pair
 from trainer.math.intervals import Interval, bootstrap_interval
 
@@ -53,10 +54,6 @@ def decide(interval: Interval, line: float = 0.0) -> bool | None:
 
 def say(interval: Interval) -> str:
     return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-
-
-def share(interval: Interval) -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def describe(interval: Interval) -> dict[str, float]:
@@ -124,13 +121,16 @@ def claim_sft_cannot_exceed(claims: Claims) -> Verdict:
     elif sft.low > data.high or ours.high < data.low:
         holds = False
     figures = {"data": describe(data), "sft": describe(sft), "online_dpo": describe(ours)}
-    sentence = f"after {choices} choices the chosen answers win {share(data)}, SFT on them {share(sft)}, online DPO {share(ours)}"
+    shown = [show_share(each) for each in (data, sft, ours)]
+    sentence = (
+        f"after {choices} choices the chosen answers win {shown[0]}, SFT on them {shown[1]}, online DPO {shown[2]}"
+    )
     return Verdict("SFT cannot exceed its data, RLHF can", holds, figures, sentence)
 
 
 def rate_data(stage: Stage, seed: int, choices: int) -> Wins:
     """What chosen answers win against the others that the seed policy gave to the question, by fact."""
-    scores: dict[str, list[float]] = {}
+    scores = []
     for pair in draw_offline(stage, stage.draw_crowd(NOISE, seed), choices, seed):
         if pair.is_decisive:
             chosen = pair.first if pair.preferred == "first" else pair.second
@@ -139,7 +139,7 @@ def rate_data(stage: Stage, seed: int, choices: int) -> Wins:
             others = [
                 score_pair(worth, stage.value(asked.question, other)) for other in asked.answers if other != chosen
             ]
-            scores.setdefault(asked.question.fact, []).append(statistics.fmean(others or [0.5]))
+            scores.append((asked.question.fact, statistics.fmean(others or [0.5])))
     return average_by_fact(scores)
 
 
@@ -230,7 +230,8 @@ def claim_loss_bounds(claims: Claims) -> Verdict:
                 )
     mean, other = (bootstrap_interval(losses[is_right]) for is_right in (True, False))
     holds = decide(Interval(math.log(2) - mean.value, math.log(2) - mean.high, math.log(2) - mean.low, mean.n))
-    sentence = f"the mean loss of what was chosen is {share(mean)} where the model's order is the true one, else {share(other)}"
+    found = f"{show_share(mean)} where the model's order is the true one, else {show_share(other)}"
+    sentence = f"the mean loss of what was chosen is {found}"
     figures = {"right_order": describe(mean), "wrong_order": describe(other)}
     return Verdict("BT loss lies in (0, .69) when the order is right", holds, figures, sentence)
 

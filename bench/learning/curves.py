@@ -9,7 +9,7 @@ spread of a mean is what it is for few seeds, too (Rao and Wu 1988). What is nev
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +58,14 @@ def average_points(curves: Sequence[Curve], facts: Sequence[Sequence[str]]) -> d
         n: math.fsum(weighted_mean(curve.points[n], chosen) for curve, chosen in zip(curves, facts, strict=True)) / len(curves)
         for n in common
     }  # fmt: skip
+
+
+def average_by_fact(scores: Iterable[tuple[str, float]]) -> dict[str, tuple[float, int]]:
+    """Mean and number of each fact's scores."""
+    found: dict[str, list[float]] = {}
+    for fact, score in scores:
+        found.setdefault(fact, []).append(score)
+    return {fact: (sum(some) / len(some), len(some)) for fact, some in found.items()}
 
 
 def list_facts(curve: Curve) -> list[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from bench.learning.arms import draw_offline
-from bench.learning.curves import Wins
+from bench.learning.curves import Wins, average_by_fact
 from bench.learning.people import People, Person
 from bench.learning.stage import Stage
 from bench.learning.worlds import Question
@@ -62,11 +61,11 @@ def learn_rewards(stage: Stage, seed: int, rows: Sequence[Pair], rated: Sequence
 
 def judge_model(stage: Stage, model: RewardModel, judged: Sequence[Pair]) -> Wins:
     """How often the model orders two answers as their true worth does, by fact; answers of one worth aside."""
-    scores: dict[str, list[float]] = {}
+    scores = []
     for chance, pair in zip(model.predict(judged), judged, strict=True):
         question, is_first = find_better(stage, pair)
         if is_first is not None:
-            scores.setdefault(question.fact, []).append(float((chance > 0.5) == is_first))
+            scores.append((question.fact, float((chance > 0.5) == is_first)))
     return average_by_fact(scores)
 
 
@@ -75,8 +74,3 @@ def find_better(stage: Stage, pair: Pair) -> tuple[Question, bool | None]:
     question = next(q for q in stage.questions if q.text == pair.prompt.key)
     one, other = stage.value(question, pair.first), stage.value(question, pair.second)
     return question, None if one == other else one > other
-
-
-def average_by_fact(scores: Mapping[str, Sequence[float]]) -> Wins:
-    """Mean and number by fact."""
-    return {fact: (statistics.fmean(some), len(some)) for fact, some in scores.items()}

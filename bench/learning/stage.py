@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from bench.learning.curves import average_by_fact
 from bench.learning.people import People, Person, Taste, draw_people, find_strength
 from bench.learning.worlds import Crowd, Question
 from feedback.durable import write_durably
@@ -145,23 +146,21 @@ class Stage:
 
     def compare(self, answers: Sequence[tuple[Question, Answer]]) -> Examined:
         """Answers to the examined questions, in their order, by the people's true taste."""
-        scores: dict[str, list[float]] = {}
-        num_wrong = 0
-        for (question, answer), references in zip(answers, self._references, strict=True):
-            worth = self.value(question, answer)
-            num_wrong += self.world.is_wrong(question, answer.text, not answer.is_finished)
-            won = [score_pair(worth, reference) for reference in references]
-            scores.setdefault(question.fact, []).append(sum(won) / len(won))
-        wins = {fact: (sum(each) / len(each), len(each)) for fact, each in scores.items()}
-        return Examined(wins, num_wrong / len(answers))
+        worth = [self.value(question, answer) for question, answer in answers]
+        num_wrong = sum(self.world.is_wrong(q, answer.text, not answer.is_finished) for q, answer in answers)
+        return Examined(self._find_wins([question for question, _ in answers], worth), num_wrong / len(answers))
 
     def examine_best(self) -> Examined:
         """The best answer that the world knows, to each question: what no policy can pass."""
-        scores: dict[str, list[float]] = {}
-        for question, references in zip(self.examined, self._references, strict=True):
-            won = [score_pair(self.world.best, reference) for reference in references]
-            scores.setdefault(question.fact, []).append(sum(won) / len(won))
-        return Examined({fact: (sum(each) / len(each), len(each)) for fact, each in scores.items()}, 0.0)
+        return Examined(self._find_wins(self.examined, [self.world.best] * len(self.examined)), 0.0)
+
+    def _find_wins(self, questions: Sequence[Question], worth: Sequence[float]) -> dict[str, tuple[float, int]]:
+        """What answers of such worth win against the seed policy's, by fact."""
+        scores = []
+        for question, value, references in zip(questions, worth, self._references, strict=True):
+            won = [score_pair(value, reference) for reference in references]
+            scores.append((question.fact, sum(won) / len(won)))
+        return average_by_fact(scores)
 
 
 def _get_answer(sampled: Sampled) -> Answer:

@@ -56,11 +56,15 @@ def describe_rates(cells: Cells) -> list[tuple[str, int, Interval, float]]:
     return lines
 
 
+def show_share(interval: Interval) -> str:
+    """`0.750 [0.700, 0.800]`."""
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
 def write_table(title: str, cells: Cells) -> str:
     """Markdown."""
     head = [f"### {title}", "", "| arm | choices | win rate | wrong |", "|---|---|---|---|"]
     rows = [
-        f"| {arm} | {n or ''} | {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}] | {wrong:.3f} |"
-        for arm, n, rate, wrong in describe_rates(cells)
+        f"| {arm} | {n or ''} | {show_share(rate)} | {wrong:.3f} |" for arm, n, rate, wrong in describe_rates(cells)
     ]
     return "\n".join([*head, *rows])

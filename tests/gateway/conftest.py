@@ -15,6 +15,10 @@ from engine import FakeEngine
 from world import World
 
 from bench.gateway.checkpoints import make_checkpoint
+from feedback.choices import outbox
+from feedback.events import decode_event
+from feedback.log import open_log
+from feedback.outbox import load_rows
 from gateway.app import Gateway, create_app
 from gateway.engines.deployment import ServingView
 from gateway.http.server import build_server
@@ -153,6 +157,18 @@ async def run_gateway(
             await serving
             with contextlib.suppress(Exception):
                 await running.engine_runner.cleanup()
+
+
+def read_said(gateway: Running) -> list[Any]:
+    """What people said, oldest first: in the log, or on its way there."""
+    topic = gateway.context.settings.topic
+    with gateway.context.database.connect() as connection:  # first: what moves meanwhile is found twice, not never
+        records: list[Any] = [row.record for row in load_rows(connection, outbox, 1000)]
+    log = open_log(gateway.context.settings.log)
+    records += [record for p in log.partitions(topic) for record in log.read(topic, p, 0, 1000, 0)]
+    log.close()
+    events = {event.id: event for record in records for event in [decode_event(record.headers, record.value)]}
+    return [event.data for event in sorted(events.values(), key=lambda event: event.time)]
 
 
 @pytest.fixture

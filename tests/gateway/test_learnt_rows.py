@@ -7,13 +7,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from conftest import QUESTION, Running, run_gateway
+from conftest import QUESTION, Running, read_said, run_gateway
 from msgspec.structs import replace
 
-from feedback.choices import outbox
-from feedback.events import decode_event
-from feedback.log import open_log
-from feedback.outbox import load_rows
 from gateway.api.signals import _add_shown
 from gateway.serving.pairs.candidates import drop_token_ids
 from gateway.serving.recording.comparison_lookup import ShownCandidate
@@ -88,18 +84,6 @@ async def call_tool(request: web.Request, body: dict[str, Any], rank: int) -> we
     return web.Response(text=text, content_type="text/event-stream")
 
 
-def read_bodies(gateway: Running) -> list[Any]:
-    """What was said, in the log or on its way there."""
-    topic = gateway.context.settings.topic
-    with gateway.context.database.connect() as connection:  # first: what moves meanwhile is found twice, not never
-        records: list[Any] = [row.record for row in load_rows(connection, outbox, 1000)]
-    log = open_log(gateway.context.settings.log)
-    records += [record for p in log.partitions(topic) for record in log.read(topic, p, 0, 1000, 0)]
-    log.close()
-    events = {event.id: event for record in records for event in [decode_event(record.headers, record.value)]}
-    return [event.data for event in sorted(events.values(), key=lambda event: event.time)]
-
-
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Running]:
     async with run_gateway(tmp_path) as running:
@@ -116,7 +100,7 @@ async def test_answers_that_call_tools_are_learnt_as_they_were_sampled(gateway: 
         text = await answer.text()
     offered = json.loads(next(line for line in text.replace("data: ", "").splitlines() if '"token"' in line))
     assert (await gateway.choose(offered["comparison"]))[0] == 200
-    [choice] = read_bodies(gateway)
+    [choice] = read_said(gateway)
     prompt_ids, *written = list_written(asked)
     for dropped in (False, True):
         if dropped:  # as where the event would have been too large; what old events lack
@@ -152,7 +136,7 @@ async def test_a_thumb_takes_along_what_was_asked_and_how_it_ended(gateway: Runn
     asked = {"tools": TOOLS, "metadata": {"task": "find"}, "chat_template_kwargs": {"deep": False}}
     shown = await gateway.ask(PAIR if is_pair else {"x-prefloop-user": "ann"}, **asked)
     await signal(gateway, shown["id"])
-    [said] = read_bodies(gateway)
+    [said] = read_said(gateway)
     assert (said.tags, said.chat_template_kwargs, said.finish_reason) == (
         {"task": "find"},
         {"deep": False},

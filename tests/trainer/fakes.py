@@ -83,7 +83,7 @@ class FakeReward:
         self.known: set[str] = set()
         self.forgotten: list[str] = []
 
-    def update(self, new, replay, weights=None, rated=()):
+    def update(self, new, replay, rated=()):
         self.version += 1
         self.known |= {pair.event_id for pair in new}
         self._note(new)

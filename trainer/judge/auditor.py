@@ -48,7 +48,6 @@ class Auditor(RewardModel):
         self,
         new: Sequence[Pair],
         replay: Sequence[Pair],
-        weights: Sequence[float] | None = None,
         rated: Sequence[Rated] = (),
     ) -> dict[str, float]:
         """As RewardModel.update. Raises ValueError for a row of another split: it would no longer be independent."""
@@ -57,4 +56,4 @@ class Auditor(RewardModel):
             raise ValueError(
                 f"rows of the split {', '.join(sorted(splits - {SPLIT}))}: the auditor learns from its own alone"
             )
-        return super().update(new, replay, weights, rated)
+        return super().update(new, replay, rated)

@@ -60,7 +60,7 @@ class Learning:
         self._engine = self._make_engine(self._pacer)
         sampler = self._make_sampler()
         checkers = make_checkers(section.rewards.checkers)
-        rewards = RoundRewards(section, backbone, database, checkers, lambda: self.load_frozen().digests, reject)
+        rewards = RoundRewards(section, backbone, database, checkers, self.list_frozen_prompts, reject)
         references = References(settings.references_dir, base_digest)
         self._rounds = RoundTraining(settings, backbone, reward, rewards, references, sampler, reject)
         self._judging = Judging(
@@ -95,7 +95,7 @@ class Learning:
             has_something_to_learn=lambda: something_to_learn(
                 self.reward.record, *self._heldout, settings.least_evidence
             ),
-            list_frozen_prompts=lambda: self.load_frozen().digests,
+            list_frozen_prompts=self.list_frozen_prompts,
             list_foreseen=self.list_foreseen,
             label=self._rounds.label,
             tidy=self._engine.tidy if self._engine else lambda: None,
@@ -118,6 +118,10 @@ class Learning:
         """The operator's frozen sets, else those beside the base, and the shipped ones that are asked for."""
         files = list_set_files(self._settings.state_dir, self._settings.base, self._settings.trainer.gate.sets)
         return load_frozen_sets(files, self._settings.frozen_set)
+
+    def list_frozen_prompts(self) -> frozenset[str]:
+        """What a frozen set asks, which nothing learns from (judge/frozen.digest_prompt)."""
+        return self.load_frozen().digests
 
     def _make_engine(self, pacer: Pacer) -> EngineSampler | None:
         section = self._settings.trainer.sampling

@@ -12,7 +12,6 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,18 +83,13 @@ class RewardModel(RewardState):
         self,
         new: Sequence[Pair],
         replay: Sequence[Pair],
-        weights: Sequence[float] | None = None,
         rated: Sequence[Rated] = (),
     ) -> dict[str, float]:
-        """Foresee what is new, then learn from it and from what is replayed. weights: of new and replay, in that order, in place
-        of their own. An edit is learnt from and not foreseen.
+        """Foresee what is new, then learn from it and from what is replayed. An edit is learnt from and not foreseen.
 
         Returns figures (DESCRIBED in docs/operations); {}, and nothing was changed, if nothing could be learnt from.
         """
-        pairs = [*new, *replay]
-        if weights is not None:
-            pairs = [replace(pair, weight=weight) for pair, weight in zip(pairs, weights, strict=True)]
-        learnt, rows = self._take_in(pairs, [key_pair(pair) for pair in new if not pair.is_edit], rated)
+        learnt, rows = self._take_in([*new, *replay], [key_pair(pair) for pair in new if not pair.is_edit], rated)
         if not learnt:
             return {}
         loss = self.head.train(self.reservoir, rows, self.fit, [row.key for row in learnt])
@@ -156,7 +150,7 @@ class RewardModel(RewardState):
         wanted = [r for r in reads if self.reservoir.wants_hidden(r.key) and _draw_share(r.key.event_id) < hidden_share]
         states = self._compute_states(wanted, rejected)
         kept = [row for row in reads if row.key not in rejected]
-        features = {row.key: describe_answers(self.backbone, row) for row in kept}
+        features = self._describe(kept)
         if len(self.reservoir):  # before that it knows nothing
             is_new = frozenset(new)
             news = [each for each in encoded if (key := key_pair(each.pair)) in is_new and key in states]
@@ -310,11 +304,21 @@ class RewardModel(RewardState):
 
     def _score_rows(self, rows: Sequence[Read], fail: Callable[[Read, Exception], None]) -> tuple[list[Read], Tensor]:
         """The rows that can be scored, and draws (answers, K) of theirs."""
+        states = self._find_states(rows, fail)
+        readable = [row for row in rows if row.key in states]
+        return readable, self._draw(self._measure(readable, self._describe(readable), states)) - self.centre
+
+    def _find_states(self, rows: Sequence[Read], fail: Callable[[Read, Exception], None]) -> dict[Key, Tensor]:
+        """Frozen states (answers, size) of the rows that have any, by the scale that was learnt."""
         raw = compute_frozen_states(self.backbone, rows, fail)
-        readable = [rows[i] for i in sorted(raw)]
-        states = {rows[i].key: self.head.rescale(raw[i]) for i in raw}
-        features = {row.key: describe_answers(self.backbone, row) for row in readable}
-        return readable, self._draw(self._measure(readable, features, states)) - self.centre
+        return {rows[i].key: self.head.rescale(state) for i, state in raw.items()}
+
+    def _describe(self, rows: Sequence[Read]) -> dict[Key, list[tuple[float, ...]]]:
+        """Features of style of every answer."""
+        return {row.key: describe_answers(self.backbone, row) for row in rows}
+
+    def _reject_row(self, row: Read, error: Exception) -> None:
+        self._reject(row.key.event_id, PART, error)
 
     def score(self, answers: Sequence[EncodedAnswer], texts: Sequence[str]) -> Scores:
         """Scores of answers whose texts are given beside their ids; the mean of what was learnt from is about 0.
@@ -333,15 +337,10 @@ class RewardModel(RewardState):
     def foresee(self, pairs: Sequence[Pair]) -> list[Foreseen]:
         """What the model as it is says of pairs that it has not learnt from; without those that cannot be scored."""
         encoded = self.backbone.transcriber.encode_pairs(pairs, PART, self._reject)
-        raw = compute_frozen_states(
-            self.backbone,
-            [read_pair(each) for each in encoded],
-            lambda row, error: self._reject(row.key.event_id, PART, error),
-        )
-        readable = [encoded[i] for i in sorted(raw)]
-        states = {key_pair(encoded[i].pair): self.head.rescale(raw[i]) for i in raw}
-        features = {key_pair(each.pair): describe_answers(self.backbone, read_pair(each)) for each in readable}
-        return self._foresee(readable, features, states)
+        rows = [read_pair(each) for each in encoded]
+        states = self._find_states(rows, self._reject_row)
+        readable = [each for each in encoded if key_pair(each.pair) in states]
+        return self._foresee(readable, self._describe([row for row in rows if row.key in states]), states)
 
     def predict(self, pairs: Sequence[Pair]) -> list[float]:
         """P(first | one of them is preferred), place left out; .5 for a pair that cannot be scored, which is rejected."""
@@ -361,9 +360,7 @@ class RewardModel(RewardState):
     def _compare(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
         """Draws (K,) of the first answer's score less the second's, by event id."""
         encoded = self.backbone.transcriber.encode_pairs(pairs, PART, self._reject)
-        rows, draws = self._score_rows(
-            [read_pair(each) for each in encoded], lambda row, error: self._reject(row.key.event_id, PART, error)
-        )
+        rows, draws = self._score_rows([read_pair(each) for each in encoded], self._reject_row)
         differences = draws.view(-1, 2, self.settings.num_draws)
         return {row.key.event_id: each[0] - each[1] for row, each in zip(rows, differences, strict=True)}
 

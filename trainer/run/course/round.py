@@ -88,9 +88,8 @@ class RoundRunner:
         try:
             num_deaths = files.count_deaths(opened.attempts)
             if num_deaths >= self._settings.max_attempts:
-                self._find_plan(
-                    files, opened.number
-                )  # its record says what it was, also where another trainer began it
+                # Its record says what it was, also where another trainer began it: the plan becomes a file here.
+                self._find_plan(files, opened.number)
                 ending = Ending(reason=f"the trainer died in it {num_deaths} times without coming further")
             else:
                 ending = self._see_through(opened, stable, files)

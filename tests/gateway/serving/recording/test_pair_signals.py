@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUESTION, Running, run_gateway
+from conftest import QUESTION, Running, read_said, run_gateway
 
-from feedback.choices import load_comparison, outbox
-from feedback.events import Comparison, Signal, decode_event
-from feedback.log import open_log
-from feedback.outbox import load_rows
+from feedback.choices import load_comparison
+from feedback.events import Comparison, Signal
 from gateway.engines.deployment import ServingView
 
 PAIR = {"x-prefloop-compare": "always", "x-prefloop-user": "ann"}
@@ -33,16 +31,8 @@ def load(gateway: Running, comparison_id: str) -> Comparison:
 
 
 def read_events(gateway: Running) -> list[Signal]:
-    """Every signal that was taken: in the log, or on its way there."""
-    topic = gateway.context.settings.topic
-    with gateway.context.database.connect() as conn:  # first: what moves meanwhile is found twice, not never
-        records: list[Any] = [row.record for row in load_rows(conn, outbox, 1000)]
-    log = open_log(gateway.context.settings.log)
-    records += [record for p in log.partitions(topic) for record in log.read(topic, p, 0, 1000, 0)]
-    log.close()
-    events = {event.id: event for record in records for event in [decode_event(record.headers, record.value)]}
-    found = sorted((e for e in events.values() if isinstance(e.data, Signal)), key=lambda e: e.time)
-    return [event.data for event in found if isinstance(event.data, Signal)]
+    """Every signal that was taken."""
+    return [said for said in read_said(gateway) if isinstance(said, Signal)]
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -192,6 +192,10 @@ def test_a_strong_preference_asks_for_a_lead() -> None:
     assert leads[1] > leads[0] + 0.05
 
 
+def weigh(pairs: list[Pair], weight: float) -> list[Pair]:
+    return [dataclasses.replace(pair, weight=weight) for pair in pairs]
+
+
 def test_what_weighs_nothing_is_not_learnt_from() -> None:
     pairs = kind_pairs(40)
     contrary = [
@@ -199,10 +203,11 @@ def test_what_weighs_nothing_is_not_learnt_from() -> None:
         for p in pairs
     ]
     reward = RewardModel(build_tiny_backbone(), FAST)
-    figures = reward.update([*pairs, *contrary], [], weights=[1.0] * 40 + [0.0] * 40)
+    contrary = weigh(contrary, 0.0)
+    figures = reward.update([*pairs, *contrary], [])
     assert figures["num_pairs"] == 40
     assert reward.accuracy(pairs) == (40, 40)
-    assert reward.update(contrary, [], weights=[0.0] * 40) == {}
+    assert reward.update(contrary, []) == {}
     assert reward.version == 1
 
 
@@ -210,9 +215,9 @@ def test_a_replayed_row_counts_once_and_with_its_newest_weight() -> None:
     reward = RewardModel(build_tiny_backbone(), FAST)
     reward.update(kind_pairs(16), [])
     once = reward.fit.weights
-    reward.update([], kind_pairs(16), weights=[1.0] * 16)
+    reward.update([], weigh(kind_pairs(16), 1.0))
     assert torch.equal(reward.fit.weights, once)
-    reward.update([], kind_pairs(16), weights=[0.1] * 16)
+    reward.update([], weigh(kind_pairs(16), 0.1))
     assert reward.fit.weights.abs().sum() < once.abs().sum()
 
 

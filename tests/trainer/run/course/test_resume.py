@@ -21,15 +21,20 @@ from trainer.run.status.requests import RoundRequest
 POINTS = ["round.prepared", "round.step", "round.trained", "round.judged", "round.published"]
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_a_round_killed_at_any_point_trains_once_on_the_same_rows(
-    bench: Workbench, point: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def leave_killed(bench: Workbench, monkeypatch: pytest.MonkeyPatch, point: str = "round.prepared") -> None:
+    """A round on forty choices, whose trainer was killed there."""
     learner = bench.start()
     bench.send(40)
     kill_at(point, monkeypatch)
     with pytest.raises(Killed):
         bench.run_all(learner)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_round_killed_at_any_point_trains_once_on_the_same_rows(
+    bench: Workbench, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_killed(bench, monkeypatch, point)
     bench.send(25)  # what comes meanwhile is the next round's
     bench.run_all(bench.start())
     first = bench.finished()[0]
@@ -48,11 +53,7 @@ def test_a_round_killed_at_any_point_trains_once_on_the_same_rows(
 def test_a_round_that_was_planned_keeps_its_settings_and_its_reward_version(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = bench.start()
-    bench.send(40)
-    kill_at("round.prepared", monkeypatch)
-    with pytest.raises(Killed):
-        bench.run_all(learner)
+    leave_killed(bench, monkeypatch)
     planned = RoundFiles(bench.settings.rounds_dir, 1).read_plan()
     assert planned is not None
     bench.settings.trainer.dpo.beta = 0.7
@@ -64,11 +65,7 @@ def test_a_round_that_was_planned_keeps_its_settings_and_its_reward_version(
 def test_a_round_that_goes_on_leaves_what_an_operator_asked_for_meanwhile_to_the_next(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = bench.start()
-    bench.send(40)
-    kill_at("round.prepared", monkeypatch)
-    with pytest.raises(Killed):
-        bench.run_all(learner)
+    leave_killed(bench, monkeypatch)
     learner = bench.start()
     bench.gateway.is_down = True
     assert not learner.step()
@@ -169,11 +166,7 @@ def test_rows_that_were_erased_meanwhile_have_the_round_prepared_anew(
 
 
 def test_a_plan_that_a_disk_has_damaged_is_made_anew(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    learner = bench.start()
-    bench.send(40)
-    kill_at("round.prepared", monkeypatch)
-    with pytest.raises(Killed):
-        bench.run_all(learner)
+    leave_killed(bench, monkeypatch)
     (bench.settings.rounds_dir / "r-000001" / "plan.json").write_text("{")
     bench.run_all(bench.start())
     assert [row["outcome"] for row in bench.finished()] == ["published"]
