@@ -24,13 +24,16 @@ from prefloop.pages import start_pages
 from prefloop.servers.ports import find_port
 from prefloop.supervisor import Service, Supervisor
 
-SILENT_S = 1.0
+SILENT_S = 1.0  # of the test that a pod vanishes in
+PATIENT_S = (
+    60.0  # of the others: their machines show no pages while an engine starts, which takes what a busy machine takes
+)
 
 
 class Machine:
     """A pod's machine: its supervisor, its pages, its loop. `vanish` is a machine that is gone."""
 
-    def __init__(self, site: Site, name: str, host_port: int) -> None:
+    def __init__(self, site: Site, name: str, host_port: int, silent_s: float) -> None:
         self.site, self.name, self.port = site, name, find_port()
         self.start_s = 0.0
         self.supervisor = Supervisor()
@@ -43,7 +46,7 @@ class Machine:
             self.find_model,
             self.build_service,
             host_port=host_port,
-            silent_s=SILENT_S,
+            silent_s=silent_s,
         )
         self._running: asyncio.Task[None] | None = None
 
@@ -84,8 +87,10 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 @contextlib.asynccontextmanager
-async def open_machines(site: Site, host_port: int) -> AsyncIterator[tuple[Machine, Machine]]:
-    blue, green = (Machine(site, name, host_port) for name in ("blue", "green"))
+async def open_machines(
+    site: Site, host_port: int, silent_s: float = PATIENT_S
+) -> AsyncIterator[tuple[Machine, Machine]]:
+    blue, green = (Machine(site, name, host_port, silent_s) for name in ("blue", "green"))
     try:
         yield blue, green
     finally:
@@ -130,7 +135,7 @@ async def test_of_two_pods_that_claim_the_same_model_at_once_one_keeps_it(site: 
 
 async def test_a_free_pod_takes_over_from_one_that_is_gone_and_not_from_one_that_starts(site: Site) -> None:
     host_port = find_port()
-    async with open_machines(site, host_port) as (blue, green):
+    async with open_machines(site, host_port, SILENT_S) as (blue, green):
         blue.start_s = 3 * SILENT_S
         views = {"/status": lambda: asdict(blue.pod.view())}
         # Of blue's machine: both have one address.
@@ -164,7 +169,7 @@ async def test_a_pod_that_is_started_again_goes_on_with_what_its_address_is_regi
         await site.wait_for_stable(first)
         await blue.pause()
         await blue.supervisor.stop()
-        again = Machine(site, "blue again", blue.pod._host_port)
+        again = Machine(site, "blue again", blue.pod._host_port, PATIENT_S)
         again.port = blue.port
         again.pod._url = f"http://127.0.0.1:{blue.port}"
         again.start()
