@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trainer.model.frozen_linear import FrozenLinear
+
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -154,7 +156,12 @@ class Adapters:
 
     @contextmanager
     def training_base(self) -> Iterator[dict[str, nn.Parameter]]:
-        """Train the base's own weights, adapters off; yields them by name, the only ones that take gradients."""
+        """Train the base's own weights, adapters off; yields them by name, the only ones that take gradients.
+
+        Raises ValueError where products' weights are held in bfloat16: a step would be lost in their rounding.
+        """
+        if any(isinstance(module, FrozenLinear) for module in self.peft.modules()):
+            raise ValueError("the base's weights are held in bfloat16: load the model with dtype float32 to train them")
         self._activate(None)
         parameters = {n: p for n, p in self.peft.named_parameters() if "lora_" not in n}
         for parameter in parameters.values():

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trainer.model.adapters import Adapters
+from trainer.model.frozen_linear import hold_in_bfloat16
 from trainer.model.lm_head import read_scaling
 from trainer.model.loading import load_causal_lm
 from trainer.model.presets import PRESETS, budget_beside_engine, fits_one_device, plan_memory, resolve_preset
@@ -53,8 +54,8 @@ def choose_device(asked: str) -> torch.device:
 
 
 def choose_dtypes(asked: str, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
-    """(dtype of the weights, dtype of products): bfloat16 for both on a GPU; on a CPU weights stay float32, since autocast
-    over them is faster there than bfloat16 weights."""
+    """(dtype of the weights, dtype of products): bfloat16 for both on a GPU; on a CPU weights are loaded in float32, since
+    what layers add up is slower there in bfloat16 (frozen_linear holds those of products in bfloat16 where that is exact)."""
     if asked == "auto":
         asked = "bfloat16" if device.type == "cuda" or has_fast_bf16() else "float32"
     compute = torch.bfloat16 if asked == "bfloat16" else torch.float32
@@ -100,6 +101,8 @@ class Backbone:
         self.pad_id = int(turn_ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
         self.transcriber = Transcriber(tokenizer, turn_ends, self.max_tokens)
         silence_dropout(model)
+        if self.dtype == torch.bfloat16 and self.preset != "fsdp":  # whose shards are of one dtype
+            hold_in_bfloat16(model)
         rank = settings.lora_rank or values.lora_rank
         self.adapters = Adapters(
             model,

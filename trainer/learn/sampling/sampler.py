@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from trainer.learn.isolation import NotFinite
 from trainer.text.pairs import Answer, Pair, Prompt
@@ -109,6 +110,21 @@ def fit_limit(prompt_ids: Sequence[int], max_tokens: int, context: int) -> int:
     return max(1, min(max_tokens, context - len(prompt_ids)))
 
 
+class NarrowCache(DynamicCache):
+    """Keys and values in the dtype that attention computes in: autocast would round all of them at every token."""
+
+    def __init__(self, config: Any, dtype: torch.dtype) -> None:
+        super().__init__(config=config)
+        self._dtype = dtype
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """As the base class says."""
+        kept: tuple[Tensor, Tensor] = super().update(
+            key_states.to(self._dtype), value_states.to(self._dtype), *args, **kwargs
+        )
+        return kept
+
+
 class LocalSampler:
     """Samples with the trainer's own copy of the model, in batches with a key-value cache."""
 
@@ -161,7 +177,7 @@ class LocalSampler:
         """n rows for each prompt, left-padded: token ids, turn end included, and their log-probabilities."""
         backbone = self._backbone
         step, mask = self._pad_left(prompts)
-        output = self._forward(step, mask, None)
+        output = self._forward(step, mask, NarrowCache(backbone.causal_lm.config, backbone.dtype))
         cache, mask = output.past_key_values, mask.repeat_interleave(n, 0)
         if n > 1:
             cache.batch_repeat_interleave(n)
