@@ -33,10 +33,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def publish_directory(written: Path, path: Path) -> None:
-    """Give a directory of files its name. Raises OSError if there is one that is not empty."""
-    for file in written.iterdir():
-        fsync(file)
-    fsync(written)
+    """Give a directory, and all that is under it, its name. Raises OSError if there is one that is not empty."""
+    for each in (*written.rglob("*"), written):
+        fsync(each)
     written.rename(path)
     fsync(path.parent)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from feedback.checkpoint_store.remote_files import TEMPORARY
 from feedback.checkpoint_store.store import CheckpointStore, Stored, name_blob
-from feedback.durable import fsync
+from feedback.durable import publish_directory
 from feedback.errors import ManifestError, UnknownCheckpoint
 from feedback.manifest import (
     CHECKPOINT_ID,
@@ -57,9 +57,7 @@ def fetch_checkpoint(
     for file, expected in stored.manifest.files.items():
         _fetch_file(store, partial / file, file, expected, count)
     _write_statement(partial, stored)
-    _fsync_folders(partial)
-    partial.rename(final)
-    fsync(root)
+    publish_directory(partial, final)
     return final
 
 
@@ -154,9 +152,3 @@ def _write_statement(partial: Path, stored: Stored) -> None:
     for name, data in ((SIGNATURE, stored.signature), (MANIFEST, stored.data)):
         if data is not None:
             (partial / name).write_bytes(data)
-            fsync(partial / name)
-
-
-def _fsync_folders(directory: Path) -> None:
-    for path in (*(each for each in directory.rglob("*") if each.is_dir()), directory):
-        fsync(path)

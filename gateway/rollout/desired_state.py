@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection
 
+from feedback.durable import publish_directory
 from feedback.manifest import SIGNATURE, Manifest, write_manifest
 from gateway.engines.deployment import ServingView
 from gateway.rollout.pure import machine
@@ -141,5 +142,5 @@ def copy_checkpoint(stable: CheckpointRow, manifest: Manifest) -> Path:
     final, partial = source.parent / manifest.id, source.parent / f".{manifest.id}.partial"
     shutil.copytree(source, partial, ignore=shutil.ignore_patterns(SIGNATURE))
     write_manifest(partial, manifest)
-    partial.rename(final)
+    publish_directory(partial, final)
     return final

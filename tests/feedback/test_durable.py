@@ -39,8 +39,8 @@ def test_content_is_durable_before_the_name_and_the_name_on_return(
     assert seen == [("final.part", False), (tmp_path.name, True)]
     final.unlink()
     seen.clear()
-    (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "file").write_bytes(b"1")
+    (tmp_path / "made" / "part").mkdir(parents=True)
+    (tmp_path / "made" / "part" / "file").write_bytes(b"1")
     publish_directory(tmp_path / "made", final)
-    assert seen == [("file", False), ("made", False), (tmp_path.name, True)]
-    assert (final / "file").read_bytes() == b"1"
+    assert seen == [("part", False), ("file", False), ("made", False), (tmp_path.name, True)]
+    assert (final / "part" / "file").read_bytes() == b"1"
