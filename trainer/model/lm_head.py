@@ -1,6 +1,7 @@
-"""From hidden states to log-probabilities of tokens, a part of the vocabulary's rows at a time.
+"""From hidden states to log-probabilities of tokens, some tokens at a time: logits are never held for a whole batch.
 
-Logits are never held for a whole batch: they are computed in chunks, and computed again in the backward pass.
+A frozen head's backward pass needs no logits: what each token's log-probability gives its hidden state is known in the forward
+pass. Only where the head itself is trained are they computed again.
 """
 
 from __future__ import annotations
@@ -60,6 +61,39 @@ class TargetLogprob(torch.autograd.Function):
         return made.scatter_add_(-1, targets[:, None], gradient[:, None]), None
 
 
+class FrozenHeadLogprob(torch.autograd.Function):
+    """log p(target), (tokens,), of hidden states (tokens, width) under a head that takes no gradient.
+
+    d log p(target) / d hidden = ([token is the target] - p(token)) x slope of the scaling x W: (tokens, width), kept in place of
+    the logits. Large tensors are changed in place, and no more often than is needed.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, head: Any, scaling: Scaling, temperature: float, rows: int
+    ) -> Tensor:
+        scored, directions = [], []
+        for part, expected in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
+            scaled = scaling.apply(head(part).float())
+            logits = scaled / temperature if temperature != 1 else scaled
+            total = torch.logsumexp(logits, -1)
+            scored.append(logits.gather(-1, expected[:, None]).squeeze(-1) - total)
+            away = (logits - total[:, None]).exp_()
+            away.scatter_add_(-1, expected[:, None], torch.full_like(away[:, :1], -1.0))
+            if scaling.cap is not None:
+                away.mul_(1 - (scaled / scaling.cap).square_())
+            directions.append(away.to(head.weight.dtype) @ head.weight)
+        ctx.save_for_backward(torch.cat(directions))
+        ctx.factor, ctx.dtype = -scaling.factor / temperature, hidden.dtype
+        return torch.cat(scored)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        """Of hidden: gradient * direction."""
+        (direction,) = ctx.saved_tensors
+        return (gradients[0][:, None] * ctx.factor * direction).to(ctx.dtype), None, None, None, None, None
+
+
 def head_logprobs(
     head: Any, scaling: Scaling, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, logits_mb: int = 128
 ) -> Tensor:
@@ -75,6 +109,9 @@ def head_logprobs(
 
     rows = max(1, (logits_mb << 20) // (BYTES_PER_LOGIT * int(head.weight.shape[0])))
     is_training = torch.is_grad_enabled()
+    if is_training and len(hidden) and not any(each.requires_grad for each in head.parameters()):
+        made: Tensor = FrozenHeadLogprob.apply(hidden, targets, head, scaling, temperature, rows)  # type: ignore[no-untyped-call]
+        return made
     scored = [
         checkpoint(score, part, expected, use_reentrant=False, preserve_rng_state=False)
         if is_training

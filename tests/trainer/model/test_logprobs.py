@@ -73,17 +73,20 @@ def test_prompt_logprobs_agree_with_scores() -> None:
     )
 
 
+@pytest.mark.parametrize("is_trained", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("scaling", [Scaling(), Scaling(factor=0.25), Scaling(cap=3.0), Scaling(2.0, 5.0)])
-def test_chunks_have_the_value_and_gradients_of_full_logits(scaling: Scaling, temperature: float) -> None:
+def test_chunks_have_the_value_and_gradients_of_full_logits(
+    scaling: Scaling, temperature: float, is_trained: bool
+) -> None:
     torch.manual_seed(0)
-    head = torch.nn.Linear(16, 20_000)
+    head = torch.nn.Linear(16, 20_000).requires_grad_(is_trained)
     hidden = torch.randn(7, 16, requires_grad=True)
     targets = torch.randint(0, 20_000, (7,))
     weights = torch.randn(7)
     logits = scaling.apply(head(hidden)) / temperature
     full = torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
-    inputs = (hidden, head.weight, head.bias)
+    inputs = (hidden, head.weight, head.bias) if is_trained else (hidden,)
     expected = torch.autograd.grad((full * weights).sum(), inputs)
     chunked = head_logprobs(head, scaling, hidden, targets, temperature=temperature, logits_mb=1)  # 2 rows at a time
     torch.testing.assert_close(chunked, full, atol=1e-5, rtol=1e-5)
@@ -91,9 +94,10 @@ def test_chunks_have_the_value_and_gradients_of_full_logits(scaling: Scaling, te
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_a_large_vocabulary_is_added_up_without_losing_digits() -> None:
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_large_vocabulary_is_added_up_without_losing_digits(is_trained: bool) -> None:
     torch.manual_seed(0)
-    head = torch.nn.Linear(16, 49_152, bias=False)
+    head = torch.nn.Linear(16, 49_152, bias=False).requires_grad_(is_trained)
     torch.nn.init.normal_(head.weight, std=0.75)  # logits of 3 by deviation, as a model's
     hidden = torch.randn(148, 16, requires_grad=True)
     targets = torch.randint(0, 49_152, (148,))
@@ -108,7 +112,10 @@ def test_a_large_vocabulary_is_added_up_without_losing_digits() -> None:
     torch.testing.assert_close(found.double(), expected, atol=5e-6, rtol=0)
 
 
-def test_only_a_chunk_of_logits_is_held_and_none_is_kept_for_the_backward_pass() -> None:
+@pytest.mark.parametrize(("is_trained", "num_passes"), [(True, 2), (False, 1)])
+def test_only_a_chunk_of_logits_is_held_and_none_is_kept_for_the_backward_pass(
+    is_trained: bool, num_passes: int
+) -> None:
     largest: list[int] = []
 
     class Head(torch.nn.Linear):
@@ -117,7 +124,7 @@ def test_only_a_chunk_of_logits_is_held_and_none_is_kept_for_the_backward_pass()
             largest.append(logits.numel())
             return logits
 
-    head = Head(8, 10_000, bias=False)
+    head = Head(8, 10_000, bias=False).requires_grad_(is_trained)
     hidden = torch.randn(64, 8, requires_grad=True)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
@@ -125,7 +132,7 @@ def test_only_a_chunk_of_logits_is_held_and_none_is_kept_for_the_backward_pass()
     assert max(kept, default=0) < 10_000
     scored.sum().backward()
     assert max(largest) * 18 <= 1 << 20
-    assert sum(largest) == 2 * 64 * 10_000  # forward, and once more in the backward pass
+    assert sum(largest) == num_passes * 64 * 10_000  # a head that is trained computes them again in the backward pass
 
 
 SIZES: dict[str, Any] = {
