@@ -7,7 +7,6 @@ goes on where it stopped. Only one process may fetch into a directory at a time.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,8 +129,6 @@ def _fetch_file(store: CheckpointStore, path: Path, name: str, expected: str, co
             for block in read_checked(store, name, expected):
                 file.write(block)
                 count(len(block))
-            file.flush()
-            os.fsync(file.fileno())
     except ManifestError:
         path.unlink()
         raise

@@ -39,6 +39,12 @@ def read_scaling(config: Any) -> Scaling:
     return Scaling(factor, None if cap is None else float(cap))
 
 
+def compute_logits(head: Any, scaling: Scaling, hidden: Tensor, temperature: float) -> Tensor:
+    """(tokens, vocabulary) float32 of hidden states (tokens, width), scaled and over the temperature."""
+    logits = scaling.apply(head(hidden).float())
+    return logits / temperature if temperature != 1 else logits
+
+
 class TargetLogprob(torch.autograd.Function):
     """log softmax(logits)[target], (tokens,), of logits (tokens, vocabulary) and targets (tokens,).
 
@@ -74,14 +80,13 @@ class FrozenHeadLogprob(torch.autograd.Function):
     ) -> Tensor:
         scored, directions = [], []
         for part, expected in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
-            scaled = scaling.apply(head(part).float())
-            logits = scaled / temperature if temperature != 1 else scaled
+            logits = compute_logits(head, scaling, part, temperature)
             total = torch.logsumexp(logits, -1)
             scored.append(logits.gather(-1, expected[:, None]).squeeze(-1) - total)
             away = (logits - total[:, None]).exp_()
             away.scatter_add_(-1, expected[:, None], torch.full_like(away[:, :1], -1.0))
             if scaling.cap is not None:
-                away.mul_(1 - (scaled / scaling.cap).square_())
+                away.mul_(1 - (logits * (temperature / scaling.cap)).square_())
             directions.append(away.to(head.weight.dtype) @ head.weight)
         ctx.save_for_backward(torch.cat(directions))
         ctx.factor, ctx.dtype = -scaling.factor / temperature, hidden.dtype
@@ -103,8 +108,7 @@ def head_logprobs(
     """
 
     def score(part: Tensor, expected: Tensor) -> Tensor:
-        logits = scaling.apply(head(part).float())
-        scored: Tensor = TargetLogprob.apply(logits / temperature if temperature != 1 else logits, expected)  # type: ignore[no-untyped-call]
+        scored: Tensor = TargetLogprob.apply(compute_logits(head, scaling, part, temperature), expected)  # type: ignore[no-untyped-call]
         return scored
 
     rows = max(1, (logits_mb << 20) // (BYTES_PER_LOGIT * int(head.weight.shape[0])))

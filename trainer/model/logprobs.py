@@ -1,6 +1,6 @@
 """Log-probabilities of answers: the lm_head runs on answer tokens alone, in chunks that fit a given memory.
 
-Promises that no more than `logits_mb` of logits exist at a time, also in the backward pass, which computes them again.
+Promises that no more than `logits_mb` of logits exist at a time, also in the backward pass.
 Softcapping and scaling are applied as the model's configuration says. Memory of hidden states is not covered.
 """
 

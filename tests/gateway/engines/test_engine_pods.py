@@ -25,9 +25,7 @@ from prefloop.servers.ports import find_port
 from prefloop.supervisor import Service, Supervisor
 
 SILENT_S = 1.0  # of the test that a pod vanishes in
-PATIENT_S = (
-    60.0  # of the others: their machines show no pages while an engine starts, which takes what a busy machine takes
-)
+PATIENT_S = 60.0  # of the others, whose machines show no pages while an engine starts
 
 
 class Machine:

@@ -73,7 +73,7 @@ def test_a_layer_computes_in_its_inputs_dtype_or_in_autocasts() -> None:
         assert torch.equal(*slopes)
 
 
-def test_a_model_that_was_stored_in_bfloat16_gives_the_same_numbers_in_half_the_memory(
+def test_a_model_that_was_stored_in_bfloat16_gives_the_same_numbers(
     stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = load(stored)
