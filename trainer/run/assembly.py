@@ -1,6 +1,7 @@
 """The learning functions over one real backbone: what `Training` asks for, and what the reward keeper is given.
 
-Imports torch. Puts the parts together: round_training.py trains, judging.py judges, and both sample by one sampler.
+Imports torch. Puts the parts together: training.py trains, judging.py judges; both sample by the engines, rounds by the trainer
+itself where `sampling.rounds_by` says so.
 """
 
 from __future__ import annotations
@@ -58,11 +59,13 @@ class Learning:
         self._settings, self._backbone, self.reward = settings, backbone, reward
         self._pacer = make_pacer(section.sampling, section.gateway_url, on_pace)
         self._engine = self._make_engine(self._pacer)
-        sampler = self._make_sampler()
+        local = LocalSampler(backbone, section.sampling.local_tokens)
+        sampler = self._prefer_engine(local)
+        for_rounds = local if section.sampling.rounds_by == "trainer" else sampler
         checkers = make_checkers(section.rewards.checkers)
         rewards = RoundRewards(section, backbone, database, checkers, self.list_frozen_prompts, reject)
         references = References(settings.references_dir, base_digest)
-        self._rounds = RoundTraining(settings, backbone, reward, rewards, references, sampler, reject)
+        self._rounds = RoundTraining(settings, backbone, reward, rewards, references, for_rounds, reject)
         self._judging = Judging(
             settings,
             backbone,
@@ -129,9 +132,8 @@ class Learning:
             return None
         return EngineSampler(self._backbone, section, self._settings.state_dir / "sampling", pacer)
 
-    def _make_sampler(self) -> Sampler:
+    def _prefer_engine(self, local: Sampler) -> Sampler:
         section = self._settings.trainer.sampling
-        local = LocalSampler(self._backbone, section.local_tokens)
         return PreferredSampler(self._engine, local, section.retry_after_s) if self._engine else local
 
     def make_probe(self) -> Probe:

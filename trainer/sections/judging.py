@@ -13,6 +13,11 @@ class SamplingSection(BaseModel):
     engines: list[HttpUrl] = Field(
         default=[], description="Engines that sample for the trainer at low priority; none: the trainer samples itself."
     )
+    rounds_by: Literal["engines", "trainer"] = Field(
+        default="engines",
+        description="Who samples what a round learns from (PPO, labelled pairs): the engines, or the `trainer` itself, which on"
+        " a few CPU cores is several times as fast. Checkpoints are judged by the engines' answers either way.",
+    )
     max_in_flight: int = Field(default=16, ge=1, description="Most answers that all engines sample for it at a time.")
     min_in_flight: int = Field(
         default=2, ge=1, description="Answers at a time that are left to it however long people wait."

@@ -41,7 +41,7 @@ def make_bench(directory: Path, seed: int, max_answer_ratio: float = 2.0, **samp
         "snapshot_every_steps": 1,
         "reward": {"update_every_preferences": 16, "head_steps": 2},
         "ppo": {**PPO, "max_tokens": 4, "max_approximate_kl": 1.0, "max_answer_ratio": max_answer_ratio},
-        "gate": {"max_prompts": 2, "max_samples": 4, "max_tokens": 4},
+        "gate": {"max_prompts": 2, "max_train_prompts": 2, "max_samples": 4, "max_tokens": 4},
         "sampling": {"pace_every_s": 0.05, "retry_after_s": 0.0, **sampling},
     }
     return RealWorkbench(TrainerSettings(state_dir=directory, base_model=str(directory / "base"), trainer=trainer))
@@ -144,3 +144,16 @@ def test_a_trainer_that_is_killed_leaves_nothing_on_the_engine_once_it_is_back(
         assert engine.loaded == {}
         assert not list((bench.settings.state_dir / "sampling").glob("t-*"))
         bench.writer.close()
+
+
+def test_a_trainer_that_samples_rounds_itself_asks_the_engine_for_the_gate_alone(
+    tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(tmp_path, 0, engines=[engine.url], rounds_by="trainer")
+    asked: list[int] = []
+    monkeypatch.setattr(
+        round, "reach", lambda point: asked.append(len(engine.asked)) if point == "round.trained" else None
+    )
+    bench.play("ppo")
+    assert asked == [0]
+    assert engine.asked
