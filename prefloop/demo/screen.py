@@ -89,7 +89,10 @@ def summarise_rounds(trainer: Status) -> str:
     training = get_section(trainer, "round")
     new, every = trainer.get("new_since_round", 0), trainer.get("round_every") or 0
     if training.get("state") in BUSY:
-        now = f"; round {training.get('number', '?')} {training['state']} {training.get('progress') or 0.0:.0%}"
+        far = f"{training.get('progress') or 0.0:.0%}"
+        if training["state"] == "preparing" and training.get("reason"):  # its parts have no share that is done
+            far = f"({training['reason']})"
+        now = f"; round {training.get('number', '?')} {training['state']} {far}"
     elif training.get("state") == "learning":
         now = f"; the reward model catches up {training.get('progress') or 0.0:.0%}"
     else:

@@ -144,6 +144,15 @@ def test_without_a_terminal_there_is_a_line_now_and_then():
     assert console.file.getvalue() == format_line(STATUS) + "\n"
     assert "requests 512" in format_line(STATUS)
     assert "; round 2 training 50%" in format_line(STATUS)
+    labelling = {
+        "state": "preparing",
+        "number": 2,
+        "progress": 0.0,
+        "reason": "the reward model labels answers to 9 prompts",
+    }
+    assert "; round 2 preparing (the reward model labels answers to 9 prompts) |" in format_line(
+        {"trainer": {"round": labelling}}
+    )
     assert "rounds none yet; 30/120 preferences to the next" in format_line(
         {"trainer": {"round": {"state": "waiting"}, "new_since_round": 30, "round_every": 120}}
     )
