@@ -56,6 +56,9 @@ def parse_arguments() -> argparse.Namespace:
         "--smollm", type=Path, default=ROOT / "state" / "models" / "smollm2", help="SmolLM2's directory"
     )
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--only", nargs="+", metavar="MODEL", help="models by name, tiny or smollm for instance; all if unset"
+    )
     parser.add_argument("--trl", default="trl", help="requirement to install, trl==1.16.0 for instance")
     return parser.parse_args()
 
@@ -245,8 +248,13 @@ def main() -> None:
     sizes = Sizes(repeats, 64, 32) if arguments.quick else Sizes(repeats, 10_000, 256)
     python = install_trl(FOLDER, arguments.trl)
     subjects = list_subjects(FOLDER, arguments.smollm.resolve(), arguments.device, arguments.quick)
+    names = [subject.name for subject in subjects]
+    if unknown := set(arguments.only or []) - set(names):
+        raise SystemExit(f"bench.trainer: no model {', '.join(sorted(unknown))} here (known: {', '.join(names)})")
     figures: dict[str, Any] = {}
     for subject in subjects:
+        if arguments.only and subject.name not in arguments.only:
+            continue
         is_first = subject is subjects[0]
         with tempfile.TemporaryDirectory() as folder:
             field = Field(subject, python, arguments, Path(folder))
