@@ -16,7 +16,7 @@ class SamplingSection(BaseModel):
     rounds_by: Literal["engines", "trainer"] = Field(
         default="engines",
         description="Who samples what a round learns from (PPO, labelled pairs): the engines, or the `trainer` itself, which on"
-        " a few CPU cores is several times as fast. Checkpoints are judged by the engines' answers either way.",
+        " a few CPU cores was three times as fast beside people. Checkpoints are judged by the engines' answers either way.",
     )
     max_in_flight: int = Field(default=16, ge=1, description="Most answers that all engines sample for it at a time.")
     min_in_flight: int = Field(
