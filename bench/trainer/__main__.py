@@ -100,13 +100,15 @@ class Field:
             env["HF_DATASETS_CACHE"] = str(self._folder / "datasets")
             self._workers[side] = Worker(ours if side.startswith("ours") else peer, env, ROOT)
         answer = self._workers[side].ask(task, **{**self._asked, **arguments})
-        seconds = answer.get(self.seconds, 0.0)
-        print(f"{self.subject.name}: {side}: {task}: {seconds:.1f} s", file=sys.stderr, flush=True)
+        spent = f"{answer.get(self.seconds, 0.0):.1f} s, {answer.get('rss_mb', 0.0):.0f} MiB"
+        print(f"{self.subject.name}: {side}: {task}: {spent}", file=sys.stderr, flush=True)
         return answer
 
     def close(self) -> None:
+        """End all processes: those of one measurement keep gigabytes, and the next one starts its own."""
         for worker in self._workers.values():
             worker.close()
+        self._workers.clear()
 
 
 def take_turns(repeats: int, sides: dict[str, Callable[[int], dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
@@ -209,7 +211,9 @@ def measure(field: Field, sizes: Sizes, folder: Path, *, with_small: bool) -> di
     """All figures of one model."""
     subject, seconds = field.subject, field.seconds
     rounds = measure_rounds(field, sizes.repeats)
+    field.close()
     rewards = measure_rewards(field, sizes.repeats)
+    field.close()
     rows = make_rows(subject.num_pairs, subject.sizes, subject.vocabulary, 0)
     tokens = sum(2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
     once = tokens - sum(len(row["prompt_ids"]) for row in rows)
