@@ -173,15 +173,15 @@ _DEMO: dict[str, Any] = {
     "ppo": {"iterations": 8, "max_tokens": 48, "kl_coefficient": 0.3},
 }
 # 135M parameters on two cores: a round of 160 pairs takes about ten minutes. At the default nll_weight it went four times as far
-# from the base for the same win rate (docs/log.md). Beside people the engine gave the trainer 24 tokens a second, the trainer's own
-# copy some 75; the gate's few answers at a time took it 10 minutes.
+# from the base for the same win rate (docs/log.md). Beside people the engine gave the trainer 30 tokens a second, the trainer's own
+# copy some 105.
 _DEMO_SMOLLM2: dict[str, Any] = {
     "round_every_preferences": 160,
     "round_every_minutes": 0.0,
     "register_every_s": 5.0,
     "reward": {"update_every_preferences": 32},
     "dpo": {"lr": 3e-4, "epochs": 2, "max_new_pairs": 200, "nll_weight": 2.0},
-    "sampling": {"rounds_by": "trainer", "min_in_flight": 8},
+    "sampling": {"rounds_by": "trainer"},
     "ppo": {"iterations": 6, "prompts_per_iteration": 16, "epochs": 2, "max_tokens": 120},
     "gate": {
         "sets": ["assistant"],
