@@ -100,7 +100,8 @@ class Field:
             env["HF_DATASETS_CACHE"] = str(self._folder / "datasets")
             self._workers[side] = Worker(ours if side.startswith("ours") else peer, env, ROOT)
         answer = self._workers[side].ask(task, **{**self._asked, **arguments})
-        spent = f"{answer.get(self.seconds, 0.0):.1f} s, {answer.get('rss_mb', 0.0):.0f} MiB"
+        held = f", {answer['rss_mb']:.0f} MiB" if "rss_mb" in answer else ""
+        spent = f"{answer.get(self.seconds, 0.0):.1f} s{held}"
         print(f"{self.subject.name}: {side}: {task}: {spent}", file=sys.stderr, flush=True)
         return answer
 
