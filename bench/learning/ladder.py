@@ -252,8 +252,8 @@ def main() -> None:
     backbone = Backbone.load(policy, ModelSection(), seed=arguments.seed)
     stage = Stage(backbone, world, kept, SamplingParameters(temperature=0.7, top_p=1.0, max_tokens=48))
     given = vars(arguments)
-    dpo = OUR_DPO | {name: given[name] for name in ("epochs", "max_steps", "labelled_share", "beta")}
-    manner = Manner((), shares=CLEVER, dpo=dpo, reward=FREQUENT, restart_every=arguments.restart_every)
+    dpo = OUR_DPO | {name: given[name] for name in ("epochs", "max_steps", "labelled_share", "beta", "restart_every")}
+    manner = Manner((), shares=CLEVER, dpo=dpo, reward=FREQUENT)
     state = Climb(stage, arguments.seed, arguments.noise, manner, is_shuffled=arguments.shuffled)
     log: list[dict[str, Any]] = []
     summary = climb(state, arguments.choices, arguments.every, arguments.choices // 2 if arguments.drift else None, log)

@@ -36,8 +36,7 @@ from trainer.text.rejected import log_rejected
 class Manner:
     """How a policy learns. grid: choices after which there is a round, made by `update`: dpo, ppo or third.
 
-    A DPO round begins from the base, on all rows, after every restart_every rounds that were kept. dpo, reward and ppo: settings
-    that are not the product's defaults; third: of ThirdSettings.
+    dpo, reward and ppo: settings that are not the product's defaults; third: of ThirdSettings.
     """
 
     grid: tuple[int, ...]
@@ -47,7 +46,6 @@ class Manner:
     ppo: dict[str, Any] = field(default_factory=dict)
     third: dict[str, Any] = field(default_factory=dict)
     update: str = "dpo"
-    restart_every: int = 4
     weighs_people: bool = True
 
     def resolve(self) -> dict[str, Any]:
@@ -146,10 +144,10 @@ class Learner:
 
     def _run_dpo(self) -> dict[str, float]:
         """On what is new and what is replayed."""
-        is_restart = self._was_restart = is_restart_due(
-            self._since_restart, self.manner.restart_every, has_chain_failed=self._has_chain_failed
-        )
         section = DpoSection(**self.manner.dpo)
+        is_restart = self._was_restart = is_restart_due(
+            section, self._since_restart, len(self.pairs), has_chain_failed=self._has_chain_failed
+        )
         rows = self._draw_rows(section, is_restart)
         backbone = self.stage.backbone
         labelled = label_pairs(

@@ -21,7 +21,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Workbench]:
-    trainer = {"round_every_preferences": 40, "round_every_minutes": 0, "reward": {"update_every_preferences": 16}}
+    trainer = {
+        "round_every_preferences": 40, "round_every_minutes": 0, "reward": {"update_every_preferences": 16},
+        "dpo": {"restart_min_rows": 0},
+    }  # fmt: skip
     built = Workbench(TrainerSettings(state_dir=tmp_path, trainer=trainer))
     yield built
     built.writer.close()

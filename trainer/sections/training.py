@@ -91,6 +91,11 @@ class DpoSection(BaseModel):
         description="Start from the base on a full replay every so many published rounds, and after one that went on from stable"
         " and was stopped; 0 means never.",
     )
+    restart_min_rows: int = Field(
+        default=500,
+        ge=0,
+        description="Pairs that must be there for such a start: one round on fewer does not make again what many made.",
+    )
 
     @model_validator(mode="after")
     def refuse_contradictions(self) -> Self:

@@ -67,10 +67,11 @@ class Planner:
             found = self._read_pool(connection, kind, taught)
             last_signal = signal_queries.find_last_signal(connection)
             asked = self._draw_prompts(connection, section.ppo.num_asked) if kind == "ppo" else []
-        restart_every = section.dpo.restart_every if kind == "dpo" else 0
-        is_restart = from_base or is_restart_due(
-            past.published_since_restart, restart_every, has_chain_failed=past.has_chain_failed
+        num_available = len(found.new) + len(found.old)
+        is_due = kind == "dpo" and is_restart_due(
+            section.dpo, past.published_since_restart, num_available, has_chain_failed=past.has_chain_failed
         )
+        is_restart = from_base or is_due
         drawn = Draw([row.event_id for row in asked], [], 0) if kind == "ppo" else self._draw(opened, found, is_restart)
         plan = Plan(
             number=opened.number,
@@ -83,7 +84,7 @@ class Planner:
             replayed=drawn.replayed,
             weights=[],
             num_left=drawn.num_left,
-            num_available=len(found.new) + len(found.old),
+            num_available=num_available,
             watermark=found.watermark,
             last_preference_id=found.last_id,
             reward_version=reward_version,

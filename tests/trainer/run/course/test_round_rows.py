@@ -119,6 +119,21 @@ def test_after_a_stopped_round_the_next_begins_from_the_base_and_then_from_stabl
     assert set(plans[2].replayed) == set(plans[0].event_ids)  # what the chain knew is learnt again
 
 
+def test_a_chain_of_few_rows_goes_on_from_stable_until_there_are_enough(bench: Workbench) -> None:
+    bench.settings.trainer.dpo.restart_every = 1
+    bench.settings.trainer.dpo.restart_min_rows = 100
+    learner = bench.start()
+    for _ in range(4):
+        bench.send(40)
+        learner.step()
+        promote_newest(bench)
+        bench.writer.run(forget_left).result()
+    plans = [task.plan for task in bench.tasks]
+    enough = [plan.num_available >= 100 for plan in plans]
+    assert not enough[1] and enough[-1]
+    assert [plan.start == "base" for plan in plans[1:]] == enough[1:]
+
+
 def test_a_restart_after_rejected_rounds_learns_all_that_none_of_them_left(bench: Workbench) -> None:
     bench.settings.trainer.dpo.max_new_pairs = 30
     bench.verdict = Judged(ok=False, reason="no")

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from trainer.run.publish.registry import ServingState
 from trainer.run.rounds import NewPreferences
 from trainer.run.rows.schedule import Due, Situation, estimate_seconds_left, explain_round, explain_wait, is_restart_due
+from trainer.sections.training import DpoSection
 from trainer.settings import TrainerSection
 
 SECTION = TrainerSection(round_every_preferences=40, round_every_minutes=60, round_min_preferences=10)
@@ -66,14 +67,22 @@ def test_a_round_waits_for_trials_and_for_a_stable_checkpoint_that_is_here() -> 
     assert explain_wait(nobody, None, False, may_overlap=True) == "the gateway has no stable checkpoint yet"
 
 
+FOUR, NEVER = DpoSection(restart_every=4, restart_min_rows=500), DpoSection(restart_every=0)
+
+
 def test_a_restart_is_due_after_so_many_published_rounds_and_never_with_zero() -> None:
-    assert [is_restart_due(n, 4) for n in (3, 4, 5)] == [False, True, True]
-    assert not is_restart_due(100, 0)
+    assert [is_restart_due(FOUR, n, 500) for n in (3, 4, 5)] == [False, True, True]
+    assert not is_restart_due(NEVER, 100, 10_000)
 
 
 def test_a_restart_is_due_after_a_round_that_went_on_from_stable_and_was_stopped() -> None:
-    assert is_restart_due(0, 4, has_chain_failed=True)
-    assert not is_restart_due(0, 0, has_chain_failed=True)
+    assert is_restart_due(FOUR, 0, 500, has_chain_failed=True)
+    assert not is_restart_due(NEVER, 0, 10_000, has_chain_failed=True)
+
+
+def test_few_rows_are_no_ground_for_a_restart() -> None:
+    assert not is_restart_due(FOUR, 100, 499)
+    assert not is_restart_due(FOUR, 0, 499, has_chain_failed=True)
 
 
 def test_seconds_left_follow_the_pace_since_the_phase_was_taken_up() -> None:
