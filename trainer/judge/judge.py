@@ -19,7 +19,7 @@ from trainer.judge.measures import Asked, Checkers, Example, Figure, Figures, Sc
 from trainer.judge.parts import compare_rewards
 from trainer.learn.isolation import NotFinite
 from trainer.learn.rewards.rewards import Rewards
-from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters
+from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters, hear_part, ignore_share
 from trainer.sections.judging import GateSection
 from trainer.sections.training import RoundKind
 from trainer.text.pairs import Answer, Prompt
@@ -74,8 +74,10 @@ def judge_checkpoint(
     answers: dict[str, list[Sampled]] = {}
     try:
         for number, adapter in enumerate(("policy", "stable")):
-            progress(0.35 * number, f"sampling {n * len(asked)} answers of {adapter}")
-            answers[adapter] = measures.sample_answers(sampler, asked, adapter, parameters, n, seed)
+            show = _say(progress, f"sampling {n * len(asked)} answers of {adapter}")
+            show(0.35 * number)
+            hear = hear_part(show, 0.35 * number, 0.35)
+            answers[adapter] = measures.sample_answers(sampler, asked, adapter, parameters, n, seed, hear)
         drawn = _draw_for_kl(sampler, asked, answers["policy"], parameters, seed)
     except NotFinite as error:
         return Verdict(False, str(error))
@@ -118,11 +120,12 @@ def measure_rung(
     kl: float = 0.0,
     checkers: Checkers | None = None,
     seed: int = 0,
+    hear: Callable[[float], None] = ignore_share,
 ) -> Rung | None:
     """Where adapter `policy` stands on the ladder: beside the base, which answers as checkpoint 0 does. One answer a prompt.
 
     checkpoint, first: their ids. scorers: "reward" and "auditor", of which the last decides who wins. kl: to the base, nats an
-    answer. None where there is nothing to ask.
+    answer. hear: of the answers of either. None where there is nothing to ask.
     """
     checkers = checkers or {}
     frozen = keep_usable(backbone, frozen, parameters.max_tokens, checkers)
@@ -130,7 +133,9 @@ def measure_rung(
     asked = [each for each in measures.list_asked(frozen.rows, heldout) if each.kind != "bias"]
     if not asked:
         return None
-    new, old = (measures.sample_answers(sampler, asked, adapter, parameters, 1, seed) for adapter in ("policy", None))
+    new, old = (
+        measures.sample_answers(sampler, asked, adapter, parameters, 1, seed, hear) for adapter in ("policy", None)
+    )
     rows = measures.compare_answers(asked, new, old, HarmScreen([]), checkers, settings.min_slice_prompts)
     wished = [i for i, each in enumerate(asked) if each.kind != "redteam"]
     texts = [[sampled[i].answer.text for i in wished] for sampled in (new, old)]
@@ -153,6 +158,10 @@ def measure_rung(
         kl,
         {name: find_gain(new, old) for name, (new, old) in scores.items()},
     )
+
+
+def _say(progress: Callable[[float, str], None], step: str) -> Callable[[float], None]:
+    return lambda share: progress(share, step)
 
 
 def _draw_for_kl(

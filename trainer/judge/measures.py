@@ -15,7 +15,14 @@ from feedback.refusals import refuses
 from trainer.judge import frozen
 from trainer.judge.answers import HarmScreen, is_copied, is_looping, is_short
 from trainer.judge.frozen import FrozenRow
-from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters, SamplingRequest
+from trainer.learn.sampling.sampler import (
+    Sampled,
+    Sampler,
+    SamplingParameters,
+    SamplingRequest,
+    hear_part,
+    ignore_share,
+)
 from trainer.math.intervals import Estimate, estimate_mean, estimate_over_draws
 from trainer.text.messages import flatten_content
 from trainer.text.pairs import Prompt
@@ -128,9 +135,15 @@ def list_asked(rows: Sequence[FrozenRow], heldout: Sequence[Prompt]) -> list[Ask
 
 
 def sample_answers(
-    sampler: Sampler, asked: Sequence[Asked], adapter: str | None, parameters: SamplingParameters, n: int, seed: int
+    sampler: Sampler,
+    asked: Sequence[Asked],
+    adapter: str | None,
+    parameters: SamplingParameters,
+    n: int,
+    seed: int,
+    hear: Callable[[float], None] = ignore_share,
 ) -> list[Sampled]:
-    """n answers to each prompt, prompt by prompt. A frozen row may allow fewer tokens than the app does."""
+    """n answers to each prompt, prompt by prompt. A frozen row may allow fewer tokens than the app does. hear: of all of them."""
     by_limit: dict[int, list[int]] = {}
     for i, each in enumerate(asked):
         limit = min(parameters.max_tokens, (each.row and each.row.max_tokens) or parameters.max_tokens)
@@ -138,7 +151,9 @@ def sample_answers(
     answers: list[list[Sampled]] = [[] for _ in asked]
     for limit, places in sorted(by_limit.items()):
         limited = replace(parameters, max_tokens=limit)
-        sampled = sampler.sample(SamplingRequest([asked[i].prompt for i in places], adapter, n, limited, seed + limit))
+        part = hear_part(hear, sum(map(bool, answers)) / len(asked), len(places) / len(asked))
+        prompts = [asked[i].prompt for i in places]
+        sampled = sampler.sample(SamplingRequest(prompts, adapter, n, limited, seed + limit, part))
         for i, mine in zip(places, sampled, strict=True):
             answers[i] = mine
     return [each for mine in answers for each in mine]

@@ -20,7 +20,7 @@ from feedback.outages import describe_error
 from trainer.learn.reward.prequential import Prequential
 from trainer.learn.reward.version_gate import judge_version, read_figures
 from trainer.learn.rewards.rewards import Rewards, Sample
-from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters, SamplingRequest
+from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters, SamplingRequest, ignore_share
 from trainer.math.asking import choose_telling
 from trainer.math.choices import win_probabilities
 from trainer.sections.training import DpoSection
@@ -88,13 +88,14 @@ def make_labelled(
     round_number: int,
     seed: int,
     reject: Reject,
+    hear: Callable[[float], None] = ignore_share,
 ) -> Labelled:
     """Up to num pairs, at most one a prompt, in the order of the prompts. adapter: the policy whose answers are paired.
 
-    Weights are the labels' probabilities. Raises what sampler and draw raise.
+    Weights are the labels' probabilities. hear: of the answers, as SamplingRequest says. Raises what sampler and draw raise.
     """
     usable = backbone.transcriber.list_usable(prompts, PART, reject)
-    asked = SamplingRequest([row.prompt for row in usable], adapter, section.labelled_samples, parameters, seed)
+    asked = SamplingRequest([row.prompt for row in usable], adapter, section.labelled_samples, parameters, seed, hear)
     sampled = sampler.sample(asked)
     candidates = [_tell_apart(backbone, row, answers) for row, answers in zip(usable, sampled, strict=True)]
     differing = [(row, samples) for row, samples in zip(usable, candidates, strict=True) if len(samples) > 1]

@@ -23,7 +23,7 @@ from trainer.learn.ppo.samples import PpoSamples
 from trainer.learn.ppo.step import PpoStep, Row
 from trainer.learn.ppo.value import ADAPTER, start_value
 from trainer.learn.rewards.rewards import Rewards
-from trainer.learn.sampling.sampler import EngineFailed, Sampler, SamplingParameters
+from trainer.learn.sampling.sampler import EngineFailed, Sampler, SamplingParameters, ignore_share
 from trainer.learn.steps import plan_steps
 from trainer.learn.training import (
     Figures,
@@ -70,14 +70,16 @@ def run_ppo(
     seed: int = 0,
     snapshots: Snapshots | None = None,
     progress: Progress = ignore_progress,
+    hear: Callable[[float], None] = ignore_share,
     reject: Reject = log_rejected,
 ) -> dict[str, float]:
     """Train adapter "policy" from where it stands, and "value" beside it.
 
     rewards: anchored. reference: the adapter that KL is to, None for the base; references: log-probabilities of tokens that take
     its place. value: as start_value makes it, of a reward model; from nothing if None. snapshots: their directory holds the
-    experience under way, too. With section.reference_ema adapter "stable" is overwritten. reject: of prompts that cannot be
-    encoded; an answer that fails is left out and counted, as what a person chose on its prompt is worth learning all the same.
+    experience under way, too. hear: of an iteration's answers, while they are waited for. With section.reference_ema adapter
+    "stable" is overwritten. reject: of prompts that cannot be encoded; an answer that fails is left out and counted, as what a
+    person chose on its prompt is worth learning all the same.
     Returns figures of the last iteration, with reward_first and kl_first of the first one. Raises NothingToTrainOn if no answer
     could be learnt from.
     """
@@ -113,7 +115,7 @@ def run_ppo(
         section=section,
         head=head,
         maker=maker,
-        samples=PpoSamples(sampler, usable, section, drawn, seed=seed, blame=blame),
+        samples=PpoSamples(sampler, usable, section, drawn, seed=seed, blame=blame, hear=hear),
         loop=Loop(make_groups(backbone, section, head), make_schedule(section), eps=1e-5, clip=section.max_grad_norm),
         temperature=drawn.temperature,
         seed=seed,

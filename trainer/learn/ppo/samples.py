@@ -10,7 +10,15 @@ import logging
 from collections.abc import Callable, Sequence
 
 from trainer.learn.isolation import NotFinite, run_isolated
-from trainer.learn.sampling.sampler import EngineFailed, Sampled, Sampler, Samples, SamplingParameters, SamplingRequest
+from trainer.learn.sampling.sampler import (
+    EngineFailed,
+    Sampled,
+    Sampler,
+    Samples,
+    SamplingParameters,
+    SamplingRequest,
+    ignore_share,
+)
 from trainer.learn.steps import plan_steps
 from trainer.math.seeds import derive_seed
 from trainer.sections.training import PpoSection
@@ -31,9 +39,10 @@ class PpoSamples:
         *,
         seed: int,
         blame: Callable[[str, Exception], None],
+        hear: Callable[[float], None] = ignore_share,
     ) -> None:
         self._sampler, self._section, self._parameters = sampler, section, parameters
-        self._seed, self._blame = seed, blame
+        self._seed, self._blame, self._hear = seed, blame, hear
         self._begun: tuple[int, Callable[[], Samples]] | None = None
         drawn = plan_steps(
             [row.event_id for row in rows],
@@ -86,4 +95,5 @@ class PpoSamples:
 
     def _make_request(self, iteration: int, rows: Sequence[PromptRow]) -> SamplingRequest:
         prompts, n = [row.prompt for row in rows], self._section.samples_per_prompt
-        return SamplingRequest(prompts, "policy", n, self._parameters, derive_seed(self._seed, "ppo", iteration))
+        seed = derive_seed(self._seed, "ppo", iteration)
+        return SamplingRequest(prompts, "policy", n, self._parameters, seed, self._hear)

@@ -15,6 +15,8 @@ from trainer.learn.sampling.engine_client import Engine
 
 Choice = dict[str, Any]
 
+HEARD_EVERY_S = 0.5  # while somebody waits
+
 
 class GivenUp(Exception):
     """The samples are not needed any more."""
@@ -78,6 +80,7 @@ class Fetch:
         self._choose_limit, self._look_every_s, self._on_end = choose_limit, look_every_s, on_end
         self._slots = Slots(choose_limit())
         self._choices: list[list[Choice]] = []
+        self._num_answered = 0
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, args=(num_threads,), name="sampling", daemon=True)
         self._thread.start()
@@ -87,9 +90,18 @@ class Fetch:
         """Whether it has not ended yet."""
         return self._thread.is_alive()
 
-    def wait(self) -> list[list[Choice]]:
-        """The choices, body by body. Raises EngineFailed if an engine failed, GivenUp after `give_up`."""
-        self._thread.join()
+    def wait(self, hear: Callable[[float], None]) -> list[list[Choice]]:
+        """The choices, body by body. hear: told the share of bodies that are answered; what it raises gives up the others.
+
+        Raises EngineFailed if an engine failed, GivenUp after `give_up`.
+        """
+        while self._thread.is_alive():
+            try:
+                hear(self._num_answered / max(1, len(self._bodies)))
+            except BaseException:
+                self.give_up()
+                raise
+            self._thread.join(HEARD_EVERY_S)
         if self._failure is not None:
             raise self._failure
         return self._choices
@@ -118,6 +130,7 @@ class Fetch:
             done, left = wait(left, self._look_every_s, FIRST_EXCEPTION)
             for future in done:
                 future.result()
+            self._num_answered += len(done)
             self._slots.set_limit(self._choose_limit())
         return [future.result() for future in futures]
 

@@ -92,7 +92,7 @@ class EngineSampler:
             on_end=end,
         )
         self._fetches = [*[each for each in self._fetches if each.is_running], fetch]
-        return lambda: [[self._read(choice, parameters) for choice in choices] for choices in fetch.wait()]
+        return lambda: [[self._read(choice, parameters) for choice in choices] for choices in fetch.wait(request.hear)]
 
     def tidy(self) -> None:
         """Give up what is under way, and unload what nobody needs; where an engine is away, again after a while.

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trainer.learn.sampling")
 
+HEARD_EVERY = 8  # tokens of a batch that is sampled here
+
 
 class EngineFailed(Exception):
     """An engine is away, or answered with something else than samples; the message says which and what.
@@ -53,15 +55,28 @@ class SamplingParameters:
     max_tokens: int
 
 
+def ignore_share(share: float) -> None:
+    """Where nobody wants to know how far sampling is."""
+
+
+def hear_part(hear: Callable[[float], None], before: float, part: float) -> Callable[[float], None]:
+    """Hears of a sampling that is a part of another, some of which has been done before."""
+    return lambda share: hear(before + part * share)
+
+
 @dataclass(frozen=True)
 class SamplingRequest:
-    """n answers to each prompt. adapter: one of the backbone's, None for the base."""
+    """n answers to each prompt. adapter: one of the backbone's, None for the base.
+
+    hear: told now and then, by whoever waits, what share of the answers is there; what it raises ends the sampling.
+    """
 
     prompts: Sequence[Prompt]
     adapter: str | None
     n: int
     parameters: SamplingParameters
     seed: int
+    hear: Callable[[float], None] = ignore_share
 
 
 Samples = list[list[Sampled]]
@@ -144,7 +159,8 @@ class LocalSampler:
         with backbone.adapters.inferring(request.adapter), backbone.autocast():
             for chosen in self._plan([len(ids) for ids in encoded], n, max_tokens):
                 limits = [fit_limit(encoded[i], max_tokens, backbone.max_tokens) for i in chosen]
-                rows = self._generate([encoded[i] for i in chosen], n, max(limits), parameters, generator)
+                hear = hear_part(request.hear, sum(map(bool, sampled)) / len(encoded), len(chosen) / len(encoded))
+                rows = self._generate([encoded[i] for i in chosen], n, max(limits), parameters, generator, hear)
                 for place, i in enumerate(chosen):
                     for ids, logprobs in rows[place * n : (place + 1) * n]:
                         sampled[i].append(self._make(ids[: limits[place]], logprobs[: limits[place]], parameters))
@@ -173,6 +189,7 @@ class LocalSampler:
         max_tokens: int,
         parameters: SamplingParameters,
         generator: torch.Generator,
+        hear: Callable[[float], None],
     ) -> list[tuple[list[int], list[float]]]:
         """n rows for each prompt, left-padded: token ids, turn end included, and their log-probabilities."""
         backbone = self._backbone
@@ -185,6 +202,8 @@ class LocalSampler:
         rows: list[tuple[list[int], list[float]]] = [([], []) for _ in range(len(mask))]
         alive = torch.arange(len(mask), device=backbone.device)  # the row that each line of the cache belongs to
         for position in range(max_tokens):
+            if position % HEARD_EVERY == 0:
+                hear(position / max_tokens)
             chosen, logprobs = draw_tokens(logits, parameters.temperature, parameters.top_p, generator)
             for row, token, logprob in zip(alive.tolist(), chosen.tolist(), logprobs.tolist(), strict=True):
                 rows[row][0].append(token)

@@ -35,6 +35,7 @@ log = logging.getLogger("trainer.run.learner")
 
 RECENT_PAIRS = 200  # the newest pairs, which say how apps have their answers sampled
 LADDER_PROMPTS = 32  # held-out prompts that a rung asks, the newest, beside the frozen rows
+BESIDE_FIRST = "asking it beside checkpoint 0"
 
 
 class Asking(TypedDict):
@@ -122,8 +123,8 @@ class Judging:
         )
         rung = None
         if verdict.ok and section.gate.ladder:
-            show(1.0, "asking it beside checkpoint 0")
-            rung = self._measure_rung(auditor, frozen, asking, verdict.figures.get("kl_base", 0.0))
+            show(1.0, BESIDE_FIRST)
+            rung = self._measure_rung(auditor, frozen, asking, verdict.figures.get("kl_base", 0.0), show)
         samples = [
             {"prompt": each.question, "before": each.stable, "after": each.candidate} for each in verdict.examples
         ]
@@ -137,7 +138,7 @@ class Judging:
         )
 
     def _measure_rung(
-        self, auditor: Auditor | None, frozen: FrozenSets, asking: Asking, kl: float
+        self, auditor: Auditor | None, frozen: FrozenSets, asking: Asking, kl: float, show: Show
     ) -> dict[str, Any] | None:
         """Where the policy stands beside checkpoint 0; closing names both. None, logged, where it cannot be said."""
         fewer: Asking = {**asking, "heldout": asking["heldout"][-LADDER_PROMPTS:]}
@@ -152,6 +153,7 @@ class Judging:
                 checkpoint="",
                 first="",
                 kl=kl,
+                hear=lambda share: show(1.0, BESIDE_FIRST),
             )
         except Exception as error:  # a checkpoint that passed is published for all that
             log.warning("the ladder has no rung of this round: %s", describe_error(error))

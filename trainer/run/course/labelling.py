@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,11 +33,12 @@ def label_answers(
     task: Task,
     parameters: SamplingParameters,
     reject: Reject,
+    hear: Callable[[float], None],
 ) -> Labelled:
     """Answers of adapter "policy", as it stands, to the task's prompts, paired and labelled by the version in use.
 
-    None, with the reason, where that fails for whatever a prompt or answer can do: the round has people's choices. Raises
-    errors of the database.
+    hear: of the answers. None, with the reason, where that fails for whatever a prompt or answer can do: the round has people's
+    choices. Raises errors of the database.
     """
     plan = task.plan
     section = DpoSection.model_validate(plan.settings["dpo"])
@@ -56,6 +58,7 @@ def label_answers(
             round_number=plan.number,
             seed=plan.seed,
             reject=reject,
+            hear=hear,
         )
     except (SQLAlchemyError, FeedbackError):
         raise

@@ -56,5 +56,6 @@ def train_ppo(
         seed=plan.seed,
         snapshots=snapshots,
         progress=task.progress,
+        hear=lambda share: task.check_stopping(),
         reject=reject,
     )

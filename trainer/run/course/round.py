@@ -28,7 +28,7 @@ from trainer.run.course.closing import Closer
 from trainer.run.course.files import RoundFiles
 from trainer.run.course.nodes import NodesMissing
 from trainer.run.course.planner import Planner, describe_plan
-from trainer.run.course.task import Judged, Rows, Task, Training, list_pairs
+from trainer.run.course.task import Judged, RoundAborted, Rows, Task, Training, list_pairs
 from trainer.run.intake.quarantine import Quarantine
 from trainer.run.publish.checkpoints import Published
 from trainer.run.publish.publisher import Publisher, Trained
@@ -44,10 +44,6 @@ from trainer.settings import TrainerSettings
 log = logging.getLogger("trainer.run.learner")
 
 DATABASE_ERRORS = (DatabaseError, SQLAlchemyError)
-
-
-class RoundAborted(Exception):
-    """The process is stopping: the round goes on at the next start."""
 
 
 class RoundRunner:
@@ -144,7 +140,7 @@ class RoundRunner:
         """A new plan, durable by now, with its rows; or why there is none."""
         with (
             self._time(files, "preparing"),
-            self._requests.taking(RoundAborted, *DATABASE_ERRORS) as request,
+            self._requests.taking(*DATABASE_ERRORS) as request,
         ):
             if refused := self._refresh_reward(opened):
                 return Ending(reason=refused)
@@ -232,6 +228,7 @@ class RoundRunner:
             snapshots=files.snapshots,
             progress=progress,
             prompts=self._planner.load_prompts(plan) if plan.prompts else (),
+            check_stopping=self.check_stopping,
         )
 
     def _label(self, task: Task, files: RoundFiles) -> Task:
@@ -242,7 +239,7 @@ class RoundRunner:
         if labelled is None:
             self._reporter.show_phase("preparing", f"the reward model labels answers to {len(task.prompts)} prompts")
             with self._time(files, "labelling"), self._keeper.holding(task.plan.reward_version):
-                labelled = self._training.label(task)
+                labelled = self._training.label(task, self._show_share)
             self._quarantine.flush()
             files.write_labelled(labelled)
             log.info(
@@ -283,7 +280,7 @@ class RoundRunner:
         if judged is None:
             self._reporter.show_phase("evaluating", f"beside {task.plan.parent}")
             with self._time(files, "judging"), self._keeper.holding(task.plan.reward_version):
-                judged = self._training.judge(task, self._show_judging)
+                judged = self._training.judge(task, self._show_share)
             judged = msgspec.structs.replace(judged, figures=rounds.keep_finite(judged.figures))
             self._quarantine.flush()
             files.write_verdict(judged)
@@ -306,7 +303,7 @@ class RoundRunner:
         reach("round.published")
         return published.manifest.id
 
-    def _show_judging(self, share: float, step: str) -> None:
+    def _show_share(self, share: float, step: str) -> None:
         self.check_stopping()
         self._reporter.show_share(share, step)
 

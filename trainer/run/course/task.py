@@ -41,13 +41,21 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     rung: dict[str, Any] | None = None
 
 
+class RoundAborted(BaseException):
+    """The process is stopping: the round goes on at the next start.
+
+    No Exception, as asyncio's CancelledError is none: nothing that makes good a failed answer, row or step takes it for one.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One round's training and judging.
 
     rows: as the plan orders them, each with its weight; fewer than planned if some cannot be read. parent and reference:
     directories of checkpoints, reference None for the base. snapshots: where training keeps its state, and goes on from.
-    prompts: those that the reward model is to label answers to.
+    prompts: those that the reward model is to label answers to. check_stopping raises RoundAborted once the process is to stop;
+    progress does, too.
     """
 
     plan: Plan
@@ -57,6 +65,7 @@ class Task:
     snapshots: Path
     progress: Progress
     prompts: Sequence[PromptRow] = ()
+    check_stopping: Callable[[], None] = lambda: None
 
 
 def list_pairs(task: Task) -> list[Pair]:
@@ -70,9 +79,10 @@ class Training:
 
     reset makes adapter "policy" answer as the base does; save and load are of that adapter. weigh is of a round's rows.
     train moves the policy from where the plan says and returns metrics; killed and called again it gives the same. judge
-    holds it beside the parent; show(share, what it does) may be called meanwhile. list_frozen_prompts names what must not be
+    holds it beside the parent. list_frozen_prompts names what must not be
     trained on (judge/frozen.digest_prompt); list_foreseen gives (event id, whether it was foreseen) of recent choices. label
-    samples answers of the policy that the task begins from, and pairs them by the reward model. tidy leaves nothing on the engines
+    samples answers of the policy that the task begins from, and pairs them by the reward model. Both call show(share, what they do)
+    meanwhile, "" for what was said before; it may raise RoundAborted. tidy leaves nothing on the engines
     that no sampling needs; called while none is waited for.
     """
 
@@ -85,5 +95,5 @@ class Training:
     has_something_to_learn: Callable[[], tuple[bool, str]]
     list_frozen_prompts: Callable[[], frozenset[str]] = frozenset
     list_foreseen: Callable[[], list[tuple[str, bool]]] = list
-    label: Callable[[Task], Labelled] = lambda task: Labelled(reason="nothing here can label")
+    label: Callable[[Task, Show], Labelled] = lambda task, show: Labelled(reason="nothing here can label")
     tidy: Callable[[], None] = lambda: None

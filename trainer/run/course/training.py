@@ -26,7 +26,7 @@ from trainer.run.course.labelling import label_answers
 from trainer.run.course.nodes import Nodes
 from trainer.run.course.ppo_training import train_ppo
 from trainer.run.course.rewards import RoundRewards
-from trainer.run.course.task import Task, list_pairs
+from trainer.run.course.task import Show, Task, list_pairs
 from trainer.run.course.workers import train_in_processes
 from trainer.sections.training import DpoSection, SftSection
 from trainer.settings import TrainerSettings
@@ -91,12 +91,15 @@ class RoundTraining:
         else:
             adapters.load("policy", task.parent if plan.start == "stable" else task.reference or task.parent)
 
-    def label(self, task: Task) -> Labelled:
+    def label(self, task: Task, show: Show) -> Labelled:
         """Pairs of fresh answers of the policy that the task begins from, labelled by the reward model."""
         self._begin_policy(task)
         parameters = choose_parameters(list_pairs(task), **task.plan.settings["sampling"])
         rewards = self._rewards.make(ScoredOnce(self._reward))
-        return label_answers(self._backbone, self._sampler, self._reward, rewards, task, parameters, self._reject)
+        return label_answers(
+            self._backbone, self._sampler, self._reward, rewards, task, parameters, self._reject,
+            hear=lambda share: show(share, ""),
+        )  # fmt: skip
 
     def _make_references(self, reference: Path | None) -> Callable[..., torch.Tensor]:
         """Log-probabilities under the reference, from the cache as far as they are there."""

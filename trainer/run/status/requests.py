@@ -37,7 +37,7 @@ class RoundRequests:
 
     @contextmanager
     def taking(self, *open_after: type[Exception]) -> Iterator[RoundRequest | None]:
-        """What is asked for, which is done with afterwards; not after one of these errors: what it was taken for is tried again."""
+        """What is asked for, which is done with afterwards; not after one of these errors, nor a stop: it is tried again."""
         taken = self.look()
         try:
             yield taken

@@ -307,6 +307,46 @@ def test_the_local_sampler_has_sampled_before_begin_returns(backbone: Backbone) 
     )
 
 
+class Stop(BaseException):
+    """As a trainer that is to stop raises it."""
+
+
+def test_the_local_sampler_says_how_far_it_is_and_may_be_stopped(backbone: Backbone) -> None:
+    heard: list[float] = []
+    sampler = LocalSampler(backbone, max_batch_tokens=1)  # a batch a prompt
+    sampler.sample(SamplingRequest(PROMPTS, "policy", **HOW, hear=heard.append))
+    assert heard == sorted(heard) and heard[0] == 0 and heard[-1] < 1
+    assert {1 / 3, 2 / 3} <= {round(share * 3) / 3 for share in heard}
+
+    def stop(share: float) -> None:
+        if share > 0.5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        sampler.sample(SamplingRequest(PROMPTS, "policy", **HOW, hear=stop))
+
+
+def test_whoever_waits_for_an_engine_hears_how_far_it_is_and_may_give_up(
+    backbone: Backbone, engine: FakeEngine, tmp_path: Path
+) -> None:
+    heard: list[float] = []
+
+    def hear(share: float) -> None:
+        heard.append(share)
+        if len(heard) == 2:
+            raise Stop
+
+    sampler = make_sampler(backbone, engine, tmp_path, cap=1)
+    with pytest.raises(Stop):
+        sampler.sample(SamplingRequest(PROMPTS * 2000, "policy", **HOW, hear=hear))
+    assert heard[0] < heard[1] < 1
+    until = time.monotonic() + 10
+    while sampler._fetches[0].is_running and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(engine.asked) < 6000
+    assert (engine.loaded, list(tmp_path.iterdir())) == ({}, [])
+
+
 def test_what_nobody_waits_for_is_given_up_and_leaves_nothing(
     backbone: Backbone, engine: FakeEngine, tmp_path: Path
 ) -> None:

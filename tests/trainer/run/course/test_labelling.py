@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,13 +13,14 @@ from feedback import inbox
 from feedback.errors import DatabaseError
 from tests.trainer.workbench import Killed, Workbench, kill_at
 from trainer.judge.frozen import digest_prompt
-from trainer.learn.isolation import NotFinite
+from trainer.learn.isolation import NotFinite, run_isolated
 from trainer.learn.reward.prequential import Foreseen, Prequential
 from trainer.learn.rewards.rewards import Rewards
-from trainer.learn.sampling.sampler import Samples, SamplingParameters, SamplingRequest
+from trainer.learn.sampling.sampler import Samples, SamplingParameters, SamplingRequest, ignore_share
+from trainer.run import rounds
 from trainer.run.course.files import RoundFiles
 from trainer.run.course.labelling import label_answers
-from trainer.run.course.task import Task
+from trainer.run.course.task import RoundAborted, Show, Task
 from trainer.run.publish import lineage
 from trainer.run.rows import pool
 from trainer.run.rows.plan import count_labelled
@@ -143,7 +145,7 @@ def test_labelling_that_fails_gives_none_and_says_why_but_for_the_database(bench
     def label(error: Exception) -> Labelled:
         sampler: Any = FailingSampler(error)
         return label_answers(
-            backbone, sampler, reward, Rewards([]), task, SamplingParameters(1.0, 1.0, 8), log_rejected
+            backbone, sampler, reward, Rewards([]), task, SamplingParameters(1.0, 1.0, 8), log_rejected, ignore_share
         )
 
     failed = label(NotFinite("no probabilities"))
@@ -151,6 +153,38 @@ def test_labelling_that_fails_gives_none_and_says_why_but_for_the_database(bench
     assert failed.reason == "labelling failed: NotFinite: no probabilities"
     with pytest.raises(DatabaseError):
         label(DatabaseError("gone"))
+
+
+def test_a_stop_while_answers_are_waited_for_is_no_failure_and_no_attempt(bench: Workbench) -> None:
+    bench.send(40)
+    learner = bench.start()
+    real = learner._runner._training
+
+    def label(task: Task, show: Show) -> Labelled:
+        bench.stopping.set()
+        show(0.25, "")
+        raise AssertionError("it went on")
+
+    learner._runner._training = replace(real, label=label)
+    with pytest.raises(RoundAborted):
+        bench.run_all(learner)
+    assert bench.board.read().round.progress == 0
+    bench.stopping.clear()
+    with bench.database.connect() as connection:
+        assert rounds.find_open_round(connection).attempts == 0  # type: ignore[union-attr]
+    bench.run_all(bench.start())
+    assert bench.finished()[0]["metrics"]["num_labelled"] == 17
+
+
+def test_a_stop_is_taken_for_no_failure_of_a_row_or_an_answer() -> None:
+    def stop(*_: object) -> None:
+        raise RoundAborted
+
+    def blame(row: object, error: Exception) -> None:
+        raise AssertionError(f"{row} was blamed")
+
+    with pytest.raises(RoundAborted):
+        run_isolated(["a", "b"], stop, blame)
 
 
 def test_frozen_prompts_are_not_sampled_on(bench: Workbench) -> None:

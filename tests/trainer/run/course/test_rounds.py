@@ -14,8 +14,7 @@ from feedback.manifest import read_manifest
 from tests.trainer.workbench import Killed
 from trainer.run import rounds
 from trainer.run.course.files import RoundFiles
-from trainer.run.course.round import RoundAborted
-from trainer.run.course.task import Judged
+from trainer.run.course.task import Judged, RoundAborted
 from trainer.run.reward.keeper import updates
 from trainer.run.rows import rows
 from trainer.run.status.metrics import Curves
