@@ -50,10 +50,15 @@ class Label:
 
 
 def explain_distrust(version: int, record: Prequential, min_accuracy: float) -> str:
-    """Why the reward model may not label, "" if it may. version: the one in use; record: what it foresaw."""
+    """Why the reward model may not label, "" if it may. version: the one in use; record: what it foresaw.
+
+    Choices between answers that a model picked count, too: what is labelled are such pairs, and where most questions are picked
+    hardly any other choice is left to go by.
+    """
     if not version:
         return "the reward model has learnt nothing yet"
-    right, total = record.count
+    decisive = [row for row in record.everything if row.is_decisive]
+    right, total = sum(row.is_right for row in decisive), len(decisive)
     if total < LEAST_FORESEEN:
         return f"the reward model has foreseen {total} choices, and {LEAST_FORESEEN} are needed to know how good it is"
     if right / total < min_accuracy:

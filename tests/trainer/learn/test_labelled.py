@@ -138,6 +138,12 @@ def test_a_reward_model_that_foresees_too_little_labels_nothing() -> None:
     )
 
 
+def test_choices_between_picked_answers_say_whether_picked_pairs_may_be_labelled() -> None:
+    picked = [replace(row, event_id=f"picked-{row.event_id}", may_judge=False) for row in make_record(45, 15).rows]
+    assert explain_distrust(3, Prequential(rows=[*make_record(5, 2).rows, *picked]), 0.6) == ""
+    assert "foresaw 48%" in explain_distrust(3, Prequential(rows=[*make_record(1, 40).rows, *picked[:55]]), 0.6)
+
+
 def test_a_sampled_answer_keeps_the_ids_it_was_sampled_with(backbone: Backbone) -> None:
     from trainer.learn.sampling.sampler import LocalSampler
 
