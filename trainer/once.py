@@ -14,10 +14,10 @@ from feedback.database import wait_for_database
 from feedback.errors import DatabaseError
 from feedback.outages import describe_error
 from feedback.schema import migrate_url
+from trainer.learn.isolation import RoundAborted
 from trainer.parts import TEMPORARY, Parts, build_learner, load_base
 from trainer.process import is_base_ready
 from trainer.run import rounds
-from trainer.run.course.task import RoundAborted
 from trainer.run.intake.clusters import place_undecided
 from trainer.run.intake.consumer import consume_all
 from trainer.run.learner import Learner

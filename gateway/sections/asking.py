@@ -17,7 +17,7 @@ class AskingSection(BaseModel):
         default=0.1,
         gt=0,
         le=1,
-        description="Share whose two answers are picked at random: it alone judges what is learnt.",
+        description="Share whose two answers are picked at random: it alone judges checkpoints and reward models.",
     )
     informative: float | None = Field(
         default=None,

@@ -78,7 +78,8 @@ def judge_checkpoint(
             show(0.35 * number)
             hear = hear_part(show, 0.35 * number, 0.35)
             answers[adapter] = measures.sample_answers(sampler, asked, adapter, parameters, n, seed, hear)
-        drawn = _draw_for_kl(sampler, asked, answers["policy"], parameters, seed)
+        show = _say(progress, "sampling answers from all tokens")
+        drawn = _draw_for_kl(sampler, asked, answers["policy"], parameters, seed, lambda share: show(0.7))
     except NotFinite as error:
         return Verdict(False, str(error))
     progress(0.7, "measuring them")
@@ -165,7 +166,12 @@ def _say(progress: Callable[[float, str], None], step: str) -> Callable[[float],
 
 
 def _draw_for_kl(
-    sampler: Sampler, asked: Sequence[Asked], answers: Sequence[Sampled], parameters: SamplingParameters, seed: int
+    sampler: Sampler,
+    asked: Sequence[Asked],
+    answers: Sequence[Sampled],
+    parameters: SamplingParameters,
+    seed: int,
+    hear: Callable[[float], None],
 ) -> Sequence[Sampled]:
     """One answer of the policy a prompt, drawn from all tokens: more say no more, and take their time.
 
@@ -174,7 +180,7 @@ def _draw_for_kl(
     """
     if parameters.top_p >= 1:
         return answers[:: len(answers) // len(asked)]
-    return measures.sample_answers(sampler, asked, "policy", replace(parameters, top_p=1.0), 1, seed)
+    return measures.sample_answers(sampler, asked, "policy", replace(parameters, top_p=1.0), 1, seed, hear)
 
 
 def _compare_texts(backbone: Backbone, frozen: FrozenSets, settings: GateSection, temperature: float) -> list[Figure]:

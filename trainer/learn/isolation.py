@@ -15,6 +15,13 @@ from feedback.errors import FeedbackError
 T = TypeVar("T")
 
 
+class RoundAborted(BaseException):
+    """The process is stopping: the round goes on at the next start.
+
+    No Exception, as asyncio's CancelledError is none: nothing that makes good a failed answer, row or step takes it for one.
+    """
+
+
 class NotFinite(ValueError):
     """A loss, gradient or score is infinite or no number."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,13 +57,14 @@ def explain_distrust(version: int, record: Prequential, min_accuracy: float) -> 
     """
     if not version:
         return "the reward model has learnt nothing yet"
-    decisive = [row for row in record.everything if row.is_decisive]
-    right, total = sum(row.is_right for row in decisive), len(decisive)
+    everything = [replace(row, may_judge=True) for row in record.everything]
+    counted = Prequential(max(1, len(everything)), everything)
+    right, total = counted.count
     if total < LEAST_FORESEEN:
         return f"the reward model has foreseen {total} choices, and {LEAST_FORESEEN} are needed to know how good it is"
     if right / total < min_accuracy:
         return f"the reward model foresaw {right / total:.0%} of the last {total} choices, below {min_accuracy:.0%}"
-    return "; ".join(judge_version(read_figures(record)).failures)
+    return "; ".join(judge_version(read_figures(counted)).failures)
 
 
 def label_candidates(draws: Tensor, z: int, log_nu: float) -> Label:

@@ -15,14 +15,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
 from feedback.errors import FeedbackError
-from trainer.learn.isolation import NotFinite, run_isolated
+from trainer.learn.isolation import NotFinite, RoundAborted, run_isolated
 from trainer.learn.loop import Loop, Part, Snapshots, deal_parts
 from trainer.model.sharding import count_processes
 
 T = TypeVar("T")
 Figures = dict[str, float]
 Progress = Callable[[float, Figures], None]
-"""Called after each step with the share done and the step's figures; may raise to stop the run."""
+"""Called after each step with the share done and the step's figures; may raise RoundAborted to stop the run."""
 
 TAIL_SHARE = 0.25  # of the last epoch's steps: what a run ended with
 RATES = {"tiny": 1e-3, "small": 2e-4, "gpu": 2e-5, "fsdp": 2e-5}  # peak learning rates of the policy by model preset
@@ -92,7 +92,7 @@ def report_step(loop: Loop, snapshots: Snapshots | None, progress: Progress, sha
     """Tell how far the run is; if that stops it, nothing of it is lost."""
     try:
         progress(share, figures)
-    except Exception:
+    except (Exception, RoundAborted):
         if snapshots is not None:
             snapshots.save(loop)
         raise

@@ -15,11 +15,12 @@ import sqlalchemy as sa
 
 from feedback.database import Writer
 from feedback.outages import describe_error, log_failure
+from trainer.learn.isolation import RoundAborted
 from trainer.model.memory import release_memory
 from trainer.run import rounds
 from trainer.run.course.closing import Closer
 from trainer.run.course.round import RoundRunner
-from trainer.run.course.task import RoundAborted, Training
+from trainer.run.course.task import Training
 from trainer.run.intake.quarantine import Quarantine
 from trainer.run.publish.checkpoints import Published
 from trainer.run.publish.publisher import Publisher, Trained

@@ -94,7 +94,8 @@ class DpoSection(BaseModel):
     restart_min_rows: int = Field(
         default=500,
         ge=0,
-        description="Pairs that must be there for such a start: one round on fewer does not make again what many made.",
+        description="Pairs that must be there to start from the base after so many rounds: one round on fewer does not make again what"
+        " many made.",
     )
 
     @model_validator(mode="after")

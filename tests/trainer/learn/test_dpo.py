@@ -15,7 +15,7 @@ from tests.trainer.learn.pairs import GRUFF, KIND, encode_all, make_kind_pairs, 
 from tests.trainer.tiny import build_tiny_backbone, encode
 from trainer.learn.dpo import MOVED_NATS, NothingToTrainOn, run_dpo
 from trainer.learn.dpo_step import DpoStep, Preference
-from trainer.learn.isolation import NotFinite
+from trainer.learn.isolation import NotFinite, RoundAborted
 from trainer.learn.loop import Snapshots
 from trainer.model.backbone import Backbone
 from trainer.model.logprobs import score_answers
@@ -251,15 +251,12 @@ def test_a_round_killed_at_any_step_ends_in_the_same_bits_and_figures(tmp_path: 
 
 
 def test_a_round_that_is_stopped_between_snapshots_loses_no_step(tmp_path: Path) -> None:
-    class Stopped(Exception):
-        pass
-
     def stop(share: float, _: dict[str, float]) -> None:
         if share > 0.6:
-            raise Stopped
+            raise RoundAborted
 
     backbone, snapshots = build_tiny_backbone(), Snapshots(tmp_path, 100)
-    with pytest.raises(Stopped):
+    with pytest.raises(RoundAborted):
         run(backbone, make_kind_pairs(16), snapshots=snapshots, progress=stop)
     shares: list[float] = []
     run(backbone, make_kind_pairs(16), snapshots=snapshots, progress=lambda share, _: shares.append(share))

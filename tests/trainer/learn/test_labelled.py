@@ -144,6 +144,12 @@ def test_choices_between_picked_answers_say_whether_picked_pairs_may_be_labelled
     assert "foresaw 48%" in explain_distrust(3, Prequential(rows=[*make_record(1, 40).rows, *picked[:55]]), 0.6)
 
 
+def test_a_reward_model_whose_chances_are_off_labels_nothing_whatever_it_was_asked_about() -> None:
+    sides = [("first", 1.0)] * 150 + [("second", 1.0)] * 30 + [("first", 3.0)] * 60 + [("second", 3.0)] * 60
+    rows = [Foreseen(str(i), side, logit, may_judge=False) for i, (side, logit) in enumerate(sides)]
+    assert "chances are off" in explain_distrust(3, Prequential(rows=rows), 0.6)
+
+
 def test_a_sampled_answer_keeps_the_ids_it_was_sampled_with(backbone: Backbone) -> None:
     from trainer.learn.sampling.sampler import LocalSampler
 

@@ -1,7 +1,8 @@
 """The prequential record: every choice is foreseen before it is learnt from, and the last ones say what the model is worth.
 
 Pure (Dawid 1984). The window holds the last choices only, so that what an old model foresaw does not count for ever. Choices
-between answers that a model picked have a window of their own: parts are mixed by them, and nothing is judged by them.
+between answers that a model picked have a window of their own: parts are mixed by them, and of all that is judged only whether
+pairs may be labelled, which are picked, too, goes by them.
 """
 
 from __future__ import annotations

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trainer.learn.sampling")
 
-HEARD_EVERY = 8  # tokens of a batch that is sampled here
-
 
 class EngineFailed(Exception):
     """An engine is away, or answered with something else than samples; the message says which and what.
@@ -202,8 +200,7 @@ class LocalSampler:
         rows: list[tuple[list[int], list[float]]] = [([], []) for _ in range(len(mask))]
         alive = torch.arange(len(mask), device=backbone.device)  # the row that each line of the cache belongs to
         for position in range(max_tokens):
-            if position % HEARD_EVERY == 0:
-                hear(position / max_tokens)
+            hear(position / max_tokens)
             chosen, logprobs = draw_tokens(logits, parameters.temperature, parameters.top_p, generator)
             for row, token, logprob in zip(alive.tolist(), chosen.tolist(), logprobs.tolist(), strict=True):
                 rows[row][0].append(token)

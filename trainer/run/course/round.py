@@ -23,12 +23,13 @@ from feedback.database import Writer
 from feedback.errors import DatabaseError
 from feedback.faults import reach
 from feedback.outages import describe_error
+from trainer.learn.isolation import RoundAborted
 from trainer.run import rounds
 from trainer.run.course.closing import Closer
 from trainer.run.course.files import RoundFiles
 from trainer.run.course.nodes import NodesMissing
 from trainer.run.course.planner import Planner, describe_plan
-from trainer.run.course.task import Judged, RoundAborted, Rows, Task, Training, list_pairs
+from trainer.run.course.task import Judged, Rows, Task, Training, list_pairs
 from trainer.run.intake.quarantine import Quarantine
 from trainer.run.publish.checkpoints import Published
 from trainer.run.publish.publisher import Publisher, Trained

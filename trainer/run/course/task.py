@@ -41,13 +41,6 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     rung: dict[str, Any] | None = None
 
 
-class RoundAborted(BaseException):
-    """The process is stopping: the round goes on at the next start.
-
-    No Exception, as asyncio's CancelledError is none: nothing that makes good a failed answer, row or step takes it for one.
-    """
-
-
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One round's training and judging.

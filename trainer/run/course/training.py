@@ -166,6 +166,7 @@ class RoundTraining:
             save_start=lambda directory: adapters.save("policy", directory),
             load_trained=lambda directory: adapters.load("policy", directory),
             progress=task.progress,
+            check_stopping=task.check_stopping,
             reject=self._reject,
         )
 

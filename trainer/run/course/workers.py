@@ -60,11 +60,13 @@ def train_in_processes(
     save_start: Callable[[Path], None],
     load_trained: Callable[[Path], None],
     progress: Callable[[float, Mapping[str, float]], None],
+    check_stopping: Callable[[], None],
     reject: Reject,
 ) -> dict[str, float]:
     """Returns the training's metrics, with the policy as it was trained loaded.
 
-    save_start, load_trained: of adapter "policy". progress may raise to stop the run. nodes: others that train with this one, as many
+    save_start, load_trained: of adapter "policy". progress and check_stopping, which is called all the time,
+    may raise to stop the run. nodes: others that train with this one, as many
     processes each; None: this one alone. Raises NothingToTrainOn, WorkersFailed, NodesMissing.
     """
     shutil.rmtree(directory, ignore_errors=True)
@@ -78,8 +80,9 @@ def train_in_processes(
             command = build_torchrun(launch, directory, is_head=True)
         process = launch_workers(command, directory / "workers.log")
         try:
-            _follow(process, directory / "progress.jsonl", progress)
+            _follow(process, directory / "progress.jsonl", progress, check_stopping)
         finally:
+            posted.close()  # first: ending a launcher may take longer than a stop allows
             end_process(process)
     if process.returncode != 0 and nodes is not None and has_waited_in_vain(directory / "workers.log"):
         raise NodesMissing(f"not all of {nodes.num} nodes came within {nodes.wait_s:g} s")
@@ -131,11 +134,15 @@ def has_waited_in_vain(output: Path) -> bool:
 
 
 def _follow(
-    process: subprocess.Popen[bytes], path: Path, progress: Callable[[float, Mapping[str, float]], None]
+    process: subprocess.Popen[bytes],
+    path: Path,
+    progress: Callable[[float, Mapping[str, float]], None],
+    check_stopping: Callable[[], None],
 ) -> None:
     """Hand on whole lines as they come, until the process has ended."""
     read = 0
     while True:
+        check_stopping()
         has_ended = process.poll() is not None
         for line in _read_lines(path, read):
             read += len(line)

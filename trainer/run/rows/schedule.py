@@ -116,16 +116,15 @@ def explain_wait(state: ServingState, untried: str | None, is_here: bool, *, may
 def is_restart_due(
     dpo: DpoSection, published_since_restart: int, num_rows: int, *, has_chain_failed: bool = False
 ) -> bool:
-    """Whether a DPO round begins from the base on a full replay: once every so many published rounds, and after one that went
-    on from stable and was stopped. Never where restart_every is 0, nor on fewer rows than restart_min_rows: what a chain of
-    rounds has made of few choices, one round on them does not make again.
+    """Whether a DPO round begins from the base on a full replay: once every so many published rounds, where there are
+    restart_min_rows rows, and after one that went on from stable and was stopped. Never where restart_every is 0.
 
     A restart counts once it ended, whether or not the gate let it pass: after one that was stopped the next goes on from stable.
-    Chains of adapters fail to recover (2505.18126): in a run of 3,000 choices one bad link stopped all that would follow it.
+    Chains of adapters fail to recover (2505.18126): in a run of 3,000 choices one bad link stopped all that would follow it. But
+    what a chain has made of few choices, one round on them does not make again.
     """
-    if not dpo.restart_every or num_rows < dpo.restart_min_rows:
-        return False
-    return published_since_restart >= dpo.restart_every or has_chain_failed
+    is_old = published_since_restart >= dpo.restart_every and num_rows >= dpo.restart_min_rows
+    return bool(dpo.restart_every) and (is_old or has_chain_failed)
 
 
 def estimate_seconds_left(share_done: float, share_at_start: float, elapsed_s: float) -> float | None:

@@ -12,9 +12,10 @@ from sqlalchemy.exc import OperationalError
 from feedback import inbox
 from feedback.manifest import read_manifest
 from tests.trainer.workbench import Killed
+from trainer.learn.isolation import RoundAborted
 from trainer.run import rounds
 from trainer.run.course.files import RoundFiles
-from trainer.run.course.task import Judged, RoundAborted
+from trainer.run.course.task import Judged
 from trainer.run.reward.keeper import updates
 from trainer.run.rows import rows
 from trainer.run.status.metrics import Curves

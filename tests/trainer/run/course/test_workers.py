@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.trainer.workbench import Workbench
 from trainer.learn import loop
 from trainer.learn.dpo import blame_row, make_preferences, train_preferences
 from trainer.learn.dpo_step import Preference
+from trainer.learn.isolation import RoundAborted
 from trainer.learn.loop import Loop, ParameterGroup, Snapshots, SnapshotsDiffer
 from trainer.learn.worker import Job
 from trainer.model.backbone import Backbone
@@ -81,10 +83,6 @@ def weights_of(backbone: Backbone) -> dict[str, torch.Tensor]:
     return backbone.adapters.state("policy")
 
 
-class Stopped(Exception):
-    """What ends a run from outside."""
-
-
 def test_two_processes_that_split_the_base_train_as_one_does_even_if_they_are_stopped_and_start_again(
     base: Path, tmp_path: Path
 ) -> None:
@@ -102,7 +100,7 @@ def test_two_processes_that_split_the_base_train_as_one_does_even_if_they_are_st
     def progress(share: float, figures: Any) -> None:
         seen.append({"share": share, **figures})
         if len(seen) == 3:
-            raise Stopped
+            raise RoundAborted
 
     def run() -> dict[str, float]:
         return train_in_processes(
@@ -112,10 +110,11 @@ def test_two_processes_that_split_the_base_train_as_one_does_even_if_they_are_st
             save_start=lambda directory: backbone.adapters.save("policy", directory),
             load_trained=lambda directory: backbone.adapters.load("policy", directory),
             progress=progress,
+            check_stopping=lambda: None,
             reject=log_rejected,
         )
 
-    with pytest.raises(Stopped):
+    with pytest.raises(RoundAborted):
         run()
     assert Snapshots(tmp_path / "snapshots", 2).path.exists()
     metrics = run()
@@ -180,6 +179,7 @@ def test_two_nodes_train_as_one_process_does_and_go_on_when_a_node_that_was_kill
             save_start=lambda out: backbone.adapters.save("policy", out),
             load_trained=lambda out: backbone.adapters.load("policy", out),
             progress=progress,
+            check_stopping=lambda: None,
             reject=log_rejected,
         )
     finally:
@@ -222,8 +222,32 @@ def test_nodes_that_do_not_come_are_said_to_be_missing(base: Path, tmp_path: Pat
             save_start=lambda out: out.mkdir(),
             load_trained=lambda out: None,
             progress=lambda share, figures: None,
+            check_stopping=lambda: None,
             reject=log_rejected,
         )
+
+
+def test_a_trainer_that_is_to_stop_waits_for_no_node_and_takes_its_launch_back(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rounds"
+    began = time.monotonic()
+
+    def stop_once_launched() -> None:
+        if read_launch(folder) is not None and (folder / "r-000001" / "workers" / "workers.log").exists():
+            raise RoundAborted
+
+    with pytest.raises(RoundAborted):
+        train_in_processes(
+            make_job(base, tmp_path, []),
+            folder / "r-000001" / "workers",
+            1,
+            Nodes(2, f"127.0.0.1:{find_port()}", folder, 600.0),
+            save_start=lambda out: out.mkdir(),
+            load_trained=lambda out: None,
+            progress=lambda share, figures: None,
+            check_stopping=stop_once_launched,
+            reject=log_rejected,
+        )
+    assert read_launch(folder) is None and time.monotonic() - began < 60
 
 
 def test_nodes_begin_again_where_they_read_different_snapshots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -250,6 +274,7 @@ def test_an_error_of_one_process_ends_all_and_says_why(base: Path, tmp_path: Pat
             save_start=lambda directory: backbone.adapters.save("policy", directory),
             load_trained=lambda directory: None,
             progress=lambda share, figures: None,
+            check_stopping=lambda: None,
             reject=log_rejected,
         )
 

@@ -18,7 +18,7 @@ from tests.feedback.samples import make_record as make_signal_record
 from tests.feedback.samples import make_signal
 from tests.trainer.workbench import Killed, Workbench
 from trainer.judge.frozen import digest_prompt
-from trainer.run.course.task import RoundAborted
+from trainer.learn.isolation import RoundAborted
 from trainer.run.reward import keeper, lessons
 from trainer.run.reward.keeper import list_states, updates
 from trainer.settings import TrainerSettings
