@@ -13,7 +13,7 @@ from tests.trainer.tiny import build_tiny_backbone
 from tests.trainer.workbench import Killed, Workbench
 from trainer.learn.reward.model import RewardModel
 from trainer.run.assembly import Learning
-from trainer.run.course.task import Judged, Show, Task, Training
+from trainer.run.course.task import Judged, Task, Training
 from trainer.run.intake.quarantine import Quarantine
 
 
@@ -39,9 +39,9 @@ class RealWorkbench(Workbench):
             self.trained.append([row.event_id for row in task.rows])
             return real.train(task)
 
-        def judge(task: Task, show: Show) -> Judged:
+        def judge(task: Task) -> Judged:
             self.num_judged += 1
-            judged = real.judge(task, show)
+            judged = real.judge(task)
             self.said.append(judged)
             return msgspec.structs.replace(judged, ok=True, reason="passed") if self.lets_pass else judged
 

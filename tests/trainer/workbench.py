@@ -17,7 +17,7 @@ from tests.trainer.fakes import FakeGateway, FakePolicy, FakeReward, make_record
 from trainer.learn.reward.version_gate import Comparison
 from trainer.run import rounds
 from trainer.run.course import round
-from trainer.run.course.task import Judged, Show, Task, Training
+from trainer.run.course.task import Judged, Task, Training
 from trainer.run.intake.clusters import place_rows
 from trainer.run.intake.quarantine import Quarantine
 from trainer.run.learner import Learner
@@ -153,7 +153,7 @@ class Workbench:
             label=self.label,
         )
 
-    def label(self, task: Task, show: Show) -> Labelled:
+    def label(self, task: Task) -> Labelled:
         """As many pairs as the plan allows, on its first prompts; unless `distrust` says why none."""
         self.num_labellings += 1
         if self.distrust:
@@ -176,9 +176,9 @@ class Workbench:
         ]
         return Labelled(pairs=pairs, num_prompts=len(task.prompts))
 
-    def judge(self, task: Task, show: Any) -> Judged:
+    def judge(self, task: Task) -> Judged:
         self.num_judged += 1
-        show(0.5, "sampling")
+        task.show(0.5, "sampling")
         return self.verdict
 
     def register(self) -> None:

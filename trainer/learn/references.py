@@ -7,7 +7,7 @@ rendering never meets old figures. Memory is that of keys and sums (12 bytes an 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Keys = npt.NDArray[np.uint64]
 Sums = npt.NDArray[np.float32]
-BLOCK = 1024  # answers computed between two writes: what a kill can cost
+BLOCK = 256  # answers computed between two writes: what a kill can cost
 
 
 class References:
@@ -38,10 +38,16 @@ class References:
         self.directory, self._base_digest = directory, base_digest
 
     def get(
-        self, backbone: Backbone, answers: Sequence[EncodedAnswer], adapter: str | None, reference_digest: str
+        self,
+        backbone: Backbone,
+        answers: Sequence[EncodedAnswer],
+        adapter: str | None,
+        reference_digest: str,
+        hear: Callable[[float], None] = lambda share: None,
     ) -> Tensor:
         """Summed log-probabilities, (answers,) float32 on the CPU. Raises NotFinite, after which nothing of it is kept.
 
+        hear: told what share of those that are missing is there; what it raises passes through, and they are kept.
         reference_digest must change whenever the adapter's weights do; for the base (adapter None) any constant will do.
         """
         path = self._path(reference_digest, str(backbone.dtype))
@@ -50,6 +56,7 @@ class References:
         _, firsts = np.unique(keys, return_index=True)
         missing = np.sort(firsts[~np.isin(keys[firsts], known)])  # a pair's answers stay together: they share a row
         for start in range(0, len(missing), BLOCK):
+            hear(start / len(missing))
             chosen = missing[start : start + BLOCK]
             scored = score_answers(backbone, [answers[i] for i in chosen], adapter)[0]
             if not torch.isfinite(scored).all():

@@ -9,7 +9,7 @@ import torch
 
 from tests.trainer.tiny import TEXTS, build_tiny_backbone, encode
 from trainer.learn import references
-from trainer.learn.isolation import NotFinite
+from trainer.learn.isolation import NotFinite, RoundAborted
 from trainer.learn.references import References
 from trainer.model.logprobs import score_answers
 from trainer.text.transcript import EncodedAnswer
@@ -38,6 +38,25 @@ def test_what_is_known_is_not_computed_again_not_even_by_another_process(tmp_pat
     torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
     assert torch.equal(References(tmp_path, "b").get(backbone, answers, None, "base"), again)
     assert scored == [2, 2]
+
+
+def test_what_is_there_before_a_stop_is_kept_and_the_share_is_heard(
+    tmp_path: Path, scored: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(references, "BLOCK", 1)
+    backbone = build_tiny_backbone()
+    answers = [encode(backbone, text) for text in TEXTS[:4]]
+    heard: list[float] = []
+
+    def hear(share: float) -> None:
+        heard.append(share)
+        if len(heard) == 3:
+            raise RoundAborted
+
+    with pytest.raises(RoundAborted):
+        References(tmp_path, "b").get(backbone, answers, None, "base", hear)
+    References(tmp_path, "b").get(backbone, answers, None, "base", heard.append)
+    assert heard == [0, 0.25, 0.5, 0, 0.5] and scored == [1, 1, 1, 1]
 
 
 def test_another_base_reference_dtype_or_boundary_is_another_figure(tmp_path: Path, scored: list[int]) -> None:

@@ -74,9 +74,9 @@ class Judging:
             self._auditor, database, directory, section.policy, reject, lambda: load_frozen().digests
         )
 
-    def judge(self, task: Task, show: Show) -> Judged:
+    def judge(self, task: Task) -> Judged:
         """The offline gate on adapter "policy" beside the parent, the reward part by part, and a rung if it passes."""
-        section = self._settings.trainer
+        section, show = self._settings.trainer, task.show
         self._backbone.adapters.load("stable", task.parent)
         show(0.0, "the auditor learns what is new")
         self._auditing.teach()

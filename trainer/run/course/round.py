@@ -229,6 +229,7 @@ class RoundRunner:
             snapshots=files.snapshots,
             progress=progress,
             prompts=self._planner.load_prompts(plan) if plan.prompts else (),
+            show=self._show_share,
             check_stopping=self.check_stopping,
         )
 
@@ -240,7 +241,7 @@ class RoundRunner:
         if labelled is None:
             self._reporter.show_phase("preparing", f"the reward model labels answers to {len(task.prompts)} prompts")
             with self._time(files, "labelling"), self._keeper.holding(task.plan.reward_version):
-                labelled = self._training.label(task, self._show_share)
+                labelled = self._training.label(task)
             self._quarantine.flush()
             files.write_labelled(labelled)
             log.info(
@@ -281,7 +282,7 @@ class RoundRunner:
         if judged is None:
             self._reporter.show_phase("evaluating", f"beside {task.plan.parent}")
             with self._time(files, "judging"), self._keeper.holding(task.plan.reward_version):
-                judged = self._training.judge(task, self._show_share)
+                judged = self._training.judge(task)
             judged = msgspec.structs.replace(judged, figures=rounds.keep_finite(judged.figures))
             self._quarantine.flush()
             files.write_verdict(judged)

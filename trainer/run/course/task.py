@@ -22,7 +22,7 @@ Progress = Callable[[float, Mapping[str, float]], None]
 """Called after every step with the share that is done, 0 to 1, and the step's figures."""
 
 Show = Callable[[float, str], None]
-"""Called while judging with the share that is done and what is being done."""
+"""Called now and then with the share of a phase that is done and what is being done, "" for what was said before."""
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,8 +47,8 @@ class Task:
 
     rows: as the plan orders them, each with its weight; fewer than planned if some cannot be read. parent and reference:
     directories of checkpoints, reference None for the base. snapshots: where training keeps its state, and goes on from.
-    prompts: those that the reward model is to label answers to. check_stopping raises RoundAborted once the process is to stop;
-    progress does, too.
+    prompts: those that the reward model is to label answers to. progress and show say how far it is; they and check_stopping raise
+    RoundAborted once the process is to stop.
     """
 
     plan: Plan
@@ -58,6 +58,7 @@ class Task:
     snapshots: Path
     progress: Progress
     prompts: Sequence[PromptRow] = ()
+    show: Show = lambda share, step: None
     check_stopping: Callable[[], None] = lambda: None
 
 
@@ -72,11 +73,10 @@ class Training:
 
     reset makes adapter "policy" answer as the base does; save and load are of that adapter. weigh is of a round's rows.
     train moves the policy from where the plan says and returns metrics; killed and called again it gives the same. judge
-    holds it beside the parent. list_frozen_prompts names what must not be
-    trained on (judge/frozen.digest_prompt); list_foreseen gives (event id, whether it was foreseen) of recent choices. label
-    samples answers of the policy that the task begins from, and pairs them by the reward model. Both call show(share, what they do)
-    meanwhile, "" for what was said before; it may raise RoundAborted. tidy leaves nothing on the engines
-    that no sampling needs; called while none is waited for.
+    holds it beside the parent. list_frozen_prompts names what must not be trained on (judge/frozen.digest_prompt);
+    list_foreseen gives (event id, whether it was foreseen) of recent choices. label samples answers of the policy that the
+    task begins from, and pairs them by the reward model. tidy leaves nothing on the engines that no sampling needs; called
+    while none is waited for.
     """
 
     reset: Callable[[], None]
@@ -84,9 +84,9 @@ class Training:
     load: Callable[[Path], None]
     weigh: Weigh
     train: Callable[[Task], dict[str, float]]
-    judge: Callable[[Task, Show], Judged]
+    judge: Callable[[Task], Judged]
     has_something_to_learn: Callable[[], tuple[bool, str]]
     list_frozen_prompts: Callable[[], frozenset[str]] = frozenset
     list_foreseen: Callable[[], list[tuple[str, bool]]] = list
-    label: Callable[[Task, Show], Labelled] = lambda task, show: Labelled(reason="nothing here can label")
+    label: Callable[[Task], Labelled] = lambda task: Labelled(reason="nothing here can label")
     tidy: Callable[[], None] = lambda: None

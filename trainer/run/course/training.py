@@ -6,8 +6,7 @@ One function a kind of round, and labelling for DPO. Decides nothing of its own.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +25,7 @@ from trainer.run.course.labelling import label_answers
 from trainer.run.course.nodes import Nodes
 from trainer.run.course.ppo_training import train_ppo
 from trainer.run.course.rewards import RoundRewards
-from trainer.run.course.task import Show, Task, list_pairs
+from trainer.run.course.task import Task, list_pairs
 from trainer.run.course.workers import train_in_processes
 from trainer.sections.training import DpoSection, SftSection
 from trainer.settings import TrainerSettings
@@ -74,7 +73,7 @@ class RoundTraining:
             self._backbone,
             pairs,
             DpoSection.model_validate(plan.settings["dpo"]),
-            references=self._make_references(reference),
+            references=self._make_references(task),
             weights=[pair.pair.weight for pair in pairs],
             seed=plan.seed,
             snapshots=snapshots,
@@ -91,21 +90,28 @@ class RoundTraining:
         else:
             adapters.load("policy", task.parent if plan.start == "stable" else task.reference or task.parent)
 
-    def label(self, task: Task, show: Show) -> Labelled:
+    def label(self, task: Task) -> Labelled:
         """Pairs of fresh answers of the policy that the task begins from, labelled by the reward model."""
         self._begin_policy(task)
         parameters = choose_parameters(list_pairs(task), **task.plan.settings["sampling"])
         rewards = self._rewards.make(ScoredOnce(self._reward))
         return label_answers(
             self._backbone, self._sampler, self._reward, rewards, task, parameters, self._reject,
-            hear=lambda share: show(share, ""),
+            hear=lambda share: task.show(share, ""),
         )  # fmt: skip
 
-    def _make_references(self, reference: Path | None) -> Callable[..., torch.Tensor]:
-        """Log-probabilities under the reference, from the cache as far as they are there."""
-        digest = "base" if reference is None else read_manifest(reference).digest
-        adapter = None if reference is None else "stable"
-        return lambda answers: self._references.get(self._backbone, answers, adapter, digest)
+    def _make_references(self, task: Task) -> Callable[..., torch.Tensor]:
+        """Log-probabilities under the task's reference, from the cache as far as they are there."""
+        digest = "base" if task.reference is None else read_manifest(task.reference).digest
+        adapter = None if task.reference is None else "stable"
+
+        def get(answers: Sequence[EncodedAnswer]) -> torch.Tensor:
+            def hear(share: float) -> None:
+                task.show(0.0, f"log-probabilities under the reference, {share:.0%} of them")
+
+            return self._references.get(self._backbone, answers, adapter, digest, hear)
+
+        return get
 
     def _train_sft(self, task: Task, snapshots: Snapshots) -> dict[str, float]:
         return train_examples(
@@ -143,7 +149,7 @@ class RoundTraining:
             pairs = self._backbone.transcriber.encode_pairs(list_pairs(task), "round", self._reject)
             weights = [pair.pair.weight for pair in pairs]
             blame = blame_row(self._backbone, self._reject)
-            preferences = make_preferences(pairs, self._make_references(task.reference), weights, blame)
+            preferences = make_preferences(pairs, self._make_references(task), weights, blame)
         job = Job(
             kind=plan.kind,
             base=self._settings.base,

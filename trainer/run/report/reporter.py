@@ -93,7 +93,7 @@ class Reporter:
         """How far the phase is, and how many seconds are left at its pace."""
         state, begun_with = self._phase
         now = self._clock()
-        if self._began is None:
+        if self._began is None or share <= self._began[0]:  # the pace is that of what moves
             self._began = share, now
         left_s = estimate_seconds_left(share, self._began[0], now - self._began[1])
         self.board.show_round(state, reason or begun_with, progress=share, seconds_left=left_s)

@@ -20,7 +20,7 @@ from trainer.learn.sampling.sampler import Samples, SamplingParameters, Sampling
 from trainer.run import rounds
 from trainer.run.course.files import RoundFiles
 from trainer.run.course.labelling import label_answers
-from trainer.run.course.task import Show, Task
+from trainer.run.course.task import Task
 from trainer.run.publish import lineage
 from trainer.run.rows import pool
 from trainer.run.rows.plan import count_labelled
@@ -160,9 +160,9 @@ def test_a_stop_while_answers_are_waited_for_is_no_failure_and_no_attempt(bench:
     learner = bench.start()
     real = learner._runner._training
 
-    def label(task: Task, show: Show) -> Labelled:
+    def label(task: Task) -> Labelled:
         bench.stopping.set()
-        show(0.25, "")
+        task.show(0.25, "")
         raise AssertionError("it went on")
 
     learner._runner._training = replace(real, label=label)
