@@ -154,7 +154,7 @@ class Backbone:
 
     def make_batch(self, items: Sequence[Item]) -> Batch:
         """Items as a batch on the device; answers share their prompt's row where the model can."""
-        return make_batch(items, self.pad_id, self.shares_prompt).to(self.device)
+        return make_batch(items, self.pad_id, self.shares_prompt, self.max_tokens).to(self.device)
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states, (rows, length, width), under the adapter that is active; (float32, or bfloat16 by autocast)."""

@@ -7,6 +7,7 @@ that pad may equal eos. Says nothing of devices' memory.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,9 +54,12 @@ class Batch:
         return len(self.starts)
 
 
-def make_batch(items: Sequence[Item], pad_id: int, share_prompt: bool = True) -> Batch:
+def make_batch(
+    items: Sequence[Item], pad_id: int, share_prompt: bool = True, max_length: int | None = None
+) -> Batch:
     """One row an item, or with share_prompt=False one row an answer; answers are numbered in the order given.
 
+    max_length: what padding never goes beyond, a model's context for instance.
     Raises ValueError for an empty prompt, an item without answers or an empty answer.
     """
     for prompt, answers in items:
@@ -64,7 +68,8 @@ def make_batch(items: Sequence[Item], pad_id: int, share_prompt: bool = True) ->
     rows: list[Item] = list(items) if share_prompt else [(p, [a]) for p, answers in items for a in answers]
     if not rows:
         raise ValueError("a batch needs an item")
-    length = max(count_row(prompt, answers) for prompt, answers in rows)
+    longest = max(count_row(prompt, answers) for prompt, answers in rows)
+    length = max(longest, min(pad_length(longest), max_length or sys.maxsize))
     ids = torch.full((len(rows), length), pad_id)
     positions = torch.arange(length).repeat(len(rows), 1)
     segments = torch.zeros(len(rows), length, dtype=torch.long)  # 0 for prompt and padding, else the answer's number
@@ -104,15 +109,25 @@ def count_row(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> int:
     return len(prompt) + sum(len(answer) for answer in answers)
 
 
+def pad_length(longest: int) -> int:
+    """What a batch's rows are padded to: at most an eighth more, and 8 lengths from one power of two to the next.
+
+    A CPU's kernels (oneDNN) are made for every shape and kept: with rows as long as they come a process that trains for long
+    went on growing, and slowed down.
+    """
+    step = 1 << max(0, longest.bit_length() - 4)
+    return -(-longest // step) * step
+
+
 def plan_batches(lengths: Sequence[int], token_budget: int, num_processes: int = 1) -> list[list[int]]:
-    """Indices of rows in batches, the shortest first: rows x the longest of a batch <= token_budget.
+    """Indices of rows in batches, the shortest first: rows x the longest of a batch, padded, <= token_budget.
 
     A row longer than the budget stands alone. Rows of one length keep their order. For several processes the largest batches
     are halved until all processes get as many, as far as there are rows.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batches and (len(batches[-1]) + 1) * lengths[index] <= token_budget:
+        if batches and (len(batches[-1]) + 1) * pad_length(lengths[index]) <= token_budget:
             batches[-1].append(index)
         else:
             batches.append([index])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.text.batches import make_batch, plan_batches
+from trainer.text.batches import make_batch, pad_length, plan_batches
 
 
 def test_answers_share_their_prompt_and_do_not_see_each_other() -> None:
@@ -53,3 +53,19 @@ def test_several_processes_get_as_many_batches_as_far_as_there_are_rows() -> Non
     assert plan_batches([3, 4], 1000, 4) == [[0], [1]]
     assert plan_batches(lengths, 10, 1) == plan_batches(lengths, 10)
     assert len(plan_batches([9] * 7, 9, 2)) == 7  # a row each: nothing can be halved
+
+
+def test_rows_are_padded_to_few_lengths_by_an_eighth_at_most() -> None:
+    assert [pad_length(n) for n in (1, 7, 15, 17, 33, 100, 129, 200, 1024, 1025)] == [
+        1, 7, 15, 18, 36, 104, 144, 208, 1024, 1152,
+    ]  # fmt: skip
+    assert all(n <= pad_length(n) <= n * 9 / 8 for n in range(1, 5000))
+    assert len({pad_length(n) for n in range(1, 4097)}) == 15 + 8 * 8 + 1  # the shapes that kernels are made for
+
+
+def test_padding_stays_within_the_context_and_a_batch_within_its_budget() -> None:
+    items = [((1,) * 60, [(2,) * 70])]
+    assert make_batch(items, pad_id=0).ids.shape == (1, 144)
+    assert make_batch(items, pad_id=0, max_length=135).ids.shape == (1, 135)
+    assert make_batch(items, pad_id=0, max_length=100).ids.shape == (1, 130)  # what is there is never cut
+    assert plan_batches([130, 130], 280) == [[0], [1]] and plan_batches([130, 130], 288) == [[0, 1]]
