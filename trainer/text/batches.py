@@ -54,9 +54,7 @@ class Batch:
         return len(self.starts)
 
 
-def make_batch(
-    items: Sequence[Item], pad_id: int, share_prompt: bool = True, max_length: int | None = None
-) -> Batch:
+def make_batch(items: Sequence[Item], pad_id: int, share_prompt: bool = True, max_length: int | None = None) -> Batch:
     """One row an item, or with share_prompt=False one row an answer; answers are numbered in the order given.
 
     max_length: what padding never goes beyond, a model's context for instance.
