@@ -104,9 +104,9 @@ def test_a_round_that_goes_on_is_judged_by_the_reward_version_of_its_plan(
 ) -> None:
     judge, versions = bench.judge, []
 
-    def judge_by(task: Task, show: Any) -> Judged:
+    def judge_by(task: Task) -> Judged:
         versions.append(bench.reward.version)
-        return judge(task, show)
+        return judge(task)
 
     monkeypatch.setattr(bench, "judge", judge_by)
     learner = bench.start()
