@@ -34,7 +34,7 @@ ORDER = {  # from the top; what stands in one line stands side by side
     ],
     "trainer.learn": [
         ["worker", "labelled"], ["ppo"], ["dpo", "sft"], ["dpo_step"], ["rewards"], ["reward"], ["sampling"], ["training"],
-        ["loop", "references", "steps"], ["isolation"],
+        ["loop", "references", "steps"], ["hearing", "isolation"],
     ],
     "trainer.run": [
         ["learner", "assembly"],

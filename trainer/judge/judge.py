@@ -17,9 +17,10 @@ from trainer.judge.gate import Verdict, decide
 from trainer.judge.ladder import FROZEN_FIGURES, Rung, find_gain, measure_win_rate
 from trainer.judge.measures import Asked, Checkers, Example, Figure, Figures, Scorer
 from trainer.judge.parts import compare_rewards
+from trainer.learn.hearing import Hear, hear_part, ignore_share
 from trainer.learn.isolation import NotFinite
 from trainer.learn.rewards.rewards import Rewards
-from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters, hear_part, ignore_share
+from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters
 from trainer.sections.judging import GateSection
 from trainer.sections.training import RoundKind
 from trainer.text.pairs import Answer, Prompt
@@ -78,8 +79,10 @@ def judge_checkpoint(
             show(0.35 * number)
             hear = hear_part(show, 0.35 * number, 0.35)
             answers[adapter] = measures.sample_answers(sampler, asked, adapter, parameters, n, seed, hear)
-        show = _say(progress, "sampling answers from all tokens")
-        drawn = _draw_for_kl(sampler, asked, answers["policy"], parameters, seed, lambda share: show(0.7))
+        drawn = _draw_for_kl(
+            sampler, asked, answers["policy"], parameters, seed,
+            lambda share: progress(0.7, "sampling answers from all tokens"),
+        )  # fmt: skip
     except NotFinite as error:
         return Verdict(False, str(error))
     progress(0.7, "measuring them")
@@ -121,7 +124,7 @@ def measure_rung(
     kl: float = 0.0,
     checkers: Checkers | None = None,
     seed: int = 0,
-    hear: Callable[[float], None] = ignore_share,
+    hear: Hear = ignore_share,
 ) -> Rung | None:
     """Where adapter `policy` stands on the ladder: beside the base, which answers as checkpoint 0 does. One answer a prompt.
 
@@ -161,7 +164,7 @@ def measure_rung(
     )
 
 
-def _say(progress: Callable[[float, str], None], step: str) -> Callable[[float], None]:
+def _say(progress: Callable[[float, str], None], step: str) -> Hear:
     return lambda share: progress(share, step)
 
 
@@ -171,7 +174,7 @@ def _draw_for_kl(
     answers: Sequence[Sampled],
     parameters: SamplingParameters,
     seed: int,
-    hear: Callable[[float], None],
+    hear: Hear,
 ) -> Sequence[Sampled]:
     """One answer of the policy a prompt, drawn from all tokens: more say no more, and take their time.
 

@@ -15,14 +15,8 @@ from feedback.refusals import refuses
 from trainer.judge import frozen
 from trainer.judge.answers import HarmScreen, is_copied, is_looping, is_short
 from trainer.judge.frozen import FrozenRow
-from trainer.learn.sampling.sampler import (
-    Sampled,
-    Sampler,
-    SamplingParameters,
-    SamplingRequest,
-    hear_part,
-    ignore_share,
-)
+from trainer.learn.hearing import Hear, hear_part, ignore_share
+from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters, SamplingRequest
 from trainer.math.intervals import Estimate, estimate_mean, estimate_over_draws
 from trainer.text.messages import flatten_content
 from trainer.text.pairs import Prompt
@@ -141,7 +135,7 @@ def sample_answers(
     parameters: SamplingParameters,
     n: int,
     seed: int,
-    hear: Callable[[float], None] = ignore_share,
+    hear: Hear = ignore_share,
 ) -> list[Sampled]:
     """n answers to each prompt, prompt by prompt. A frozen row may allow fewer tokens than the app does. hear: of all of them."""
     by_limit: dict[int, list[int]] = {}

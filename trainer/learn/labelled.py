@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from feedback.outages import describe_error
+from trainer.learn.hearing import Hear, ignore_share
 from trainer.learn.reward.prequential import Prequential
 from trainer.learn.reward.version_gate import judge_version, read_figures
 from trainer.learn.rewards.rewards import Rewards, Sample
-from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters, SamplingRequest, ignore_share
+from trainer.learn.sampling.sampler import Sampled, Sampler, SamplingParameters, SamplingRequest
 from trainer.math.asking import choose_telling
 from trainer.math.choices import win_probabilities
 from trainer.sections.training import DpoSection
@@ -94,7 +95,7 @@ def make_labelled(
     round_number: int,
     seed: int,
     reject: Reject,
-    hear: Callable[[float], None] = ignore_share,
+    hear: Hear = ignore_share,
 ) -> Labelled:
     """Up to num pairs, at most one a prompt, in the order of the prompts. adapter: the policy whose answers are paired.
 

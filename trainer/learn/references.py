@@ -7,7 +7,7 @@ rendering never meets old figures. Memory is that of keys and sums (12 bytes an 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from feedback.durable import replacing
+from trainer.learn.hearing import Hear, ignore_share
 from trainer.learn.isolation import NotFinite
 from trainer.model.logprobs import score_answers
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 Keys = npt.NDArray[np.uint64]
 Sums = npt.NDArray[np.float32]
-BLOCK = 256  # answers computed between two writes: what a kill can cost
+BLOCK = 1024  # answers computed between two writes of all that is known: what a kill can cost
+PART = 256  # of them computed at a time
 
 
 class References:
@@ -43,7 +45,7 @@ class References:
         answers: Sequence[EncodedAnswer],
         adapter: str | None,
         reference_digest: str,
-        hear: Callable[[float], None] = lambda share: None,
+        hear: Hear = ignore_share,
     ) -> Tensor:
         """Summed log-probabilities, (answers,) float32 on the CPU. Raises NotFinite, after which nothing of it is kept.
 
@@ -56,9 +58,13 @@ class References:
         _, firsts = np.unique(keys, return_index=True)
         missing = np.sort(firsts[~np.isin(keys[firsts], known)])  # a pair's answers stay together: they share a row
         for start in range(0, len(missing), BLOCK):
-            hear(start / len(missing))
             chosen = missing[start : start + BLOCK]
-            scored = score_answers(backbone, [answers[i] for i in chosen], adapter)[0]
+            parts = []
+            for place in range(0, len(chosen), PART):
+                hear((start + place) / len(missing))
+                part = [answers[i] for i in chosen[place : place + PART]]
+                parts.append(score_answers(backbone, part, adapter)[0])
+            scored = torch.cat(parts)
             if not torch.isfinite(scored).all():
                 raise NotFinite("a reference log-probability is not finite")
             known, sums = np.concatenate([known, keys[chosen]]), np.concatenate([sums, scored.numpy()])

@@ -17,13 +17,14 @@ from safetensors import SafetensorError
 
 from feedback.faults import reach
 from feedback.outages import describe_error
+from trainer.learn.hearing import Hear, ignore_share
 from trainer.learn.loop import Loop, ParameterGroup, Schedule, Snapshots
 from trainer.learn.ppo.experience import Experience, ExperienceMaker, NothingLearnable, References
 from trainer.learn.ppo.samples import PpoSamples
 from trainer.learn.ppo.step import PpoStep, Row
 from trainer.learn.ppo.value import ADAPTER, start_value
 from trainer.learn.rewards.rewards import Rewards
-from trainer.learn.sampling.sampler import EngineFailed, Sampler, SamplingParameters, ignore_share
+from trainer.learn.sampling.sampler import EngineFailed, Sampler, SamplingParameters
 from trainer.learn.steps import plan_steps
 from trainer.learn.training import (
     Figures,
@@ -70,7 +71,7 @@ def run_ppo(
     seed: int = 0,
     snapshots: Snapshots | None = None,
     progress: Progress = ignore_progress,
-    hear: Callable[[float], None] = ignore_share,
+    hear: Hear = ignore_share,
     reject: Reject = log_rejected,
 ) -> dict[str, float]:
     """Train adapter "policy" from where it stands, and "value" beside it.

@@ -9,16 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from trainer.learn.hearing import Hear, ignore_share
 from trainer.learn.isolation import NotFinite, run_isolated
-from trainer.learn.sampling.sampler import (
-    EngineFailed,
-    Sampled,
-    Sampler,
-    Samples,
-    SamplingParameters,
-    SamplingRequest,
-    ignore_share,
-)
+from trainer.learn.sampling.sampler import EngineFailed, Sampled, Sampler, Samples, SamplingParameters, SamplingRequest
 from trainer.learn.steps import plan_steps
 from trainer.math.seeds import derive_seed
 from trainer.sections.training import PpoSection
@@ -39,7 +32,7 @@ class PpoSamples:
         *,
         seed: int,
         blame: Callable[[str, Exception], None],
-        hear: Callable[[float], None] = ignore_share,
+        hear: Hear = ignore_share,
     ) -> None:
         self._sampler, self._section, self._parameters = sampler, section, parameters
         self._seed, self._blame, self._hear = seed, blame, hear

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from trainer.learn.hearing import Hear
 from trainer.learn.sampling.engine_client import Engine
 
 Choice = dict[str, Any]
@@ -90,7 +91,7 @@ class Fetch:
         """Whether it has not ended yet."""
         return self._thread.is_alive()
 
-    def wait(self, hear: Callable[[float], None]) -> list[list[Choice]]:
+    def wait(self, hear: Hear) -> list[list[Choice]]:
         """The choices, body by body. hear: told the share of bodies that are answered; what it raises gives up the others.
 
         Raises EngineFailed if an engine failed, GivenUp after `give_up`.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from trainer.learn.hearing import Hear, hear_part, ignore_share
 from trainer.learn.isolation import NotFinite
 from trainer.text.pairs import Answer, Pair, Prompt
 
@@ -53,15 +54,6 @@ class SamplingParameters:
     max_tokens: int
 
 
-def ignore_share(share: float) -> None:
-    """Where nobody wants to know how far sampling is."""
-
-
-def hear_part(hear: Callable[[float], None], before: float, part: float) -> Callable[[float], None]:
-    """Hears of a sampling that is a part of another, some of which has been done before."""
-    return lambda share: hear(before + part * share)
-
-
 @dataclass(frozen=True)
 class SamplingRequest:
     """n answers to each prompt. adapter: one of the backbone's, None for the base.
@@ -74,7 +66,7 @@ class SamplingRequest:
     n: int
     parameters: SamplingParameters
     seed: int
-    hear: Callable[[float], None] = ignore_share
+    hear: Hear = ignore_share
 
 
 Samples = list[list[Sampled]]
@@ -187,7 +179,7 @@ class LocalSampler:
         max_tokens: int,
         parameters: SamplingParameters,
         generator: torch.Generator,
-        hear: Callable[[float], None],
+        hear: Hear,
     ) -> list[tuple[list[int], list[float]]]:
         """n rows for each prompt, left-padded: token ids, turn end included, and their log-probabilities."""
         backbone = self._backbone

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,6 +14,7 @@ from trainer.sections.training import DpoSection
 from trainer.text.labelled_rows import Labelled
 
 if TYPE_CHECKING:
+    from trainer.learn.hearing import Hear
     from trainer.learn.reward.model import RewardModel
     from trainer.learn.rewards.rewards import Rewards
     from trainer.learn.sampling.sampler import Sampler, SamplingParameters
@@ -33,7 +33,7 @@ def label_answers(
     task: Task,
     parameters: SamplingParameters,
     reject: Reject,
-    hear: Callable[[float], None],
+    hear: Hear,
 ) -> Labelled:
     """Answers of adapter "policy", as it stands, to the task's prompts, paired and labelled by the version in use.
 

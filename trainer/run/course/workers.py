@@ -65,9 +65,9 @@ def train_in_processes(
 ) -> dict[str, float]:
     """Returns the training's metrics, with the policy as it was trained loaded.
 
-    save_start, load_trained: of adapter "policy". progress and check_stopping, which is called all the time,
-    may raise to stop the run. nodes: others that train with this one, as many
-    processes each; None: this one alone. Raises NothingToTrainOn, WorkersFailed, NodesMissing.
+    save_start, load_trained: of adapter "policy". progress and check_stopping, which is called all the time, may raise
+    to stop the run. nodes: others that train with this one, as many processes each; None: this one alone. Raises
+    NothingToTrainOn, WorkersFailed, NodesMissing.
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)

@@ -13,10 +13,11 @@ from feedback import inbox
 from feedback.errors import DatabaseError
 from tests.trainer.workbench import Killed, Workbench, kill_at
 from trainer.judge.frozen import digest_prompt
+from trainer.learn.hearing import ignore_share
 from trainer.learn.isolation import NotFinite, RoundAborted, run_isolated
 from trainer.learn.reward.prequential import Foreseen, Prequential
 from trainer.learn.rewards.rewards import Rewards
-from trainer.learn.sampling.sampler import Samples, SamplingParameters, SamplingRequest, ignore_share
+from trainer.learn.sampling.sampler import Samples, SamplingParameters, SamplingRequest
 from trainer.run import rounds
 from trainer.run.course.files import RoundFiles
 from trainer.run.course.labelling import label_answers

@@ -21,6 +21,7 @@ from trainer.math.weights import WeightedRow
 from trainer.run import rounds
 from trainer.run.assembly import Learning
 from trainer.run.course.task import Judged
+from trainer.run.learner import Learner
 from trainer.run.report.archive import RoundArchive
 from trainer.run.rows import pool
 from trainer.run.status.requests import RoundRequest
@@ -87,10 +88,7 @@ def test_a_restart_begins_from_the_base_once_on_a_full_replay_though_the_gate_sa
     bench.settings.trainer.dpo.max_new_pairs = 30
     learner = bench.start()
     for _ in range(2):
-        bench.send(40)
-        learner.step()
-        promote_newest(bench)
-        bench.writer.run(forget_left).result()
+        run_promoted_round(bench, learner)
     bench.verdict = Judged(ok=False, reason="no")
     for _ in range(2):
         bench.send(40)
@@ -106,10 +104,7 @@ def test_a_restart_begins_from_the_base_once_on_a_full_replay_though_the_gate_sa
 
 def test_after_a_stopped_round_the_next_begins_from_the_base_and_then_from_stable_again(bench: Workbench) -> None:
     learner = bench.start()
-    bench.send(40)
-    learner.step()
-    promote_newest(bench)
-    bench.writer.run(forget_left).result()
+    run_promoted_round(bench, learner)
     bench.verdict = Judged(ok=False, reason="no")
     for _ in range(4):
         bench.send(40)
@@ -124,10 +119,7 @@ def test_a_chain_of_few_rows_goes_on_from_stable_until_there_are_enough(bench: W
     bench.settings.trainer.dpo.restart_min_rows = 100
     learner = bench.start()
     for _ in range(4):
-        bench.send(40)
-        learner.step()
-        promote_newest(bench)
-        bench.writer.run(forget_left).result()
+        run_promoted_round(bench, learner)
     plans = [task.plan for task in bench.tasks]
     enough = [plan.num_available >= 100 for plan in plans]
     assert not enough[1] and enough[-1]
@@ -216,6 +208,14 @@ def test_the_gates_alpha_is_spread_over_the_rounds_beside_one_stable_checkpoint(
             promote_newest(bench)
     looks = [(task.plan.parent == bench.finished()[2]["checkpoint"], task.plan.look) for task in bench.tasks]
     assert looks == [(False, 1), (False, 2), (False, 3), (True, 1), (True, 2)]
+
+
+def run_promoted_round(bench: Workbench, learner: Learner) -> None:
+    """A round on 40 new choices whose checkpoint is promoted, with room for all of them."""
+    bench.send(40)
+    learner.step()
+    promote_newest(bench)
+    bench.writer.run(forget_left).result()
 
 
 def forget_left(connection: sa.Connection) -> None:
